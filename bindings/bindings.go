@@ -1,0 +1,56 @@
+// Package bindings is what gopy exports to Python: one function an optimizer, which steps a goptim.Table.
+//
+// Every function has numbers for arguments and (int64, error) for results: gopy carries these at 0.4 µs a call,
+// and an error-only result would leak. Booleans are int64, 0 for false. A panic becomes an error.
+package bindings
+
+import (
+	"fmt"
+	"runtime"
+	"runtime/debug"
+
+	"github.com/goptim/goptim/bindings/internal/cmath"
+	"github.com/goptim/goptim/goptim"
+)
+
+// Version names the Go release and the width in bits of the vectors that this process uses.
+func Version() string { return fmt.Sprintf("%s simd=%d", runtime.Version(), goptim.VectorBits()) }
+
+// SGD steps a table: see goptim.SGDOptions.StepTable.
+func SGD(table, rows, threads int64, lr, momentum, dampening, weightDecay float64, nesterov, maximize int64) (n int64, err error) {
+	defer enter(&err)()
+	o := goptim.SGDOptions{
+		LR: lr, Momentum: momentum, Dampening: dampening, WeightDecay: weightDecay,
+		Nesterov: nesterov != 0, Maximize: maximize != 0,
+	}
+	return rows, o.StepTable(tableOf(table, rows, threads))
+}
+
+// Adam steps a table: see goptim.AdamOptions.StepTable.
+func Adam(table, rows, threads int64, lr, beta1, beta2, eps, weightDecay float64, amsgrad, maximize, decoupledWeightDecay int64) (n int64, err error) {
+	defer enter(&err)()
+	o := goptim.AdamOptions{
+		LR: lr, Betas: [2]float64{beta1, beta2}, Eps: eps, WeightDecay: weightDecay,
+		AMSGrad: amsgrad != 0, Maximize: maximize != 0, DecoupledWeightDecay: decoupledWeightDecay != 0,
+	}
+	return rows, o.StepTable(tableOf(table, rows, threads))
+}
+
+// AdamW is Adam with decoupled weight decay.
+func AdamW(table, rows, threads int64, lr, beta1, beta2, eps, weightDecay float64, amsgrad, maximize int64) (n int64, err error) {
+	return Adam(table, rows, threads, lr, beta1, beta2, eps, weightDecay, amsgrad, maximize, 1)
+}
+
+func tableOf(address, rows, threads int64) goptim.Table {
+	return goptim.Table{Address: uintptr(address), Rows: int(rows), Threads: int(threads), Pow: cmath.Pow}
+}
+
+// enter makes a fault at a bad address a panic; what it returns, deferred, makes a panic an error.
+func enter(err *error) func() {
+	debug.SetPanicOnFault(true)
+	return func() {
+		if e := recover(); e != nil {
+			*err = fmt.Errorf("goptim: panic in Go: %v\n%s", e, debug.Stack())
+		}
+	}
+}

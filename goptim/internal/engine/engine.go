@@ -1,0 +1,210 @@
+package engine
+
+import (
+	"cmp"
+	"fmt"
+	"runtime"
+	"runtime/debug"
+	"slices"
+	"sync"
+	"sync/atomic"
+)
+
+// A Pass is what one optimizer does to its rows. Update works on elements lo to hi of one row; calls for disjoint
+// ranges run at the same time, in any order, and the result does not depend on how a row is split.
+type Pass interface {
+	Update(row, lo, hi int)
+}
+
+const (
+	// alone is the number of elements below which waking a second thread costs more than it saves.
+	alone = 1 << 19
+	// minChunk keeps the cost of taking a chunk small beside its work.
+	minChunk = 1 << 14
+	// chunksPerThread lets a thread that wakes late, or loses its core, leave the rest to the others.
+	chunksPerThread = 8
+)
+
+// Run applies p to every element of rows on the caller's thread and up to threads-1 workers, and returns when all
+// is done. A panic in p becomes an error.
+func Run(p Pass, rows []Row, threads int) error {
+	total := 0
+	for i := range rows {
+		total += int(rows[i].N)
+	}
+	if threads < 2 || total < alone || !workers.mu.TryLock() {
+		return runAlone(p, rows)
+	}
+	defer workers.mu.Unlock()
+	return workers.run(p, rows, total, threads)
+}
+
+func runAlone(p Pass, rows []Row) (err error) {
+	defer recovered(&err)
+	for i := range rows {
+		if rows[i].N > 0 {
+			p.Update(i, 0, int(rows[i].N))
+		}
+	}
+	return nil
+}
+
+// recovered turns a panic into an error with the place it came from.
+func recovered(err *error) {
+	if e := recover(); e != nil {
+		*err = fmt.Errorf("panic in Go: %v\n%s", e, debug.Stack())
+	}
+}
+
+// workers is the process's pool. One step has it at a time; a step that finds it taken runs alone.
+var workers pool
+
+type pool struct {
+	mu    sync.Mutex
+	bells []*event
+	job   job
+}
+
+func (w *pool) run(p Pass, rows []Row, total, threads int) error {
+	j := &w.job
+	if j.plan(p, rows, total, threads) {
+		return runAlone(p, rows)
+	}
+	helpers := min(threads, runtime.GOMAXPROCS(0)) - 1
+	for len(w.bells) < helpers {
+		bell := new(event)
+		w.bells = append(w.bells, bell)
+		go w.serve(bell)
+	}
+	j.start()
+	for _, bell := range w.bells[:helpers] {
+		bell.ring()
+	}
+	j.work()
+	return j.wait()
+}
+
+// serve is a worker's life: it waits in the kernel, on a thread of its own, for there it wakes in a few
+// microseconds where a goroutine behind a channel takes seventy.
+func (w *pool) serve(bell *event) {
+	runtime.LockOSThread()
+	debug.SetPanicOnFault(true)
+	for rung := uint32(0); ; {
+		rung = bell.wait(rung)
+		w.job.work()
+	}
+}
+
+// A job is the work of one step, cut into chunks of the rows' elements laid end to end.
+type job struct {
+	pass  Pass
+	rows  []Row
+	ends  []int // ends[i] is where row i ends among all elements
+	spans []span
+	chunk int
+	count int
+	// left counts down the chunks to take. A worker that wakes after the end finds it below zero and touches
+	// nothing; what the chunks mean is written before left is set.
+	left   atomic.Int64
+	undone atomic.Int64
+	done   event
+	failed atomic.Pointer[error]
+}
+
+// plan lays the rows out. It reports whether they must run in order on one thread, because two of them share memory.
+func (j *job) plan(p Pass, rows []Row, total, threads int) (ordered bool) {
+	j.spans = j.spans[:0]
+	j.ends = j.ends[:0]
+	end := 0
+	for i := range rows {
+		r := &rows[i]
+		end += int(r.N)
+		j.ends = append(j.ends, end)
+		if r.N > 0 {
+			size := uintptr(8)
+			if r.DType() == Float32 {
+				size = 4
+			}
+			j.spans = append(j.spans, span{r.Param, r.Param + uintptr(r.N)*size})
+		}
+	}
+	if overlap(j.spans) {
+		return true
+	}
+	j.pass, j.rows = p, rows
+	j.chunk = max(minChunk, (total/(threads*chunksPerThread)+63)&^63)
+	j.count = (total + j.chunk - 1) / j.chunk
+	return false
+}
+
+// A span is the memory from lo up to hi.
+type span struct{ lo, hi uintptr }
+
+// overlap sorts the spans and reports whether any two share a byte.
+func overlap(spans []span) bool {
+	slices.SortFunc(spans, func(a, b span) int { return cmp.Compare(a.lo, b.lo) })
+	for i := 1; i < len(spans); i++ {
+		if spans[i].lo < spans[i-1].hi {
+			return true
+		}
+	}
+	return false
+}
+
+func (j *job) start() {
+	j.failed.Store(nil)
+	j.undone.Store(int64(j.count))
+	j.left.Store(int64(j.count))
+}
+
+// work takes chunks until none is left.
+func (j *job) work() {
+	for {
+		left := j.left.Add(-1)
+		if left < 0 {
+			return
+		}
+		if err := j.update(j.count - 1 - int(left)); err != nil {
+			j.failed.CompareAndSwap(nil, &err)
+		}
+		if j.undone.Add(-1) == 0 {
+			j.done.ring()
+		}
+	}
+}
+
+// update applies the pass to one chunk: parts of one row or several.
+func (j *job) update(chunk int) (err error) {
+	defer recovered(&err)
+	at := chunk * j.chunk
+	stop := min(at+j.chunk, j.ends[len(j.ends)-1])
+	row, _ := slices.BinarySearch(j.ends, at+1)
+	for ; at < stop; row++ {
+		start := j.ends[row] - int(j.rows[row].N)
+		hi := min(stop, j.ends[row])
+		if at < hi {
+			j.pass.Update(row, at-start, hi-start)
+			at = hi
+		}
+	}
+	return nil
+}
+
+// spins is how often wait looks before it sleeps: about ten microseconds, the end of a chunk on another core.
+const spins = 1 << 14
+
+func (j *job) wait() error {
+	for i := 0; j.undone.Load() != 0; i++ {
+		if i < spins {
+			continue
+		}
+		if heard := j.done.n.Load(); j.undone.Load() != 0 {
+			j.done.wait(heard)
+		}
+	}
+	j.pass, j.rows = nil, nil
+	if err := j.failed.Load(); err != nil {
+		return *err
+	}
+	return nil
+}

@@ -1,0 +1,140 @@
+package goptim
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"unsafe"
+
+	"github.com/goptim/goptim/goptim/internal/engine"
+)
+
+// Float is the type of a parameter's elements.
+type Float interface{ ~float32 | ~float64 }
+
+// A Param is one tensor to optimize, in any shape, laid out as a slice.
+type Param[T Float] struct {
+	Name  string // for error messages; may be empty
+	Value []T    // changed in place by Step
+	Grad  []T    // as long as Value and only read; nil leaves the parameter out of the step
+}
+
+// The errors of this package wrap one of these.
+var (
+	// ErrOption is a hyperparameter out of its range.
+	ErrOption = errors.New("invalid option")
+	// ErrParam is a parameter, gradient or state that does not fit.
+	ErrParam = errors.New("invalid parameter")
+)
+
+// require is nil if ok; else an ErrOption that says what was expected of which option. The comparisons behind ok
+// are written so that a NaN fails.
+func require(ok bool, optimizer, option string, got float64, expected string) error {
+	if ok {
+		return nil
+	}
+	return fmt.Errorf("goptim: %s: %s is %v, expected %s: %w", optimizer, option, got, expected, ErrOption)
+}
+
+// base is what every optimizer for Go programs has: its parameters, their states, and the rows made of them.
+type base[T Float] struct {
+	name   string
+	params []*Param[T]
+	states []state[T]
+	rows   []engine.Row
+}
+
+// state is what an optimizer keeps of one parameter.
+type state[T Float] struct {
+	step    float32 // as torch keeps it
+	columns [3][]T
+}
+
+func newBase[T Float](name string, params []*Param[T]) (base[T], error) {
+	b := base[T]{name: name, params: params, states: make([]state[T], len(params)), rows: make([]engine.Row, 0, len(params))}
+	if len(params) == 0 {
+		return b, fmt.Errorf("goptim: %s: no parameters: %w", name, ErrParam)
+	}
+	seen := make(map[*Param[T]]bool, len(params))
+	for i, p := range params {
+		if p == nil {
+			return b, fmt.Errorf("goptim: %s: parameter %d is nil: %w", name, i, ErrParam)
+		}
+		if seen[p] {
+			return b, fmt.Errorf("goptim: %s: %s is given twice: %w", name, b.describe(i), ErrParam)
+		}
+		seen[p] = true
+	}
+	return b, nil
+}
+
+func (b *base[T]) describe(i int) string {
+	if name := b.params[i].Name; name != "" {
+		return fmt.Sprintf("parameter %d (%s)", i, name)
+	}
+	return fmt.Sprintf("parameter %d", i)
+}
+
+// gather makes the rows of one step: of every parameter that has a gradient, with the first columns of its state,
+// which are made where they are missing. On an error nothing has changed.
+func (b *base[T]) gather(columns int) error {
+	for i, p := range b.params {
+		if p.Grad != nil && len(p.Grad) != len(p.Value) {
+			return fmt.Errorf("goptim: %s: %s: the gradient has %d elements, expected %d: %w",
+				b.name, b.describe(i), len(p.Grad), len(p.Value), ErrParam)
+		}
+		for _, c := range b.states[i].columns {
+			if c != nil && len(c) != len(p.Value) {
+				return fmt.Errorf("goptim: %s: %s: it has %d elements, expected %d as at the last step: %w",
+					b.name, b.describe(i), len(p.Value), len(c), ErrParam)
+			}
+		}
+	}
+	b.rows = b.rows[:0]
+	for i, p := range b.params {
+		if p.Grad == nil {
+			continue
+		}
+		s := &b.states[i]
+		row := engine.Row{
+			N:     int64(len(p.Value)),
+			Kind:  engine.KindOf(dtype[T](), engine.Float32),
+			Param: address(p.Value),
+			Grad:  address(p.Grad),
+			Step:  uintptr(unsafe.Pointer(&s.step)),
+		}
+		for k := range columns {
+			if s.columns[k] == nil {
+				s.columns[k] = make([]T, len(p.Value))
+				row.Kind |= engine.First
+			}
+			row.State[k] = address(s.columns[k])
+		}
+		b.rows = append(b.rows, row)
+	}
+	return nil
+}
+
+// run applies the pass to the gathered rows. The parameters and states must stay alive until it returns: rows hold
+// addresses.
+func (b *base[T]) run(p engine.Pass, threads int) error {
+	if threads <= 0 {
+		threads = runtime.GOMAXPROCS(0)
+	}
+	err := engine.Run(p, b.rows, threads)
+	runtime.KeepAlive(b.params)
+	runtime.KeepAlive(b.states)
+	if err != nil {
+		return fmt.Errorf("goptim: %s: %w", b.name, err)
+	}
+	return nil
+}
+
+func dtype[T Float]() engine.DType {
+	if unsafe.Sizeof(T(0)) == 4 {
+		return engine.Float32
+	}
+	return engine.Float64
+}
+
+func address[T Float](s []T) uintptr { return uintptr(unsafe.Pointer(unsafe.SliceData(s))) }
