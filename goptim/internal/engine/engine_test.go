@@ -1,0 +1,152 @@
+package engine
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"testing"
+	"unsafe"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// counting adds one to every element of its rows' columns of counts, and panics at one row.
+type counting struct {
+	counts [][]int32
+	panics int // the row that panics; -1 for none
+}
+
+func (c *counting) Update(row, lo, hi int) {
+	if row == c.panics {
+		panic("on purpose")
+	}
+	for i := range c.counts[row][lo:hi] {
+		c.counts[row][lo+i]++
+	}
+}
+
+// rowsOf makes rows of the sizes, each with a parameter of its own, and a pass that counts updates.
+func rowsOf(sizes ...int) ([]Row, *counting) {
+	rows, pass := make([]Row, len(sizes)), &counting{panics: -1}
+	for i, n := range sizes {
+		pass.counts = append(pass.counts, make([]int32, n))
+		rows[i] = Row{N: int64(n), Kind: KindOf(Float32, None)}
+		if n > 0 {
+			rows[i].Param = uintptr(unsafe.Pointer(&pass.counts[i][0]))
+		}
+	}
+	return rows, pass
+}
+
+func requireEachOnce(t *testing.T, pass *counting, times int32) {
+	t.Helper()
+	for row, counts := range pass.counts {
+		if i := slices.IndexFunc(counts, func(n int32) bool { return n != times }); i >= 0 {
+			require.Failf(t, "updates", "row %d, element %d: %d times, expected %d", row, i, counts[i], times)
+		}
+	}
+}
+
+func TestEveryElementOnce(t *testing.T) {
+	random := rand.New(rand.NewPCG(3, 4))
+	many := make([]int, 3000)
+	for i := range many {
+		many[i] = random.IntN(700)
+	}
+	for name, sizes := range map[string][]int{
+		"none":          {},
+		"empty":         {0, 0},
+		"small":         {1, 0, 5},
+		"one":           {alone},
+		"one and a bit": {alone + 1},
+		"uneven":        {0, 3, alone, 0, 0, 1, 2*alone + 77, 0},
+		"many":          many,
+	} {
+		for _, threads := range []int{0, 1, 2, 3, 16} {
+			t.Run(fmt.Sprintf("%s/%d", name, threads), func(t *testing.T) {
+				rows, pass := rowsOf(sizes...)
+				for i := range int32(3) {
+					require.NoError(t, Run(pass, rows, threads))
+					requireEachOnce(t, pass, i+1)
+				}
+			})
+		}
+	}
+}
+
+func TestPanicIsAnError(t *testing.T) {
+	for _, n := range []int{5, 4 * alone} {
+		rows, pass := rowsOf(1, n, 1)
+		pass.panics = 1
+		err := Run(pass, rows, 2)
+		require.ErrorContains(t, err, "on purpose")
+		require.ErrorContains(t, err, "engine_test.go", "the place of the panic")
+		pass.panics = -1
+		require.NoError(t, Run(pass, rows, 2), "the next run")
+	}
+}
+
+func TestStepsAtTheSameTime(t *testing.T) {
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			rows, pass := rowsOf(alone, 3, alone)
+			for i := range int32(20) {
+				if assert.NoError(t, Run(pass, rows, 2)) {
+					requireEachOnce(t, pass, i+1)
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// inOrder records the rows it is given; it is not safe for two threads.
+type inOrder struct{ rows []int }
+
+func (p *inOrder) Update(row, lo, hi int) { p.rows = append(p.rows, row) }
+
+func TestOverlappingRowsRunInOrder(t *testing.T) {
+	rows, pass := rowsOf(2*alone, alone, 1)
+	rows[1].Param = rows[0].Param + 4*alone
+	var p inOrder
+	require.NoError(t, Run(&p, rows, 2))
+	assert.Equal(t, []int{0, 1, 2}, p.rows)
+	rows[1].Param = uintptr(unsafe.Pointer(&pass.counts[1][0]))
+	assert.False(t, overlap([]span{{8, 12}, {0, 4}, {4, 8}}))
+	assert.True(t, overlap([]span{{8, 12}, {0, 5}, {4, 8}}))
+}
+
+func TestCheck(t *testing.T) {
+	const somewhere = 1 << 20
+	good := Row{N: 3, Kind: KindOf(Float64, Float32), Param: somewhere, Grad: somewhere, Step: somewhere, State: [3]uintptr{somewhere}}
+	require.NoError(t, good.Check(1, true))
+	for _, c := range []struct {
+		says  string
+		spoil func(r *Row)
+	}{
+		{"elements of dtype 9", func(r *Row) { r.Kind = KindOf(9, Float32) }},
+		{"-1 elements", func(r *Row) { r.N = -1 }},
+		{"elements", func(r *Row) { r.N = 1 << 61 }},
+		{"step", func(r *Row) { r.Step = 0 }},
+		{"step of dtype 0", func(r *Row) { r.Kind = KindOf(Float64, None) }},
+		{"the parameter", func(r *Row) { r.Param = 0 }},
+		{"the gradient", func(r *Row) { r.Grad = 4095 }},
+		{"state 0", func(r *Row) { r.State[0] = ^uintptr(0) - 7 }},
+	} {
+		r := good
+		c.spoil(&r)
+		assert.ErrorContains(t, r.Check(1, true), c.says)
+	}
+}
+
+func TestTick(t *testing.T) {
+	single, double := float32(1<<24), float64(1<<24)
+	r := Row{Kind: KindOf(Float32, Float32), Step: uintptr(unsafe.Pointer(&single))}
+	assert.Equal(t, float64(1<<24), r.Tick(), "a float32 step stops counting at 2²⁴, as torch's does")
+	r = Row{Kind: KindOf(Float32, Float64), Step: uintptr(unsafe.Pointer(&double))}
+	assert.Equal(t, float64(1<<24+1), r.Tick())
+	assert.Equal(t, float64(1<<24+1), double)
+}

@@ -1,0 +1,52 @@
+package kernel_test
+
+import (
+	"runtime/debug"
+	"syscall"
+	"testing"
+	"unsafe"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestPageEnds(t *testing.T) {
+	t.Run("float32", func(t *testing.T) { testPageEnds(t, variants32()) })
+	t.Run("float64", func(t *testing.T) { testPageEnds(t, variants64()) })
+}
+
+// testPageEnds runs every kernel on columns whose last byte is the last of a mapped page, and on columns whose first is
+// the first of one: reading a byte further faults.
+func testPageEnds[T float](t *testing.T, variants []variant[T]) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	for _, v := range variants {
+		pages := make([][]byte, v.columns)
+		for k := range pages {
+			pages[k] = fencedPage(t)
+		}
+		for n := 1; n <= longest; n++ {
+			for _, atEnd := range []bool{true, false} {
+				columns := make([][]T, v.columns)
+				for k, page := range pages {
+					start := 0
+					if atEnd {
+						start = len(page) - bytes[T](n)
+					}
+					columns[k] = unsafe.Slice((*T)(unsafe.Pointer(&page[start])), n)
+				}
+				fill(columns)
+				require.NotPanics(t, func() { v.update(columns) }, "%s, %d elements, at the end of a page: %v", v.name, n, atEnd)
+			}
+		}
+	}
+}
+
+// fencedPage is a page of memory between two that cannot be touched.
+func fencedPage(t *testing.T) []byte {
+	size := syscall.Getpagesize()
+	memory, err := syscall.Mmap(-1, 0, 3*size, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_ANON|syscall.MAP_PRIVATE)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, syscall.Munmap(memory)) })
+	require.NoError(t, syscall.Mprotect(memory[:size], syscall.PROT_NONE))
+	require.NoError(t, syscall.Mprotect(memory[2*size:], syscall.PROT_NONE))
+	return memory[size : 2*size]
+}

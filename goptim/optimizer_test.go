@@ -1,0 +1,209 @@
+package goptim_test
+
+import (
+	"math"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"gonum.org/v1/gonum/floats"
+	"gonum.org/v1/gonum/optimize/functions"
+
+	"github.com/goptim/goptim/goptim"
+)
+
+// A stepper is any optimizer.
+type stepper interface{ Step() error }
+
+// kinds builds every optimizer, by the names that the tests give them.
+func kinds[T goptim.Float]() map[string]func([]*goptim.Param[T]) (stepper, error) {
+	return map[string]func([]*goptim.Param[T]) (stepper, error){
+		"SGD": func(p []*goptim.Param[T]) (stepper, error) {
+			return goptim.NewSGD(p, goptim.SGDOptions{LR: .01, Momentum: .9})
+		},
+		"Adam": func(p []*goptim.Param[T]) (stepper, error) {
+			return goptim.NewAdam(p, goptim.AdamOptions{AMSGrad: true})
+		},
+		"AdamW": func(p []*goptim.Param[T]) (stepper, error) {
+			return goptim.NewAdamW(p, goptim.AdamOptions{WeightDecay: .01})
+		},
+	}
+}
+
+// params makes parameters of the sizes, with values and gradients that are the same in every run.
+func params[T goptim.Float](sizes ...int) []*goptim.Param[T] {
+	all := make([]*goptim.Param[T], len(sizes))
+	for k, n := range sizes {
+		p := &goptim.Param[T]{Value: make([]T, n), Grad: make([]T, n)}
+		for i := range n {
+			p.Value[i] = T(math.Sin(float64(i + 3*k)))
+			p.Grad[i] = T(math.Cos(float64(5*i + k)))
+		}
+		all[k] = p
+	}
+	return all
+}
+
+func TestThreadsDoNotChangeBits(t *testing.T) {
+	sizes := []int{1, 700_001, 0, 33, 400_000}
+	for name, build := range kinds[float32]() {
+		t.Run(name, func(t *testing.T) {
+			one := params[float32](sizes...)
+			alone, err := build(one)
+			require.NoError(t, err)
+			setWorkers(alone, 1)
+			for _, workers := range []int{2, 3, 8} {
+				many := params[float32](sizes...)
+				together, err := build(many)
+				require.NoError(t, err)
+				setWorkers(together, workers)
+				for range 3 {
+					require.NoError(t, together.Step())
+				}
+				if workers == 2 {
+					for range 3 {
+						require.NoError(t, alone.Step())
+					}
+				}
+				for i := range one {
+					require.Equal(t, one[i].Value, many[i].Value, "%d workers", workers)
+				}
+			}
+		})
+	}
+}
+
+func setWorkers(s stepper, n int) {
+	switch o := s.(type) {
+	case *goptim.SGD[float32]:
+		o.Workers = n
+	case *goptim.Adam[float32]:
+		o.Workers = n
+	}
+}
+
+func TestStepAllocatesNothing(t *testing.T) {
+	for name, build := range kinds[float64]() {
+		t.Run(name, func(t *testing.T) {
+			all := params[float64](3, 1000, 600_000)
+			opt, err := build(all)
+			require.NoError(t, err)
+			require.NoError(t, opt.Step())
+			require.NoError(t, opt.Step())
+			assert.Zero(t, testing.AllocsPerRun(20, func() {
+				if err := opt.Step(); err != nil {
+					t.Fatal(err)
+				}
+			}))
+		})
+	}
+}
+
+func TestBadParametersChangeNothing(t *testing.T) {
+	for name, build := range kinds[float32]() {
+		t.Run(name, func(t *testing.T) {
+			_, err := build(nil)
+			require.ErrorIs(t, err, goptim.ErrParam)
+			_, err = build([]*goptim.Param[float32]{nil})
+			require.ErrorIs(t, err, goptim.ErrParam)
+			p := params[float32](4)[0]
+			_, err = build([]*goptim.Param[float32]{p, p})
+			require.ErrorIs(t, err, goptim.ErrParam)
+
+			all := params[float32](4, 5)
+			all[1].Name = "bias"
+			opt, err := build(all)
+			require.NoError(t, err)
+			require.NoError(t, opt.Step())
+			before := append([]float32(nil), all[0].Value...)
+			all[1].Grad = make([]float32, 6)
+			err = opt.Step()
+			require.ErrorIs(t, err, goptim.ErrParam)
+			require.ErrorContains(t, err, "parameter 1 (bias): the gradient has 6 elements, expected 5")
+			assert.Equal(t, before, all[0].Value)
+			all[1].Value = make([]float32, 6)
+			require.ErrorIs(t, opt.Step(), goptim.ErrParam, "the state has another length")
+			assert.Equal(t, before, all[0].Value)
+		})
+	}
+}
+
+func TestParametersWithoutGradientStay(t *testing.T) {
+	for name, build := range kinds[float32]() {
+		t.Run(name, func(t *testing.T) {
+			all := params[float32](4, 5)
+			opt, err := build(all)
+			require.NoError(t, err)
+			all[1].Grad = nil
+			before := append([]float32(nil), all[1].Value...)
+			require.NoError(t, opt.Step())
+			assert.Equal(t, before, all[1].Value)
+			assert.NotEqual(t, params[float32](4)[0].Value, all[0].Value)
+		})
+	}
+}
+
+func TestBadOptions(t *testing.T) {
+	nan := math.NaN()
+	for option, o := range map[string]goptim.AdamOptions{
+		"LR is -1":          {LR: -1},
+		"LR is NaN":         {LR: nan},
+		"Betas[0] is 1,":    {Betas: [2]float64{1, .9}},
+		"Betas[1] is -0.1":  {Betas: [2]float64{.9, -.1}},
+		"Eps is -1":         {Eps: -1},
+		"WeightDecay is -1": {WeightDecay: -1},
+	} {
+		_, err := goptim.NewAdamW(params[float64](2), o)
+		require.ErrorIs(t, err, goptim.ErrOption)
+		require.ErrorContains(t, err, "AdamW: "+option)
+	}
+	for option, o := range map[string]goptim.SGDOptions{
+		"LR is NaN":         {LR: nan},
+		"Momentum is -1":    {Momentum: -1},
+		"WeightDecay is -1": {WeightDecay: -1},
+		"Nesterov needs":    {Nesterov: true},
+	} {
+		_, err := goptim.NewSGD(params[float64](2), o)
+		require.ErrorIs(t, err, goptim.ErrOption)
+		require.ErrorContains(t, err, "SGD: "+option)
+	}
+	opt, err := goptim.NewAdam(params[float64](2), goptim.AdamOptions{})
+	require.NoError(t, err)
+	opt.LR = -1
+	require.ErrorIs(t, opt.Step(), goptim.ErrOption)
+}
+
+func TestTableRefusesWhatIsNoTable(t *testing.T) {
+	require.NoError(t, goptim.AdamOptions{}.StepTable(goptim.Table{}))
+	for _, table := range []goptim.Table{{Address: 0, Rows: 1}, {Address: 4099, Rows: 1}, {Address: 4096, Rows: -1}} {
+		require.ErrorIs(t, goptim.AdamOptions{}.StepTable(table), goptim.ErrParam)
+		require.ErrorIs(t, goptim.SGDOptions{}.StepTable(table), goptim.ErrParam)
+	}
+}
+
+// TestMinimizes has every optimizer find minima of gonum's test functions.
+func TestMinimizes(t *testing.T) {
+	type problem interface {
+		Func(x []float64) float64
+		Grad(grad, x []float64)
+	}
+	for name, p := range map[string]struct {
+		problem
+		start, minimum []float64
+		lr             float64
+		steps          int
+	}{
+		"Beale":              {functions.Beale{}, []float64{1, 1}, []float64{3, .5}, .01, 20_000},
+		"ExtendedRosenbrock": {functions.ExtendedRosenbrock{}, []float64{-1.2, 1, -1.2, 1}, []float64{1, 1, 1, 1}, .01, 40_000},
+	} {
+		v := &goptim.Param[float64]{Value: append([]float64(nil), p.start...), Grad: make([]float64, len(p.start))}
+		opt, err := goptim.NewAdam([]*goptim.Param[float64]{v}, goptim.AdamOptions{LR: p.lr})
+		require.NoError(t, err)
+		for range p.steps {
+			p.Grad(v.Grad, v.Value)
+			require.NoError(t, opt.Step())
+		}
+		assert.True(t, floats.EqualApprox(p.minimum, v.Value, 1e-3), "%s: %v", name, v.Value)
+		assert.Less(t, p.Func(v.Value), 1e-6, name)
+	}
+}

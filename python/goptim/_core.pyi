@@ -1,0 +1,61 @@
+"""The extension module: package bindings of the Go module, through gopy, and gather.c. Booleans are 0 or not 0.
+
+A function of an optimizer steps a table (goptim/table.go says what that is): `rows` rows at the address `table`, on at
+most `threads` threads. It returns the number of rows, and raises RuntimeError with what Go says is wrong.
+"""
+
+from collections.abc import MutableMapping
+from typing import Any
+
+from torch import Tensor
+
+def Adam(
+    table: int,
+    rows: int,
+    threads: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    amsgrad: int,
+    maximize: int,
+    decoupled_weight_decay: int,
+) -> int: ...
+def AdamW(
+    table: int,
+    rows: int,
+    threads: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    amsgrad: int,
+    maximize: int,
+) -> int: ...
+def SGD(
+    table: int,
+    rows: int,
+    threads: int,
+    lr: float,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    nesterov: int,
+    maximize: int,
+) -> int: ...
+def Version() -> str: ...
+def gather(
+    api: object,
+    plain: tuple[type, ...],
+    params: list[Tensor],
+    state: MutableMapping[Tensor, Any],
+    step: str | None,
+    keys: tuple[str, ...],
+    table: int,
+    written: list[Tensor],
+    grads: list[Tensor],
+    odd: list[Tensor],
+    /,
+) -> int: ...

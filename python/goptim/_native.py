@@ -1,0 +1,39 @@
+"""The Go extension, loaded late and never used where it cannot work."""
+
+from __future__ import annotations
+
+import os
+from types import ModuleType
+
+import torch
+
+_loaded: ModuleType | None = None
+_forked = False
+
+# The C interface to tensors' memory that torch 2.10 and later publish; gather.c reads through it.
+dlpack_api: object = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
+
+
+def core() -> ModuleType | None:
+    """The extension; None in a process forked from one that had loaded it.
+
+    Go's runtime does not survive a fork: only the forking thread goes on in the child. It starts threads when it is
+    loaded, which Python 3.12 and later warn about at a fork, so it is loaded when the first optimizer is built.
+    """
+    global _loaded
+    if _forked:
+        return None
+    if _loaded is None:
+        from goptim import _core
+
+        _loaded = _core
+    return _loaded
+
+
+def _after_fork_in_child() -> None:
+    global _forked
+    _forked = _loaded is not None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

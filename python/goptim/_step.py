@@ -1,0 +1,314 @@
+"""The way of one step: param_groups become tables of addresses, Go takes these, torch takes the rest."""
+
+from __future__ import annotations
+
+import inspect
+from array import array
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from goptim import _native
+
+# Where a table's columns are (goptim/table.go).
+_WORDS = 8
+_DTYPES = {torch.float32: 1, torch.float64: 2}
+_NEW = 1 << 16
+
+# A subclass of these may give torch's operations another meaning, which Go would not see.
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+class GoStep(Optimizer):
+    """An optimizer of torch.optim whose update runs in Go.
+
+    Mixed into a class before its twin of torch.optim: ``class SGD(GoStep, torch.optim.SGD)``. Construction,
+    validation, hooks, state and its keys, pickling and ``param_groups`` stay torch's.
+    """
+
+    twin: ClassVar[type[Optimizer]]
+    """The class of torch.optim."""
+
+    counts: ClassVar[bool] = True
+    """Whether the state of a parameter has a ``step``."""
+
+    def columns(self, group: dict[str, Any]) -> tuple[str, ...]:
+        """The keys of the state tensors that Go updates, in the order of the table."""
+        raise NotImplementedError
+
+    def scalars(self, group: dict[str, Any]) -> tuple[Any, ...]:
+        """The arguments of the Go function behind table, rows and threads."""
+        raise NotImplementedError
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        _native.core()
+        super().add_param_group(param_group)
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update the parameters by their gradients, in place.
+
+        Args:
+            closure: re-evaluates the model and returns the loss; it runs with gradients enabled.
+
+        Returns:
+            What the closure returned, or None.
+
+        Raises:
+            ValueError: a gradient or a state has another shape than its parameter. Nothing has been written then.
+        """
+        if torch.compiler.is_compiling() or not self._go_can_step():
+            return _undecorated(self.twin)(self, closure)
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        tables = [_Table(self, i, group) for i, group in enumerate(self.param_groups)]
+        if any(table.rest for table in tables):
+            self._torch_step(tables)
+        for table in tables:
+            table.step()
+        return loss
+
+    def _go_can_step(self) -> bool:
+        """Whether Go may write to memory behind torch's back, which a tracer or a loss scaler must not miss."""
+        return (
+            _native.core() is not None
+            and not torch._C._len_torch_dispatch_stack()
+            and torch._C._functorch.peek_interpreter_stack() is None
+            and getattr(self, "grad_scale", None) is None
+            and getattr(self, "found_inf", None) is None
+        )
+
+    def _torch_step(self, tables: list[_Table]) -> None:
+        """Have torch step what Go does not take. If torch fails on a misfit, what it wrote there is undone."""
+        misfits = [p for table in tables for p in table.misfits]
+        before = [(t, t.detach().clone()) for p in misfits for t in _written_by_torch(p, self.state.get(p, {}))]
+        groups = self.param_groups
+        everything = [group["params"] for group in groups]
+        try:
+            self.param_groups = [group for group, table in zip(groups, tables, strict=True) if table.rest]
+            for table in tables:
+                table.group["params"] = table.rest
+            _undecorated(self.twin)(self)
+        except Exception as e:
+            for t, value in before:
+                with torch.no_grad():
+                    t.copy_(value)
+            if misfits:
+                raise _misfit(e, tables) from e
+            raise
+        finally:
+            for group, params in zip(groups, everything, strict=True):
+                group["params"] = params
+            self.param_groups = groups
+
+
+class _Table:
+    """One group's part of a step: a row for every parameter that Go takes, and a list of those that it does not."""
+
+    def __init__(self, optimizer: GoStep, index: int, group: dict[str, Any]) -> None:
+        self.optimizer = optimizer
+        self.index = index
+        self.group = group
+        self.columns = optimizer.columns(group)
+        self.rest: list[Tensor] = []  # for torch
+        self.misfits: list[Tensor] = []  # those of rest that torch will refuse, or convert
+        self.fresh: list[Tensor] = []  # for Go, without a state yet
+        self.written: list[Tensor] = []
+        self.grads: list[Tensor] = []  # held, so that no other thread frees them during the step
+        params: list[Tensor] = group["params"]
+        self.words = array("Q", bytes(8 * _WORDS * len(params)))
+        self.n = 0
+        if not _go_takes_group(group, optimizer.scalars(group)):
+            self.rest = params
+            return
+        odd = params
+        core = _native.core()
+        if core is not None and _native.dlpack_api is not None and type(params) is list:
+            odd = []
+            self.n = core.gather(
+                _native.dlpack_api,
+                _PLAIN,
+                params,
+                optimizer.state,
+                "step" if optimizer.counts else None,
+                self.columns,
+                self.words.buffer_info()[0],
+                self.written,
+                self.grads,
+                odd,
+            )
+        for p in odd:
+            self._sort(p)
+
+    def _sort(self, p: Tensor) -> None:
+        """Find out where a parameter goes, and raise if it can go nowhere."""
+        g = p.grad
+        if g is None:
+            return
+        if not (_go_takes(p) and _go_takes_grad(g)):
+            self.rest.append(p)
+            return
+        self._require_shape(p, "its gradient", g)
+        if g.dtype != p.dtype or g.device != p.device:
+            self.misfits.append(p)
+            self.rest.append(p)
+            return
+        state = self.optimizer.state.get(p, {})
+        fits = _alike(p, g)
+        if fits and not state and (self.columns or self.optimizer.counts):
+            self.fresh.append(p)
+            return
+        for key in self.columns:
+            s = state.get(key)
+            if isinstance(s, Tensor) and s.layout is torch.strided and not s.is_nested:
+                self._require_shape(p, f"its state {key!r}", s)
+                if s.dtype != p.dtype or s.device != p.device:
+                    self.misfits.append(p)
+                fits = fits and type(s) is Tensor and s.dtype is p.dtype and s.device == p.device and _alike(p, s)
+            else:
+                fits = False
+        if self.optimizer.counts:
+            step = state.get("step")
+            fits = fits and type(step) is Tensor and step.dim() == 0 and step.is_cpu and step.dtype in _DTYPES
+        if not fits:
+            self.rest.append(p)
+            return
+        self._add(p, g, state)
+
+    def _add(self, p: Tensor, g: Tensor, state: dict[str, Any], kind: int = 0) -> None:
+        tensors = [state[key] for key in self.columns]
+        addresses = [t.data_ptr() for t in tensors] + [0] * (3 - len(tensors))
+        kind |= _DTYPES[p.dtype]
+        step = 0
+        if self.optimizer.counts:
+            kind |= _DTYPES[state["step"].dtype] << 8
+            step = state["step"].data_ptr()
+        at = self.n * _WORDS
+        self.words[at : at + _WORDS] = array("Q", [p.numel(), kind, p.data_ptr(), g.data_ptr(), step, *addresses])
+        self.n += 1
+        self.written += [p, *tensors]
+        self.grads.append(g)
+
+    def _require_shape(self, p: Tensor, what: str, t: Tensor) -> None:
+        if t.shape != p.shape:
+            raise ValueError(f"{self._describe(p)}: {what} has shape {tuple(t.shape)}, expected {tuple(p.shape)}")
+
+    def _describe(self, p: Tensor) -> str:
+        at = next(i for i, q in enumerate(self.group["params"]) if q is p)
+        name = f" ({self.group['param_names'][at]})" if "param_names" in self.group else ""
+        return (
+            f"{type(self.optimizer).__name__}: parameter {at}{name} of group {self.index}, "
+            f"of shape {tuple(p.shape)} and {p.dtype}"
+        )
+
+    def _make_states(self) -> None:
+        """Make the states of fresh parameters as torch makes them, by torch's own hand, and their rows."""
+        optimizer = self.optimizer
+        _init_group(optimizer, self.group | {"params": self.fresh})
+        for p in self.fresh:
+            assert p.grad is not None
+            state = optimizer.state[p]
+            kind = 0
+            for key in self.columns:
+                if key not in state:
+                    state[key] = torch.empty_like(p, memory_format=torch.preserve_format, requires_grad=False)
+                    kind = _NEW
+            self._add(p, p.grad, state, kind)
+
+    def step(self) -> None:
+        if self.fresh:
+            with torch.no_grad():
+                self._make_states()
+        if not self.n:
+            return
+        core = _native.core()
+        function = getattr(core, type(self.optimizer).twin.__name__)
+        address = self.words.buffer_info()[0]
+        function(address, self.n, torch.get_num_threads(), *self.optimizer.scalars(self.group))
+        _bump_versions(self.written)
+
+
+def _go_takes_group(group: dict[str, Any], scalars: tuple[Any, ...]) -> bool:
+    return (
+        not group.get("differentiable", False)
+        and not group.get("capturable", False)
+        and all(isinstance(x, (float, int)) for x in scalars)
+    )
+
+
+def _go_takes(p: Tensor) -> bool:
+    return (
+        type(p) in _PLAIN
+        and p.layout is torch.strided
+        and p.dtype in _DTYPES
+        and p.is_cpu
+        and not p.is_nested
+        and not p.is_neg()
+        and _dense(p)
+    )
+
+
+def _go_takes_grad(g: Tensor) -> bool:
+    return type(g) is Tensor and g.layout is torch.strided and not g.is_nested and not g.is_neg() and not g.is_conj()
+
+
+def _dense(t: Tensor) -> bool:
+    """Whether t's elements fill one stretch of memory, each once, in any order of dimensions."""
+    if t.is_contiguous() or t.numel() == 0:
+        return True
+    filled = 1
+    for stride, size in sorted((s, n) for s, n in zip(t.stride(), t.shape, strict=True) if n != 1):
+        if stride != filled:
+            return False
+        filled *= size
+    return True
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors of one shape and dtype lie in memory alike."""
+    if a.data_ptr() == 0 or b.data_ptr() == 0:
+        return a.numel() == 0
+    pairs = zip(a.stride(), b.stride(), a.shape, strict=True)
+    return all(s == t or n == 1 for s, t, n in pairs)
+
+
+def _bump_versions(written: list[Tensor]) -> None:
+    """Tell autograd what was written, or it would use changed tensors that it has saved."""
+    try:
+        torch.autograd.graph.increment_version(written)
+    except RuntimeError:  # tensors made in inference mode have no version
+        torch.autograd.graph.increment_version([t for t in written if not t.is_inference()])
+
+
+def _undecorated(twin: type[Optimizer]) -> Callable[..., Any]:
+    """torch's step of a class, under torch's rule for grad mode, without the hooks that ours already runs."""
+    step: Any = twin.step
+    return step.__wrapped__ if getattr(step, "hooked", False) else step  # type: ignore[no-any-return]
+
+
+def _init_group(optimizer: Optimizer, group: dict[str, Any]) -> None:
+    init: Any = optimizer._init_group  # type: ignore[attr-defined]
+    init(group, *([] for _ in range(len(inspect.signature(init).parameters) - 1)))
+
+
+def _written_by_torch(p: Tensor, state: dict[str, Any]) -> Iterator[Tensor]:
+    yield p
+    yield from (t for t in state.values() if isinstance(t, Tensor))
+
+
+def _misfit(e: Exception, tables: list[_Table]) -> Exception:
+    table = next(table for table in tables if table.misfits)
+    p = table.misfits[0]
+    found = {"its gradient": p.grad} | {
+        f"its state {key!r}": table.optimizer.state.get(p, {}).get(key) for key in table.columns
+    }
+    wrong = ", ".join(
+        f"{what} is {t.dtype} on {t.device}"
+        for what, t in found.items()
+        if isinstance(t, Tensor) and (t.dtype != p.dtype or t.device != p.device)
+    )
+    return RuntimeError(f"{table._describe(p)} on {p.device}: {wrong}, and torch refuses that: {e}")

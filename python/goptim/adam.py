@@ -1,0 +1,56 @@
+"""Adam, AdamW, and AMSGrad as an option of both."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from goptim._step import GoStep
+
+
+class _Moments(GoStep):
+    def columns(self, group: dict[str, Any]) -> tuple[str, ...]:
+        return ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if group["amsgrad"] else ("exp_avg", "exp_avg_sq")
+
+    def scalars(self, group: dict[str, Any]) -> tuple[Any, ...]:
+        return (
+            group["lr"],
+            *group["betas"],
+            group["eps"],
+            group["weight_decay"],
+            bool(group["amsgrad"]),
+            bool(group["maximize"]),
+        )
+
+
+class Adam(_Moments, torch.optim.Adam):
+    """torch.optim.Adam with its update in Go: the same arguments, state and bits.
+
+    The state of a parameter is ``step``, ``exp_avg``, ``exp_avg_sq`` and, with ``amsgrad``, ``max_exp_avg_sq``.
+    Parameters are float32 or float64 tensors of any shape on the CPU; others are updated by torch's own step.
+    ``foreach`` and ``fused`` are accepted and checked as torch does; Go's one path serves all.
+
+    Kingma & Ba, `Adam: A Method for Stochastic Optimization <https://arxiv.org/abs/1412.6980>`_, Algorithm 1;
+    amsgrad: Reddi, Kale & Kumar, `On the Convergence of Adam and Beyond
+    <https://openreview.net/forum?id=ryQu7f-RZ>`_, Algorithm 2.
+    """
+
+    twin = torch.optim.Adam
+
+    def scalars(self, group: dict[str, Any]) -> tuple[Any, ...]:
+        # torch 2.6 has no decoupled_weight_decay.
+        return (*super().scalars(group), bool(group.get("decoupled_weight_decay", False)))
+
+
+class AdamW(_Moments, torch.optim.AdamW):
+    """torch.optim.AdamW with its update in Go: the same arguments, state and bits.
+
+    The state of a parameter is ``step``, ``exp_avg``, ``exp_avg_sq`` and, with ``amsgrad``, ``max_exp_avg_sq``.
+    Parameters are float32 or float64 tensors of any shape on the CPU; others are updated by torch's own step.
+    ``foreach`` and ``fused`` are accepted and checked as torch does; Go's one path serves all.
+
+    Loshchilov & Hutter, `Decoupled Weight Decay Regularization <https://arxiv.org/abs/1711.05101>`_, Algorithm 2.
+    """
+
+    twin = torch.optim.AdamW

@@ -1,0 +1,134 @@
+"""Tools to hold goptim, or a whole training run, against torch bit for bit.
+
+::
+
+    with goptim.testing.ieee_sqrt():
+        train(expected_model, torch.optim.AdamW(expected_model.parameters(), foreach=False))
+        train(model, goptim.AdamW(model.parameters()))
+    goptim.testing.assert_bit_equal(model.state_dict(), expected_model.state_dict())
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["assert_bit_equal", "ieee_sqrt", "ulp_distance"]
+
+_BITS = {
+    torch.float64: torch.int64,
+    torch.float32: torch.int32,
+    torch.float16: torch.int16,
+    torch.bfloat16: torch.int16,
+}
+
+
+@contextlib.contextmanager
+def ieee_sqrt() -> Iterator[None]:
+    """Within it, ``Tensor.sqrt`` and ``Tensor.sqrt_`` are rounded correctly, as IEEE 754 asks.
+
+    The builds of torch on PyPI take the square roots of float32 and float64 tensors on the CPU from Intel's MKL, which
+    is one ulp off for up to one value in six, differently on AMD and Intel. goptim, torch's fused optimizers, and
+    builds of torch without MKL round correctly; so does torch's for-loop within this context. It is for the whole
+    process, not for one thread, and needs NumPy.
+    """
+    import numpy as np
+
+    sqrt, sqrt_ = torch.Tensor.sqrt, torch.Tensor.sqrt_
+
+    def exact(x: Tensor) -> Tensor:
+        if type(x) not in (Tensor, torch.nn.Parameter) or not x.is_cpu or x.dtype not in (torch.float32, torch.float64):
+            return sqrt(x)
+        with np.errstate(invalid="ignore"):
+            return torch.from_numpy(np.asarray(np.sqrt(x.detach().numpy())))
+
+    def exact_(x: Tensor) -> Tensor:
+        return x.copy_(exact(x))
+
+    torch.Tensor.sqrt, torch.Tensor.sqrt_ = exact, exact_  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        torch.Tensor.sqrt, torch.Tensor.sqrt_ = sqrt, sqrt_  # type: ignore[method-assign]
+
+
+def assert_bit_equal(actual: Any, expected: Any, name: str = "") -> None:
+    """Raise AssertionError unless both hold the same bits.
+
+    Args:
+        actual, expected: tensors of any shape, numbers, or mappings and sequences of such, as deep as they go: a
+            model's or an optimizer's ``state_dict()``, say. Tensors must also agree in dtype and shape, zeros in their
+            sign; a NaN equals any other NaN.
+        name: what the message calls them.
+    """
+    if isinstance(expected, Tensor):
+        if not isinstance(actual, Tensor):
+            raise AssertionError(f"{name}: expected a tensor, got {type(actual).__name__}")
+        if (actual.dtype, actual.shape) != (expected.dtype, expected.shape):
+            raise AssertionError(
+                f"{name}: expected {expected.dtype} of shape {tuple(expected.shape)}, "
+                f"got {actual.dtype} of shape {tuple(actual.shape)}"
+            )
+        wrong = _different(actual.detach(), expected.detach())
+        if wrong.any():
+            at = tuple(wrong.nonzero()[0].tolist())
+            a, e = actual[at].item(), expected[at].item()
+            raise AssertionError(
+                f"{name}: {int(wrong.sum())} of {wrong.numel()} elements differ; the first at {list(at)}: "
+                f"expected {e!r}, got {a!r}; {ulp_distance(actual, expected)} ulp at most"
+            )
+    elif isinstance(expected, Mapping):
+        if not isinstance(actual, Mapping) or list(actual) != list(expected):
+            keys = list(actual) if isinstance(actual, Mapping) else type(actual).__name__
+            raise AssertionError(f"{name}: expected the keys {list(expected)}, got {keys}")
+        for key in expected:
+            assert_bit_equal(actual[key], expected[key], f"{name}[{key!r}]")
+    elif isinstance(expected, Sequence) and not isinstance(expected, str):
+        if not isinstance(actual, Sequence) or len(actual) != len(expected):
+            raise AssertionError(f"{name}: expected {len(expected)} items, got {actual!r}")
+        for i, (a, e) in enumerate(zip(actual, expected, strict=True)):
+            assert_bit_equal(a, e, f"{name}[{i}]")
+    elif isinstance(expected, float):
+        same = isinstance(actual, float) and (
+            struct.pack("d", actual) == struct.pack("d", expected) or (math.isnan(actual) and math.isnan(expected))
+        )
+        if not same:
+            raise AssertionError(f"{name}: expected {expected!r}, got {actual!r}")
+    elif actual != expected:
+        raise AssertionError(f"{name}: expected {expected!r}, got {actual!r}")
+
+
+def ulp_distance(a: Tensor, b: Tensor) -> int:
+    """How many representable numbers apart a and b are, at most over all elements.
+
+    Args:
+        a, b: tensors of one floating-point dtype and one shape. Two NaNs are 0 apart, zeros of either sign too; a NaN
+            and a number as far apart as their bits.
+    """
+    if a.dtype != b.dtype or a.shape != b.shape or a.dtype not in _BITS:
+        raise ValueError(f"expected two tensors of one floating-point dtype and shape, got {a.dtype} and {b.dtype}")
+    both_nan = a.isnan() & b.isnan()
+    gap = (_ordered(a) - _ordered(b)).abs()
+    return int(gap[~both_nan].max()) if (~both_nan).any() else 0
+
+
+def _ordered(x: Tensor) -> Tensor:
+    """Integers in the order of the floats they stand for, one apart where the floats are neighbours."""
+    bits = x.detach().contiguous().view(_BITS[x.dtype]).to(torch.int64)
+    lowest = torch.iinfo(_BITS[x.dtype]).min
+    return torch.where(bits < 0, lowest - bits, bits)
+
+
+def _different(a: Tensor, b: Tensor) -> Tensor:
+    if a.dtype.is_complex:
+        return _different(torch.view_as_real(a), torch.view_as_real(b)).any(-1)
+    if a.dtype not in _BITS:
+        return a != b
+    bits = _BITS[a.dtype]
+    return (a.contiguous().view(bits) != b.contiguous().view(bits)) & ~(a.isnan() & b.isnan())
