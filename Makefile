@@ -8,7 +8,10 @@ GO := $(VENV)/bin/go
 export GOTOOLCHAIN := local
 export GOEXPERIMENT := simd
 
-.PHONY: help demo test test-go test-python test-packaging lint build generate bindings golden bench wheel sdist clean
+# What depends on the version of torch.
+PARITY := tests/test_parity.py tests/test_state.py tests/test_dropin.py tests/test_faults.py tests/test_gather.py
+
+.PHONY: help demo test test-go test-python test-oldest test-packaging lint build generate bindings golden bench wheel sdist clean
 
 help: ## print the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -26,6 +29,11 @@ test-go: $(VENV)/ready ## the Go tests, with every width of vector and without G
 
 test-python: build ## the Python tests
 	$(PY) -m pytest -q
+
+test-oldest: build ## the parity tests on the oldest torch that is supported, in an environment of its own
+	test -x $(VENV)-oldest/bin/python || $(PYTHON) -m venv $(VENV)-oldest
+	$(VENV)-oldest/bin/python -m pip install -q torch==2.6.0 numpy pytest expecttest
+	PYTHONPATH=python $(VENV)-oldest/bin/python -m pytest -q $(PARITY)
 
 test-packaging: build ## install built packages into fresh environments of every Python at hand; minutes
 	$(PY) -m pytest -q -m packaging
@@ -48,6 +56,7 @@ bindings: $(VENV)/ready ## write bindings/_core, after a change of the functions
 	$(PY) bindings/generate.py
 
 bench: build ## print what a step costs beside torch's, and beside memory itself
+	$(PY) -m pip install -q --no-build-isolation -e '.[examples]'
 	$(PY) benchmarks/step.py
 
 wheel: $(VENV)/ready ## a manylinux wheel for Python 3.10 and later, in dist/

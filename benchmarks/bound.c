@@ -1,0 +1,34 @@
+/* The memory bound of an optimizer step: a pass over the same bytes that reads every column and writes all but the
+ * gradient, with no arithmetic to speak of. columns[0] is the parameter, columns[1] the gradient, the others state. */
+#include <stddef.h>
+#include <stdint.h>
+
+#define PASS(BODY) for (ptrdiff_t i = lo; i < hi; i++) { uint32_t x = g[i]; BODY }
+
+static void pass(uint32_t **columns, int n_columns, ptrdiff_t lo, ptrdiff_t hi)
+{
+	uint32_t *restrict p = columns[0], *restrict g = columns[1];
+	uint32_t *restrict a = columns[2], *restrict b = columns[3], *restrict c = columns[4];
+	switch (n_columns) {
+	case 2: PASS(p[i] ^= x;) break;
+	case 3: PASS(p[i] ^= x; a[i] ^= x;) break;
+	case 4: PASS(p[i] ^= x; a[i] ^= x; b[i] ^= x;) break;
+	case 5: PASS(p[i] ^= x; a[i] ^= x; b[i] ^= x; c[i] ^= x;) break;
+	}
+}
+
+/* bound passes over n_tensors tensors of five column addresses each (unused ones null) and words 32-bit words. */
+void bound(uint32_t **columns, const int64_t *words, int64_t n_tensors, int n_columns, int threads)
+{
+	int64_t total = 0;
+	for (int64_t t = 0; t < n_tensors; t++) total += words[t];
+	if (threads > 1 && total < 1 << 19) threads = 1;
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+	for (int part = 0; part < threads; part++) {
+		int64_t at = 0, from = total / threads * part, to = part + 1 == threads ? total : from + total / threads;
+		for (int64_t t = 0; t < n_tensors && at < to; at += words[t], t++) {
+			int64_t lo = from > at ? from - at : 0, hi = to - at < words[t] ? to - at : words[t];
+			if (lo < hi) pass(columns + 5 * t, n_columns, lo, hi);
+		}
+	}
+}

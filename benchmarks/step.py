@@ -1,0 +1,166 @@
+"""Print what a step costs: goptim beside torch.optim's for-loop, foreach and fused steps, and the memory bound.
+
+    python benchmarks/step.py [--optimizer AdamW …] [--shapes big …] [--threads 1 2] [--dtype float32] [--rounds 40]
+
+All are timed in one process, in turn, with gradients freshly allocated before every step; a figure is the best of all
+rounds. The memory bound is a pass over the same bytes that does no arithmetic (bound.c), so it needs a C compiler.
+Ratios of one run can be compared; times of two runs cannot.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import time
+from array import array
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import goptim
+
+OPTIMIZERS = {
+    "SGD": ("SGD", {"lr": 1e-3}),
+    "SGD momentum": ("SGD", {"lr": 1e-3, "momentum": 0.9}),
+    "Adam": ("Adam", {}),
+    "AdamW": ("AdamW", {}),
+    "AdamW amsgrad": ("AdamW", {"amsgrad": True}),
+}
+SHAPES = {
+    "8 x 2M": [(1 << 21,)] * 8,
+    "1000 x 1024": [(1024,)] * 1000,
+    "1000 x 64": [(64,)] * 1000,
+    "20 x 64": [(64,)] * 20,
+}
+PATHS: dict[str, dict[str, bool]] = {
+    "for": {"foreach": False, "fused": False},
+    "foreach": {"foreach": True},
+    "fused": {"fused": True},
+}
+
+
+def parameters(shapes: list[tuple[int, ...]], dtype: torch.dtype) -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    return [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
+
+
+def compile_bound() -> ctypes.CDLL | None:
+    compiler = shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        return None
+    out = Path(tempfile.mkdtemp()) / "bound.so"
+    flags = ["-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"]
+    subprocess.run([compiler, *flags, "-o", out, Path(__file__).with_name("bound.c")], check=True)
+    return ctypes.CDLL(str(out))
+
+
+def bound_of(library: ctypes.CDLL, optimizer: torch.optim.Optimizer, threads: int) -> Callable[[], None]:
+    """The pass over what the optimizer's next step reads and writes."""
+    columns, words, n_columns = array("Q"), array("q"), 0
+    for p in optimizer.param_groups[0]["params"]:
+        state = [s for s in optimizer.state[p].values() if s.dim()] if p in optimizer.state else []
+        tensors = [p, p.grad, *state]
+        n_columns = len(tensors)
+        columns.extend([t.data_ptr() for t in tensors] + [0] * (5 - n_columns))
+        words.append(p.numel() * p.element_size() // 4)
+    arguments = (
+        ctypes.c_void_p(columns.buffer_info()[0]),
+        ctypes.c_void_p(words.buffer_info()[0]),
+        ctypes.c_int64(len(words)),
+        ctypes.c_int(n_columns),
+        ctypes.c_int(threads),
+    )
+
+    def run(keep: object = (columns, words)) -> None:
+        library.bound(*arguments)
+
+    return run
+
+
+def measure(
+    name: str, shapes: list[tuple[int, ...]], dtype: torch.dtype, threads: int, rounds: int, bound: ctypes.CDLL | None
+) -> dict[str, float]:
+    """The best time in seconds of a step of every contender."""
+    torch.set_num_threads(threads)
+    class_name, options = OPTIMIZERS[name]
+    contenders = {"goptim": getattr(goptim, class_name)(parameters(shapes, dtype), **options)}
+    for path, flags in PATHS.items():
+        contenders[path] = getattr(torch.optim, class_name)(parameters(shapes, dtype), **options, **flags)
+    probe = getattr(goptim, class_name)(parameters(shapes, dtype), **options) if bound else None
+    best: dict[str, float] = {}
+    for i in tqdm(range(rounds), desc=f"{name}, {threads} threads", leave=False):
+        for path, optimizer in [*contenders.items(), ("bound", probe)]:
+            if optimizer is None or (path in ("for", "foreach") and i >= max(5, rounds // 4)):
+                continue  # the slow ones vary less
+            for p in optimizer.param_groups[0]["params"]:
+                p.grad = torch.ones_like(p) if p.grad is None else p.grad.clone()
+            step = optimizer.step
+            if path == "bound" and i > 0:
+                step = bound_of(bound, optimizer, threads)
+            start = time.perf_counter()
+            step()
+            seconds = time.perf_counter() - start
+            if i > 0:
+                best[path] = min(best.get(path, seconds), seconds)
+    return best
+
+
+def conditions(dtype: torch.dtype) -> str:
+    with open("/proc/cpuinfo") as f:
+        cpu = next((line.partition(":")[2].strip() for line in f if "model name" in line), platform.processor())
+    return (
+        f"{cpu}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}; torch {torch.__version__}; {dtype}; "
+        f"load average {os.getloadavg()[0]:.1f} when it began"
+    )
+
+
+def update(path: Path, table: str) -> None:
+    """Put the table between the two marks in a page."""
+    before, begin, rest = path.read_text().partition("<!-- benchmarks/step.py --update README.md -->\n")
+    _, end, after = rest.partition("<!-- end -->")
+    if not end:
+        raise SystemExit(f"{path} has no marks for the table")
+    path.write_text(f"{before}{begin}{table}\n{end}{after}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--optimizer", nargs="+", choices=OPTIMIZERS, default=["SGD", "SGD momentum", "AdamW", "AdamW amsgrad"]
+    )
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--dtype", choices=["float32", "float64"], default="float32")
+    parser.add_argument("--rounds", type=int, default=40, help="of 8 x 2M; smaller shapes take more")
+    parser.add_argument("--update", type=Path, help="a page to put the table in")
+    args = parser.parse_args()
+    dtype, bound = getattr(torch, args.dtype), compile_bound()
+
+    lines = [
+        f"{conditions(dtype)}.",
+        "",
+        "| optimizer | tensors | threads | a step, µs | against for-loop | against foreach | against fused | memory's speed |",
+        "|---|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    print("\n".join(lines))
+    for name in args.optimizer:
+        for shape in args.shapes:
+            for threads in args.threads:
+                many = 1 if shape == "8 x 2M" else 4
+                best = measure(name, SHAPES[shape], dtype, threads, args.rounds * many, bound)
+                ratios = [f"{best[path] / best['goptim']:.2f}" for path in [*PATHS, "bound"] if path in best]
+                lines.append(f"| {name} | {shape} | {threads} | {best['goptim'] * 1e6:.0f} | {' | '.join(ratios)} |")
+                print(lines[-1], flush=True)
+    if args.update:
+        update(args.update, "\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
