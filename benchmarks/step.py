@@ -116,8 +116,8 @@ def conditions(dtype: torch.dtype) -> str:
     with open("/proc/cpuinfo") as f:
         cpu = next((line.partition(":")[2].strip() for line in f if "model name" in line), platform.processor())
     return (
-        f"{cpu}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}; torch {torch.__version__}; {dtype}; "
-        f"load average {os.getloadavg()[0]:.1f} when it began"
+        f"{cpu}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}; torch {torch.__version__}; "
+        f"{dtype}; load average {os.getloadavg()[0]:.1f} when it began"
     )
 
 
@@ -146,7 +146,7 @@ def main() -> None:
     lines = [
         f"{conditions(dtype)}.",
         "",
-        "| optimizer | tensors | threads | a step, µs | against for-loop | against foreach | against fused | memory's speed |",
+        "| optimizer | tensors | threads | a step, µs | against for-loop | foreach | fused | memory's speed |",
         "|---|---|--:|--:|--:|--:|--:|--:|",
     ]
     print("\n".join(lines))

@@ -24,8 +24,12 @@ def core() -> ModuleType | None:
     if _forked:
         return None
     if _loaded is None:
-        from goptim import _core
-
+        try:
+            from goptim import _core
+        except ImportError as e:
+            raise ImportError(
+                f"goptim's extension cannot be loaded: {e}. In a checkout, `make build` compiles it."
+            ) from e
         _loaded = _core
     return _loaded
 

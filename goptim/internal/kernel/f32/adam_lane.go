@@ -20,10 +20,10 @@ type Adam struct {
 
 // UpdateAdam applies one step to columns of one length, which may be any. vmax is nil without amsgrad.
 func UpdateAdam(h *Adam, p, g, m, v, vmax []float32) {
-	k := adam{
-		sign(h.Maximize), set(h.WeightDecay), h.WeightDecay != 0, set(h.Decay),
-		newWeight(h.C1), set(h.Beta2), set(h.C2), set(h.Step), set(h.BC2Sqrt), set(h.Eps),
-	}
+	var k adam // filled field by field: a composite literal of vectors is built aside and copied
+	k.sign, k.wd, k.coupled, k.decay = sign(h.Maximize), set(h.WeightDecay), h.WeightDecay != 0, set(h.Decay)
+	k.c1, k.beta2, k.c2 = newWeight(h.C1), set(h.Beta2), set(h.C2)
+	k.step, k.bc2, k.eps = set(h.Step), set(h.BC2Sqrt), set(h.Eps)
 	w := k.eps.Len()
 	if vmax != nil {
 		for len(p) >= w && len(g) >= w && len(m) >= w && len(v) >= w && len(vmax) >= w {

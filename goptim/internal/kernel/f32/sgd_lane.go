@@ -19,10 +19,9 @@ type SGD struct {
 // UpdateSGD applies one step to columns of one length, which may be any. buf is nil without momentum; first says
 // that it holds nothing yet.
 func UpdateSGD(h *SGD, p, g, buf []float32, first bool) {
-	k := sgd{
-		sign(h.Maximize), set(h.WeightDecay), h.WeightDecay != 0,
-		set(h.Momentum), set(h.C), h.Nesterov, first, set(h.Step),
-	}
+	var k sgd
+	k.sign, k.wd, k.coupled = sign(h.Maximize), set(h.WeightDecay), h.WeightDecay != 0
+	k.momentum, k.c, k.nesterov, k.first, k.step = set(h.Momentum), set(h.C), h.Nesterov, first, set(h.Step)
 	w := k.step.Len()
 	if buf != nil {
 		for len(p) >= w && len(g) >= w && len(buf) >= w {

@@ -1,0 +1,83 @@
+"""Every command and snippet of the README, and every program beside it, does what it says."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import goptim
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def snippets(language: str) -> list[str]:
+    return re.findall(rf"(?ms)^```{language}\n(.*?)^```", README)
+
+
+def run(*command: object) -> str:
+    return subprocess.run(
+        [str(word) for word in command], cwd=ROOT, check=True, capture_output=True, text=True, timeout=300
+    ).stdout
+
+
+def test_python_snippets_run() -> None:
+    model = torch.nn.Linear(3, 2)
+    assert snippets("python")
+    for code in snippets("python"):
+        names: dict[str, object] = {"model": model}
+        exec(code, names)
+        optimizer = names["optimizer"]
+        assert isinstance(optimizer, goptim.AdamW)
+        model(torch.ones(3)).sum().backward()
+        optimizer.step()
+
+
+def test_go_snippets_compile(tmp_path: Path) -> None:
+    assert snippets("go")
+    for code in snippets("go"):
+        program = (
+            'package main\n\nimport "github.com/goptim/goptim/goptim"\n\nfunc main() {\n'
+            f"weights := []float32{{1, 2}}\n{code}\nif err != nil {{\npanic(err)\n}}\n}}\n"
+        )
+        folder = ROOT / "build" / "readme"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "main.go").write_text(program)
+        run(Path(sys.executable).with_name("go"), "run", folder / "main.go")
+
+
+def test_commands_are_tested() -> None:
+    """pip install is test_packaging's; make test is what runs this; make demo is below; the rest must exist."""
+    commands = [line for block in snippets("sh") for line in block.splitlines()]
+    assert sorted(commands) == ["make demo", "make test", "pip install ."]
+    for target in re.findall(r"`make ([a-z-]+)", README):
+        run("make", "-n", target)
+
+
+def test_make_prints_every_target() -> None:
+    printed = {line.split()[0] for line in run("make").splitlines()}
+    assert printed == set(re.findall(r"(?m)^([a-z-]+):", (ROOT / "Makefile").read_text()))
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "Adam", "AdamW"])
+def test_demo(optimizer: str, tmp_path: Path) -> None:
+    plot = tmp_path / "digits.png"
+    out = run(sys.executable, "examples/digits.py", "--epochs", 1, "--optimizer", optimizer, "--plot", plot)
+    assert re.search(r"bit for bit.*: yes", out), out
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_benchmark_prints_a_table(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("above\n<!-- benchmarks/step.py --update README.md -->\nold\n<!-- end -->\nbelow\n")
+    arguments = ["--optimizer", "AdamW", "--shapes", "20 x 64", "--threads", 1, "--rounds", 2, "--update", page]
+    out = run(sys.executable, "benchmarks/step.py", *arguments)
+    assert re.search(r"(?m)^\| AdamW \| 20 x 64 \| 1 \| \d+ \|( \d+\.\d\d \|){3,4}$", out), out
+    text = page.read_text()
+    assert text.startswith("above\n")
+    assert text.endswith("\n<!-- end -->\nbelow\n")
+    assert out.strip() in text
+    assert "old" not in text
