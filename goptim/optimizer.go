@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"unsafe"
 
+	"github.com/goptim/goptim/goptim/internal/cpow"
 	"github.com/goptim/goptim/goptim/internal/engine"
 )
 
@@ -37,11 +38,11 @@ func require(ok bool, optimizer, option string, got float64, expected string) er
 }
 
 // base is what every optimizer for Go programs has: its parameters, their states, and the rows made of them.
-type base[T Float] struct {
-	name   string
+type base[T Float, S any] struct {
 	params []*Param[T]
 	states []state[T]
 	rows   []engine.Row
+	pass   pass[S]
 }
 
 // state is what an optimizer keeps of one parameter.
@@ -50,46 +51,73 @@ type state[T Float] struct {
 	columns [3][]T
 }
 
-func newBase[T Float](name string, params []*Param[T]) (base[T], error) {
-	b := base[T]{name: name, params: params, states: make([]state[T], len(params)), rows: make([]engine.Row, 0, len(params))}
+// newBase checks the rule and the parameters.
+func newBase[T Float, S any](r rule[S], params []*Param[T]) (base[T, S], error) {
+	b := base[T, S]{params: params, states: make([]state[T], len(params)), rows: make([]engine.Row, 0, len(params))}
+	if err := r.check(); err != nil {
+		return b, err
+	}
 	if len(params) == 0 {
-		return b, fmt.Errorf("goptim: %s: no parameters: %w", name, ErrParam)
+		return b, fmt.Errorf("goptim: %s: no parameters: %w", r.name(), ErrParam)
 	}
 	seen := make(map[*Param[T]]bool, len(params))
 	for i, p := range params {
 		if p == nil {
-			return b, fmt.Errorf("goptim: %s: parameter %d is nil: %w", name, i, ErrParam)
+			return b, fmt.Errorf("goptim: %s: parameter %d is nil: %w", r.name(), i, ErrParam)
 		}
 		if seen[p] {
-			return b, fmt.Errorf("goptim: %s: %s is given twice: %w", name, b.describe(i), ErrParam)
+			return b, fmt.Errorf("goptim: %s: %s is given twice: %w", r.name(), p.describe(i), ErrParam)
 		}
 		seen[p] = true
 	}
 	return b, nil
 }
 
-func (b *base[T]) describe(i int) string {
-	if name := b.params[i].Name; name != "" {
-		return fmt.Sprintf("parameter %d (%s)", i, name)
+func (p *Param[T]) describe(i int) string {
+	if p.Name != "" {
+		return fmt.Sprintf("parameter %d (%s)", i, p.Name)
 	}
 	return fmt.Sprintf("parameter %d", i)
 }
 
-// gather makes the rows of one step: of every parameter that has a gradient, with the first columns of its state,
-// which are made where they are missing. On an error nothing has changed.
-func (b *base[T]) gather(columns int) error {
+// step updates every parameter that has a gradient, on as many as threads threads. On an error that wraps ErrOption or
+// ErrParam nothing has changed.
+func (b *base[T, S]) step(r rule[S], threads int) error {
+	if err := errors.Join(r.check(), b.check(r.name())); err != nil {
+		return err
+	}
+	b.gather(r.columns())
+	if threads <= 0 {
+		threads = runtime.GOMAXPROCS(0)
+	}
+	b.pass.begin(r, b.rows, cpow.Pow)
+	err := engine.Run(&b.pass, b.rows, threads)
+	runtime.KeepAlive(b) // the rows hold addresses
+	if err != nil {
+		return fmt.Errorf("goptim: %s: %w", r.name(), err)
+	}
+	return nil
+}
+
+func (b *base[T, S]) check(name string) error {
 	for i, p := range b.params {
 		if p.Grad != nil && len(p.Grad) != len(p.Value) {
 			return fmt.Errorf("goptim: %s: %s: the gradient has %d elements, expected %d: %w",
-				b.name, b.describe(i), len(p.Grad), len(p.Value), ErrParam)
+				name, p.describe(i), len(p.Grad), len(p.Value), ErrParam)
 		}
 		for _, c := range b.states[i].columns {
 			if c != nil && len(c) != len(p.Value) {
-				return fmt.Errorf("goptim: %s: %s: it has %d elements, expected %d as at the last step: %w",
-					b.name, b.describe(i), len(p.Value), len(c), ErrParam)
+				return fmt.Errorf("goptim: %s: %s has %d elements, expected %d as at the last step: %w",
+					name, p.describe(i), len(p.Value), len(c), ErrParam)
 			}
 		}
 	}
+	return nil
+}
+
+// gather makes the rows of one step: of every parameter that has a gradient, with the first columns of its state, which
+// are made where they are missing.
+func (b *base[T, S]) gather(columns int) {
 	b.rows = b.rows[:0]
 	for i, p := range b.params {
 		if p.Grad == nil {
@@ -112,22 +140,6 @@ func (b *base[T]) gather(columns int) error {
 		}
 		b.rows = append(b.rows, row)
 	}
-	return nil
-}
-
-// run applies the pass to the gathered rows. The parameters and states must stay alive until it returns: rows hold
-// addresses.
-func (b *base[T]) run(p engine.Pass, threads int) error {
-	if threads <= 0 {
-		threads = runtime.GOMAXPROCS(0)
-	}
-	err := engine.Run(p, b.rows, threads)
-	runtime.KeepAlive(b.params)
-	runtime.KeepAlive(b.states)
-	if err != nil {
-		return fmt.Errorf("goptim: %s: %w", b.name, err)
-	}
-	return nil
 }
 
 func dtype[T Float]() engine.DType {

@@ -6,7 +6,6 @@ import (
 	"sync"
 
 	"github.com/goptim/goptim/goptim/internal/engine"
-	"github.com/goptim/goptim/goptim/internal/kernel"
 	"github.com/goptim/goptim/goptim/internal/kernel/f32"
 	"github.com/goptim/goptim/goptim/internal/kernel/f64"
 )
@@ -27,8 +26,7 @@ type SGDOptions struct {
 type SGD[T Float] struct {
 	SGDOptions     // as the next Step uses them
 	Workers    int // as many threads as a Step may use; 0 means GOMAXPROCS
-	base       base[T]
-	pass       sgdPass
+	base       base[T, f32.SGD]
 }
 
 // NewSGD makes an SGD of params. The error wraps ErrOption or ErrParam.
@@ -36,39 +34,23 @@ func NewSGD[T Float](params []*Param[T], o SGDOptions) (*SGD[T], error) {
 	if o.LR == 0 {
 		o.LR = 1e-3
 	}
-	b, err := newBase("SGD", params)
-	if err := errors.Join(err, o.check()); err != nil {
+	b, err := newBase(&o, params)
+	if err != nil {
 		return nil, err
 	}
 	return &SGD[T]{SGDOptions: o, base: b}, nil
 }
 
 // Step updates every parameter that has a gradient. On an error that wraps ErrOption or ErrParam nothing has changed.
-func (s *SGD[T]) Step() error {
-	if err := s.check(); err != nil {
-		return err
-	}
-	if err := s.base.gather(s.states()); err != nil {
-		return err
-	}
-	s.pass.begin(&s.SGDOptions, s.base.rows)
-	return s.base.run(&s.pass, s.Workers)
-}
+func (s *SGD[T]) Step() error { return s.base.step(&s.SGDOptions, s.Workers) }
 
 // StepTable runs one step over a table whose state is momentum_buffer, if there is Momentum. It takes the options
-// as they are, as torch's step does. On an error that wraps ErrParam nothing has changed.
-func (o SGDOptions) StepTable(t Table) error {
-	rows, err := t.rows("SGD", o.states(), false)
-	if err != nil {
-		return err
-	}
-	p := sgdPasses.Get().(*sgdPass)
-	defer sgdPasses.Put(p)
-	p.begin(&o, rows)
-	return engine.Run(p, rows, t.Threads)
-}
+// unchecked, as torch's step does. On an error that wraps ErrParam nothing has changed.
+func (o SGDOptions) StepTable(t Table) error { return stepTable(&o, &sgdPasses, t) }
 
-var sgdPasses = sync.Pool{New: func() any { return new(sgdPass) }}
+var sgdPasses sync.Pool
+
+func (o *SGDOptions) name() string { return "SGD" }
 
 func (o *SGDOptions) check() error {
 	var nesterov error
@@ -83,23 +65,17 @@ func (o *SGDOptions) check() error {
 	)
 }
 
-// states is how many state columns a row has.
-func (o *SGDOptions) states() int {
+func (o *SGDOptions) counts() bool { return false }
+
+func (o *SGDOptions) columns() int {
 	if o.Momentum != 0 {
 		return 1
 	}
 	return 0
 }
 
-// sgdPass is one step over rows.
-type sgdPass struct {
-	rows    []engine.Row
-	scalars f32.SGD
-}
-
-func (p *sgdPass) begin(o *SGDOptions, rows []engine.Row) {
-	p.rows = rows
-	p.scalars = f32.SGD{
+func (o *SGDOptions) scalars(float64, func(x, y float64) float64) f32.SGD {
+	return f32.SGD{
 		Maximize:    o.Maximize,
 		WeightDecay: o.WeightDecay,
 		Momentum:    o.Momentum,
@@ -109,15 +85,12 @@ func (p *sgdPass) begin(o *SGDOptions, rows []engine.Row) {
 	}
 }
 
-// Update implements engine.Pass.
-func (p *sgdPass) Update(row, lo, hi int) {
-	r, h := &p.rows[row], &p.scalars
+func (o *SGDOptions) update(h *f32.SGD, r *engine.Row, lo, hi int) {
 	if r.DType() == engine.Float32 {
-		f32.UpdateSGD(h, engine.Column[float32](r.Param, lo, hi), engine.Column[float32](r.Grad, lo, hi),
-			engine.Column[float32](r.State[0], lo, hi), r.First())
+		p, g, s := engine.View[float32](r, lo, hi)
+		f32.UpdateSGD(h, p, g, s[0], r.First())
 	} else {
-		f64.UpdateSGD((*f64.SGD)(h), engine.Column[float64](r.Param, lo, hi), engine.Column[float64](r.Grad, lo, hi),
-			engine.Column[float64](r.State[0], lo, hi), r.First())
+		p, g, s := engine.View[float64](r, lo, hi)
+		f64.UpdateSGD((*f64.SGD)(h), p, g, s[0], r.First())
 	}
-	kernel.Leave()
 }

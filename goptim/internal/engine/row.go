@@ -114,11 +114,17 @@ func (r *Row) Tick() float64 {
 	return *t
 }
 
-// Column views elements lo to hi of a column; nil if the row has none.
-func Column[T any](address uintptr, lo, hi int) []T {
-	if address == 0 {
-		return nil
+// View gives elements lo to hi of a row's columns; nil for a state that the row does not have.
+func View[T any](r *Row, lo, hi int) (param, grad []T, states [3][]T) {
+	for i, a := range r.State {
+		if a != 0 {
+			states[i] = column[T](a, lo, hi)
+		}
 	}
+	return column[T](r.Param, lo, hi), column[T](r.Grad, lo, hi), states
+}
+
+func column[T any](address uintptr, lo, hi int) []T {
 	return unsafe.Slice((*T)(Pointer(address)), hi)[lo:]
 }
 
