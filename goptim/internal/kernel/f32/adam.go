@@ -68,29 +68,28 @@ type adam struct {
 // update is Kingma & Ba, arXiv:1412.6980, Algorithm 1; with decay, Loshchilov & Hutter, arXiv:1711.05101,
 // Algorithm 2. One line a torch operation.
 func (k *adam) update(p, g, m, v simd.Float32s) (_, _, _ simd.Float32s) {
-	p, m, v = k.moments(p, g, m, v)
+	m, v = k.moments(p, g, m, v)
 	return k.move(p, m, v), m, v
 }
 
 // updateMax is Reddi, Kale & Kumar, "On the Convergence of Adam and Beyond", Algorithm 2 (AMSGrad).
 func (k *adam) updateMax(p, g, m, v, vmax simd.Float32s) (_, _, _, _ simd.Float32s) {
-	p, m, v = k.moments(p, g, m, v)
+	m, v = k.moments(p, g, m, v)
 	vmax = maximum(vmax, v)
 	return k.move(p, m, vmax), m, v, vmax
 }
 
-func (k *adam) moments(p, g, m, v simd.Float32s) (_, _, _ simd.Float32s) {
+func (k *adam) moments(p, g, m, v simd.Float32s) (_, _ simd.Float32s) {
 	g = g.Mul(k.sign)
 	if k.coupled {
 		g = axpy(g, p, k.wd)
 	}
-	p = p.Mul(k.decay)
 	m = lerp(m, g, k.c1)
 	v = addcmul(v.Mul(k.beta2), g, g, k.c2)
-	return p, m, v
+	return m, v
 }
 
 func (k *adam) move(p, m, v simd.Float32s) simd.Float32s {
 	denom := v.Sqrt().Div(k.bc2).Add(k.eps)
-	return addcdiv(p, m, denom, k.step)
+	return addcdiv(p.Mul(k.decay), m, denom, k.step)
 }
