@@ -43,7 +43,7 @@ def test_go_snippets_compile(tmp_path: Path) -> None:
             'package main\n\nimport "github.com/goptim/goptim/goptim"\n\nfunc main() {\n'
             f"weights := []float32{{1, 2}}\n{code}\nif err != nil {{\npanic(err)\n}}\n}}\n"
         )
-        folder = ROOT / "build" / "readme"
+        folder = ROOT / "build" / "_readme"  # inside the module, and not one of ./...
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "main.go").write_text(program)
         run(Path(sys.executable).with_name("go"), "run", folder / "main.go")

@@ -98,6 +98,7 @@ static int fill(const ExchangeAPI *api, PyObject *p, PyObject *g, PyObject *stat
 	row->grad = address(&t);
 	row->n = 1;
 	for (int i = 0; i < param.ndim; i++) row->n *= param.shape[i];
+	if (row->n > 0 && (row->param == 0 || row->grad == 0)) return 0; /* a tensor of zeros without memory */
 	if (row->n == 1 && (negated(p) || negated(g))) return 0;
 	row->step = 0;
 	row->state[0] = row->state[1] = row->state[2] = 0;

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -83,9 +83,9 @@ class GoStep(Optimizer):
         )
 
     def _torch_step(self, tables: list[_Table]) -> None:
-        """Have torch step what Go does not take. If torch fails on a misfit, what it wrote there is undone."""
-        misfits = [p for table in tables for p in table.misfits]
-        before = [(t, t.detach().clone()) for p in misfits for t in _written_by_torch(p, self.state.get(p, {}))]
+        """Have torch step what Go does not take. If torch fails where there is a misfit, all it wrote is undone."""
+        misfits = [misfit for table in tables for misfit in table.misfits]
+        undo = _undo(self.state, [p for table in tables for p in table.rest]) if misfits else None
         groups = self.param_groups
         everything = [group["params"] for group in groups]
         try:
@@ -94,12 +94,10 @@ class GoStep(Optimizer):
                 table.group["params"] = table.rest
             _undecorated(self.twin)(self)
         except Exception as e:
-            for t, value in before:
-                with torch.no_grad():
-                    t.copy_(value)
-            if misfits:
-                raise _misfit(e, tables) from e
-            raise
+            if undo is None:
+                raise
+            undo()
+            raise RuntimeError(f"{'; '.join(misfits)}; and torch refuses that: {e}") from e
         finally:
             for group, params in zip(groups, everything, strict=True):
                 group["params"] = params
@@ -115,9 +113,10 @@ class _Table:
         self.group = group
         self.columns = optimizer.columns(group)
         self.rest: list[Tensor] = []  # for torch
-        self.misfits: list[Tensor] = []  # those of rest that torch will refuse, or convert
+        self.misfits: list[str] = []  # what is wrong with some of rest, which torch will refuse, or convert
         self.fresh: list[Tensor] = []  # for Go, without a state yet
         self.written: list[Tensor] = []
+        self.made: list[tuple[dict[str, Any], str, Tensor]] = []  # states without a value yet
         self.grads: list[Tensor] = []  # held, so that no other thread frees them during the step
         params: list[Tensor] = group["params"]
         self.words = array("Q", bytes(8 * _WORDS * len(params)))
@@ -152,32 +151,35 @@ class _Table:
         if not (_go_takes(p) and _go_takes_grad(g)):
             self.rest.append(p)
             return
-        self._require_shape(p, "its gradient", g)
-        if g.dtype != p.dtype or g.device != p.device:
-            self.misfits.append(p)
-            self.rest.append(p)
-            return
         state = self.optimizer.state.get(p, {})
-        fits = _alike(p, g)
-        if fits and not state and (self.columns or self.optimizer.counts):
-            self.fresh.append(p)
-            return
-        for key in self.columns:
-            s = state.get(key)
-            if isinstance(s, Tensor) and s.layout is torch.strided and not s.is_nested:
-                self._require_shape(p, f"its state {key!r}", s)
-                if s.dtype != p.dtype or s.device != p.device:
-                    self.misfits.append(p)
-                fits = fits and type(s) is Tensor and s.dtype is p.dtype and s.device == p.device and _alike(p, s)
-            else:
-                fits = False
-        if self.optimizer.counts:
+        fresh = not state and bool(self.columns or self.optimizer.counts)
+        found = {"its gradient": g} | {f"its state {key!r}": state.get(key) for key in self.columns if not fresh}
+        wrong = []
+        fits = True
+        for what, t in found.items():
+            if not isinstance(t, Tensor):
+                wrong.append(f"{what} is a {type(t).__name__}")
+                continue
+            if t.layout is torch.strided and not t.is_nested:
+                self._require_shape(p, what, t)
+            if t.dtype != p.dtype or t.device != p.device or t.layout != p.layout or t.is_nested:
+                wrong.append(f"{what} is {t.dtype} on {t.device}, {t.layout}")
+                continue
+            fits = fits and type(t) is Tensor and _alike(p, t)
+        if self.optimizer.counts and not fresh:
             step = state.get("step")
-            fits = fits and type(step) is Tensor and step.dim() == 0 and step.is_cpu and step.dtype in _DTYPES
-        if not fits:
+            if not isinstance(step, Tensor) or step.dim() or not step.is_cpu or step.is_sparse or step.is_complex():
+                wrong.append(f"its step is {step!r}")
+            else:
+                fits = fits and type(step) is Tensor and step.dtype in _DTYPES
+        if wrong:
+            self.misfits.append(f"{self._describe(p)} on {p.device}: {', '.join(wrong)}")
+        if wrong or not fits:
             self.rest.append(p)
-            return
-        self._add(p, g, state)
+        elif fresh:
+            self.fresh.append(p)
+        else:
+            self._add(p, g, state)
 
     def _add(self, p: Tensor, g: Tensor, state: dict[str, Any], kind: int = 0) -> None:
         tensors = [state[key] for key in self.columns]
@@ -212,12 +214,13 @@ class _Table:
         for p in self.fresh:
             assert p.grad is not None
             state = optimizer.state[p]
-            kind = 0
-            for key in self.columns:
-                if key not in state:
-                    state[key] = torch.empty_like(p, memory_format=torch.preserve_format, requires_grad=False)
-                    kind = _NEW
-            self._add(p, p.grad, state, kind)
+            made = {
+                key: torch.empty_like(p, memory_format=torch.preserve_format, requires_grad=False)
+                for key in self.columns
+                if key not in state
+            }
+            self.made += [(state, key, t) for key, t in made.items()]
+            self._add(p, p.grad, state | made, _NEW if made else 0)
 
     def step(self) -> None:
         if self.fresh:
@@ -228,8 +231,10 @@ class _Table:
         core = _native.core()
         function = getattr(core, type(self.optimizer).twin.__name__)
         address = self.words.buffer_info()[0]
-        function(address, self.n, torch.get_num_threads(), *self.optimizer.scalars(self.group))
         _bump_versions(self.written)
+        function(address, self.n, torch.get_num_threads(), *self.optimizer.scalars(self.group))
+        for state, key, t in self.made:  # an interrupt before this leaves no state without a value
+            state[key] = t
 
 
 def _go_takes_group(group: dict[str, Any], scalars: tuple[Any, ...]) -> bool:
@@ -280,7 +285,9 @@ def _bump_versions(written: list[Tensor]) -> None:
     """Tell autograd what was written, or it would use changed tensors that it has saved."""
     try:
         torch.autograd.graph.increment_version(written)
-    except RuntimeError:  # tensors made in inference mode have no version
+    except RuntimeError:  # tensors made in inference mode have no version, and torch does not write to them elsewhere
+        if not torch.is_inference_mode_enabled():
+            raise
         torch.autograd.graph.increment_version([t for t in written if not t.is_inference()])
 
 
@@ -292,23 +299,26 @@ def _undecorated(twin: type[Optimizer]) -> Callable[..., Any]:
 
 def _init_group(optimizer: Optimizer, group: dict[str, Any]) -> None:
     init: Any = optimizer._init_group  # type: ignore[attr-defined]
-    init(group, *([] for _ in range(len(inspect.signature(init).parameters) - 1)))
+    _, *lists = inspect.signature(init).parameters
+    # In torch 2.6, the flag amsgrad is among the lists that it fills.
+    init(group, *(group[name] if isinstance(group.get(name), bool) else [] for name in lists))
 
 
-def _written_by_torch(p: Tensor, state: dict[str, Any]) -> Iterator[Tensor]:
-    yield p
-    yield from (t for t in state.values() if isinstance(t, Tensor))
+def _undo(state: dict[Tensor, Any], params: list[Tensor]) -> Callable[[], None]:
+    """Remember parameters and their states, to restore them."""
+    states = {p: dict(state[p]) for p in params if p in state}
+    tensors = [*params, *(t for s in states.values() for t in s.values() if isinstance(t, Tensor))]
+    values = [(t, t.detach().clone()) for t in tensors]
 
+    def undo() -> None:
+        with torch.no_grad():
+            for t, value in values:
+                t.copy_(value)
+        for p in params:
+            if p in states:
+                state[p].clear()
+                state[p].update(states[p])
+            else:
+                state.pop(p, None)
 
-def _misfit(e: Exception, tables: list[_Table]) -> Exception:
-    table = next(table for table in tables if table.misfits)
-    p = table.misfits[0]
-    found = {"its gradient": p.grad} | {
-        f"its state {key!r}": table.optimizer.state.get(p, {}).get(key) for key in table.columns
-    }
-    wrong = ", ".join(
-        f"{what} is {t.dtype} on {t.device}"
-        for what, t in found.items()
-        if isinstance(t, Tensor) and (t.dtype != p.dtype or t.device != p.device)
-    )
-    return RuntimeError(f"{table._describe(p)} on {p.device}: {wrong}, and torch refuses that: {e}")
+    return undo

@@ -2,7 +2,11 @@
 
 package f32
 
-import "simd"
+import (
+	"simd"
+
+	lane "github.com/goptim/goptim/goptim/internal/kernel/lane/f32"
+)
 
 // Adam holds the scalars of one step of Adam or AdamW, derived in float64 from the hyperparameters and t.
 type Adam struct {
@@ -18,6 +22,10 @@ type Adam struct {
 
 // UpdateAdam applies one step to columns of one length, which may be any. vmax is nil without amsgrad.
 func UpdateAdam(h *Adam, p, g, m, v, vmax []float32) {
+	if simd.Emulated() { // its MulAdd rounds twice
+		lane.UpdateAdam((*lane.Adam)(h), p, g, m, v, vmax)
+		return
+	}
 	var k adam // filled field by field: a composite literal of vectors is built aside and copied
 	k.sign, k.wd, k.coupled, k.decay = sign(h.Maximize), set(h.WeightDecay), h.WeightDecay != 0, set(h.Decay)
 	k.c1, k.beta2, k.c2 = newWeight(h.C1), set(h.Beta2), set(h.C2)

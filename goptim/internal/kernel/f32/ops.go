@@ -2,8 +2,8 @@
 
 // Package f32 holds the arithmetic on float32 elements, written once for vectors of any width.
 //
-// Package f64 is generated from it, and so are the one-lane copies (*_lane.go) that build without
-// GOEXPERIMENT=simd: `make generate` after a change here.
+// Package f64 is generated from it, and so are lane/f32 and lane/f64, which take one element at a time where there
+// are no vectors: `make generate` after a change here.
 package f32
 
 import "simd"

@@ -2,7 +2,11 @@
 
 package f32
 
-import "simd"
+import (
+	"simd"
+
+	lane "github.com/goptim/goptim/goptim/internal/kernel/lane/f32"
+)
 
 // SGD holds the scalars of one step of SGD, in float64 as the user gave them.
 type SGD struct {
@@ -17,6 +21,10 @@ type SGD struct {
 // UpdateSGD applies one step to columns of one length, which may be any. buf is nil without momentum; first says
 // that it holds nothing yet.
 func UpdateSGD(h *SGD, p, g, buf []float32, first bool) {
+	if simd.Emulated() { // its MulAdd rounds twice
+		lane.UpdateSGD((*lane.SGD)(h), p, g, buf, first)
+		return
+	}
 	var k sgd
 	k.sign, k.wd, k.coupled = sign(h.Maximize), set(h.WeightDecay), h.WeightDecay != 0
 	k.momentum, k.c, k.nesterov, k.first, k.step = set(h.Momentum), set(h.C), h.Nesterov, first, set(h.Step)

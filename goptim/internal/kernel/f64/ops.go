@@ -4,8 +4,8 @@
 
 // Package f64 holds the arithmetic on float64 elements, written once for vectors of any width.
 //
-// It is generated from package f32, as are the one-lane copies (*_lane.go) that build without
-// GOEXPERIMENT=simd: `make generate` after a change here.
+// It is generated from package f32, as are lane/f32 and lane/f64, which take one element at a time where there
+// are no vectors: `make generate` after a change here.
 package f64
 
 import "simd"

@@ -1,5 +1,5 @@
-// Package lane stands in for package simd where GOEXPERIMENT=simd is off: the same names and roundings on vectors
-// of one element. It holds what the kernels use, no more.
+// Package lane stands in for package simd on a CPU without vectors, and where GOEXPERIMENT=simd is off: the same names
+// and roundings on vectors of one element. (simd's own emulation rounds MulAdd twice.) It holds what the kernels use.
 package lane
 
 import "math"

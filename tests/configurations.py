@@ -1,0 +1,113 @@
+"""The parity table: one row an optimizer, with every combination of its flags. A new optimizer adds its row.
+
+Below it: parameters and gradients to step the configurations with, the same in every run.
+"""
+
+import inspect
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import goptim
+
+FLAG = [False, True]
+ADAM = [
+    {
+        "lr": 0.0123,
+        "weight_decay": [0, 0.037],
+        "betas": [(0.9, 0.999), (0.45, 0.95)],
+        "amsgrad": FLAG,
+        "maximize": FLAG,
+    },
+    {"betas": (0.5, 0.5)},
+    {"betas": (0.5 + 1e-9, 0.9)},  # 1 - beta1 is less than a half, but not once it is float32
+    {"betas": (0.0, 0.0), "eps": 0},
+    {"lr": 3, "eps": 1e-3, "weight_decay": 1},
+    {"lr": 0.0, "amsgrad": True},
+]
+
+# An optimizer's arguments, a list being several values to combine with all others, and then some odd configurations:
+# what they change in the plain one, which has the first of all values.
+ROWS: dict[str, list[dict[str, Any]]] = {
+    "SGD": [
+        {
+            "lr": 0.0123,
+            "weight_decay": [0, 0.037],
+            "momentum": [0, 0.9],
+            "nesterov": FLAG,
+            "dampening": [0, 0.3],
+            "maximize": FLAG,
+        },
+        {"lr": 1, "momentum": 0.9, "dampening": 1},
+        {"lr": 1e3, "momentum": 2.5, "dampening": -0.5, "maximize": True},
+        {"lr": 0.0, "momentum": 1, "weight_decay": 1},
+    ],
+    "Adam": [ADAM[0] | {"decoupled_weight_decay": FLAG}, *ADAM[1:]],
+    "AdamW": ADAM,
+}
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """An optimizer, by its name in goptim and torch.optim, and its keyword arguments."""
+
+    optimizer: str
+    options: dict[str, Any]
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+    def ours(self, params: Iterable[Any], **flags: Any) -> torch.optim.Optimizer:
+        return getattr(goptim, self.optimizer)(params, **self.options, **flags)
+
+    def torchs(self, params: Iterable[Any]) -> torch.optim.Optimizer:
+        """torch's own, on its for-loop path."""
+        flags = dict.fromkeys(self.path_flags(), False)
+        return getattr(torch.optim, self.optimizer)(params, **self.options, **flags)
+
+    def path_flags(self) -> list[str]:
+        """The flags that choose a path in torch, and nothing in goptim."""
+        return [flag for flag in ("foreach", "fused") if _takes(self.optimizer, flag)]
+
+
+def _takes(optimizer: str, option: str) -> bool:
+    return option in inspect.signature(getattr(torch.optim, optimizer)).parameters
+
+
+def _configurations(optimizer: str, arguments: dict[str, Any], *odd: dict[str, Any]) -> Iterator[Configuration]:
+    """A row's configurations but for those that torch refuses: the plain one first, that with every flag last."""
+    if not _takes(optimizer, "decoupled_weight_decay"):  # torch 2.6
+        arguments = {k: v for k, v in arguments.items() if k != "decoupled_weight_decay"}
+    choices = [[(k, x) for x in (v if isinstance(v, list) else [v])] for k, v in arguments.items()]
+    plain, *flagged = map(dict, itertools.product(*choices))
+    for options in (plain, *(plain | changes for changes in odd), *flagged):
+        said = [k if v is True else f"{k}={v}".replace(" ", "") for k, v in options.items() if v != plain.get(k)]
+        configuration = Configuration(optimizer, options, "-".join([optimizer, *(said or ["plain"])]))
+        try:
+            configuration.torchs([torch.zeros(1)])
+        except ValueError:
+            continue
+        yield configuration
+
+
+TABLE = {optimizer: list(_configurations(optimizer, *row)) for optimizer, row in ROWS.items()}
+CONFIGURATIONS = [configuration for row in TABLE.values() for configuration in row]
+
+# For tests whose subject is not the flags: of every optimizer the plain configuration and that with every flag.
+FEW = [row[i] for row in TABLE.values() for i in (0, -1)]
+
+
+def normal(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
+    """Normally distributed values, the same in every run."""
+    return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+def gradients(params: list[Tensor], step: int) -> list[Tensor]:
+    """New gradients for a step, laid out as the parameters, of a magnitude that changes from step to step."""
+    scale = 10.0 ** (step % 3 - 1)
+    return [torch.empty_like(p).copy_(normal(p.shape, p.dtype, 100 * step + i) * scale) for i, p in enumerate(params)]

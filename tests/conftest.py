@@ -1,0 +1,28 @@
+"""What all tests share."""
+
+import pytest
+import torch
+
+from goptim import _core
+
+
+def pytest_report_header() -> str:
+    return f"torch {torch.__version__} for {torch.backends.cpu.get_cpu_capability()}; {_core.Version()}"
+
+
+@pytest.fixture
+def threads():
+    """torch.set_num_threads, undone after the test. It begins with one: on small tensors more only wait."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def double_default():
+    """Makes float64 the default dtype, in which torch then counts steps."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)

@@ -1,0 +1,73 @@
+"""Writes goptim/testdata/golden.json, from which the Go tests know torch's bits: `python tests/golden.py`.
+
+A case is a configuration's options, under the names of the Go options in lower case, and the parameters after every
+step, from torch's for-loop with IEEE square roots. Numbers are bits, in hexadecimal, one after the other.
+"""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+from configurations import Configuration
+from torch import Tensor
+
+from goptim.testing import ieee_sqrt
+
+PATH = Path(__file__).parents[1] / "goptim" / "testdata" / "golden.json"
+CASES: list[tuple[str, dict[str, Any]]] = [
+    ("SGD", {"weight_decay": 0.037, "maximize": True}),
+    ("SGD", {"momentum": 0.9, "dampening": 0.3, "maximize": True}),
+    ("SGD", {"momentum": 0.9, "nesterov": True, "weight_decay": 0.037}),
+    ("Adam", {"weight_decay": 0.037, "maximize": True}),
+    ("Adam", {"weight_decay": 0.037, "amsgrad": True, "betas": (0.45, 0.95)}),
+    ("AdamW", {"weight_decay": 0.037, "maximize": True, "eps": 1e-6}),
+    ("AdamW", {"weight_decay": 0.037, "amsgrad": True, "betas": (0.8, 0.9)}),
+]
+STEPS = 6
+LENGTH = 37  # two of the widest vectors, and a rest
+DTYPES = {"float32": (torch.float32, torch.int32, 8), "float64": (torch.float64, torch.int64, 16)}
+
+
+def text() -> str:
+    """What golden.json holds."""
+    uniform = random.Random(1).uniform  # the same in every Python
+    start = torch.tensor([uniform(-1, 1) for _ in range(LENGTH)], dtype=torch.float64)
+    scales = [10.0 ** (step % 3 - 1) for step in range(STEPS)]
+    grads = [torch.tensor([uniform(-s, s) for _ in range(LENGTH)], dtype=torch.float64) for s in scales]
+    data: dict[str, Any] = {
+        name: {"start": _bits(start, name), "grads": [_bits(g, name) for g in grads]} for name in DTYPES
+    }
+    data["cases"] = [
+        _case(Configuration(name, {"lr": 0.0123, **options}, name), start, grads) for name, options in CASES
+    ]
+    return json.dumps(data, indent=1) + "\n"
+
+
+def _case(configuration: Configuration, start: Tensor, grads: list[Tensor]) -> dict[str, Any]:
+    case: dict[str, Any] = {
+        "optimizer": configuration.optimizer,
+        "options": {k.replace("_", ""): v for k, v in configuration.options.items()},
+    }
+    for name, (dtype, _, _) in DTYPES.items():
+        p = start.to(dtype, copy=True).requires_grad_()
+        optimizer = configuration.torchs([p])
+        case[name] = []
+        for g in grads:
+            p.grad = g.to(dtype)
+            with ieee_sqrt():
+                optimizer.step()
+            case[name].append(_bits(p, name))
+    return case
+
+
+def _bits(x: Tensor, name: str) -> str:
+    dtype, integer, digits = DTYPES[name]
+    mask = 16**digits - 1
+    return "".join(f"{i & mask:0{digits}x}" for i in x.detach().to(dtype).view(integer).tolist())
+
+
+if __name__ == "__main__":
+    PATH.parent.mkdir(exist_ok=True)
+    PATH.write_text(text())

@@ -1,0 +1,101 @@
+"""A run goes on with the same bits from its saved state: in the other library, and in a copy of the optimizer."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from configurations import CONFIGURATIONS, FEW, gradients, normal
+from torch import Tensor
+
+import goptim
+from goptim.testing import assert_bit_equal
+
+HALF = 5
+LENGTHS = (1, 17, 40)
+
+
+@pytest.fixture(autouse=True)
+def ieee_sqrt():
+    with goptim.testing.ieee_sqrt():
+        yield
+
+
+def _start() -> list[Tensor]:
+    return [normal((n,), torch.float32, n).requires_grad_() for n in LENGTHS]
+
+
+def _run(optimizer: torch.optim.Optimizer, params: list[Tensor], steps: range) -> None:
+    for step in steps:
+        for p, g in zip(params, gradients(params, step), strict=True):
+            p.grad = g
+        optimizer.step()
+
+
+def _through_a_file(x, *, weights_only=True):
+    file = io.BytesIO()
+    torch.save(x, file)
+    file.seek(0)
+    return torch.load(file, weights_only=weights_only)
+
+
+def _finish_in(package, configuration, params, state_dict):
+    """The rest of a run from its parameters and a saved state; what it ends with."""
+    params = [p.detach().clone().requires_grad_() for p in params]
+    optimizer = getattr(configuration, package)(params)
+    optimizer.load_state_dict(state_dict)
+    _run(optimizer, params, range(HALF, 2 * HALF))
+    return params, optimizer.state_dict()["state"]
+
+
+@pytest.mark.parametrize(("one", "other"), [("ours", "torchs"), ("torchs", "ours")])
+@pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=str)
+def test_other_library_goes_on(configuration, one, other):
+    params = _start()
+    optimizer = getattr(configuration, one)(params)
+    _run(optimizer, params, range(HALF))
+    ours, theirs = (
+        _finish_in(package, configuration, params, _through_a_file(optimizer.state_dict())) for package in (one, other)
+    )
+    assert_bit_equal(theirs, ours)
+    _run(optimizer, params, range(HALF, 2 * HALF))
+    assert_bit_equal(theirs, (params, optimizer.state_dict()["state"]))
+
+
+COPIES = {
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda x: pickle.loads(pickle.dumps(x)),
+    "torch.save": lambda x: _through_a_file(x, weights_only=False),
+}
+
+
+@pytest.mark.parametrize("duplicate", COPIES.values(), ids=COPIES)
+@pytest.mark.parametrize("configuration", FEW, ids=str)
+def test_copied_optimizer_goes_on(configuration, duplicate):
+    params = _start()
+    optimizer = configuration.ours(params)
+    _run(optimizer, params, range(HALF))
+    other_params, other = duplicate((params, optimizer))
+    assert type(other) is type(optimizer)
+    assert_bit_equal(other.state_dict(), optimizer.state_dict())
+    _run(other, other_params, range(HALF, 2 * HALF))
+    _run(optimizer, params, range(HALF, 2 * HALF))
+    assert_bit_equal(other_params, params)
+    assert_bit_equal(other.state_dict(), optimizer.state_dict())
+
+
+@pytest.mark.parametrize("number", [int, float])
+@pytest.mark.parametrize("configuration", FEW, ids=str)
+def test_step_that_is_a_number(configuration, number):
+    """As torch saved it before 1.12."""
+    params = _start()
+    optimizer = configuration.torchs(params)
+    _run(optimizer, params, range(HALF))
+    old = copy.deepcopy(optimizer.state_dict())
+    for state in old["state"].values():
+        if "step" in state:
+            state["step"] = number(state["step"])
+    assert_bit_equal(
+        *(_finish_in(package, configuration, params, copy.deepcopy(old)) for package in ("ours", "torchs"))
+    )
