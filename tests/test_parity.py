@@ -81,7 +81,7 @@ def test_every_configuration(configuration, lengths, dtype):
 @FLOATS
 @pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=str)
 def test_special_values(configuration, dtype):
-    """Each meets each as parameter and gradient, and on the way every other in the state."""
+    """Each meets each as parameter and gradient, and on the way many others in the state."""
     limits = torch.finfo(dtype)
     positive = [0.0, limits.tiny, limits.tiny * limits.eps, 1e-40, 1e-25, limits.eps, 1.0, 1e19, limits.max]
     some = torch.tensor([*positive, *(-x for x in positive), torch.inf, -torch.inf, torch.nan], dtype=dtype)
@@ -93,9 +93,9 @@ def test_special_values(configuration, dtype):
     for step in range(STEPS):
         twins.step([grads.roll(step)])
         for state in (*twins.optimizer.state.values(), *twins.oracle.state.values()):
-            for column in state.values():
+            for k, column in enumerate(state.values()):
                 if isinstance(column, Tensor) and column.shape == values.shape:
-                    column[step::7] = positive_zeros.roll(5 * step)[step::7]
+                    column[step::7] = positive_zeros.roll(5 * step + 29 * k)[step::7]
     tiny = Twins(configuration, [normal((1003,), dtype, 0) * limits.tiny])
     for step in range(STEPS):
         tiny.step([normal((1003,), dtype, step) * limits.tiny**0.5])

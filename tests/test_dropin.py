@@ -1,0 +1,834 @@
+"""goptim in place of torch.optim: the same names, arguments, messages and hooks, and a step for all that torch steps.
+
+That Go computes torch's bits is test_parity.py's subject. Here a step is done by Go, by torch or by both, and a caller
+must not be able to tell: most tests do the same with torch's class and with ours, and compare.
+"""
+
+import contextlib
+import copy
+import functools
+import inspect
+import itertools
+import warnings
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.nn import Parameter
+from torch.optim import lr_scheduler, optimizer as torch_optimizer
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import goptim
+from goptim import _core
+from goptim._step import GoStep
+from goptim.testing import assert_bit_equal, ieee_sqrt
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # that hypothesis is not installed
+    from torch.testing._internal.common_optimizers import OptimizerErrorEnum, optim_db
+
+NAMES = [name for name in torch.optim.__all__ if isinstance(c := getattr(goptim, name), type) and issubclass(c, GoStep)]
+INFOS = {info.name: info for info in optim_db if info.name in NAMES}
+
+# Arguments under which every optimizer keeps tensors in its state.
+WITH_STATE = {"SGD": {"momentum": 0.9}}
+
+every = pytest.mark.parametrize("name", NAMES)
+
+
+def twins(name):
+    """torch's class and ours."""
+    return getattr(torch.optim, name), getattr(goptim, name)
+
+
+@pytest.fixture
+def go(monkeypatch):
+    """How many rows each call of Go had, as it steps as ever."""
+    calls = []
+
+    def counted(function, table, rows, *args):
+        calls.append(rows)
+        return function(table, rows, *args)
+
+    for name in NAMES:
+        monkeypatch.setattr(_core, name, functools.partial(counted, getattr(_core, name)))
+    return calls
+
+
+def outcome(f):
+    """What f returns, or the type and the message of the error that it raises for what it is given."""
+    try:
+        return f()
+    except (RuntimeError, ValueError, AssertionError) as e:
+        return type(e), str(e)
+
+
+def leaf(*shape, dtype=torch.float32):
+    return Parameter(torch.randn(shape, dtype=dtype))
+
+
+def for_loop(optimizer, kwargs):
+    """Arguments for torch's class that make it take its for-loop."""
+    has = inspect.signature(optimizer).parameters
+    return kwargs | {flag: False for flag in ("foreach", "fused") if flag in has}
+
+
+def train(optimizer, make, grad=torch.randn_like, steps=3, between=lambda i, opt: None, **kwargs):
+    """Make parameters, step them with gradients, and return the optimizer; all random numbers come from one seed."""
+    torch.manual_seed(0)
+    opt = optimizer(make(), **copy.deepcopy(kwargs))
+    with ieee_sqrt():
+        for i in range(steps):
+            for p in params_of(opt):
+                p.grad = grad(p)
+            opt.step()
+            between(i, opt)
+    return opt
+
+
+def params_of(opt):
+    return [p for group in opt.param_groups for p in group["params"]]
+
+
+def states_of(opt):
+    """The states in the order of the parameters: that in which they were made does not matter."""
+    dense = lambda t: t.to_dense() if isinstance(t, torch.Tensor) and t.is_sparse else t  # noqa: E731
+    return [{key: dense(t) for key, t in opt.state.get(p, {}).items()} for p in params_of(opt)]
+
+
+def assert_same(ours, expected):
+    assert_bit_equal(params_of(ours), params_of(expected), "parameters")
+    assert_bit_equal(states_of(ours), states_of(expected), "states")
+
+
+def train_both(name, make, **kwargs):
+    """Hold a run of ours against torch's, and return ours."""
+    expected, ours = (train(optimizer, make, **kwargs) for optimizer in twins(name))
+    assert_same(ours, expected)
+    return ours
+
+
+# --- The surface
+
+
+@every
+def test_signatures(name):
+    expected, ours = twins(name)
+    assert str(inspect.signature(ours)) == str(inspect.signature(expected))
+    for method in ("step", "zero_grad", "add_param_group", "state_dict", "load_state_dict"):
+        assert list(inspect.signature(getattr(ours, method)).parameters) == list(
+            inspect.signature(getattr(expected, method)).parameters
+        )
+
+
+@every
+def test_identity(name):
+    expected, ours = (train(optimizer, lambda: [leaf(3, 4)], **WITH_STATE.get(name, {})) for optimizer in twins(name))
+    assert isinstance(ours, type(expected))
+    assert type(ours).__name__ == name
+    assert repr(ours) == repr(expected)
+    assert ours.defaults == expected.defaults
+    assert list(vars(ours)) == list(vars(expected))
+    assert ours.state_dict()["param_groups"] == expected.state_dict()["param_groups"]
+    [state], [expected_state] = ours.state.values(), expected.state.values()
+    assert list(state) == list(expected_state)
+
+
+@pytest.mark.xfail(torch.__version__ >= "2.7", reason="goptim.AdamW is no goptim.Adam", strict=True)
+def test_subclasses_of_each_other():
+    for a, b in itertools.product(NAMES, repeat=2):
+        (torch_a, our_a), (torch_b, our_b) = twins(a), twins(b)
+        assert issubclass(our_a, our_b) == issubclass(torch_a, torch_b), (a, b)
+
+
+def test_every_name_of_torch_optim():
+    names = {}
+    exec("from goptim import *", names)
+    assert set(torch.optim.__all__) <= set(names)
+    for name in torch.optim.__all__:
+        if name not in NAMES:
+            assert names[name] is getattr(torch.optim, name)
+    for name in dir(torch.optim):
+        assert hasattr(goptim, name)
+        assert name in dir(goptim)
+    with pytest.raises(AttributeError, match="module 'goptim' has no attribute 'Madam'"):
+        _ = goptim.Madam
+
+
+def test_modules_can_be_imported_from():
+    from goptim.lr_scheduler import StepLR
+    from goptim.swa_utils import AveragedModel
+
+    assert StepLR is torch.optim.lr_scheduler.StepLR
+    assert AveragedModel is torch.optim.swa_utils.AveragedModel
+
+
+# --- torch's own list of configurations and errors
+
+
+@every
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64], ids=["float32", "complex64"])
+def test_torchs_error_inputs(name, dtype):
+    _, ours = twins(name)
+    errors = INFOS[name].optim_error_inputs_func(device="cpu", dtype=dtype)
+    assert errors
+    for error in errors:
+        given = error.optimizer_error_input
+        expect = pytest.warns if issubclass(error.error_type, Warning) else pytest.raises
+        params = [leaf(3, 4)] if given.params is None else given.params
+        if error.error_on is OptimizerErrorEnum.CONSTRUCTION_ERROR:
+            with expect(error.error_type, match=error.error_regex):
+                ours(params, **given.kwargs)
+        else:
+            opt = ours(params, **given.kwargs)
+            with expect(error.error_type, match=error.error_regex):
+                opt.step()
+
+
+TORCHS_CONFIGURATIONS = [
+    pytest.param(name, i, id=f"{name}-{x.desc}")
+    for name, info in INFOS.items()
+    for i, x in enumerate(info.optim_inputs_func(device="cpu"))
+]
+
+
+@pytest.mark.parametrize(("name", "i"), TORCHS_CONFIGURATIONS)
+def test_torchs_configurations(name, i):
+    def run(optimizer):
+        kwargs = INFOS[name].optim_inputs_func(device="cpu")[i].kwargs  # built anew: a run may change them
+        if optimizer is twins(name)[0]:
+            kwargs = for_loop(optimizer, kwargs)
+        return train(optimizer, lambda: [leaf(3, 4), leaf(17, dtype=torch.float64), leaf(0), leaf()], **kwargs)
+
+    expected, ours = map(run, twins(name))
+    assert_same(ours, expected)
+
+
+@every
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"foreach": True},
+        {"fused": True},
+        {"foreach": True, "fused": True},
+        {"fused": True, "differentiable": True},
+        {"foreach": True, "differentiable": True},
+        {"foreach": True, "lr": torch.tensor(0.1)},
+        {"lr": torch.tensor([0.1, 0.2])},
+        {"lr": -1.0},
+        {"weight_decay": -1.0},
+    ],
+    ids=str,
+)
+def test_arguments_are_checked_as_torch_does(name, kwargs):
+    def run(optimizer):
+        optimizer([leaf(3, 4)], **kwargs)  # what this refuses, the for-loop might not
+        is_oracle = optimizer is twins(name)[0] and not kwargs.get("differentiable")
+        return train(optimizer, lambda: [leaf(3, 4)], **(for_loop(optimizer, kwargs) if is_oracle else kwargs))
+
+    expected, ours = (outcome(lambda o=o: run(o)) for o in twins(name))
+    if isinstance(expected, tuple):
+        assert ours == expected
+    else:
+        assert_same(ours, expected)
+
+
+@every
+def test_fused_is_refused_for_what_torch_cannot_fuse(name):
+    make = lambda: [leaf(3, 4, dtype=torch.complex64)]  # noqa: E731
+    expected, ours = (outcome(lambda o=o: train(o, make, fused=True)) for o in twins(name))
+    assert expected[0] is RuntimeError
+    assert ours == expected
+
+
+# --- Hooks, profiler, closure
+
+
+@every
+@pytest.mark.parametrize("kwargs", [{}, {"lr": torch.tensor(0.1)}], ids=["go", "torch"])
+def test_hooks_run_once_in_order_with_torchs_arguments(name, kwargs):
+    def calls(optimizer):
+        p = leaf(3, 4)
+        start = p.detach().clone()
+        opt = optimizer([p], **kwargs)
+        log = []
+
+        def note(what):
+            def hook(o, args, kwargs):
+                log.append((what, o is opt, args[0] is opt, args[1:], kwargs, torch.equal(p, start)))
+
+            return hook
+
+        closure = torch.no_grad()(lambda: log.append("closure"))
+        handles = [
+            torch_optimizer.register_optimizer_step_post_hook(note("global post")),
+            torch_optimizer.register_optimizer_step_pre_hook(note("global pre")),
+        ]
+        opt.register_step_post_hook(note("post"))
+        opt.register_step_pre_hook(note("pre"))
+        # What a hook returns becomes the arguments.
+        replaced = opt.register_step_pre_hook(lambda o, args, kwargs: (args, {"closure": closure}))
+        try:
+            p.grad = torch.ones_like(p)
+            opt.step()
+            replaced.remove()
+            opt.step(None)
+            opt.step(closure=None)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return [str(call).replace(str(closure), "closure") for call in log]
+
+    expected, ours = map(calls, twins(name))
+    assert ours == expected
+    assert len(ours) == 3 * 4 + 1
+
+
+@every
+@pytest.mark.parametrize("kwargs", [{}, {"lr": torch.tensor(0.1)}], ids=["go", "torch"])
+def test_profiler_sees_one_step(name, kwargs):
+    p = leaf(3, 4)
+    p.grad = torch.ones_like(p)
+    opt = twins(name)[1]([p], **kwargs)
+    with torch.autograd.profiler.profile() as profile:
+        opt.step()
+        opt.zero_grad()
+    seen = [event.name for event in profile.function_events if event.name.startswith("Optimizer.")]
+    assert seen == [f"Optimizer.step#{name}.step", f"Optimizer.zero_grad#{name}.zero_grad"]
+
+
+@every
+@pytest.mark.parametrize(
+    "dtypes", [[torch.float32], [torch.complex64], [torch.float32, torch.complex64]], ids=["go", "torch", "both"]
+)
+def test_closure(name, dtypes):
+    opt = twins(name)[1](params := [leaf(3, 4, dtype=dtype) for dtype in dtypes])
+    before = [p.detach().clone() for p in params]
+    losses = []
+
+    def closure():
+        assert torch.is_grad_enabled()
+        assert all(map(torch.equal, params, before))
+        opt.zero_grad()
+        losses.append(sum(p.abs().sum() for p in params))
+        losses[-1].backward()
+        return losses[-1]
+
+    with torch.no_grad():
+        returned = opt.step(closure)
+        assert not torch.is_grad_enabled()
+    assert torch.is_grad_enabled()
+    assert [id(loss) for loss in losses] == [id(returned)]
+    assert not any(map(torch.equal, params, before))
+    assert opt.step() is None
+
+
+@every
+def test_step_leaves_grad_mode_and_gradients_alone(name):
+    p = leaf(3, 4)
+    g = p.grad = torch.ones_like(p)
+    opt = twins(name)[1]([p], weight_decay=0.1, maximize=True)
+    opt.step()
+    assert torch.is_grad_enabled()
+    assert p.requires_grad
+    assert p.is_leaf
+    assert p.grad is g
+    assert torch.equal(g, torch.ones_like(g))
+    assert g._version == 0
+
+
+@every
+def test_zero_grad_and_missing_gradients(name, go):
+    p, q = leaf(3, 4), leaf(3, 4)
+    opt = twins(name)[1]([p, q])
+    p.grad, q.grad = torch.ones_like(p), torch.ones_like(q)
+    opt.zero_grad(set_to_none=False)
+    assert not p.grad.any()
+    opt.zero_grad()
+    assert p.grad is None
+    before = p.detach().clone(), q.detach().clone()
+    opt.step()
+    assert go == []
+    assert not opt.state
+    p.grad = torch.ones_like(p)
+    opt.step()
+    assert go == [1]
+    assert not torch.equal(p, before[0])
+    assert torch.equal(q, before[1])
+
+
+@every
+def test_groups_have_their_own_arguments(name):
+    def grow(i, opt):
+        if i == 0:
+            opt.add_param_group({"params": [leaf(5)], "lr": 0.5})
+            opt.add_param_group({"params": iter([leaf(2, dtype=torch.float64)]), "weight_decay": 0.1})
+        opt.param_groups[0]["lr"] *= 0.7
+
+    ours = train_both(name, lambda: [leaf(3, 4)], between=grow, lr=0.1, **WITH_STATE.get(name, {}))
+    assert len(ours.param_groups) == 3
+
+
+@every
+def test_named_parameters(name):
+    model = lambda: torch.nn.Linear(3, 4).named_parameters()  # noqa: E731
+    ours = train_both(name, model)
+    assert ours.param_groups[0]["param_names"] == ["weight", "bias"]
+    assert ours.state_dict()["param_groups"][0]["param_names"] == ["weight", "bias"]
+
+
+SCHEDULERS = {
+    "StepLR": lambda opt: lr_scheduler.StepLR(opt, 1, 0.5),
+    "LambdaLR": lambda opt: lr_scheduler.LambdaLR(opt, lambda epoch: 0.9**epoch),
+    "CosineAnnealingLR": lambda opt: lr_scheduler.CosineAnnealingLR(opt, 5),
+    # These two rewrite betas or momentum.
+    "OneCycleLR": lambda opt: lr_scheduler.OneCycleLR(opt, max_lr=0.1, total_steps=8),
+    "CyclicLR": lambda opt: lr_scheduler.CyclicLR(opt, 0.01, 0.1, step_size_up=2),
+}
+
+
+@every
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_schedulers(name, scheduler):
+    def run(optimizer):
+        schedule = None
+        rates = []
+
+        def between(i, opt):
+            nonlocal schedule
+            schedule = schedule or SCHEDULERS[scheduler](opt)
+            if i:
+                schedule.step()  # warns, which is an error here, if it believes that opt.step was not called before
+            rates.append([opt.param_groups[0].get(key) for key in ("lr", "betas", "momentum")])
+
+        return train(
+            optimizer, lambda: [leaf(3, 4)], steps=6, between=between, lr=0.1, **WITH_STATE.get(name, {})
+        ), rates
+
+    (expected, expected_rates), (ours, rates) = map(run, twins(name))
+    assert rates == expected_rates
+    assert len(set(map(str, rates))) > 1
+    assert_same(ours, expected)
+
+
+@every
+@pytest.mark.parametrize("fused", [None, True], ids=["unscaled before", "unscaled by step"])
+def test_grad_scaler_skips_infinite_gradients(name, fused):
+    def run(optimizer):
+        torch.manual_seed(0)
+        scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+        p = leaf(3, 4)
+        opt = optimizer([p], fused=fused)
+        scales = []
+        with ieee_sqrt():
+            for i in range(4):
+                opt.zero_grad()
+                scaler.scale((p * torch.randn_like(p) * (float("inf") if i == 1 else 1)).sum()).backward()
+                scaler.step(opt)
+                scaler.update()
+                scales.append(scaler.get_scale())
+        return opt, scales
+
+    (expected, expected_scales), (ours, scales) = map(run, twins(name))
+    assert scales == expected_scales == [8, 4, 4, 4]
+    assert_same(ours, expected)
+
+
+# --- What autograd must know
+
+
+@every
+@pytest.mark.parametrize("shape", [(3, 4), (), (1 << 19,)], ids=str)
+def test_autograd_notices_that_a_saved_tensor_has_changed(name, shape):
+    p = leaf(*shape)
+    opt = twins(name)[1]([p], **WITH_STATE.get(name, {}))
+    for _ in range(2):  # the first step is another path: it makes the state
+        saves_p = p.pow(2).sum()
+        p.grad = torch.ones_like(p)
+        opt.step()
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            saves_p.backward()
+
+
+@every
+def test_versions_of_all_that_is_written(name):
+    p = leaf(3, 4)
+    opt = twins(name)[1]([p], **WITH_STATE.get(name, {}))
+    p.grad = torch.ones_like(p)
+    opt.step()
+    written = [p, *(t for key, t in opt.state[p].items() if key != "step")]
+    assert len(written) > 1
+    before = [t._version for t in written]
+    opt.step()
+    assert all(t._version > v for t, v in zip(written, before, strict=True))
+
+
+# --- What goes to torch, and what does not
+
+
+def transposed(p):
+    return torch.randn(*reversed(p.shape), dtype=p.dtype).t()
+
+
+# Parameters, their gradient, and how many of them Go takes. What it does not take, torch must step in the same call.
+TAKEN = {
+    "plain": (lambda: [leaf(3, 4), leaf(5, dtype=torch.float64)], torch.randn_like, 2),
+    "complex": (lambda: [leaf(3, 4, dtype=torch.complex64)], torch.randn_like, 0),
+    "non-dense": (lambda: [Parameter(torch.randn(6, 4)[::2])], torch.randn_like, 0),
+    "non-dense, of 1 dimension": (lambda: [Parameter(torch.randn(6)[::2])], torch.randn_like, 0),
+    "transposed": (lambda: [Parameter(torch.randn(4, 3).t())], transposed, 1),
+    "gradient transposed": (lambda: [leaf(3, 4)], transposed, 0),
+    "gradient expanded": (lambda: [leaf(3, 4)], lambda p: torch.randn(1, 1, dtype=p.dtype).expand(3, 4), 0),
+    "gradient non-dense": (lambda: [leaf(3, 4)], lambda p: torch.randn(6, 4)[::2], 0),
+    "channels last": (
+        lambda: [Parameter(torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last))],
+        torch.randn_like,
+        1,
+    ),
+    "gradient channels last": (
+        lambda: [leaf(2, 3, 4, 5)],
+        lambda p: torch.randn_like(p, memory_format=torch.channels_last),
+        0,
+    ),
+    "some of each": (
+        lambda: [leaf(3, 4), leaf(3, dtype=torch.complex64), Parameter(torch.randn(6)[::2]), leaf(2)],
+        torch.randn_like,
+        2,
+    ),
+}
+
+
+@every
+@pytest.mark.parametrize("what", TAKEN)
+@pytest.mark.parametrize("kwargs", [{}, {"weight_decay": 0.1, "maximize": True}], ids=["plain", "decay and maximize"])
+def test_who_steps_what(name, what, kwargs, go):
+    make, grad, taken = TAKEN[what]
+    train_both(name, make, grad=grad, **kwargs, **WITH_STATE.get(name, {}))
+    assert go == [taken] * 3 * bool(taken)
+
+
+@every
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_16_bit_is_torchs(name, dtype, go):
+    train_both(name, lambda: [leaf(3, 4, dtype=dtype)])
+    assert go == []
+
+
+@every
+def test_groups_of_go_and_of_torch_in_one_step(name, go):
+    def make():
+        rate = torch.tensor(0.1)  # a group whose rate is a Tensor is torch's
+        return [
+            {"params": [leaf(3, 4), leaf(3, dtype=torch.complex64)]},
+            {"params": [leaf(2)], "lr": rate},
+            {"params": [leaf(5, dtype=torch.float64)], "weight_decay": 0.1},
+        ]
+
+    ours = train_both(name, make, **WITH_STATE.get(name, {}))
+    assert go == [1, 1] * 3
+    assert [len(group["params"]) for group in ours.param_groups] == [2, 1, 1]
+
+
+@every
+@pytest.mark.parametrize("kwargs", [{"lr": torch.tensor(0.1)}, {"differentiable": True}], ids=str)
+def test_arguments_that_torch_takes(name, kwargs, go):
+    def make():
+        params = [leaf(3, 4), leaf(5)]
+        return [p.requires_grad_(False) for p in params] if "differentiable" in kwargs else params
+
+    train_both(name, make, **kwargs, **WITH_STATE.get(name, {}))
+    assert go == []
+
+
+@every
+def test_differentiable_step_is_differentiated(name, go):
+    def derivative(optimizer):
+        torch.manual_seed(0)
+        start, grad = leaf(3, 4), leaf(3, 4)
+        p = start.clone()
+        p.grad = grad.clone()
+        opt = optimizer([p], differentiable=True, weight_decay=0.1)
+        opt.step()
+        return torch.autograd.grad(p.pow(2).sum(), [start, grad])
+
+    expected, ours = map(derivative, twins(name))
+    assert_bit_equal(ours, expected)
+    assert go == []
+
+
+@every
+@pytest.mark.parametrize("momentum", [0, 0.9])
+def test_sparse_gradients(name, momentum, go):
+    if momentum and "momentum" not in inspect.signature(twins(name)[0]).parameters:
+        pytest.skip(f"{name} has no momentum")
+
+    def grad(p):
+        return torch.randn_like(p).relu().to_sparse() if p.dim() == 2 else torch.randn_like(p)
+
+    def run(optimizer):
+        return train(
+            optimizer, lambda: [leaf(3, 4), leaf(5)], grad=grad, **({"momentum": momentum} if momentum else {})
+        )
+
+    expected, ours = (outcome(lambda o=o: run(o)) for o in twins(name))
+    if isinstance(expected, tuple):
+        assert "sparse" in expected[1]
+        assert ours == expected
+        assert go == []
+    else:
+        assert_same(ours, expected)
+        assert go == [1] * 3
+
+
+@every
+def test_meta_tensors(name, go):
+    def run(optimizer):
+        p = Parameter(torch.empty(3, 4, device="meta"))
+        p.grad = torch.empty_like(p)
+        opt = optimizer([p], **WITH_STATE.get(name, {}))
+        opt.step()
+        opt.step()
+        return {key: (str(t.device), t.shape) for key, t in opt.state[p].items()}
+
+    expected, ours = map(run, twins(name))
+    assert ours == expected
+    assert go == []
+
+
+class Logged(torch.Tensor):
+    """A tensor that writes down which functions of torch it is given."""
+
+    seen = ()
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        cls.seen.append(getattr(func, "__name__", str(func)))
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+@every
+@pytest.mark.parametrize("which", ["parameter", "gradient"])
+def test_subclasses_of_tensor_see_every_operation(name, which, go):
+    def run(optimizer):
+        Logged.seen = []
+        make, grad = (lambda: [leaf(3, 4)]), torch.randn_like
+        if which == "parameter":
+            make = lambda: [torch.randn(3, 4).as_subclass(Logged).requires_grad_()]  # noqa: E731
+        else:
+            grad = lambda p: torch.randn_like(p).as_subclass(Logged)  # noqa: E731
+        opt = train(optimizer, make, grad=grad)
+        written = [f for f in Logged.seen if f.endswith("_") and not f.endswith("__")]
+        return [torch.Tensor(p.detach()) for p in params_of(opt)], written
+
+    (expected, expected_log), (ours, log) = map(run, twins(name))
+    assert_bit_equal(ours, expected)
+    assert log == expected_log
+    assert log or which == "gradient"
+    assert go == []
+
+
+class Operations(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.append(str(func))
+        return func(*args, **kwargs or {})
+
+
+@every
+def test_dispatch_modes_see_every_operation(name, go):
+    def run(optimizer):
+        torch.manual_seed(0)
+        opt = optimizer([p := leaf(3, 4)])
+        p.grad = torch.randn_like(p)
+        with Operations() as operations, ieee_sqrt():
+            opt.step()
+            opt.step()
+        return opt, operations.seen
+
+    (expected, expected_seen), (ours, seen) = map(run, twins(name))
+    assert seen == expected_seen
+    assert seen
+    assert go == []
+    assert_same(ours, expected)
+
+
+@every
+def test_fake_tensors(name, go):
+    with FakeTensorMode() as mode:
+        p = leaf(3, 4)
+        p.grad = torch.ones_like(p)
+        opt = twins(name)[1]([p], **WITH_STATE.get(name, {}))
+        opt.step()
+    opt.step()  # outside, the tensors say it themselves
+    assert all(isinstance(t, FakeTensor) and t.fake_mode is mode for key, t in opt.state[p].items() if key != "step")
+    assert go == []
+
+
+@every
+def test_functorch_sees_the_step(name, go):
+    def run(optimizer):
+        torch.manual_seed(0)
+        opt = optimizer([p := leaf(3, 4)])
+        p.grad = torch.randn_like(p)
+        with ieee_sqrt():
+            torch.func.vmap(lambda x: (opt.step(), x)[1])(torch.zeros(2))
+        return opt
+
+    expected, ours = map(run, twins(name))
+    assert_same(ours, expected)
+    assert go == []
+
+
+@every
+def test_compiling_leaves_the_step_to_torch(name, go, monkeypatch):
+    hooks = []
+
+    def run(optimizer):
+        opt = optimizer([leaf(3, 4)])
+        opt.register_step_pre_hook(lambda *args: hooks.append("pre"))
+        opt.register_step_post_hook(lambda *args: hooks.append("post"))
+        torch.manual_seed(0)
+        [p] = params_of(opt)
+        p.data = torch.randn(3, 4)
+        p.grad = torch.randn(3, 4)
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.compiler, "is_compiling", lambda: True)
+            opt.step()
+        return opt
+
+    expected, ours = map(run, twins(name))
+    assert_same(ours, expected)
+    assert go == []
+    assert hooks == ["pre", "post"] * 2
+
+
+@every
+def test_inference_mode(name):
+    def run(optimizer, **kwargs):
+        with contextlib.ExitStack() as stack:
+
+            def enter(i, opt):
+                if i == 0:
+                    stack.enter_context(torch.inference_mode())
+
+            return train(optimizer, lambda: [leaf(3, 4)], between=enter, **kwargs)
+
+    expected, ours = (run(optimizer, **WITH_STATE.get(name, {})) for optimizer in twins(name))
+    assert_same(ours, expected)
+
+
+# --- Parameters that are not each its own, unchanging memory
+
+
+@every
+@pytest.mark.parametrize("n", [12, 3 << 18], ids=["one thread", "two threads"])
+@pytest.mark.parametrize("shift", [0, 1, 4])
+def test_parameters_that_share_memory(name, n, shift, threads):
+    threads(2)
+
+    def make():
+        base = torch.randn(n + shift)
+        return [Parameter(base[:n]), Parameter(base[shift:])]
+
+    train_both(name, make, **WITH_STATE.get(name, {}))
+
+
+@every
+def test_a_parameter_given_twice(name):
+    p = leaf(3, 4)
+    start, grad = p.detach().clone(), torch.randn_like(p)
+    runs = []
+    for optimizer in twins(name):
+        with torch.no_grad():
+            p.copy_(start)
+        with pytest.warns(UserWarning, match="duplicate parameters"):
+            opt = optimizer([p, p], lr=0.1, **WITH_STATE.get(name, {}))
+        p.grad = grad
+        with ieee_sqrt():
+            opt.step()
+            opt.step()
+        runs.append((p.detach().clone(), dict(opt.state[p])))
+    assert_bit_equal(runs[1], runs[0])
+
+
+@every
+def test_one_gradient_for_two_parameters(name):
+    shared = []
+
+    def grad(p):
+        if len(shared) != 1:
+            shared[:] = [torch.randn_like(p)]
+            return shared[0]
+        return shared.pop()
+
+    train_both(name, lambda: [leaf(3, 4), leaf(3, 4)], grad=grad, **WITH_STATE.get(name, {}))
+
+
+MOVES = {
+    "other memory": lambda p: p.detach().clone(),
+    "a view of larger memory": lambda p: torch.cat([p.detach(), p.detach()])[3:6],
+    "other strides": lambda p: p.detach().t().contiguous().t(),
+    "other dtype": lambda p: p.detach().double(),
+    "fewer rows": lambda p: p.detach()[:2].clone(),
+}
+
+
+@every
+@pytest.mark.parametrize("how", MOVES)
+@pytest.mark.parametrize("forget", [False, True], ids=["state stays", "state is forgotten"])
+def test_parameter_data_replaced_between_steps(name, how, forget):
+    """An address of the step before would be stale, and so would a length or a dtype."""
+
+    def run(optimizer):
+        left = []
+
+        def between(i, opt):
+            if i == 1:
+                [p] = params_of(opt)
+                old = p.data
+                left.append((old, old.clone()))
+                p.data = MOVES[how](p)
+                if forget:
+                    opt.state.clear()
+
+        try:
+            return train(optimizer, lambda: [leaf(3, 4)], steps=4, between=between, **WITH_STATE.get(name, {}))
+        finally:
+            for old, value in left:
+                assert_bit_equal(old, value, "memory that is the parameter's no more")
+
+    expected, ours = (outcome(lambda o=o: run(o)) for o in twins(name))
+    if isinstance(expected, tuple):
+        assert not forget
+        assert isinstance(ours, tuple)
+        assert ours[0] in (RuntimeError, ValueError)
+        assert f"{name}: parameter 0 of group 0" in ours[1]
+    else:
+        assert_same(ours, expected)
+
+
+@every
+def test_state_replaced_between_steps(name):
+    def between(i, opt):
+        for state in opt.state.values():
+            for key, t in state.items():
+                if t.dim() and i == 0:
+                    state[key] = t.clone()
+                elif t.dim() and i == 1:
+                    state[key] = t.t().contiguous().t()  # of other strides: torch's to step
+
+    train_both(name, lambda: [leaf(3, 4)], steps=5, between=between, **WITH_STATE.get(name, {}))
+
+
+@every
+@pytest.mark.parametrize("container", [tuple, list])
+def test_parameters_of_groups_replaced_between_steps(name, container):
+    def between(i, opt):
+        [group] = opt.param_groups
+        if i == 1:
+            group["params"] = container([leaf(2), *group["params"]])
+
+    train_both(name, lambda: [leaf(3, 4)], steps=4, between=between, **WITH_STATE.get(name, {}))

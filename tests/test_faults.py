@@ -1,0 +1,483 @@
+"""What goptim is given wrongly becomes an exception that says what is wrong, and nothing has been written then."""
+
+import ctypes
+import faulthandler
+import itertools
+import mmap
+import sys
+import warnings
+from array import array
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import Parameter
+
+import goptim
+from goptim import _core
+from goptim._step import GoStep
+from goptim.testing import assert_bit_equal, ieee_sqrt
+
+NAMES = [name for name in torch.optim.__all__ if isinstance(c := getattr(goptim, name), type) and issubclass(c, GoStep)]
+OPTIONS = {"SGD": {"lr": 0.1, "momentum": 0.9}}
+
+every = pytest.mark.parametrize("name", NAMES)
+
+
+def params_of(opt):
+    return [p for group in opt.param_groups for p in group["params"]]
+
+
+def first_state(opt):
+    """The key of the state that is written first, of our optimizer or torch's."""
+    return getattr(goptim, type(opt).__name__).columns(opt, opt.param_groups[0])[0]
+
+
+def give_gradients(opt, i):
+    torch.manual_seed(i)
+    for p in params_of(opt):
+        p.grad = torch.randn_like(p)
+
+
+def train(opt, steps):
+    for i in steps:
+        give_gradients(opt, i)
+        with ieee_sqrt():
+            opt.step()
+
+
+def value(x):
+    """A copy of what can be compared."""
+    if not isinstance(x, torch.Tensor) or x.is_meta:
+        return repr(x)
+    x = x.detach().to_dense().clone()
+    return torch.view_as_real(x) if x.is_complex() else x
+
+
+def everything(opt):
+    params = params_of(opt)
+    return [value(p) for p in params], [{k: value(v) for k, v in opt.state.get(p, {}).items()} for p in params]
+
+
+# --- Parameters, gradients and states that do not fit
+
+
+def make(optimizer, with_torchs=False, named=False):
+    """Three groups, or four with one that torch steps; it is the very last parameter that is to be spoilt."""
+    torch.manual_seed(0)
+    groups = [
+        [torch.randn(3, 4), torch.randn(())],
+        [torch.randn(5, dtype=torch.float64)],
+        [torch.randn(7), torch.randn(2, 6)],
+    ]
+    if with_torchs:
+        groups.insert(1, [torch.randn(3, dtype=torch.complex64), torch.randn(8)[::2]])
+    groups = [[Parameter(t) for t in group] for group in groups]
+    last = groups[-1][-1]
+    if named:
+        groups = [[("good" if p is not last else "bad", p) for p in group] for group in groups]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return optimizer([{"params": group} for group in groups], **OPTIONS.get(optimizer.__name__, {}))
+
+
+# What is wrong with a gradient, and what the message says of it.
+GRADIENTS = {
+    "of another length": (lambda g: torch.ones(7), "its gradient has shape (7,), expected (2, 6)"),
+    "of another shape": (lambda g: g.t().contiguous(), "its gradient has shape (6, 2), expected (2, 6)"),
+    "that would broadcast": (lambda g: g[0].clone(), "its gradient has shape (6,), expected (2, 6)"),
+    "empty": (lambda g: torch.ones(0), "its gradient has shape (0,), expected (2, 6)"),
+    "of another dtype": (lambda g: g.to(torch.complex64), "its gradient is torch.complex64 on cpu"),
+}
+
+# What is wrong with a state, and what the message says of it; without that, torch's own message will do.
+STATES = {
+    "of another length": (lambda t: torch.ones(7), "its state '{}' has shape (7,), expected (2, 6)"),
+    "of another shape": (lambda t: t.t().contiguous(), "its state '{}' has shape (6, 2), expected (2, 6)"),
+    "that would broadcast": (lambda t: t[0].clone(), "its state '{}' has shape (6,), expected (2, 6)"),
+    "of another dtype": (lambda t: t.to(torch.complex64), "its state '{}' is torch.complex64 on cpu"),
+    "on another device": (lambda t: t.to("meta"), "its state '{}' is torch.float32 on meta"),
+    "sparse": (lambda t: t.to_sparse(), None),
+    "a number": (lambda t: 1.0, None),
+    "a string": (lambda t: "junk", None),
+    "an array": (lambda t: t.numpy(), None),
+    "None": (lambda t: None, None),
+}
+
+STEPS = {
+    "of two numbers": lambda t: torch.stack([t, t]),
+    "complex": lambda t: t.to(torch.complex64),
+    "on another device": lambda t: t.to("meta"),
+    "sparse": lambda t: t.to_sparse(),
+    "a string": lambda t: "junk",
+    "None": lambda t: None,
+}
+
+
+def spoilt(optimizer, spoil, before, with_torchs):
+    """An optimizer after some good steps, before one that cannot be, and how to make it possible."""
+    opt = make(optimizer, with_torchs, named=with_torchs)
+    train(opt, range(before))
+    give_gradients(opt, before)
+    bad = params_of(opt)[-1]
+    grad, state = bad.grad.data, dict(opt.state.get(bad, {}))
+    spoil(opt, bad)
+
+    def repair():
+        bad.grad.data = grad
+        if state:
+            opt.state[bad] = state
+
+    return opt, repair
+
+
+def error_of(opt):
+    try:
+        with ieee_sqrt():
+            opt.step()
+    except Exception as e:
+        return e
+    return None
+
+
+def check(name, spoil, says, before, with_torchs):
+    """The spoilt step fails and leaves no trace. What torch makes of it is as good, if it makes anything of it."""
+    ours, repair = spoilt(getattr(goptim, name), spoil, before, with_torchs)
+    torchs, _ = spoilt(getattr(torch.optim, name), spoil, before, with_torchs)
+    unspoilt = everything(ours)
+    error, torchs_error = error_of(ours), error_of(torchs)
+    if torchs_error is None and error is None:
+        assert_bit_equal(everything(ours), everything(torchs))
+        return
+    assert_bit_equal(everything(ours), unspoilt)
+    who = f"{name}: parameter 1{' (bad)' * with_torchs} of group {len(ours.param_groups) - 1}, of shape (2, 6)"
+    if says is not None or (type(error), str(error)) != (type(torchs_error), str(torchs_error)):
+        assert isinstance(error, (RuntimeError, ValueError, TypeError))
+        assert str(error).startswith(who)
+        assert (says or "").format(first_state(ours)) in str(error)
+
+    repair()
+    with ieee_sqrt():
+        ours.step()
+    train(ours, range(before + 1, before + 3))
+    expected = make(getattr(torch.optim, name), with_torchs)
+    train(expected, range(before + 3))
+    assert_bit_equal(everything(ours), everything(expected))
+
+
+both = pytest.mark.parametrize("with_torchs", [False, True], ids=["", "with torch's"])
+
+
+@every
+@both
+@pytest.mark.parametrize("before", [0, 2])
+@pytest.mark.parametrize("fault", GRADIENTS)
+def test_gradient(name, fault, before, with_torchs):
+    change, says = GRADIENTS[fault]
+
+    def spoil(opt, p):
+        p.grad.data = change(p.grad.data)
+
+    check(name, spoil, says, before, with_torchs)
+
+
+@every
+@both
+@pytest.mark.parametrize("fault", STATES)
+def test_state(name, fault, with_torchs):
+    change, says = STATES[fault]
+
+    def spoil(opt, p):
+        key = first_state(opt)
+        opt.state[p] = opt.state[p] | {key: change(opt.state[p][key])}
+
+    check(name, spoil, says, 2, with_torchs)
+
+
+@every
+@both
+@pytest.mark.parametrize("fault", STEPS)
+def test_step_count(name, fault, with_torchs):
+    if not getattr(goptim, name).counts:
+        pytest.skip(f"{name} does not count steps")
+
+    def spoil(opt, p):
+        opt.state[p] = opt.state[p] | {"step": STEPS[fault](opt.state[p]["step"])}
+
+    check(name, spoil, None, 2, with_torchs)
+
+
+@every
+@both
+def test_missing_state(name, with_torchs):
+    def spoil(opt, p):
+        opt.state[p] = {key: t for key, t in opt.state[p].items() if key != first_state(opt)}
+
+    check(name, spoil, None, 2, with_torchs)
+
+
+@every
+def test_benign_misfits_are_torchs(name):
+    """What torch converts stays converted: an error elsewhere, in torch's own step, is no reason to undo it."""
+    torchs, ours = (make(getattr(module, name)) for module in (torch.optim, goptim))
+    for opt in (torchs, ours):
+        train(opt, range(2))
+        for p in params_of(opt)[-2:]:
+            key = opt_keys[-1] if (opt_keys := list(opt.state[p])) else None
+            opt.state[p][key] = opt.state[p][key].double()
+        train(opt, range(2, 4))
+    assert_bit_equal(everything(ours), everything(torchs))
+
+
+@every
+def test_error_of_torchs_own_leaves_what_is_gos_alone(name):
+    opt = make(getattr(goptim, name))
+    train(opt, range(2))
+    give_gradients(opt, 2)
+    odd = Parameter(torch.randn(4).expand(3, 4))
+    odd.grad = torch.randn(3, 4)
+    unspoilt = everything(opt)
+    opt.add_param_group({"params": [odd]})
+    with pytest.raises(RuntimeError, match="more than one element of the written-to tensor"):
+        opt.step()
+    written, states = everything(opt)
+    assert_bit_equal((written[:-1], states[:-1]), unspoilt)
+
+
+@every
+def test_rates_that_only_the_constructor_refuses(name):
+    with pytest.raises(ValueError, match=r"Invalid learning rate: -0\.1"):
+        getattr(goptim, name)([Parameter(torch.ones(1))], lr=-0.1)
+    torchs, ours = (make(getattr(module, name)) for module in (torch.optim, goptim))
+    for opt in (torchs, ours):
+        for rate in (-0.1, 0, 1, float("inf"), float("nan")):
+            opt.param_groups[0]["lr"] = rate
+            train(opt, range(1))
+    assert_bit_equal(everything(ours), everything(torchs))
+
+
+@every
+def test_closure_that_raises_changes_nothing(name):
+    torchs, ours = (make(getattr(module, name), with_torchs=True) for module in (torch.optim, goptim))
+    train(ours, range(2))
+    before = everything(ours)
+
+    def closure():
+        assert torch.is_grad_enabled()
+        raise ZeroDivisionError
+
+    with torch.no_grad():
+        with pytest.raises(ZeroDivisionError):
+            ours.step(closure)
+        assert not torch.is_grad_enabled()
+    assert_bit_equal(everything(ours), before)
+    train(ours, range(2, 4))
+    train(torchs, range(4))
+    assert_bit_equal(everything(ours), everything(torchs))
+
+
+@every
+@pytest.mark.parametrize("before", [0, 2])
+def test_interrupt_before_go_leaves_a_state_to_go_on_with(name, before, monkeypatch):
+    """Python may raise KeyboardInterrupt between the making of states and the call of Go that gives them values."""
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)  # memory that has no value yet is NaN then
+    try:
+        torchs, ours = (make(getattr(module, name)) for module in (torch.optim, goptim))
+        train(ours, range(before))
+        give_gradients(ours, before)
+        with monkeypatch.context() as patch:
+            patch.setattr(_core, name, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                ours.step()
+        train(ours, range(before, before + 2))
+        train(torchs, range(before + 2))
+    finally:
+        torch.use_deterministic_algorithms(deterministic)
+    assert_bit_equal(everything(ours), everything(torchs))
+
+
+# --- Memory that Go cannot use
+
+
+PROT_NONE, PROT_READ, PROT_READ_WRITE = 0, mmap.PROT_READ, mmap.PROT_READ | mmap.PROT_WRITE
+CALLER, WORKERS = 64, 1 << 20  # elements: for the caller's thread alone, and for two threads
+
+
+@pytest.fixture
+def to_go():
+    """Lets a fault go to Go: Python's faulthandler, which pytest enables, would make it fatal if it came after Go."""
+    enabled = faulthandler.is_enabled()
+    faulthandler.disable()
+    yield
+    if enabled:
+        faulthandler.enable(sys.__stderr__)
+
+
+class Memory:
+    """A page-aligned float32 array whose pages can be forbidden."""
+
+    def __init__(self, n):
+        self.map = mmap.mmap(-1, 4 * n)
+        self.array = np.frombuffer(self.map, dtype=np.float32)
+        self.address = self.array.ctypes.data
+
+    def protect(self, protection, start=0):
+        libc = ctypes.CDLL(None, use_errno=True)
+        size = ctypes.c_size_t(len(self.map) - start)
+        assert libc.mprotect(ctypes.c_void_p(self.address + start), size, protection) == 0
+
+
+def table_of(columns, n, counts):
+    """A row of float32 over a parameter, a gradient, a step and states."""
+    addresses = [m.address for m in columns]
+    return array("Q", [n, 1 | counts << 8, *addresses[:2], addresses[2] * counts, *addresses[3:6]])
+
+
+def call(name, table, rows=1, threads=2):
+    """Go's function, with the optimizer's default arguments but for those that give it a state."""
+    optimizer = getattr(goptim, name)
+    opt = optimizer([Parameter(torch.ones(1))], **OPTIONS.get(name, {}))
+    arguments = opt.scalars(opt.param_groups[0])
+    return getattr(_core, name)(table if isinstance(table, int) else table.buffer_info()[0], rows, threads, *arguments)
+
+
+def assert_the_next_step_is_right(name, *sizes):
+    for n in sizes:
+        opts = []
+        for module in (torch.optim, goptim):
+            torch.manual_seed(0)
+            opts.append(getattr(module, name)([Parameter(torch.randn(n))], **OPTIONS.get(name, {})))
+            train(opts[-1], range(2))
+        assert_bit_equal(everything(opts[1]), everything(opts[0]))
+
+
+@every
+@pytest.mark.parametrize("n", [CALLER, WORKERS], ids=["caller", "workers"])
+@pytest.mark.parametrize("column", ["parameter", "gradient", "step", "state"])
+@pytest.mark.parametrize("protection", [PROT_NONE, PROT_READ], ids=["no access", "read-only"])
+def test_fault_in_go_is_an_exception(name, n, column, protection, threads, to_go):
+    counts = getattr(goptim, name).counts
+    i = ["parameter", "gradient", "step", "state"].index(column)
+    if column == "step" and not counts:
+        pytest.skip(f"{name} does not count steps")
+    threads(2)
+    columns = [Memory(n) for _ in range(6)]
+    table = table_of(columns, n, counts)
+    columns[i].protect(protection)
+    try:
+        if protection is PROT_READ and column == "gradient":
+            assert call(name, table) == 1
+        else:
+            with pytest.raises(RuntimeError, match=r"panic in Go.*invalid memory address"):
+                call(name, table)
+    finally:
+        columns[i].protect(PROT_READ_WRITE)
+    assert_the_next_step_is_right(name, CALLER, WORKERS)
+
+
+@every
+def test_fault_in_the_last_chunk_of_many(name, threads, to_go):
+    """Most of the work is done by two threads when one of them faults."""
+    threads(2)
+    columns = [Memory(WORKERS) for _ in range(6)]
+    table = table_of(columns, WORKERS, getattr(goptim, name).counts)
+    last_page = 4 * WORKERS - mmap.PAGESIZE
+    for _ in range(20):
+        columns[1].protect(PROT_NONE, last_page)
+        with pytest.raises(RuntimeError, match="panic in Go"):
+            call(name, table)
+        columns[1].protect(PROT_READ_WRITE, last_page)
+    assert call(name, table) == 1
+    assert_the_next_step_is_right(name, CALLER, WORKERS)
+
+
+@every
+@pytest.mark.parametrize("n", [CALLER, WORKERS], ids=["caller", "workers"])
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
+def test_parameter_in_a_read_only_file(name, n, tmp_path, threads, to_go):
+    threads(2)
+    np.ones(n, dtype=np.float32).tofile(tmp_path / "weights")
+    weights = np.memmap(tmp_path / "weights", dtype=np.float32, mode="r")
+    opt = getattr(goptim, name)([p := Parameter(torch.from_numpy(weights))])
+    p.grad = torch.ones(n)
+    with pytest.raises(RuntimeError, match="panic in Go"):
+        opt.step()
+    assert (np.fromfile(tmp_path / "weights", dtype=np.float32) == 1).all()
+    assert_the_next_step_is_right(name, CALLER, WORKERS)
+
+
+def unmapped():
+    """An address at which nothing is, nor will be soon: the middle of the largest hole."""
+    with open("/proc/self/maps") as maps:
+        ranges = [[int(x, 16) for x in line.split()[0].split("-")] for line in maps]
+    holes = [(b[0] - a[1], a[1]) for a, b in itertools.pairwise(ranges) if b[0] < 1 << 47]
+    size, start = max(holes)
+    return (start + size // 2) & ~0xFFF
+
+
+# A word of a row, what stands there, and what the exception says.
+BAD_ROWS = {
+    "count below 0": (0, lambda: 2**64 - 1, "row 1: -1 elements"),
+    "count too large": (0, lambda: 1 << 62, r"row 1: \d+ elements"),
+    "dtype 0": (1, lambda: 0x100, "row 1: elements of dtype 0; expected float32 or float64"),
+    "dtype 99": (1, lambda: 0x163, "row 1: elements of dtype 99; expected float32 or float64"),
+    "parameter 0": (2, lambda: 0, "row 1: address 0x0 of the parameter"),
+    "parameter in page 0": (2, lambda: 4095, "row 1: address 0xfff of the parameter"),
+    "parameter beyond all memory": (2, lambda: 2**64 - 8, "row 1: address 0xfffffffffffffff8 of the parameter"),
+    "parameter at the end of memory": (2, lambda: 2**63 - 16, "row 1: address 0x7ffffffffffffff0 of the parameter"),
+    "parameter without an address of this machine": (2, lambda: 1 << 56, "panic in Go"),
+    "parameter where nothing is": (2, unmapped, "panic in Go"),
+    "gradient 0": (3, lambda: 0, "row 1: address 0x0 of the gradient"),
+    "gradient where nothing is": (3, unmapped, "panic in Go"),
+    "state 0": (5, lambda: 0, "row 1: address 0x0 of state 0"),
+    "state where nothing is": (5, unmapped, "panic in Go"),
+}
+BAD_STEPS = {
+    "step 0": (4, lambda: 0, "row 1: address 0x0 of step"),
+    "step where nothing is": (4, unmapped, "panic in Go"),
+    "step of dtype 0": (1, lambda: 1, "row 1: a step of dtype 0; expected float32 or float64"),
+    "step of dtype 7": (1, lambda: 0x701, "row 1: a step of dtype 7; expected float32 or float64"),
+}
+
+
+@every
+@pytest.mark.parametrize("what", BAD_ROWS | BAD_STEPS)
+def test_bad_row(name, what, to_go):
+    counts = getattr(goptim, name).counts
+    if what in BAD_STEPS and not counts:
+        pytest.skip(f"{name} does not count steps")
+    word, value, says = (BAD_ROWS | BAD_STEPS)[what]
+    good, bad = ([Memory(CALLER) for _ in range(6)] for _ in range(2))
+    table = table_of(good, CALLER, counts) + table_of(bad, CALLER, counts)
+    table[8 + word] = value()
+    with pytest.raises(RuntimeError, match=says):
+        call(name, table, rows=2)
+    if "panic" not in says:
+        assert not any(m.array.any() for m in [*good, *bad])
+    assert_the_next_step_is_right(name, CALLER)
+
+
+@every
+def test_bad_table(name, to_go):
+    columns = [Memory(CALLER) for _ in range(6)]
+    table = table_of(columns, CALLER, getattr(goptim, name).counts)
+    address = table.buffer_info()[0]
+    for where, rows, says in [
+        (address, -1, "a table of -1 rows"),
+        (0, 1, "a table of 1 rows at 0x0"),
+        (16, 1, "a table of 1 rows at 0x10"),
+        (address + 4, 1, "a table of 1 rows at"),
+        (unmapped(), 1, "panic in Go"),
+        (address, 1 << 62, "panic in Go"),
+    ]:
+        with pytest.raises(RuntimeError, match=says):
+            call(name, where, rows)
+    assert not any(m.array.any() for m in columns)
+    assert call(name, 0, rows=0) == 0
+    for threads in (-(2**63), -1, 0, 1, 2**63 - 1):
+        assert call(name, table, threads=threads) == 1

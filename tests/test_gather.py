@@ -1,0 +1,383 @@
+"""A step's table: what goes to Go, from which addresses, and what goes to torch; by gather.c and by Python alike."""
+
+import contextlib
+import gc
+import sys
+import tracemalloc
+import warnings
+from array import array
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import Buffer, Parameter
+
+import goptim
+from goptim import _core, _native
+from goptim._step import GoStep, _Table
+from goptim.testing import assert_bit_equal, ieee_sqrt
+
+NAMES = [name for name in torch.optim.__all__ if isinstance(c := getattr(goptim, name), type) and issubclass(c, GoStep)]
+OPTIONS = {"SGD": {"momentum": 0.9}, "Adam": {"amsgrad": True}}
+
+every = pytest.mark.parametrize("name", NAMES)
+with_gather = pytest.mark.skipif(_native.dlpack_api is None, reason="this torch has no __dlpack_c_exchange_api__")
+
+
+@pytest.fixture(params=[pytest.param("gather.c", marks=with_gather), "Python"])
+def way(request, monkeypatch):
+    """Both ways to gather, one after the other."""
+    if request.param == "Python":
+        monkeypatch.setattr(_native, "dlpack_api", None)
+    return request.param
+
+
+def plain(*shape, dtype=torch.float32):
+    return torch.randn(shape, dtype=dtype)
+
+
+def imag_of_conj():
+    """One element, dense, that stands for minus its memory."""
+    t = torch.randn(1, dtype=torch.complex64).conj().imag
+    assert t.is_neg()
+    return t
+
+
+def unaligned():
+    memory = bytearray(b"x" + torch.randn(8).numpy().tobytes())
+    return torch.from_numpy(np.frombuffer(memory, dtype=np.uint8)[1:].view(np.float32))
+
+
+def copy_on_write():
+    t = torch._lazy_clone(plain(3, 4))
+    assert torch._C._is_cow_tensor(t)
+    return t
+
+
+# A parameter, its gradient, and who steps it.
+ZOO = {
+    "plain": (lambda: plain(3, 4), lambda: plain(3, 4), "Go"),
+    "float64": (lambda: plain(5, dtype=torch.float64), lambda: plain(5, dtype=torch.float64), "Go"),
+    "no dimensions": (lambda: plain(), lambda: plain(), "Go"),
+    "a view of one element": (lambda: plain(5)[3], lambda: plain(7)[2:3].squeeze(), "Go"),
+    "empty": (lambda: plain(0), lambda: plain(0), "Go"),
+    "empty, of 3 dimensions": (lambda: plain(3, 0, 4), lambda: plain(3, 0, 4), "Go"),
+    "empty, of other strides": (lambda: plain(4, 0).t(), lambda: plain(0, 4), "Go"),
+    "25 dimensions": (lambda: plain(*[1, 2, 1, 1, 1] * 5), lambda: plain(*[1, 2, 1, 1, 1] * 5), "Go"),
+    "views with an offset": (lambda: plain(9)[3:7], lambda: plain(2, 4)[1], "Go"),
+    "unaligned": (unaligned, unaligned, "Go"),
+    "channels last": (
+        lambda: plain(2, 3, 4, 5).to(memory_format=torch.channels_last),
+        lambda: plain(2, 3, 4, 5).to(memory_format=torch.channels_last),
+        "Go",
+    ),
+    "channels last 3d": (
+        lambda: plain(2, 3, 2, 2, 2).to(memory_format=torch.channels_last_3d),
+        lambda: plain(2, 3, 2, 2, 2).to(memory_format=torch.channels_last_3d),
+        "Go",
+    ),
+    "transposed": (lambda: plain(4, 3).t(), lambda: plain(4, 3).t(), "Go"),
+    "permuted": (lambda: plain(2, 3, 4).permute(1, 2, 0), lambda: plain(2, 3, 4).permute(1, 2, 0), "Go"),
+    "odd strides of size 1": (
+        lambda: plain(40).as_strided((1, 3, 1, 2), (7, 2, 5, 1)),
+        lambda: plain(40).as_strided((1, 3, 1, 2), (1, 2, 40, 1)),
+        "Go",
+    ),
+    "one element of odd strides": (lambda: plain(9).as_strided((1, 1), (7, 3)), lambda: plain(1, 1), "Go"),
+    "gradient needs a gradient": (lambda: plain(3, 4), lambda: plain(3, 4).requires_grad_(), "Go"),
+    "copied on write": (copy_on_write, copy_on_write, "Go"),
+    "gradient transposed": (lambda: plain(3, 4), lambda: plain(4, 3).t(), "torch"),
+    "gradient permuted": (lambda: plain(2, 2, 2), lambda: plain(2, 2, 2).permute(2, 0, 1), "torch"),
+    "gradient expanded": (lambda: plain(3, 4), lambda: plain(4).expand(3, 4), "torch"),
+    "gradient of one number": (lambda: plain(3, 4), lambda: plain(1, 1).expand(3, 4), "torch"),
+    "gradient non-dense": (lambda: plain(3, 4), lambda: plain(3, 8)[:, ::2], "torch"),
+    "gradient sparse": (lambda: plain(3, 4), lambda: plain(3, 4).relu().to_sparse(), "torch"),
+    "gradient of zeros without memory": (lambda: plain(3, 4), lambda: torch._efficientzerotensor(3, 4), "torch"),
+    "non-dense": (lambda: plain(6, 4)[::2], lambda: plain(6, 4)[::2], "torch"),
+    "columns": (lambda: plain(3, 8)[:, :4], lambda: plain(3, 8)[:, :4], "torch"),
+    "expanded": (lambda: plain(4).expand(3, 4), lambda: plain(3, 4), "torch"),
+    "overlapping itself": (lambda: plain(9).as_strided((3, 3), (2, 1)), lambda: plain(3, 3), "torch"),
+    "negated, of one element": (imag_of_conj, lambda: plain(1), "torch"),
+    "gradient negated, of one element": (lambda: plain(1), imag_of_conj, "torch"),
+    "both negated, of one element": (imag_of_conj, imag_of_conj, "torch"),
+    "gradient negated": (lambda: plain(3, 4), lambda: torch._neg_view(plain(3, 4)), "torch"),
+    "negated": (lambda: torch._neg_view(plain(3, 4)), lambda: plain(3, 4), "torch"),
+    "complex": (lambda: plain(3, dtype=torch.complex64), lambda: plain(3, dtype=torch.complex64), "torch"),
+    "complex, gradient conjugated": (
+        lambda: plain(3, dtype=torch.complex64),
+        lambda: plain(3, dtype=torch.complex64).conj(),
+        "torch",
+    ),
+    "integers": (lambda: torch.arange(3), lambda: torch.arange(3), "torch"),
+    "meta": (lambda: torch.empty(3, device="meta"), lambda: torch.empty(3, device="meta"), "torch"),
+    "a Buffer": (lambda: Buffer(plain(3)), lambda: plain(3), "Go"),
+    "gradient is a Parameter": (lambda: plain(3), lambda: Parameter(plain(3)), "torch"),
+}
+# What gather.c takes and should not: it looks for the negative bit of one element only, to save time.
+KNOWN = ("gradient negated", "negated")
+
+
+def make(name, *whats):
+    """An optimizer over members of the zoo, with their gradients, and torch's over the same."""
+    opts = []
+    for cls in (getattr(torch.optim, name), getattr(goptim, name)):
+        torch.manual_seed(0)
+        params, grads = [], []
+        for what in whats:
+            param, grad, _ = ZOO[what]
+            p = param()
+            params.append(Parameter(p, p.is_floating_point() or p.is_complex()) if type(p) is torch.Tensor else p)
+            grads.append(grad())
+        opts.append(cls(params, lr=0.1, **OPTIONS.get(name, {})))
+        for p, g in zip(params, grads, strict=True):
+            p.grad = g
+    return opts
+
+
+def params_of(opt):
+    return opt.param_groups[0]["params"]
+
+
+def described(table):
+    """A table as numbers: its rows, and which tensors its lists hold."""
+    rows = [tuple(table.words[8 * i : 8 * i + 8]) for i in range(table.n)]
+    lists = {key: list(map(id, getattr(table, key))) for key in ("written", "grads", "rest", "fresh", "misfits")}
+    return rows, lists
+
+
+def table_of(opt):
+    return _Table(opt, 0, opt.param_groups[0])
+
+
+def step(opt):
+    """The error of a step, if there is one."""
+    try:
+        with ieee_sqrt():
+            opt.step()
+    except (RuntimeError, NotImplementedError) as e:
+        return type(e), str(e)
+    return None
+
+
+def values(x):
+    """What of parameters and states can be compared."""
+    if isinstance(x, dict):
+        return {key: values(v) for key, v in x.items()}
+    if not isinstance(x, torch.Tensor) or x.is_meta:
+        return str(x)
+    if x.is_nested:
+        return [values(t) for t in x.unbind()]
+    return x.detach().to_dense() if x.is_sparse else x.detach().resolve_neg()
+
+
+@every
+@pytest.mark.parametrize("what", ZOO)
+def test_zoo(name, what, way, request):
+    if way == "gather.c" and what in KNOWN:
+        request.applymarker(pytest.mark.xfail(reason="gather.c takes it", strict=True))
+    expected, ours = make(name, what)
+    for i in range(3):
+        table = table_of(ours)
+        taken = [*(["torch"] * len(table.rest)), *(["Go"] * (table.n + len(table.fresh)))]
+        assert taken == [ZOO[what][2]], f"step {i}"
+        assert step(ours) == step(expected)
+        assert_bit_equal(*([values(p) for p in params_of(opt)] for opt in (ours, expected)), f"step {i}: parameters")
+        assert_bit_equal(
+            *([values(dict(s)) for s in opt.state.values()] for opt in (ours, expected)), f"step {i}: states"
+        )
+
+
+@every
+def test_nested_tensors(name, way):
+    runs = []
+    for cls in (getattr(torch.optim, name), getattr(goptim, name)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that they are a prototype
+            p = Parameter(torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]))
+        torch.nested.to_padded_tensor(p, 0.0).sum().backward()
+        opt = cls([p], **OPTIONS.get(name, {}))
+        runs.append(([step(opt) for _ in range(3)], values(p), values(dict(opt.state[p]))))
+    (expected_errors, *expected), (errors, *ours) = runs
+    assert errors == expected_errors
+    assert_bit_equal(ours, expected)
+
+
+@every
+@with_gather
+def test_both_ways_make_the_same_table(name, monkeypatch):
+    whats = [what for what in ZOO if what not in KNOWN]
+    for zoo in (
+        *([what] for what in whats),
+        ["plain", "complex", "empty", "channels last", "no dimensions", "non-dense"],
+    ):
+        _, opt = make(name, *zoo)
+        for _ in range(3):
+            rows, lists = described(table_of(opt))
+            with monkeypatch.context() as patch:
+                patch.setattr(_native, "dlpack_api", None)
+                assert described(table_of(opt)) == (rows, lists), zoo
+            step(opt)
+
+
+@every
+def test_rows_name_every_column(name, way):
+    _, opt = make(name, "plain", "float64", "complex", "no dimensions", "gradient transposed")
+    opt.step()
+    table = table_of(opt)
+    rows, lists = described(table)
+    taken = [params_of(opt)[i] for i in (0, 1, 3)]
+    columns, expected_rows, written = opt.columns(opt.param_groups[0]), [], []
+    for p in taken:
+        states = [opt.state[p][key] for key in columns]
+        step = opt.state[p]["step"] if opt.counts else None
+        kind = {torch.float32: 1, torch.float64: 2}[p.dtype] | (0 if step is None else 1 << 8)
+        addresses = [t.data_ptr() for t in states] + [0] * (3 - len(states))
+        pointer = 0 if step is None else step.data_ptr()
+        expected_rows.append((p.numel(), kind, p.data_ptr(), p.grad.data_ptr(), pointer, *addresses))
+        written += [p, *states]
+    assert rows == expected_rows
+    assert lists["written"] == [id(t) for t in written]
+    assert lists["grads"] == [id(p.grad) for p in taken]
+    assert lists["rest"] == [id(params_of(opt)[i]) for i in (2, 4)]
+
+
+@every
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int64, torch.float16], ids=str)
+def test_dtypes_of_step(name, dtype, way):
+    """float64 is what torch counts in under that default dtype; the others are torch's to count in."""
+    expected, ours = make(name, "plain", "plain")
+    for opt in (ours, expected):
+        step(opt)
+        for state in opt.state.values():
+            if "step" in state:
+                state["step"] = state["step"].to(dtype)
+        for _ in range(2):
+            step(opt)
+    assert_bit_equal(*([values(p) for p in params_of(opt)] for opt in (ours, expected)))
+    assert_bit_equal(*([values(dict(s)) for s in opt.state.values()] for opt in (ours, expected)))
+
+
+# --- gather.c itself
+
+
+def gather(opt, params=None, api=None, plain=(torch.Tensor, Parameter), keys=None, state=None):
+    params = params_of(opt) if params is None else params
+    table, lists = array("Q", bytes(64 * len(params))), ([], [], [])
+    n = _core.gather(
+        _native.dlpack_api if api is None else api,
+        plain,
+        params,
+        opt.state if state is None else state,
+        "step" if opt.counts else None,
+        opt.columns(opt.param_groups[0]) if keys is None else keys,
+        table.buffer_info()[0],
+        *lists,
+    )
+    return n, *lists
+
+
+class Hostile:
+    """Something in the list of parameters that does what it wants when it is asked for its gradient."""
+
+    def __init__(self, do):
+        self.do = do
+
+    @property
+    def grad(self):
+        return self.do()
+
+
+@every
+@with_gather
+def test_no_reference_is_leaked(name):
+    _, opt = make(name, "plain", "complex", "no dimensions", "one element of odd strides", "gradient sparse")
+    step(opt)
+    *params, sparse = params_of(opt)
+    params += [Parameter(plain(2)), Parameter(plain(2))]
+    params[-1].grad = plain(2)  # one has no gradient, and this one no state
+    missing = object()
+    hostile = [params[0], Hostile(lambda: {}[missing])]
+    keys, types = opt.columns(opt.param_groups[0]), (torch.Tensor, Parameter)
+    grads = [p.grad for p in params if p.grad is not None]
+    states = [t for state in opt.state.values() for t in (state, *state.values())]
+    watched = [*params, sparse, *grads, *states, opt.state, keys, types, params, hostile, missing, _native.dlpack_api]
+
+    def many(times):
+        for i in range(times):
+            gather(opt, params, keys=keys, plain=types)
+            if i % 100 == 0:
+                gather(opt, [sparse], keys=keys, plain=types)  # half a millisecond, in torch's exception
+                with contextlib.suppress(KeyError):
+                    gather(opt, hostile, keys=keys, plain=types)
+        gc.collect()
+        return [sys.getrefcount(x) for x in watched]
+
+    expected = many(10)
+    tracemalloc.start()
+    assert many(10) == expected
+    before, _ = tracemalloc.get_traced_memory()
+    objects = len(gc.get_objects())
+    assert many(10_000) == expected
+    after, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert after - before < 100_000  # the smallest object that each would leave makes 160,000
+    assert abs(len(gc.get_objects()) - objects) < 100
+
+
+@with_gather
+def test_gather_refuses_what_it_cannot_use():
+    _, opt = make("Adam", "plain")
+    step(opt)
+    with pytest.raises(ValueError, match="PyCapsule"):
+        gather(opt, api=object())
+    with pytest.raises(ValueError, match="up to three keys"):
+        gather(opt, keys=("a", "b", "c", "d"))
+    with pytest.raises(ValueError, match="a type"):
+        gather(opt, plain=())
+    with pytest.raises(TypeError):
+        gather(opt, params=tuple(params_of(opt)))
+    with pytest.raises(AttributeError, match="grad"):
+        gather(opt, params=[object()])
+
+
+@with_gather
+def test_gather_leaves_odd_states_to_python():
+    _, opt = make("Adam", "plain")
+    [p] = params_of(opt)
+    step(opt)
+    assert gather(opt)[0] == 1
+    good = opt.state[p]
+    keys = opt.columns(opt.param_groups[0])
+    for bad in (
+        *(
+            good | {key: value}
+            for key in (*keys, "step")
+            for value in (None, "junk", 1.0, plain(7), Parameter(good[key]))
+        ),
+        *({k: v for k, v in good.items() if k != key} for key in good),
+        {},
+        None,
+        [],
+    ):
+        n, written, grads, odd = gather(opt, state={p: bad})
+        assert (n, written, grads) == (0, [], [])
+        assert odd == [p]
+    n, _, _, odd = gather(opt, state={})
+    assert (n, odd) == (0, [p])
+
+
+@with_gather
+def test_list_of_parameters_that_changes_under_gather():
+    _, opt = make("SGD", "plain", "plain", "plain")
+    step(opt)
+    a, b, c = params_of(opt)
+    for change in (
+        list.clear,
+        lambda params: params.extend([a] * 50),
+        lambda params: params.__delitem__(slice(1, None)),
+    ):
+        params = [a, Hostile(lambda: change(params)), b, c]  # noqa: B023
+        n, _, grads, odd = gather(opt, params)
+        assert n == len(grads)
+        assert n <= 3
+        assert odd == []

@@ -1,0 +1,432 @@
+"""goptim in the life of processes: import, threads, forks, signals and exit."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import pytest
+import torch
+from torch.nn import Parameter
+
+import goptim
+from goptim.testing import assert_bit_equal, ieee_sqrt
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+
+# What the programs below share: steps that are checked against torch's.
+SHARED = """
+import os, sys, threading
+import torch, goptim
+from goptim.testing import assert_bit_equal, ieee_sqrt
+
+SMALL, LARGE = 1000, 1 << 20  # LARGE takes two threads of Go's
+
+def make(optimizer, n=SMALL):
+    p = torch.nn.Parameter(torch.linspace(-1, 1, n))
+    p.grad = torch.linspace(1, -2, n)
+    return optimizer([p])
+
+def values(opt):
+    [p] = opt.param_groups[0]["params"]
+    return p, dict(opt.state[p])
+
+def step_and_check(opt, steps, before=0):
+    expected = make(torch.optim.AdamW, values(opt)[0].numel())
+    with ieee_sqrt():
+        for _ in range(before + steps):
+            expected.step()
+        for _ in range(steps):
+            opt.step()
+    assert_bit_equal(values(opt), values(expected))
+
+def threads_of_process():
+    return len(os.listdir("/proc/self/task"))
+"""
+
+
+def start(program, *flags, **kwargs):
+    """Start a program in a Python of its own; it is killed with the test."""
+    program = SHARED + textwrap.dedent(program)
+    return subprocess.Popen(
+        [sys.executable, *flags, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs
+    )
+
+
+def finish(process, timeout=60):
+    """What a process has written when it has ended."""
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        out, err = process.communicate()
+        pytest.fail(f"hangs after writing {out!r} and {err!r}")
+    return process.returncode, out, err
+
+
+def check(program, *flags, out="", timeout=60):
+    assert finish(start(program, *flags), timeout) == (0, out, "")
+
+
+def test_strict_python_has_nothing_to_say():
+    program = """
+    torch.set_num_threads(2)
+    for n in (SMALL, LARGE):
+        step_and_check(make(goptim.AdamW, n), 3)
+    """
+    torchs = "ignore:Implicitly cleaning up:ResourceWarning"  # of torch 2.6, which leaves a temporary folder to exit
+    check(program, "-X", "dev", "-W", "error", "-W", torchs)
+
+
+def test_extension_is_loaded_by_the_first_optimizer():
+    check("""
+    before = threads_of_process()
+    assert "goptim._core" not in sys.modules
+    torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))])
+    goptim.lr_scheduler, goptim.RMSprop, goptim.Optimizer
+    try:
+        goptim.AdamW([], lr=-1)
+    except ValueError:
+        pass
+    assert "goptim._core" not in sys.modules
+    assert threads_of_process() == before
+    goptim.AdamW([torch.nn.Parameter(torch.ones(1))])
+    assert "goptim._core" in sys.modules
+    """)
+
+
+def test_step_at_exit():
+    check(
+        """
+    import atexit
+    torch.set_num_threads(2)
+    small, large = make(goptim.AdamW), make(goptim.AdamW, LARGE)
+    small.step()
+
+    @atexit.register
+    def last_steps():
+        step_and_check(small, 2, before=1)
+        step_and_check(large, 2)
+        print("stepped")
+    """,
+        out="stepped\n",
+    )
+
+
+def test_exit_while_a_daemon_thread_is_in_go():
+    check("""
+    torch.set_num_threads(2)
+    started = threading.Semaphore(0)
+
+    def forever(opt):
+        [group] = opt.param_groups
+        table = goptim._step._Table(opt, 0, group)
+        core, address, scalars = goptim._native.core(), table.words.buffer_info()[0], opt.scalars(group)
+        while True:
+            core.AdamW(address, 1, 2, *scalars)
+            started.release()
+
+    for n in (SMALL, LARGE, LARGE):
+        opt = make(goptim.AdamW, n)
+        opt.step()
+        threading.Thread(target=forever, args=[opt], daemon=True).start()
+    for _ in range(100):
+        started.acquire()
+    """)
+
+
+def test_exit_while_a_daemon_thread_steps():
+    process = start("""
+    import resource
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    torch.set_num_threads(2)
+    started = threading.Semaphore(0)
+
+    def forever(opt):
+        while True:
+            opt.step()
+            started.release()
+
+    for n in (SMALL, LARGE, LARGE):
+        threading.Thread(target=forever, args=[make(goptim.AdamW, n)], daemon=True).start()
+    for _ in range(100):
+        started.acquire()
+    """)
+    code, _, err = finish(process)
+    # Python ends such a thread where it next wants the interpreter. In C++ of torch's that is fatal, so torch.optim's
+    # optimizers do the same.
+    assert (code, err) in [(0, ""), (-signal.SIGABRT, "terminate called without an active exception\n")]
+
+
+# --- Forked and spawned processes
+
+
+@needs_fork
+def test_forked_child_steps():
+    """Go's runtime does not live on in it: torch's own step takes over, with the same bits."""
+    check("""
+    import copy, pickle, signal
+    torch.set_num_threads(2)
+    opts = [make(goptim.AdamW, n) for n in (SMALL, LARGE)]
+    for opt in opts:
+        step_and_check(opt, 2)
+    torch.set_num_threads(1)  # OpenMP's threads, too, do not live on
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        for opt in opts:
+            step_and_check(opt, 2, before=2)
+        step_and_check(make(goptim.AdamW), 2)
+        pickle.loads(pickle.dumps(opts)), copy.deepcopy(opts)
+        grandchild = os.fork()
+        if grandchild == 0:
+            step_and_check(opts[0], 1, before=4)
+            os._exit(0)
+        assert os.waitpid(grandchild, 0)[1] == 0
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    torch.set_num_threads(2)
+    for opt in opts:
+        step_and_check(opt, 2, before=2)
+    """)
+
+
+@needs_fork
+def test_forked_child_exits_by_itself():
+    """Through all that Python does at exit, and while Go was at work in the parent."""
+    check("""
+    import signal
+    opt = make(goptim.AdamW, LARGE)
+    stop = threading.Event()
+
+    def work():
+        while not stop.is_set():
+            opt.step()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    for _ in range(2):
+        child = os.fork()
+        if child == 0:
+            signal.alarm(30)
+            sys.exit(7)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    stop.set()
+    thread.join()
+    """)
+
+
+@needs_fork
+def test_fork_before_the_extension_is_loaded():
+    """Such a child has a Go of its own."""
+    check("""
+    import signal
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        torch.set_num_threads(2)
+        step_and_check(make(goptim.AdamW), 2)
+        step_and_check(make(goptim.AdamW, LARGE), 2)
+        assert goptim._native.core() is not None
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    step_and_check(make(goptim.AdamW), 2)
+    """)
+
+
+DATA = """
+import torch, goptim
+from test_processes_shared import *
+
+class Data(torch.utils.data.Dataset):
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, i):
+        opt = make(goptim.AdamW)  # an optimizer of the worker's own
+        step_and_check(opt, 2)
+        return i, values(opt)[0].detach()
+
+if __name__ == "__main__":
+    import sys
+    opt = make(goptim.AdamW)
+    opt.step()
+    loader = torch.utils.data.DataLoader(
+        Data(), batch_size=2, num_workers=int(sys.argv[2]), multiprocessing_context=sys.argv[1], timeout=60
+    )
+    seen = []
+    for i, (numbers, params) in enumerate(loader):
+        seen += numbers.tolist()
+        assert params.shape == (2, SMALL)
+        step_and_check(opt, 1, before=1 + i)
+    assert sorted(seen) == list(range(8)), seen
+    print("loaded")
+"""
+
+
+@pytest.mark.parametrize(("method", "workers"), [pytest.param("fork", "2", marks=needs_fork), ("spawn", "1")])
+def test_data_loader_workers_step(method, workers, tmp_path):
+    (tmp_path / "test_processes_shared.py").write_text(SHARED)
+    (tmp_path / "data.py").write_text(DATA)
+    process = subprocess.Popen(
+        [sys.executable, tmp_path / "data.py", method, workers],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    code, out, err = finish(process)
+    assert (code, out) == (0, "loaded\n"), err
+
+
+# --- Signals
+
+
+@pytest.mark.parametrize("n", ["SMALL", "LARGE"])
+def test_interrupt_in_a_training_loop(n):
+    process = start(f"""
+    torch.set_num_threads(2)
+    opt = make(goptim.AdamW, {n})
+    other = torch.nn.Parameter(torch.ones(3))
+    other.grad = torch.ones(3)
+    opt.add_param_group({{"params": [other]}})
+    steps = 0
+    try:
+        while True:
+            opt.step()
+            steps += 1
+            if steps == 3:
+                print("training", flush=True)
+    except KeyboardInterrupt:
+        done = int(values(opt)[1]["step"])
+        assert done in (steps, steps + 1)  # Go ends what it has begun
+        assert int(opt.state[other]["step"]) in (steps, steps + 1)
+        step_and_check(opt, 2, before=done)
+        print("interrupted")
+    raise KeyboardInterrupt
+    """)
+    assert process.stdout.readline() == "training\n"
+    sent = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    code, out, err = finish(process, timeout=20)
+    assert time.monotonic() - sent < 10
+    assert out == "interrupted\n", err
+    assert code == -signal.SIGINT
+
+
+def test_signals_that_come_all_the_time_to_all_threads():
+    """A handler of Python's runs while Go computes or waits, and on stacks of Go's."""
+    check("""
+    import ctypes, signal, time
+    torch.set_num_threads(2)
+    seen = 0
+
+    def handler(number, frame):
+        global seen
+        seen += 1
+
+    before = set(os.listdir("/proc/self/task"))
+    opt = make(goptim.AdamW, LARGE)
+    opt.step()
+    gos = set(os.listdir("/proc/self/task")) - before
+    assert len(gos) > 1
+    libc = ctypes.CDLL(None)
+    stop = threading.Event()
+
+    def send():
+        while not stop.is_set():
+            for thread in gos:
+                libc.tgkill(os.getpid(), int(thread), signal.SIGUSR1)
+            time.sleep(0.0005)
+
+    signal.signal(signal.SIGALRM, handler)
+    signal.signal(signal.SIGUSR1, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+    sender = threading.Thread(target=send)
+    sender.start()
+    step_and_check(opt, 30, before=1)
+    stop.set()
+    sender.join()
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    assert seen > 10
+    """)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_faulthandler_reports_crashes_that_are_not_gos(when):
+    process = start(f"""
+    import ctypes, faulthandler, resource
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if "{when}" == "before":
+        faulthandler.enable()
+    opt = make(goptim.AdamW)
+    opt.step()
+    if "{when}" == "after":
+        faulthandler.enable()
+    ctypes.string_at(0)
+    """)
+    code, _, err = finish(process)
+    assert code < 0
+    assert "Fatal Python error: Segmentation fault" in err
+    assert "string_at" in err
+
+
+# --- Threads
+
+
+@pytest.mark.parametrize("n", [1000, 1 << 20], ids=["small", "large"])
+def test_two_threads_step_two_optimizers(n, threads):
+    threads(2)
+
+    def make(optimizer, seed):
+        torch.manual_seed(seed)
+        opt = optimizer([Parameter(torch.randn(n)), Parameter(torch.randn(n, dtype=torch.float64))])
+        for p in opt.param_groups[0]["params"]:
+            p.grad = torch.randn_like(p)
+        return opt
+
+    def run(opt, steps=10):
+        for _ in range(steps):
+            opt.step()
+
+    classes = ["AdamW", "AdamW", "SGD", "Adam"]
+    ours = [make(getattr(goptim, name), i) for i, name in enumerate(classes)]
+    workers = [threading.Thread(target=run, args=[opt]) for opt in ours]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+        assert not worker.is_alive()
+    for i, (name, opt) in enumerate(zip(classes, ours, strict=True)):
+        expected = make(getattr(torch.optim, name), i)
+        with ieee_sqrt():
+            run(expected)
+        assert_bit_equal(opt.param_groups[0]["params"], expected.param_groups[0]["params"])
+
+
+def test_other_threads_go_on_during_a_long_step(threads):
+    """Go computes without the lock of Python's interpreter."""
+    threads(1)
+    p = Parameter(torch.zeros(1 << 24))
+    p.grad = torch.ones_like(p)
+    opt = goptim.AdamW([p])
+    opt.step()
+    stop, ticks = threading.Event(), []
+
+    def tick():
+        while not stop.is_set():
+            ticks.append(time.perf_counter())
+            time.sleep(0.0005)
+
+    ticker = threading.Thread(target=tick)
+    ticker.start()
+    steps = []
+    for _ in range(5):
+        start = time.perf_counter()
+        opt.step()
+        steps.append((start, time.perf_counter()))
+    stop.set()
+    ticker.join()
+    assert sum(start < t < end for start, end in steps for t in ticks) >= 5
