@@ -79,9 +79,10 @@ def assert_bit_equal(actual: Any, expected: Any, name: str = "") -> None:
         if wrong.any():
             at = tuple(wrong.nonzero()[0].tolist())
             a, e = actual[at].item(), expected[at].item()
+            apart = f"; {ulp_distance(actual, expected)} ulp at most" if expected.dtype in _BITS else ""
             raise AssertionError(
                 f"{name}: {int(wrong.sum())} of {wrong.numel()} elements differ; the first at {list(at)}: "
-                f"expected {e!r}, got {a!r}; {ulp_distance(actual, expected)} ulp at most"
+                f"expected {e!r}, got {a!r}{apart}"
             )
     elif isinstance(expected, Mapping):
         if not isinstance(actual, Mapping) or list(actual) != list(expected):
