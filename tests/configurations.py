@@ -19,14 +19,14 @@ ADAM = [
     {
         "lr": 0.0123,
         "weight_decay": [0, 0.037],
-        "betas": [(0.9, 0.999), (0.45, 0.95)],
+        "betas": [(0.9, 0.999), (0.2, 0.95)],
         "amsgrad": FLAG,
         "maximize": FLAG,
     },
-    {"betas": (0.5, 0.5)},
+    {"betas": (0.5, 0.807)},  # (1 - 0.807**5) ** 0.5 is not its square root, in C and Python
     {"betas": (0.5 + 1e-9, 0.9)},  # 1 - beta1 is less than a half, but not once it is float32
     {"betas": (0.0, 0.0), "eps": 0},
-    {"lr": 3, "eps": 1e-3, "weight_decay": 1},
+    {"lr": 3, "eps": 1e-3, "weight_decay": 0.3},  # 1 - lr * weight_decay shows how the product is rounded
     {"lr": 0.0, "amsgrad": True},
 ]
 

@@ -21,7 +21,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("SGD", {"momentum": 0.9, "dampening": 0.3, "maximize": True}),
     ("SGD", {"momentum": 0.9, "nesterov": True, "weight_decay": 0.037}),
     ("Adam", {"weight_decay": 0.037, "maximize": True}),
-    ("Adam", {"weight_decay": 0.037, "amsgrad": True, "betas": (0.45, 0.95)}),
+    ("Adam", {"weight_decay": 0.037, "amsgrad": True, "betas": (0.2, 0.807)}),
     ("AdamW", {"weight_decay": 0.037, "maximize": True, "eps": 1e-6}),
     ("AdamW", {"weight_decay": 0.037, "amsgrad": True, "betas": (0.8, 0.9)}),
 ]

@@ -4,7 +4,9 @@ import ctypes
 import faulthandler
 import itertools
 import mmap
+import os
 import sys
+import time
 import warnings
 from array import array
 
@@ -394,6 +396,13 @@ def test_fault_in_the_last_chunk_of_many(name, threads, to_go):
         columns[1].protect(PROT_READ_WRITE, last_page)
     assert call(name, table) == 1
     assert_the_next_step_is_right(name, CALLER, WORKERS)
+    if len(os.sched_getaffinity(0)) > 1:
+        time.sleep(0.1)  # until torch's threads sleep
+        own, all_threads = time.thread_time(), time.process_time()
+        for _ in range(20):
+            call(name, table)
+        own, all_threads = time.thread_time() - own, time.process_time() - all_threads
+        assert all_threads > 1.02 * own, "the workers are idle"
 
 
 @every

@@ -18,7 +18,8 @@ from goptim._step import GoStep, _Table
 from goptim.testing import assert_bit_equal, ieee_sqrt
 
 NAMES = [name for name in torch.optim.__all__ if isinstance(c := getattr(goptim, name), type) and issubclass(c, GoStep)]
-OPTIONS = {"SGD": {"momentum": 0.9}, "Adam": {"amsgrad": True}}
+NAMES += ["SGD with momentum", "Adam with amsgrad"]
+OPTIONS = {"SGD with momentum": {"momentum": 0.9}, "Adam with amsgrad": {"amsgrad": True}}
 
 every = pytest.mark.parametrize("name", NAMES)
 with_gather = pytest.mark.skipif(_native.dlpack_api is None, reason="this torch has no __dlpack_c_exchange_api__")
@@ -117,10 +118,15 @@ ZOO = {
 KNOWN = ("gradient negated", "negated")
 
 
+def twins(name):
+    """torch's class and ours."""
+    return [getattr(module, name.split()[0]) for module in (torch.optim, goptim)]
+
+
 def make(name, *whats):
     """An optimizer over members of the zoo, with their gradients, and torch's over the same."""
     opts = []
-    for cls in (getattr(torch.optim, name), getattr(goptim, name)):
+    for cls in twins(name):
         torch.manual_seed(0)
         params, grads = [], []
         for what in whats:
@@ -190,7 +196,7 @@ def test_zoo(name, what, way, request):
 @every
 def test_nested_tensors(name, way):
     runs = []
-    for cls in (getattr(torch.optim, name), getattr(goptim, name)):
+    for cls in twins(name):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that they are a prototype
             p = Parameter(torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]))

@@ -43,7 +43,11 @@ class Adam(_Moments, torch.optim.Adam):
         return (*super().scalars(group), bool(group.get("decoupled_weight_decay", False)))
 
 
-class AdamW(_Moments, torch.optim.AdamW):
+# As in torch: from 2.7 on, AdamW is an Adam.
+_AdamWBase = Adam if issubclass(torch.optim.AdamW, torch.optim.Adam) else _Moments
+
+
+class AdamW(_AdamWBase, torch.optim.AdamW):  # type: ignore[misc, valid-type]
     """torch.optim.AdamW with its update in Go: the same arguments, state and bits.
 
     The state of a parameter is ``step``, ``exp_avg``, ``exp_avg_sq`` and, with ``amsgrad``, ``max_exp_avg_sq``.
@@ -54,3 +58,4 @@ class AdamW(_Moments, torch.optim.AdamW):
     """
 
     twin = torch.optim.AdamW
+    scalars = _Moments.scalars
