@@ -58,6 +58,7 @@ class Configuration:
     optimizer: str
     options: dict[str, Any]
     name: str
+    odd: bool = False
 
     def __str__(self) -> str:
         return self.name
@@ -85,9 +86,10 @@ def _configurations(optimizer: str, arguments: dict[str, Any], *odd: dict[str, A
         arguments = {k: v for k, v in arguments.items() if k != "decoupled_weight_decay"}
     choices = [[(k, x) for x in (v if isinstance(v, list) else [v])] for k, v in arguments.items()]
     plain, *flagged = map(dict, itertools.product(*choices))
-    for options in (plain, *(plain | changes for changes in odd), *flagged):
+    odds = [plain | changes for changes in odd]
+    for options in (plain, *odds, *flagged):
         said = [k if v is True else f"{k}={v}".replace(" ", "") for k, v in options.items() if v != plain.get(k)]
-        configuration = Configuration(optimizer, options, "-".join([optimizer, *(said or ["plain"])]))
+        configuration = Configuration(optimizer, options, "-".join([optimizer, *(said or ["plain"])]), options in odds)
         try:
             configuration.torchs([torch.zeros(1)])
         except ValueError:

@@ -402,7 +402,7 @@ def test_fault_in_the_last_chunk_of_many(name, threads, to_go):
         for _ in range(20):
             call(name, table)
         own, all_threads = time.thread_time() - own, time.process_time() - all_threads
-        assert all_threads > 1.02 * own, "the workers are idle"
+        assert all_threads > 1.1 * own, "the workers are idle"
 
 
 @every

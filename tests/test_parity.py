@@ -206,9 +206,15 @@ def test_path_flags_change_nothing(configuration, value):
 
 
 @FLOATS
-@pytest.mark.parametrize("configuration", [c for c in CONFIGURATIONS if "fused" in c.path_flags()], ids=str)
+@pytest.mark.parametrize(
+    "configuration", [c for c in CONFIGURATIONS if "fused" in c.path_flags() and not c.odd], ids=str
+)
 def test_fused_kernels_of_torch(configuration, dtype):
-    """With nothing replaced in torch, on one thread and whole vectors: the rest behind them is rounded another way."""
+    """With nothing replaced in torch, on one thread and whole vectors: the rest behind them is rounded another way.
+
+    Not the odd ones: the float64 scalars of a step come from C++ here, which rounds them as Python does but for cases
+    that the odd ones seek.
+    """
     values = [normal((n,), dtype, n) for n in (16, 48, 1600, 70_000)]
     params, expected = _leaves(values), _leaves(values)
     optimizer = configuration.ours(params)

@@ -196,7 +196,6 @@ def test_forked_child_steps():
 
 
 @needs_fork
-@pytest.mark.xfail(reason="torch's step then waits for OpenMP's threads, which did not live on", strict=True)
 def test_forked_child_steps_after_torch_has_used_threads():
     check("""
     import signal
@@ -448,4 +447,4 @@ def test_other_threads_go_on_during_a_long_step(threads):
         steps.append((start, time.perf_counter()))
     stop.set()
     ticker.join()
-    assert sum(start < t < end for start, end in steps for t in ticks) >= 5
+    assert max(sum(start < t < end for t in ticks) for start, end in steps) > 3

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -59,8 +60,11 @@ class GoStep(Optimizer):
         Raises:
             ValueError: a gradient or a state has another shape than its parameter. Nothing has been written then.
         """
-        if torch.compiler.is_compiling() or not self._go_can_step():
+        if torch.compiler.is_compiling():
             return _undecorated(self.twin)(self, closure)
+        if not self._go_can_step():
+            with _threads_after_fork():
+                return _undecorated(self.twin)(self, closure)
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -283,12 +287,21 @@ def _alike(a: Tensor, b: Tensor) -> bool:
 
 def _bump_versions(written: list[Tensor]) -> None:
     """Tell autograd what was written, or it would use changed tensors that it has saved."""
+    torch.autograd.graph.increment_version(written)
+
+
+@contextlib.contextmanager
+def _threads_after_fork() -> Iterator[None]:
+    """One thread in a forked child: torch's OpenMP does not survive a fork either, and would hang with more."""
+    threads = torch.get_num_threads()
+    if _native.core() is not None or threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
     try:
-        torch.autograd.graph.increment_version(written)
-    except RuntimeError:  # tensors made in inference mode have no version, and torch does not write to them elsewhere
-        if not torch.is_inference_mode_enabled():
-            raise
-        torch.autograd.graph.increment_version([t for t in written if not t.is_inference()])
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _undecorated(twin: type[Optimizer]) -> Callable[..., Any]:
