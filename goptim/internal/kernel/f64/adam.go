@@ -28,14 +28,14 @@ func UpdateAdam(h *Adam, p, g, m, v, vmax []float64) {
 		lane.UpdateAdam((*lane.Adam)(h), p, g, m, v, vmax)
 		return
 	}
-	var k adam // filled field by field: a composite literal of vectors is built aside and copied
-	k.sign, k.wd, k.coupled, k.decay = sign(h.Maximize), set(h.WeightDecay), h.WeightDecay != 0, set(h.Decay)
-	k.c1, k.beta2, k.c2 = newWeight(h.C1), set(h.Beta2), set(h.C2)
-	k.step, k.bc2, k.eps = set(h.Step), set(h.BC2Sqrt), set(h.Eps)
-	w := k.eps.Len()
+	// Each scalar is a variable of its own, which stays in a register; as fields of a struct all would be in memory.
+	k := adam{newWeight(h.C1), h.WeightDecay != 0}
+	sgn, wd, decay := sign(h.Maximize), set(h.WeightDecay), set(h.Decay)
+	beta2, c2, step, bc2, eps := set(h.Beta2), set(h.C2), set(h.Step), set(h.BC2Sqrt), set(h.Eps)
+	w := eps.Len()
 	if vmax != nil {
 		for len(p) >= w && len(g) >= w && len(m) >= w && len(v) >= w && len(vmax) >= w {
-			pi, mi, vi, xi := k.updateMax(simd.LoadFloat64s(p), simd.LoadFloat64s(g), simd.LoadFloat64s(m), simd.LoadFloat64s(v), simd.LoadFloat64s(vmax))
+			pi, mi, vi, xi := k.updateMax(simd.LoadFloat64s(p), simd.LoadFloat64s(g), simd.LoadFloat64s(m), simd.LoadFloat64s(v), simd.LoadFloat64s(vmax), sgn, wd, decay, beta2, c2, step, bc2, eps)
 			pi.Store(p)
 			mi.Store(m)
 			vi.Store(v)
@@ -43,7 +43,7 @@ func UpdateAdam(h *Adam, p, g, m, v, vmax []float64) {
 			p, g, m, v, vmax = p[w:], g[w:], m[w:], v[w:], vmax[w:]
 		}
 		if len(p) > 0 {
-			pi, mi, vi, xi := k.updateMax(loadPart(p), loadPart(g), loadPart(m), loadPart(v), loadPart(vmax))
+			pi, mi, vi, xi := k.updateMax(loadPart(p), loadPart(g), loadPart(m), loadPart(v), loadPart(vmax), sgn, wd, decay, beta2, c2, step, bc2, eps)
 			storePart(p, pi)
 			storePart(m, mi)
 			storePart(v, vi)
@@ -52,54 +52,51 @@ func UpdateAdam(h *Adam, p, g, m, v, vmax []float64) {
 		return
 	}
 	for len(p) >= w && len(g) >= w && len(m) >= w && len(v) >= w {
-		pi, mi, vi := k.update(simd.LoadFloat64s(p), simd.LoadFloat64s(g), simd.LoadFloat64s(m), simd.LoadFloat64s(v))
+		pi, mi, vi := k.update(simd.LoadFloat64s(p), simd.LoadFloat64s(g), simd.LoadFloat64s(m), simd.LoadFloat64s(v), sgn, wd, decay, beta2, c2, step, bc2, eps)
 		pi.Store(p)
 		mi.Store(m)
 		vi.Store(v)
 		p, g, m, v = p[w:], g[w:], m[w:], v[w:]
 	}
 	if len(p) > 0 {
-		pi, mi, vi := k.update(loadPart(p), loadPart(g), loadPart(m), loadPart(v))
+		pi, mi, vi := k.update(loadPart(p), loadPart(g), loadPart(m), loadPart(v), sgn, wd, decay, beta2, c2, step, bc2, eps)
 		storePart(p, pi)
 		storePart(m, mi)
 		storePart(v, vi)
 	}
 }
 
-// adam is Adam with every scalar in every lane.
+// adam is what an update needs beside the scalars, which have every lane filled.
 type adam struct {
-	sign, wd                  simd.Float64s
-	coupled                   bool
-	decay                     simd.Float64s
-	c1                        weight
-	beta2, c2, step, bc2, eps simd.Float64s
+	c1      weight
+	coupled bool
 }
 
 // update is Kingma & Ba, arXiv:1412.6980, Algorithm 1; with decay, Loshchilov & Hutter, arXiv:1711.05101,
 // Algorithm 2. One line a torch operation.
-func (k *adam) update(p, g, m, v simd.Float64s) (_, _, _ simd.Float64s) {
-	m, v = k.moments(p, g, m, v)
-	return k.move(p, m, v), m, v
+func (k adam) update(p, g, m, v, sign, wd, decay, beta2, c2, step, bc2, eps simd.Float64s) (_, _, _ simd.Float64s) {
+	m, v = k.moments(p, g, m, v, sign, wd, beta2, c2)
+	return move(p, m, v, decay, step, bc2, eps), m, v
 }
 
 // updateMax is Reddi, Kale & Kumar, "On the Convergence of Adam and Beyond", Algorithm 2 (AMSGrad).
-func (k *adam) updateMax(p, g, m, v, vmax simd.Float64s) (_, _, _, _ simd.Float64s) {
-	m, v = k.moments(p, g, m, v)
+func (k adam) updateMax(p, g, m, v, vmax, sign, wd, decay, beta2, c2, step, bc2, eps simd.Float64s) (_, _, _, _ simd.Float64s) {
+	m, v = k.moments(p, g, m, v, sign, wd, beta2, c2)
 	vmax = maximum(vmax, v)
-	return k.move(p, m, vmax), m, v, vmax
+	return move(p, m, vmax, decay, step, bc2, eps), m, v, vmax
 }
 
-func (k *adam) moments(p, g, m, v simd.Float64s) (_, _ simd.Float64s) {
-	g = g.Mul(k.sign)
+func (k adam) moments(p, g, m, v, sign, wd, beta2, c2 simd.Float64s) (_, _ simd.Float64s) {
+	g = g.Mul(sign)
 	if k.coupled {
-		g = axpy(g, p, k.wd)
+		g = axpy(g, p, wd)
 	}
 	m = lerp(m, g, k.c1)
-	v = addcmul(v.Mul(k.beta2), g, g, k.c2)
+	v = addcmul(v.Mul(beta2), g, g, c2)
 	return m, v
 }
 
-func (k *adam) move(p, m, v simd.Float64s) simd.Float64s {
-	denom := v.Sqrt().Div(k.bc2).Add(k.eps)
-	return addcdiv(p.Mul(k.decay), m, denom, k.step)
+func move(p, m, v, decay, step, bc2, eps simd.Float64s) simd.Float64s {
+	denom := v.Sqrt().Div(bc2).Add(eps)
+	return addcdiv(p.Mul(decay), m, denom, step)
 }

@@ -27,67 +27,60 @@ func UpdateSGD(h *SGD, p, g, buf []float64, first bool) {
 		lane.UpdateSGD((*lane.SGD)(h), p, g, buf, first)
 		return
 	}
-	var k sgd
-	k.sign, k.wd, k.coupled = sign(h.Maximize), set(h.WeightDecay), h.WeightDecay != 0
-	k.momentum, k.c, k.nesterov, k.first, k.step = set(h.Momentum), set(h.C), h.Nesterov, first, set(h.Step)
-	w := k.step.Len()
+	k := sgd{h.WeightDecay != 0, h.Nesterov, first}
+	sgn, wd, momentum, c, step := sign(h.Maximize), set(h.WeightDecay), set(h.Momentum), set(h.C), set(h.Step)
+	w := step.Len()
 	if buf != nil {
 		for len(p) >= w && len(g) >= w && len(buf) >= w {
-			pi, bi := k.updateMomentum(simd.LoadFloat64s(p), simd.LoadFloat64s(g), simd.LoadFloat64s(buf))
+			pi, bi := k.updateMomentum(simd.LoadFloat64s(p), simd.LoadFloat64s(g), simd.LoadFloat64s(buf), sgn, wd, momentum, c, step)
 			pi.Store(p)
 			bi.Store(buf)
 			p, g, buf = p[w:], g[w:], buf[w:]
 		}
 		if len(p) > 0 {
-			pi, bi := k.updateMomentum(loadPart(p), loadPart(g), loadPart(buf))
+			pi, bi := k.updateMomentum(loadPart(p), loadPart(g), loadPart(buf), sgn, wd, momentum, c, step)
 			storePart(p, pi)
 			storePart(buf, bi)
 		}
 		return
 	}
 	for len(p) >= w && len(g) >= w {
-		k.update(simd.LoadFloat64s(p), simd.LoadFloat64s(g)).Store(p)
+		k.update(simd.LoadFloat64s(p), simd.LoadFloat64s(g), sgn, wd, step).Store(p)
 		p, g = p[w:], g[w:]
 	}
 	if len(p) > 0 {
-		storePart(p, k.update(loadPart(p), loadPart(g)))
+		storePart(p, k.update(loadPart(p), loadPart(g), sgn, wd, step))
 	}
 }
 
-// sgd is SGD with every scalar in every lane.
-type sgd struct {
-	sign, wd        simd.Float64s
-	coupled         bool
-	momentum, c     simd.Float64s
-	nesterov, first bool
-	step            simd.Float64s
-}
+// sgd is what an update needs beside the scalars, which have every lane filled.
+type sgd struct{ coupled, nesterov, first bool }
 
-func (k *sgd) update(p, g simd.Float64s) simd.Float64s {
-	return axpy(p, k.gradient(p, g), k.step)
+func (k sgd) update(p, g, sign, wd, step simd.Float64s) simd.Float64s {
+	return axpy(p, k.gradient(p, g, sign, wd), step)
 }
 
 // updateMomentum is Sutskever et al., "On the importance of initialization and momentum in deep learning", in
 // torch's form: the learning rate multiplies the buffer, and the first buffer is the gradient, undampened.
-func (k *sgd) updateMomentum(p, g, buf simd.Float64s) (_, _ simd.Float64s) {
-	g = k.gradient(p, g)
+func (k sgd) updateMomentum(p, g, buf, sign, wd, momentum, c, step simd.Float64s) (_, _ simd.Float64s) {
+	g = k.gradient(p, g, sign, wd)
 	if k.first {
 		buf = g
 	} else {
-		buf = axpy(buf.Mul(k.momentum), g, k.c)
+		buf = axpy(buf.Mul(momentum), g, c)
 	}
 	if k.nesterov {
-		g = axpy(g, buf, k.momentum)
+		g = axpy(g, buf, momentum)
 	} else {
 		g = buf
 	}
-	return axpy(p, g, k.step), buf
+	return axpy(p, g, step), buf
 }
 
-func (k *sgd) gradient(p, g simd.Float64s) simd.Float64s {
-	g = g.Mul(k.sign)
+func (k sgd) gradient(p, g, sign, wd simd.Float64s) simd.Float64s {
+	g = g.Mul(sign)
 	if k.coupled {
-		g = axpy(g, p, k.wd)
+		g = axpy(g, p, wd)
 	}
 	return g
 }
