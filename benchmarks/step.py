@@ -95,7 +95,7 @@ def measure(
         contenders[path] = getattr(torch.optim, class_name)(parameters(shapes, dtype), **options, **flags)
     probe = getattr(goptim, class_name)(parameters(shapes, dtype), **options) if bound else None
     best: dict[str, float] = {}
-    for i in tqdm(range(rounds), desc=f"{name}, {threads} threads", leave=False):
+    for i in tqdm(range(rounds), desc=f"{name}, {threads} threads", leave=False, disable=None):
         for path, optimizer in [*contenders.items(), ("bound", probe)]:
             if optimizer is None or (path in ("for", "foreach") and i >= max(5, rounds // 4)):
                 continue  # the slow ones vary less

@@ -5,6 +5,7 @@ import (
 	"sync"
 
 	"github.com/goptim/goptim/goptim/internal/engine"
+	"github.com/goptim/goptim/goptim/internal/kernel"
 	"github.com/goptim/goptim/goptim/internal/kernel/f32"
 	"github.com/goptim/goptim/goptim/internal/kernel/f64"
 )
@@ -28,7 +29,7 @@ type AdamOptions struct {
 type Adam[T Float] struct {
 	AdamOptions     // as the next Step uses them
 	Workers     int // as many threads as a Step may use; 0 means GOMAXPROCS
-	base        base[T, f32.Adam]
+	base        base[T, kernel.Adam]
 }
 
 // NewAdam makes an Adam of params. The error wraps ErrOption or ErrParam.
@@ -81,41 +82,34 @@ func (o *AdamOptions) check() error {
 	)
 }
 
-func (o *AdamOptions) counts() bool { return true }
-
-func (o *AdamOptions) columns() int {
+func (o *AdamOptions) layout() engine.Layout {
+	l := engine.Layout{Counts: true, State: [engine.States]engine.Use{engine.Column, engine.Column}}
 	if o.AMSGrad {
-		return 3
+		l.State[2] = engine.Column
 	}
-	return 2
+	return l
 }
 
-func (o *AdamOptions) scalars(t float64, pow func(x, y float64) float64) f32.Adam {
+func (o *AdamOptions) initial(int) float64 { return 0 }
+
+func (o *AdamOptions) scalars(r *engine.Row, t float64, pow powFunc) kernel.Adam {
 	beta1, beta2 := o.Betas[0], o.Betas[1]
-	h := f32.Adam{
-		Maximize: o.Maximize,
-		Decay:    1,
-		C1:       1 - beta1,
-		Beta2:    beta2,
-		C2:       1 - beta2,
-		Step:     -(o.LR / (1 - pow(beta1, t))),
-		BC2Sqrt:  pow(1-pow(beta2, t), 0.5),
-		Eps:      o.Eps,
+	h := kernel.Adam{
+		Sign:    kernel.Sign(o.Maximize),
+		Decay:   1,
+		C1:      weight(r, 1-beta1),
+		Beta2:   beta2,
+		C2:      1 - beta2,
+		Step:    -(o.LR / (1 - pow(beta1, t))),
+		BC2Sqrt: divisor(r, pow(1-pow(beta2, t), 0.5)),
+		Eps:     o.Eps,
 	}
 	if o.DecoupledWeightDecay {
 		h.Decay = 1 - float64(o.LR*o.WeightDecay)
 	} else {
-		h.WeightDecay = o.WeightDecay
+		h.Coupled, h.WeightDecay = kernel.Flag(o.WeightDecay != 0), o.WeightDecay
 	}
 	return h
 }
 
-func (o *AdamOptions) update(h *f32.Adam, r *engine.Row, lo, hi int) {
-	if r.DType() == engine.Float32 {
-		p, g, s := engine.View[float32](r, lo, hi)
-		f32.UpdateAdam(h, p, g, s[0], s[1], s[2])
-	} else {
-		p, g, s := engine.View[float64](r, lo, hi)
-		f64.UpdateAdam((*f64.Adam)(h), p, g, s[0], s[1], s[2])
-	}
-}
+func (o *AdamOptions) kernels() kernels[kernel.Adam] { return kernels[kernel.Adam]{f32.Adam, f64.Adam} }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"unsafe"
 
 	"github.com/goptim/goptim/goptim/internal/cpow"
@@ -48,7 +49,9 @@ type base[T Float, S any] struct {
 // state is what an optimizer keeps of one parameter.
 type state[T Float] struct {
 	step    float32 // as torch keeps it
-	columns [3][]T
+	numbers [engine.States]float32
+	columns [engine.States][]T
+	made    bool
 }
 
 // newBase checks the rule and the parameters.
@@ -86,7 +89,7 @@ func (b *base[T, S]) step(r rule[S], threads int) error {
 	if err := errors.Join(r.check(), b.check(r.name())); err != nil {
 		return err
 	}
-	b.gather(r.columns())
+	b.gather(r)
 	if threads <= 0 {
 		threads = runtime.GOMAXPROCS(0)
 	}
@@ -115,9 +118,10 @@ func (b *base[T, S]) check(name string) error {
 	return nil
 }
 
-// gather makes the rows of one step: of every parameter that has a gradient, with the first columns of its state, which
-// are made where they are missing.
-func (b *base[T, S]) gather(columns int) {
+// gather makes the rows of one step: of every parameter that has a gradient, with the states that the rule's layout
+// names, which are made where they are missing.
+func (b *base[T, S]) gather(r rule[S]) {
+	layout := r.layout()
 	b.rows = b.rows[:0]
 	for i, p := range b.params {
 		if p.Grad == nil {
@@ -131,13 +135,23 @@ func (b *base[T, S]) gather(columns int) {
 			Grad:  address(p.Grad),
 			Step:  uintptr(unsafe.Pointer(&s.step)),
 		}
-		for k := range columns {
-			if s.columns[k] == nil {
-				s.columns[k] = make([]T, len(p.Value))
-				row.Kind |= engine.First
+		for k, use := range layout.State {
+			switch use {
+			case engine.Column:
+				if s.columns[k] == nil {
+					s.columns[k] = slices.Repeat([]T{T(r.initial(k))}, len(p.Value))
+					row.Kind |= engine.First
+				}
+				row.State[k] = address(s.columns[k])
+			case engine.Number:
+				if !s.made {
+					s.numbers[k] = float32(r.initial(k))
+				}
+				row.Kind |= engine.NumberKind(k, engine.Float32)
+				row.State[k] = uintptr(unsafe.Pointer(&s.numbers[k]))
 			}
-			row.State[k] = address(s.columns[k])
 		}
+		s.made = true
 		b.rows = append(b.rows, row)
 	}
 }

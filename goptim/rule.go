@@ -2,6 +2,8 @@ package goptim
 
 import (
 	"fmt"
+	"math"
+	"slices"
 	"sync"
 
 	"github.com/goptim/goptim/goptim/internal/engine"
@@ -13,31 +15,42 @@ import (
 type rule[S any] interface {
 	name() string
 	check() error
-	columns() int // how many states a parameter has
-	counts() bool // whether the scalars depend on the number of steps
-	// scalars are those of step t, computed in float64 in torch's order.
-	scalars(t float64, pow func(x, y float64) float64) S
-	// update runs the kernel over elements lo to hi of a row.
-	update(h *S, r *engine.Row, lo, hi int)
+	layout() engine.Layout
+	// initial is the value of a new state.
+	initial(state int) float64
+	// scalars are those of a row's step t, 0 if the layout does not count, computed in float64 in torch's order. They
+	// depend on the row by its Kind and the numbers in its state, which scalars steps.
+	scalars(r *engine.Row, t float64, pow powFunc) S
+	kernels() kernels[S]
 }
 
-// A pass is one step of a rule over rows, with the scalars of every step count among them.
+type powFunc = func(x, y float64) float64
+
+// kernels are one step's arithmetic for either type of elements.
+type kernels[S any] struct {
+	f32 kernel.Func[S, float32]
+	f64 kernel.Func[S, float64]
+}
+
+// A pass is one step of a rule over rows, with the distinct scalars among them.
 type pass[S any] struct {
-	rule[S]
+	kernels  kernels[S]
+	layout   engine.Layout
 	rows     []engine.Row
 	distinct []S
 	at       []int // the index of a row's scalars
 }
 
-func (p *pass[S]) begin(r rule[S], rows []engine.Row, pow func(x, y float64) float64) {
-	p.rule, p.rows, p.distinct, p.at = r, rows, p.distinct[:0], p.at[:0]
-	counts, t, last := r.counts(), 0., 0.
+func (p *pass[S]) begin(r rule[S], rows []engine.Row, pow powFunc) {
+	p.kernels, p.layout, p.rows, p.distinct, p.at = r.kernels(), r.layout(), rows, p.distinct[:0], p.at[:0]
+	shared := !slices.Contains(p.layout.State[:], engine.Number)
+	t, last := 0., math.NaN()
 	for i := range rows {
-		if counts {
+		if p.layout.Counts {
 			t = rows[i].Tick()
 		}
-		if i == 0 || t != last {
-			p.distinct = append(p.distinct, r.scalars(t, pow))
+		if !shared || t != last || rows[i].Kind != rows[i-1].Kind {
+			p.distinct = append(p.distinct, r.scalars(&rows[i], t, pow))
 			last = t
 		}
 		p.at = append(p.at, len(p.distinct)-1)
@@ -46,13 +59,35 @@ func (p *pass[S]) begin(r rule[S], rows []engine.Row, pow func(x, y float64) flo
 
 // Update implements engine.Pass.
 func (p *pass[S]) Update(row, lo, hi int) {
-	p.update(&p.distinct[p.at[row]], &p.rows[row], lo, hi)
-	kernel.Leave()
+	r, h := &p.rows[row], &p.distinct[p.at[row]]
+	if r.DType() == engine.Float32 {
+		param, grad, states := engine.View[float32](r, p.layout, lo, hi)
+		kernel.Apply(p.kernels.f32, h, param, grad, states)
+	} else {
+		param, grad, states := engine.View[float64](r, p.layout, lo, hi)
+		kernel.Apply(p.kernels.f64, h, param, grad, states)
+	}
+}
+
+// weight is lerp's weight w for the elements of a row.
+func weight(r *engine.Row, w float64) kernel.Weight {
+	if r.DType() == engine.Float32 {
+		return kernel.WeightOf[float32](w)
+	}
+	return kernel.WeightOf[float64](w)
+}
+
+// divisor divides the roots of a row's elements by x.
+func divisor(r *engine.Row, x float64) kernel.Divisor {
+	if r.DType() == engine.Float32 {
+		return kernel.DivisorOf[float32](x)
+	}
+	return kernel.DivisorOf[float64](x)
 }
 
 // stepTable runs one step of a rule over a table, with a pass from the rule's pool.
 func stepTable[S any](r rule[S], passes *sync.Pool, t Table) error {
-	rows, err := t.rows(r.name(), r.columns(), r.counts())
+	rows, err := t.rows(r.name(), r.layout())
 	if err != nil {
 		return err
 	}

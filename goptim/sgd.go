@@ -6,6 +6,7 @@ import (
 	"sync"
 
 	"github.com/goptim/goptim/goptim/internal/engine"
+	"github.com/goptim/goptim/goptim/internal/kernel"
 	"github.com/goptim/goptim/goptim/internal/kernel/f32"
 	"github.com/goptim/goptim/goptim/internal/kernel/f64"
 )
@@ -26,7 +27,7 @@ type SGDOptions struct {
 type SGD[T Float] struct {
 	SGDOptions     // as the next Step uses them
 	Workers    int // as many threads as a Step may use; 0 means GOMAXPROCS
-	base       base[T, f32.SGD]
+	base       base[T, kernel.SGD]
 }
 
 // NewSGD makes an SGD of params. The error wraps ErrOption or ErrParam.
@@ -65,32 +66,26 @@ func (o *SGDOptions) check() error {
 	)
 }
 
-func (o *SGDOptions) counts() bool { return false }
-
-func (o *SGDOptions) columns() int {
+func (o *SGDOptions) layout() (l engine.Layout) {
 	if o.Momentum != 0 {
-		return 1
+		l.State[0] = engine.Column
 	}
-	return 0
+	return l
 }
 
-func (o *SGDOptions) scalars(float64, func(x, y float64) float64) f32.SGD {
-	return f32.SGD{
-		Maximize:    o.Maximize,
+func (o *SGDOptions) initial(int) float64 { return 0 }
+
+func (o *SGDOptions) scalars(r *engine.Row, _ float64, _ powFunc) kernel.SGD {
+	return kernel.SGD{
+		Sign:        kernel.Sign(o.Maximize),
+		Coupled:     kernel.Flag(o.WeightDecay != 0),
 		WeightDecay: o.WeightDecay,
+		First:       kernel.Flag(r.First()),
 		Momentum:    o.Momentum,
 		C:           1 - o.Dampening,
-		Nesterov:    o.Nesterov,
+		Nesterov:    kernel.Flag(o.Nesterov),
 		Step:        -o.LR,
 	}
 }
 
-func (o *SGDOptions) update(h *f32.SGD, r *engine.Row, lo, hi int) {
-	if r.DType() == engine.Float32 {
-		p, g, s := engine.View[float32](r, lo, hi)
-		f32.UpdateSGD(h, p, g, s[0], r.First())
-	} else {
-		p, g, s := engine.View[float64](r, lo, hi)
-		f64.UpdateSGD((*f64.SGD)(h), p, g, s[0], r.First())
-	}
-}
+func (o *SGDOptions) kernels() kernels[kernel.SGD] { return kernels[kernel.SGD]{f32.SGD, f64.SGD} }

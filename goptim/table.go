@@ -15,11 +15,12 @@ import (
 // A row is eight 64-bit words:
 //
 //	0  the number of elements
-//	1  their dtype (1 float32, 2 float64); plus 256 times the dtype of the step; plus 65536 if the state is new
+//	1  their dtype (1 float32, 2 float64); plus 256 times the dtype of the step; plus 65536 if the state is new; plus,
+//	   for a state i that is one number, its dtype times 2 to the power of 32+8i
 //	2  the address of the parameter
 //	3  the address of the gradient
 //	4  the address of the step, one number, which is increased; 0 for SGD
-//	5  the addresses of up to three states, in the order that the optimizer names
+//	5  the addresses of three states, in the order that the optimizer names; 0 for one that its options do without
 //
 // Columns are dense and laid out alike; the caller answers for the addresses.
 type Table struct {
@@ -30,7 +31,7 @@ type Table struct {
 }
 
 // rows views the table and checks every row before anything is written.
-func (t Table) rows(optimizer string, states int, counts bool) ([]engine.Row, error) {
+func (t Table) rows(optimizer string, l engine.Layout) ([]engine.Row, error) {
 	if t.Rows == 0 {
 		return nil, nil
 	}
@@ -39,7 +40,7 @@ func (t Table) rows(optimizer string, states int, counts bool) ([]engine.Row, er
 	}
 	rows := unsafe.Slice((*engine.Row)(engine.Pointer(t.Address)), t.Rows)
 	for i := range rows {
-		if err := rows[i].Check(states, counts); err != nil {
+		if err := rows[i].Check(l); err != nil {
 			return nil, fmt.Errorf("goptim: %s: row %d: %w: %w", optimizer, i, err, ErrParam)
 		}
 	}

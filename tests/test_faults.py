@@ -447,10 +447,10 @@ BAD_ROWS = {
     "state where nothing is": (5, unmapped, "panic in Go"),
 }
 BAD_STEPS = {
-    "step 0": (4, lambda: 0, "row 1: address 0x0 of step"),
+    "step 0": (4, lambda: 0, "row 1: address 0x0 of the step"),
     "step where nothing is": (4, unmapped, "panic in Go"),
-    "step of dtype 0": (1, lambda: 1, "row 1: a step of dtype 0; expected float32 or float64"),
-    "step of dtype 7": (1, lambda: 0x701, "row 1: a step of dtype 7; expected float32 or float64"),
+    "step of dtype 0": (1, lambda: 1, "row 1: the step of dtype 0; expected float32 or float64"),
+    "step of dtype 7": (1, lambda: 0x701, "row 1: the step of dtype 7; expected float32 or float64"),
 }
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import random
 import sys
 import tracemalloc
 import warnings
@@ -266,16 +267,21 @@ def test_dtypes_of_step(name, dtype, way):
 # --- gather.c itself
 
 
-def gather(opt, params=None, api=None, plain=(torch.Tensor, Parameter), keys=None, state=None):
+def gather(
+    opt, params=None, api=None, plain=(torch.Tensor, Parameter), keys=None, state=None, strided=None, at=0, numbers=0
+):
     params = params_of(opt) if params is None else params
     table, lists = array("Q", bytes(64 * len(params))), ([], [], [])
-    n = _core.gather(
+    n, _ = _core.gather(
         _native.dlpack_api if api is None else api,
         plain,
+        strided,
         params,
         opt.state if state is None else state,
+        at,
         "step" if opt.counts else None,
         opt.columns(opt.param_groups[0]) if keys is None else keys,
+        numbers,
         table.buffer_info()[0],
         *lists,
     )
@@ -336,10 +342,16 @@ def test_gather_refuses_what_it_cannot_use():
     step(opt)
     with pytest.raises(ValueError, match="PyCapsule"):
         gather(opt, api=object())
-    with pytest.raises(ValueError, match="up to three keys"):
-        gather(opt, keys=("a", "b", "c", "d"))
-    with pytest.raises(ValueError, match="a type"):
-        gather(opt, plain=())
+    for wrong in (
+        {"keys": ("a", "b", "c", "d")},
+        {"plain": ()},
+        {"plain": (int,) * 5},
+        {"at": -1},
+        {"numbers": -1},
+        {"numbers": 3},
+    ):
+        with pytest.raises(ValueError, match="up to four types and three keys"):
+            gather(opt, **wrong)
     with pytest.raises(TypeError):
         gather(opt, params=tuple(params_of(opt)))
     with pytest.raises(AttributeError, match="grad"):
@@ -387,3 +399,79 @@ def test_list_of_parameters_that_changes_under_gather():
         assert n == len(grads)
         assert n <= 3
         assert odd == []
+
+
+@every
+@pytest.mark.parametrize("order", ["reversed", "shuffled", "late"])
+def test_order_of_state(name, order, way):
+    """gather.c looks for a parameter's state behind that of the one before, and must find it anywhere."""
+    expected, ours = make(name, *["plain"] * 70)
+    for opt in (ours, expected):
+        params = params_of(opt)
+        late = [p.grad for p in params[::3]] if order == "late" else []
+        for p, _ in zip(params[::3], late, strict=False):
+            p.grad = None
+        step(opt)
+        for p, g in zip(params[::3], late, strict=False):
+            p.grad = g
+        if order != "late":
+            items = list(opt.state.items())[::-1]
+            if order == "shuffled":
+                random.Random(0).shuffle(items)
+            opt.state.clear()
+            opt.state.update(items)
+        params[40].grad = params[41].grad = params[42].grad = params[43].grad = None
+        for _ in range(2):
+            step(opt)
+    assert_bit_equal(*([values(p) for p in params_of(opt)] for opt in (ours, expected)))
+
+
+@with_gather
+def test_search_goes_on_in_the_next_group():
+    opt = goptim.Adam([{"params": [Parameter(plain(2)) for _ in range(3)]} for _ in range(4)])
+    for group in opt.param_groups:
+        for p in group["params"]:
+            p.grad = plain(2)
+    opt.step()
+    at, ends = 0, []
+    for i, group in enumerate(opt.param_groups):
+        table = _Table(opt, i, group, at)
+        assert table.n == 3
+        ends.append(at := table.at)
+    assert ends == [3, 6, 9, 12]
+
+
+@with_gather
+def test_numbers_among_the_states():
+    """States of one number, of a dtype of their own, come before the columns; a key that is None leaves its place."""
+    p, g = Parameter(plain(5)), plain(5)
+    p.grad = g
+    opt = goptim.Adam([p])
+    eta, ax = torch.tensor(1.0, dtype=torch.float64), plain(5)
+    opt.state[p] = {"step": torch.tensor(1.0), "eta": eta, "ax": ax}
+    table, written = array("Q", bytes(64)), []
+    types = (torch.Tensor, Parameter)
+    search = (_native.dlpack_api, types, None, [p], opt.state, 0, "step", ("eta", None, "ax"), 2)
+    n, _ = _core.gather(*search, table.buffer_info()[0], written, [], [])
+    assert n == 1
+    assert list(table)[1] == 1 | 1 << 8 | 2 << 32
+    assert list(table)[5:] == [eta.data_ptr(), 0, ax.data_ptr()]
+    assert [id(t) for t in written] == [id(p), id(ax)]
+    opt.state[p]["eta"] = torch.tensor([1.0])
+    odd = []
+    assert _core.gather(*search, table.buffer_info()[0], [], [], odd)[0] == 0
+    assert odd == [p]
+
+
+@with_gather
+def test_tensors_without_strides_are_found_by_their_layout():
+    """A view of one fails in an exception of C++, which takes as long as a thousand others: once is enough."""
+    p, sparse = Parameter(plain(4)), Parameter(plain(4))
+    opt = goptim.SGD([p, sparse])
+    p.grad, sparse.grad = plain(4), plain(4).to_sparse()
+    assert not opt._layouts
+    opt.step()
+    assert opt._layouts
+    n, _, _, odd = gather(opt, strided=torch.strided)
+    assert n == 1
+    assert [id(t) for t in odd] == [id(sparse)]

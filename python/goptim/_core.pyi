@@ -49,13 +49,16 @@ def Version() -> str: ...
 def gather(
     api: object,
     plain: tuple[type, ...],
+    strided: object,
     params: list[Tensor],
     state: MutableMapping[Tensor, Any],
+    at: int,
     step: str | None,
-    keys: tuple[str, ...],
+    keys: tuple[str | None, ...],
+    numbers: int,
     table: int,
     written: list[Tensor],
     grads: list[Tensor],
     odd: list[Tensor],
     /,
-) -> int: ...
+) -> tuple[int, int]: ...

@@ -36,6 +36,8 @@ class GoStep(Optimizer):
     counts: ClassVar[bool] = True
     """Whether the state of a parameter has a ``step``."""
 
+    _layouts = False  # whether there has been a tensor without strides
+
     def columns(self, group: dict[str, Any]) -> tuple[str, ...]:
         """The keys of the state tensors that Go updates, in the order of the table."""
         raise NotImplementedError
@@ -69,7 +71,9 @@ class GoStep(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        tables = [_Table(self, i, group) for i, group in enumerate(self.param_groups)]
+        tables: list[_Table] = []
+        for i, group in enumerate(self.param_groups):
+            tables.append(_Table(self, i, group, tables[-1].at if tables else 0))
         if any(table.rest for table in tables):
             self._torch_step(tables)
         for table in tables:
@@ -111,7 +115,7 @@ class GoStep(Optimizer):
 class _Table:
     """One group's part of a step: a row for every parameter that Go takes, and a list of those that it does not."""
 
-    def __init__(self, optimizer: GoStep, index: int, group: dict[str, Any]) -> None:
+    def __init__(self, optimizer: GoStep, index: int, group: dict[str, Any], at: int = 0) -> None:
         self.optimizer = optimizer
         self.index = index
         self.group = group
@@ -125,6 +129,7 @@ class _Table:
         params: list[Tensor] = group["params"]
         self.words = array("Q", bytes(8 * _WORDS * len(params)))
         self.n = 0
+        self.at = at  # in the optimizer's state, where the search goes on
         if not _go_takes_group(group, optimizer.scalars(group)):
             self.rest = params
             return
@@ -132,13 +137,16 @@ class _Table:
         core = _native.core()
         if core is not None and _native.dlpack_api is not None and type(params) is list:
             odd = []
-            self.n = core.gather(
+            self.n, self.at = core.gather(
                 _native.dlpack_api,
                 _PLAIN,
+                torch.strided if optimizer._layouts else None,
                 params,
                 optimizer.state,
+                at,
                 "step" if optimizer.counts else None,
                 self.columns,
+                0,
                 self.words.buffer_info()[0],
                 self.written,
                 self.grads,
@@ -152,6 +160,8 @@ class _Table:
         g = p.grad
         if g is None:
             return
+        if p.layout is not torch.strided or g.layout is not torch.strided:
+            self.optimizer._layouts = True
         if not (_go_takes(p) and _go_takes_grad(g)):
             self.rest.append(p)
             return

@@ -121,8 +121,12 @@ func TestOverlappingRowsRunInOrder(t *testing.T) {
 
 func TestCheck(t *testing.T) {
 	const somewhere = 1 << 20
-	good := Row{N: 3, Kind: KindOf(Float64, Float32), Param: somewhere, Grad: somewhere, Step: somewhere, State: [3]uintptr{somewhere}}
-	require.NoError(t, good.Check(1, true))
+	layout := Layout{Counts: true, State: [States]Use{Column, Number}}
+	good := Row{
+		N: 3, Kind: KindOf(Float64, Float32) | NumberKind(1, Float32),
+		Param: somewhere, Grad: somewhere, Step: somewhere, State: [States]uintptr{somewhere, somewhere},
+	}
+	require.NoError(t, good.Check(layout))
 	for _, c := range []struct {
 		says  string
 		spoil func(r *Row)
@@ -134,11 +138,13 @@ func TestCheck(t *testing.T) {
 		{"step of dtype 0", func(r *Row) { r.Kind = KindOf(Float64, None) }},
 		{"the parameter", func(r *Row) { r.Param = 0 }},
 		{"the gradient", func(r *Row) { r.Grad = 4095 }},
+		{"state 1", func(r *Row) { r.State[1] = 0 }},
+		{"state 1 of dtype 0", func(r *Row) { r.Kind = KindOf(Float64, Float32) }},
 		{"state 0", func(r *Row) { r.State[0] = ^uintptr(0) - 7 }},
 	} {
 		r := good
 		c.spoil(&r)
-		assert.ErrorContains(t, r.Check(1, true), c.says)
+		assert.ErrorContains(t, r.Check(layout), c.says)
 	}
 }
 
@@ -149,4 +155,17 @@ func TestTick(t *testing.T) {
 	r = Row{Kind: KindOf(Float32, Float64), Step: uintptr(unsafe.Pointer(&double))}
 	assert.Equal(t, float64(1<<24+1), r.Tick())
 	assert.Equal(t, float64(1<<24+1), double)
+}
+
+func TestNumbers(t *testing.T) {
+	single, double := float32(0), 0.
+	r := Row{
+		Kind:  KindOf(Float64, None) | NumberKind(0, Float32) | NumberKind(2, Float64),
+		State: [States]uintptr{uintptr(unsafe.Pointer(&single)), 0, uintptr(unsafe.Pointer(&double))},
+	}
+	assert.Equal(t, float64(float32(.1)), r.SetNumber(0, .1))
+	assert.Equal(t, .1, r.SetNumber(2, .1))
+	assert.Equal(t, []float64{float64(float32(.1)), .1}, []float64{r.Number(0), r.Number(2)})
+	assert.Equal(t, Float64, r.DType())
+	assert.False(t, r.First())
 }

@@ -27,6 +27,9 @@ func (d DType) String() string {
 	return fmt.Sprintf("dtype %d", uint8(d))
 }
 
+// States is how many states a row has room for.
+const States = 3
+
 // A Row is one parameter: the addresses of its columns, each of N elements. Callers in other languages fill tables
 // of it, so its layout is fixed: eight 64-bit words. The engine never keeps a row after the step.
 type Row struct {
@@ -34,16 +37,35 @@ type Row struct {
 	Kind  Kind
 	Param uintptr
 	Grad  uintptr
-	Step  uintptr // of one number: how many steps this parameter has seen; 0 for optimizers that do not count
-	State [3]uintptr
+	Step  uintptr         // of one number: how many steps this parameter has seen; 0 for optimizers that do not count
+	State [States]uintptr // of a column, or of one number; 0 for none
 }
 
-// A Kind packs a row's small facts: the elements' dtype in bits 0 to 7, the dtype of Step in bits 8 to 15, and
-// First in bit 16.
+// A Kind packs a row's small facts: the elements' dtype in bits 0 to 7, the dtype of Step in bits 8 to 15, First in bit
+// 16, and from bit 32 on eight bits for the dtype of each state that is one number.
 type Kind uint64
 
 // First marks a row whose state holds nothing yet.
 const First Kind = 1 << 16
+
+// NumberKind is what a state that is one number adds to the Kind of its row.
+func NumberKind(state int, d DType) Kind { return Kind(d) << (32 + 8*state) }
+
+// A Layout is what an optimizer needs in its rows.
+type Layout struct {
+	Counts bool        // a step
+	State  [States]Use // its states
+}
+
+// A Use is what a state is.
+type Use uint8
+
+// A state is unused, a column of the parameter's length, or one number.
+const (
+	Unused Use = iota
+	Column
+	Number
+)
 
 // KindOf is the Kind of a row of elements, counted by a step.
 func KindOf(elements, step DType) Kind { return Kind(elements) | Kind(step)<<8 }
@@ -53,11 +75,13 @@ func (r *Row) DType() DType { return DType(r.Kind) }
 
 func (r *Row) stepDType() DType { return DType(r.Kind >> 8) }
 
+func (r *Row) numberDType(i int) DType { return DType(r.Kind >> (32 + 8*i)) }
+
 // First reports whether the row's state holds nothing yet.
 func (r *Row) First() bool { return r.Kind&First != 0 }
 
-// Check reports what is wrong with a row whose optimizer needs the first states columns, and a step if counts.
-func (r *Row) Check(states int, counts bool) error {
+// Check reports what is wrong with a row for an optimizer of a layout.
+func (r *Row) Check(l Layout) error {
 	size := int64(8)
 	switch r.DType() {
 	case Float32:
@@ -69,12 +93,16 @@ func (r *Row) Check(states int, counts bool) error {
 	if r.N < 0 || r.N > math.MaxInt64/size {
 		return fmt.Errorf("%d elements", r.N)
 	}
-	if counts {
-		if d := r.stepDType(); d != Float32 && d != Float64 {
-			return fmt.Errorf("a step of %v; expected float32 or float64", d)
-		}
-		if err := checkAddress("step", r.Step, 1); err != nil {
+	if l.Counts {
+		if err := checkNumber("the step", r.Step, r.stepDType()); err != nil {
 			return err
+		}
+	}
+	for i, use := range l.State {
+		if use == Number {
+			if err := checkNumber(fmt.Sprintf("state %d", i), r.State[i], r.numberDType(i)); err != nil {
+				return err
+			}
 		}
 	}
 	if r.N == 0 {
@@ -86,12 +114,21 @@ func (r *Row) Check(states int, counts bool) error {
 	if err := checkAddress("the gradient", r.Grad, r.N*size); err != nil {
 		return err
 	}
-	for i, a := range r.State[:states] {
-		if err := checkAddress(fmt.Sprintf("state %d", i), a, r.N*size); err != nil {
-			return err
+	for i, use := range l.State {
+		if use == Column {
+			if err := checkAddress(fmt.Sprintf("state %d", i), r.State[i], r.N*size); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
+}
+
+func checkNumber(what string, a uintptr, d DType) error {
+	if d != Float32 && d != Float64 {
+		return fmt.Errorf("%s of %v; expected float32 or float64", what, d)
+	}
+	return checkAddress(what, a, 1)
 }
 
 // checkAddress refuses what cannot be memory of the process: the first page, and what wraps around.
@@ -104,21 +141,37 @@ func checkAddress(what string, a uintptr, bytes int64) error {
 
 // Tick counts one more step, in the dtype of the row's step as torch does, and returns the new count.
 func (r *Row) Tick() float64 {
-	if r.stepDType() == Float32 {
-		t := (*float32)(Pointer(r.Step))
-		*t++
-		return float64(*t)
-	}
-	t := (*float64)(Pointer(r.Step))
-	*t++
-	return *t
+	t := number(r.Step, r.stepDType()) + 1
+	return setNumber(r.Step, r.stepDType(), t)
 }
 
-// View gives elements lo to hi of a row's columns; nil for a state that the row does not have.
-func View[T any](r *Row, lo, hi int) (param, grad []T, states [3][]T) {
-	for i, a := range r.State {
-		if a != 0 {
-			states[i] = column[T](a, lo, hi)
+// Number is state i, which is one number.
+func (r *Row) Number(i int) float64 { return number(r.State[i], r.numberDType(i)) }
+
+// SetNumber sets state i, which is one number, and returns it as rounded to its dtype.
+func (r *Row) SetNumber(i int, x float64) float64 { return setNumber(r.State[i], r.numberDType(i), x) }
+
+func number(a uintptr, d DType) float64 {
+	if d == Float32 {
+		return float64(*(*float32)(Pointer(a)))
+	}
+	return *(*float64)(Pointer(a))
+}
+
+func setNumber(a uintptr, d DType, x float64) float64 {
+	if d == Float32 {
+		*(*float32)(Pointer(a)) = float32(x)
+		return float64(float32(x))
+	}
+	*(*float64)(Pointer(a)) = x
+	return x
+}
+
+// View gives elements lo to hi of a row's columns; nil for a state that the layout has no column of.
+func View[T any](r *Row, l Layout, lo, hi int) (param, grad []T, states [States][]T) {
+	for i, use := range l.State {
+		if use == Column {
+			states[i] = column[T](r.State[i], lo, hi)
 		}
 	}
 	return column[T](r.Param, lo, hi), column[T](r.Grad, lo, hi), states

@@ -2,6 +2,7 @@ package kernel_test
 
 import (
 	"math"
+	"math/rand/v2"
 	"testing"
 	"unsafe"
 
@@ -13,42 +14,51 @@ import (
 	"github.com/goptim/goptim/goptim/internal/kernel/f64"
 )
 
-type float interface{ float32 | float64 }
-
 // A variant is one way through a kernel: how many columns it takes, of which the second is the gradient, and the call.
-type variant[T float] struct {
+type variant[T kernel.Float] struct {
 	name    string
 	columns int
 	update  func(c [][]T)
 }
 
-func variants32() []variant[float32] {
-	adam := f32.Adam{Decay: .9996, C1: .1, Beta2: .999, C2: .001, Step: -1e-3, BC2Sqrt: .5, Eps: 1e-8}
-	coupled := adam
-	coupled.WeightDecay, coupled.Decay, coupled.Maximize, coupled.C1 = .01, 1, true, .6
-	sgd := f32.SGD{WeightDecay: .01, Momentum: .9, C: .7, Nesterov: true, Step: -.1}
-	return []variant[float32]{
-		{"adam", 4, func(c [][]float32) { f32.UpdateAdam(&adam, c[0], c[1], c[2], c[3], nil) }},
-		{"adam coupled", 4, func(c [][]float32) { f32.UpdateAdam(&coupled, c[0], c[1], c[2], c[3], nil) }},
-		{"amsgrad", 5, func(c [][]float32) { f32.UpdateAdam(&adam, c[0], c[1], c[2], c[3], c[4]) }},
-		{"sgd", 2, func(c [][]float32) { f32.UpdateSGD(&sgd, c[0], c[1], nil, false) }},
-		{"sgd momentum", 3, func(c [][]float32) { f32.UpdateSGD(&sgd, c[0], c[1], c[2], false) }},
-		{"sgd first", 3, func(c [][]float32) { f32.UpdateSGD(&sgd, c[0], c[1], c[2], true) }},
-	}
+func variantOf[S any, T kernel.Float](name string, columns int, f kernel.Func[S, T], h S) variant[T] {
+	return variant[T]{name, columns, func(c [][]T) {
+		var states [3][]T
+		copy(states[:], c[2:])
+		kernel.Apply(f, &h, c[0], c[1], states)
+	}}
 }
 
-func variants64() []variant[float64] {
-	adam := f64.Adam{Decay: .9996, C1: .1, Beta2: .999, C2: .001, Step: -1e-3, BC2Sqrt: .5, Eps: 1e-8}
+// kernels are those of one type of elements.
+type kernels[T kernel.Float] struct {
+	adam kernel.Func[kernel.Adam, T]
+	sgd  kernel.Func[kernel.SGD, T]
+}
+
+func variants32() []variant[float32] { return variants(kernels[float32]{f32.Adam, f32.SGD}) }
+
+func variants64() []variant[float64] { return variants(kernels[float64]{f64.Adam, f64.SGD}) }
+
+func variants[T kernel.Float](k kernels[T]) []variant[T] {
+	adam := kernel.Adam{
+		Sign: 1, Decay: .9996, C1: kernel.WeightOf[T](.1), Beta2: .999, C2: .001, Step: -1e-3,
+		BC2Sqrt: kernel.DivisorOf[T](.5), Eps: 1e-8,
+	}
 	coupled := adam
-	coupled.WeightDecay, coupled.Decay, coupled.Maximize, coupled.C1 = .01, 1, true, .6
-	sgd := f64.SGD{WeightDecay: .01, Momentum: .9, C: .7, Nesterov: true, Step: -.1}
-	return []variant[float64]{
-		{"adam", 4, func(c [][]float64) { f64.UpdateAdam(&adam, c[0], c[1], c[2], c[3], nil) }},
-		{"adam coupled", 4, func(c [][]float64) { f64.UpdateAdam(&coupled, c[0], c[1], c[2], c[3], nil) }},
-		{"amsgrad", 5, func(c [][]float64) { f64.UpdateAdam(&adam, c[0], c[1], c[2], c[3], c[4]) }},
-		{"sgd", 2, func(c [][]float64) { f64.UpdateSGD(&sgd, c[0], c[1], nil, false) }},
-		{"sgd momentum", 3, func(c [][]float64) { f64.UpdateSGD(&sgd, c[0], c[1], c[2], false) }},
-		{"sgd first", 3, func(c [][]float64) { f64.UpdateSGD(&sgd, c[0], c[1], c[2], true) }},
+	coupled.Coupled, coupled.WeightDecay, coupled.Decay, coupled.Sign, coupled.C1 = 1, .01, 1, -1, kernel.WeightOf[T](.6)
+	extreme := adam
+	extreme.BC2Sqrt = kernel.DivisorOf[T](1e-13)
+	sgd := kernel.SGD{Sign: 1, Coupled: 1, WeightDecay: .01, Momentum: .9, C: .7, Nesterov: 1, Step: -.1}
+	first := sgd
+	first.First = 1
+	return []variant[T]{
+		variantOf("adam", 4, k.adam, adam),
+		variantOf("adam coupled", 4, k.adam, coupled),
+		variantOf("adam extreme", 4, k.adam, extreme),
+		variantOf("amsgrad", 5, k.adam, adam),
+		variantOf("sgd", 2, k.sgd, sgd),
+		variantOf("sgd momentum", 3, k.sgd, sgd),
+		variantOf("sgd first", 3, k.sgd, first),
 	}
 }
 
@@ -57,7 +67,7 @@ const longest = 3*16 + 5
 
 // fill makes every element of every column another number, the same in every run; second moments are positive, and
 // their maxima so small that every step raises them.
-func fill[T float](columns [][]T) {
+func fill[T kernel.Float](columns [][]T) {
 	for k, c := range columns {
 		for i := range c {
 			c[i] = T(math.Sin(float64(1+i*7+k*131))) * T(k+1)
@@ -78,7 +88,7 @@ func TestGuards(t *testing.T) {
 
 // testGuards runs every kernel on columns between guard values, at every length and alignment: it must write all
 // elements, nothing beside them, and not the gradient.
-func testGuards[T float](t *testing.T, variants []variant[T]) {
+func testGuards[T kernel.Float](t *testing.T, variants []variant[T]) {
 	const guard, around = 12345, 17
 	for _, v := range variants {
 		for n := range longest + 1 {
@@ -122,7 +132,7 @@ func TestSplit(t *testing.T) {
 
 // testSplit holds every kernel on whole columns against the same kernel on each element alone: the bits do not depend
 // on how the elements fall into vectors.
-func testSplit[T float](t *testing.T, variants []variant[T]) {
+func testSplit[T kernel.Float](t *testing.T, variants []variant[T]) {
 	for _, v := range variants {
 		for n := range longest + 1 {
 			whole, single := make([][]T, v.columns), make([][]T, v.columns)
@@ -150,4 +160,42 @@ func TestVectorBits(t *testing.T) {
 	kernel.Leave()
 }
 
-func bytes[T float](n int) int { return n * int(unsafe.Sizeof(T(0))) }
+func bytes[T kernel.Float](n int) int { return n * int(unsafe.Sizeof(T(0))) }
+
+// TestQuotient holds the division without the divider against the CPU's: for square roots that take every path,
+// and divisors from the most usual to the ends of what is not extreme. Adam's kernel is the way in: with exp_avg_sq
+// given and beta2 of 1, a gradient of 0, exp_avg of 1 and a step of 1, the parameter becomes 1 / (sqrt(v)/by).
+func TestQuotient(t *testing.T) {
+	t.Run("float32", func(t *testing.T) { testQuotient(t, f32.Adam) })
+	t.Run("float64", func(t *testing.T) { testQuotient(t, f64.Adam) })
+}
+
+func testQuotient[T kernel.Float](t *testing.T, f kernel.Func[kernel.Adam, T]) {
+	const n = 1 << 12
+	p, g, m, v := make([]T, n), make([]T, n), make([]T, n), make([]T, n)
+	r := rand.New(rand.NewPCG(1, 2))
+	square := func(i int) T {
+		if special := []float64{0, math.Copysign(0, -1), math.Inf(1), math.NaN(), -1, 1, 0x1p-149, math.MaxFloat32}; i < len(special) {
+			return T(special[i])
+		}
+		return T(math.Ldexp(1+r.Float64(), r.IntN(250)-125))
+	}
+	divisors := []float64{1, 0x1.fffffep-1, 0x1.fffffffffffffp-1, 0x1.000002p0, 0x1.0000000000001p0, 0x1p-40, 0x1p40, .5, 1.0 / 3}
+	for len(divisors) < 500 {
+		divisors = append(divisors, math.Sqrt(1-math.Pow(r.Float64(), float64(1+r.IntN(1000)))))
+	}
+	for _, by := range divisors {
+		h := kernel.Adam{Sign: 1, Beta2: 1, Step: 1, BC2Sqrt: kernel.DivisorOf[T](by), C1: kernel.WeightOf[T](0)}
+		require.False(t, h.BC2Sqrt.Extreme())
+		for i := range p {
+			p[i], m[i], v[i] = 0, 1, square(i)
+		}
+		kernel.Apply(f, &h, p, g, [3][]T{m, v})
+		for i := range p {
+			want := 1 / (T(math.Sqrt(float64(v[i])))/T(by) + T(h.Eps))
+			if p[i] != want && (p[i] == p[i] || want == want) {
+				require.Failf(t, "quotient", "sqrt(%v)/%v: 1 / it is %v, expected %v", v[i], by, p[i], want)
+			}
+		}
+	}
+}

@@ -7,6 +7,8 @@ import (
 	"unsafe"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/goptim/goptim/goptim/internal/kernel"
 )
 
 func TestPageEnds(t *testing.T) {
@@ -16,7 +18,7 @@ func TestPageEnds(t *testing.T) {
 
 // testPageEnds runs every kernel on columns whose last byte is the last of a mapped page, and on columns whose first is
 // the first of one: reading a byte further faults.
-func testPageEnds[T float](t *testing.T, variants []variant[T]) {
+func testPageEnds[T kernel.Float](t *testing.T, variants []variant[T]) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	for _, v := range variants {
 		pages := make([][]byte, v.columns)

@@ -7,13 +7,7 @@ package f32
 import lane "github.com/goptim/goptim/goptim/internal/kernel/lane/f32"
 
 // Adam is lane's.
-type Adam = lane.Adam
-
-// UpdateAdam is lane's.
-var UpdateAdam = lane.UpdateAdam
+var Adam = lane.Adam
 
 // SGD is lane's.
-type SGD = lane.SGD
-
-// UpdateSGD is lane's.
-var UpdateSGD = lane.UpdateSGD
+var SGD = lane.SGD

@@ -8,62 +8,64 @@
 // are no vectors: `make generate` after a change here.
 package f64
 
-import "simd"
+import (
+	"simd"
+	"unsafe"
+)
+
+// Kernels take columns of one length, a multiple of the lanes of a vector: kernel.Apply sees to the rest.
+
+// load and store move the vector that begins at element i. They leave out the checks of a slice expression, which take
+// as long as an update.
+func load(s []float64, i int) simd.Float64s     { return simd.LoadFloat64s(at(s, i)) }
+func store(s []float64, i int, x simd.Float64s) { x.Store(at(s, i)) }
+
+//go:nocheckptr
+func at(s []float64, i int) []float64 {
+	return (*[widest]float64)(unsafe.Add(unsafe.Pointer(unsafe.SliceData(s)), uintptr(i)*unsafe.Sizeof(s[0])))[:]
+}
+
+const widest = 8 // lanes of 512 bits
 
 // torch's elementwise operations in torch's argument order, rounded as its AVX2 and AVX-512 builds round them:
 // a product that feeds a sum is fused, a division is a true division, a scalar is rounded to the element type once.
 
 func set(x float64) simd.Float64s                        { return simd.BroadcastFloat64s(float64(x)) }
-func axpy(x, y, alpha simd.Float64s) simd.Float64s       { return alpha.MulAdd(y, x) }
+func axpy(x, y, alpha simd.Float64s) simd.Float64s       { return y.MulAdd(alpha, x) }
 func addcmul(x, a, b, value simd.Float64s) simd.Float64s { return value.Mul(a).MulAdd(b, x) }
 func addcdiv(x, a, b, value simd.Float64s) simd.Float64s { return x.Add(value.Mul(a).Div(b)) }
+
+type divisor struct{ by, minus, recip simd.Float64s }
+
+// quotient is root/by, for a divisor that is not extreme if there are vectors.
+func quotient(root simd.Float64s, k divisor) simd.Float64s {
+	if root.Len() == 1 {
+		return root.Div(k.by)
+	}
+	q := root.Mul(k.recip)
+	rounded := q.NotEqual(root) // not 0, infinity, or divided by 1
+	return k.minus.MulAdd(q, root).MulAdd(k.recip, q).IfElse(rounded, root)
+}
 
 // maximum keeps a NaN of either side; Max keeps that of one.
 func maximum(a, b simd.Float64s) simd.Float64s {
 	return a.IfElse(a.Greater(b).Or(a.NotEqual(a)), b)
 }
 
-// A weight is lerp's, with the end that torch starts from: x for |w| < 0.5, else end.
 type weight struct {
 	w     simd.Float64s
-	fromX bool
-}
-
-func newWeight(w float64) weight {
-	if t := float64(w); t <= -0.5 || t >= 0.5 {
-		return weight{simd.BroadcastFloat64s(-(1 - t)), false}
-	}
-	return weight{set(w), true}
+	fromX simd.Mask64s
 }
 
 func lerp(x, end simd.Float64s, k weight) simd.Float64s {
-	if k.fromX {
-		return k.w.MulAdd(end.Sub(x), x)
-	}
-	return k.w.MulAdd(end.Sub(x), end)
+	return end.Sub(x).MulAdd(k.w, x.IfElse(k.fromX, end))
 }
 
-// sign is -1 for maximize, the factor of a gradient, else 1.
-func sign(maximize bool) simd.Float64s {
-	if maximize {
-		return set(-1)
-	}
-	return set(1)
+// flag is on in all lanes or in none. Choosing by it costs less than a branch, which would keep two copies of a value.
+func flag(x float64) simd.Mask64s { return set(x).Greater(set(0)) }
+
+// decayed is the gradient that descends, with the weight decay that is coupled to it, if any.
+func decayed(p, g, sign simd.Float64s, coupled simd.Mask64s, wd simd.Float64s) simd.Float64s {
+	g = g.Mul(sign)
+	return axpy(g, p, wd).IfElse(coupled, g)
 }
-
-// loadPart and storePart are for the last elements, fewer than a vector. simd's own LoadFloat64sPart reads
-// a whole vector and then masks it (Go 1.27.3), which faults at the end of a mapped page.
-
-func loadPart(s []float64) simd.Float64s {
-	var b [widest]float64
-	copy(b[:], s)
-	return simd.LoadFloat64s(b[:])
-}
-
-func storePart(s []float64, x simd.Float64s) {
-	var b [widest]float64
-	x.Store(b[:])
-	copy(s, b[:])
-}
-
-const widest = 8 // lanes of 512 bits

@@ -37,12 +37,13 @@ const (
 )
 
 var (
-	doubles = strings.NewReplacer("Float32s", "Float64s", "float32", "float64", "package f32", "package f64",
+	doubles = strings.NewReplacer("Float32s", "Float64s", "Mask32s", "Mask64s", "float32", "float64", "package f32", "package f64",
 		"Package f32", "Package f64", "lane/f32\"", "lane/f64\"", "widest = 16", "widest = 8",
 		"Package f64 is generated from it, and so are lane/f32", "It is generated from package f32, as are lane/f32")
 	// handOver is where a kernel without vectors calls its one-lane copy.
-	handOver = regexp.MustCompile(`(?ms)^\tif simd\.Emulated\(\) \{.*?^\t\}\n`)
-	imports  = regexp.MustCompile(`(?ms)^import (\(.*?^\)|"simd")$`)
+	handOver = regexp.MustCompile(`(?ms)^\tif simd\.Emulated\(\).*?^\t\}\n`)
+	portable = regexp.MustCompile(`(?m)"simd"$`)
+	laneOf   = regexp.MustCompile(`(?m)^\tlane ".*"\n`)
 )
 
 // generate gives every copy by its name under root.
@@ -60,7 +61,7 @@ func generate(root string) (map[string][]byte, error) {
 	names := ""
 	for _, path := range sources {
 		base := filepath.Base(path)
-		if base == "lane.go" {
+		if base == "lane.go" || strings.HasSuffix(base, "_test.go") {
 			continue
 		}
 		text, err := os.ReadFile(path)
@@ -76,7 +77,8 @@ func generate(root string) (map[string][]byte, error) {
 		}
 		names += exported
 		single := string(text)
-		oneLane := handOver.ReplaceAllString(imports.ReplaceAllString(single[len(tag):], `import simd "`+laneImport+`"`), "")
+		oneLane := handOver.ReplaceAllString(single[len(tag):], "")
+		oneLane = laneOf.ReplaceAllString(portable.ReplaceAllString(oneLane, `simd "`+laneImport+`"`), "")
 		for name, text := range map[string]string{
 			"f64/" + base:      doubles.Replace(single),
 			"lane/f32/" + base: oneLane,

@@ -13,6 +13,12 @@ type Float64s struct{ x float64 }
 // A Mask is the result of a comparison.
 type Mask bool
 
+// The masks of both widths are one.
+type (
+	Mask32s = Mask
+	Mask64s = Mask
+)
+
 func (m Mask) Or(o Mask) Mask { return m || o }
 
 func BroadcastFloat32s(x float32) Float32s { return Float32s{x} }
@@ -27,6 +33,7 @@ func (a Float32s) Div(b Float32s) Float32s { return Float32s{a.x / b.x} }
 func (a Float32s) Sqrt() Float32s          { return Float32s{float32(math.Sqrt(float64(a.x)))} }
 
 func (a Float32s) Greater(b Float32s) Mask  { return a.x > b.x }
+func (a Float32s) Equal(b Float32s) Mask    { return a.x == b.x }
 func (a Float32s) NotEqual(b Float32s) Mask { return a.x != b.x }
 
 // IfElse is a where m holds, else b.
@@ -69,6 +76,7 @@ func (a Float64s) Sqrt() Float64s                { return Float64s{math.Sqrt(a.x
 func (a Float64s) MulAdd(b, c Float64s) Float64s { return Float64s{math.FMA(a.x, b.x, c.x)} }
 
 func (a Float64s) Greater(b Float64s) Mask  { return a.x > b.x }
+func (a Float64s) Equal(b Float64s) Mask    { return a.x == b.x }
 func (a Float64s) NotEqual(b Float64s) Mask { return a.x != b.x }
 
 // IfElse is a where m holds, else b.

@@ -6,62 +6,64 @@
 // are no vectors: `make generate` after a change here.
 package f32
 
-import simd "github.com/goptim/goptim/goptim/internal/kernel/lane"
+import (
+	simd "github.com/goptim/goptim/goptim/internal/kernel/lane"
+	"unsafe"
+)
+
+// Kernels take columns of one length, a multiple of the lanes of a vector: kernel.Apply sees to the rest.
+
+// load and store move the vector that begins at element i. They leave out the checks of a slice expression, which take
+// as long as an update.
+func load(s []float32, i int) simd.Float32s     { return simd.LoadFloat32s(at(s, i)) }
+func store(s []float32, i int, x simd.Float32s) { x.Store(at(s, i)) }
+
+//go:nocheckptr
+func at(s []float32, i int) []float32 {
+	return (*[widest]float32)(unsafe.Add(unsafe.Pointer(unsafe.SliceData(s)), uintptr(i)*unsafe.Sizeof(s[0])))[:]
+}
+
+const widest = 16 // lanes of 512 bits
 
 // torch's elementwise operations in torch's argument order, rounded as its AVX2 and AVX-512 builds round them:
 // a product that feeds a sum is fused, a division is a true division, a scalar is rounded to the element type once.
 
 func set(x float64) simd.Float32s                        { return simd.BroadcastFloat32s(float32(x)) }
-func axpy(x, y, alpha simd.Float32s) simd.Float32s       { return alpha.MulAdd(y, x) }
+func axpy(x, y, alpha simd.Float32s) simd.Float32s       { return y.MulAdd(alpha, x) }
 func addcmul(x, a, b, value simd.Float32s) simd.Float32s { return value.Mul(a).MulAdd(b, x) }
 func addcdiv(x, a, b, value simd.Float32s) simd.Float32s { return x.Add(value.Mul(a).Div(b)) }
+
+type divisor struct{ by, minus, recip simd.Float32s }
+
+// quotient is root/by, for a divisor that is not extreme if there are vectors.
+func quotient(root simd.Float32s, k divisor) simd.Float32s {
+	if root.Len() == 1 {
+		return root.Div(k.by)
+	}
+	q := root.Mul(k.recip)
+	rounded := q.NotEqual(root) // not 0, infinity, or divided by 1
+	return k.minus.MulAdd(q, root).MulAdd(k.recip, q).IfElse(rounded, root)
+}
 
 // maximum keeps a NaN of either side; Max keeps that of one.
 func maximum(a, b simd.Float32s) simd.Float32s {
 	return a.IfElse(a.Greater(b).Or(a.NotEqual(a)), b)
 }
 
-// A weight is lerp's, with the end that torch starts from: x for |w| < 0.5, else end.
 type weight struct {
 	w     simd.Float32s
-	fromX bool
-}
-
-func newWeight(w float64) weight {
-	if t := float32(w); t <= -0.5 || t >= 0.5 {
-		return weight{simd.BroadcastFloat32s(-(1 - t)), false}
-	}
-	return weight{set(w), true}
+	fromX simd.Mask32s
 }
 
 func lerp(x, end simd.Float32s, k weight) simd.Float32s {
-	if k.fromX {
-		return k.w.MulAdd(end.Sub(x), x)
-	}
-	return k.w.MulAdd(end.Sub(x), end)
+	return end.Sub(x).MulAdd(k.w, x.IfElse(k.fromX, end))
 }
 
-// sign is -1 for maximize, the factor of a gradient, else 1.
-func sign(maximize bool) simd.Float32s {
-	if maximize {
-		return set(-1)
-	}
-	return set(1)
+// flag is on in all lanes or in none. Choosing by it costs less than a branch, which would keep two copies of a value.
+func flag(x float64) simd.Mask32s { return set(x).Greater(set(0)) }
+
+// decayed is the gradient that descends, with the weight decay that is coupled to it, if any.
+func decayed(p, g, sign simd.Float32s, coupled simd.Mask32s, wd simd.Float32s) simd.Float32s {
+	g = g.Mul(sign)
+	return axpy(g, p, wd).IfElse(coupled, g)
 }
-
-// loadPart and storePart are for the last elements, fewer than a vector. simd's own LoadFloat32sPart reads
-// a whole vector and then masks it (Go 1.27.3), which faults at the end of a mapped page.
-
-func loadPart(s []float32) simd.Float32s {
-	var b [widest]float32
-	copy(b[:], s)
-	return simd.LoadFloat32s(b[:])
-}
-
-func storePart(s []float32, x simd.Float32s) {
-	var b [widest]float32
-	x.Store(b[:])
-	copy(s, b[:])
-}
-
-const widest = 16 // lanes of 512 bits

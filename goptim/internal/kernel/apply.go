@@ -1,0 +1,61 @@
+package kernel
+
+import (
+	"sync"
+	"unsafe"
+)
+
+// Float is the type of elements.
+type Float interface{ ~float32 | ~float64 }
+
+// A Func applies one step with the scalars h to columns of one length, a multiple of the lanes of a vector: the
+// parameter, the gradient, which it only reads, and the states, nil where there is none.
+type Func[S any, T Float] func(h *S, p, g []T, s [3][]T)
+
+// widest is the number of elements in the widest vector, of float32 in 512 bits.
+const widest = 16
+
+// lanes is the number of elements in a vector.
+func lanes[T Float]() int { return max(1, bits/8/int(unsafe.Sizeof(T(0)))) }
+
+var bits = VectorBits()
+
+// Apply applies a step to columns of any length. What does not fill a vector goes through a copy that does.
+func Apply[S any, T Float](f Func[S, T], h *S, p, g []T, s [3][]T) {
+	rest := len(p) % lanes[T]()
+	whole := len(p) - rest
+	if whole > 0 {
+		f(h, p[:whole], g, s)
+	}
+	if rest > 0 {
+		applyRest(f, h, p[whole:], g[whole:], s, whole)
+	}
+	Leave()
+}
+
+func applyRest[S any, T Float](f Func[S, T], h *S, p, g []T, s [3][]T, whole int) {
+	memory := padding.Get().(*[5][widest]float64)
+	defer padding.Put(memory)
+	padded := (*[5][widest]T)(unsafe.Pointer(memory))
+	n := lanes[T]()
+	copy(padded[0][:n], p)
+	copy(padded[1][:n], g)
+	var states [3][]T
+	for i := range s {
+		if s[i] != nil {
+			states[i] = padded[2+i][:n]
+			copy(states[i], s[i][whole:])
+		}
+	}
+	f(h, padded[0][:n], padded[1][:n], states)
+	copy(p, padded[0][:n])
+	for i := range s {
+		if s[i] != nil {
+			copy(s[i][whole:], states[i])
+		}
+	}
+}
+
+// padding is a vector of every column, not on the stack: a kernel whose stack grows does not find it there again
+// (Go 1.27.3 does not move the arguments of a function that it compiles for several widths of vector).
+var padding = sync.Pool{New: func() any { return new([5][widest]float64) }}
