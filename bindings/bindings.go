@@ -10,6 +10,7 @@ import (
 	"runtime/debug"
 
 	"github.com/goptim/goptim/bindings/internal/cmath"
+	"github.com/goptim/goptim/bindings/internal/openmp"
 	"github.com/goptim/goptim/goptim"
 )
 
@@ -41,8 +42,17 @@ func AdamW(table, rows, threads int64, lr, beta1, beta2, eps, weightDecay float6
 	return Adam(table, rows, threads, lr, beta1, beta2, eps, weightDecay, amsgrad, maximize, 1)
 }
 
+// OpenMP has steps run on the threads of OpenMP instead of Go's: address is that of libgomp's GOMP_parallel, or 0.
+func OpenMP(address int64) (n int64, err error) {
+	defer enter(&err)()
+	openmp.Use(uintptr(address))
+	return address, nil
+}
+
 func tableOf(address, rows, threads int64) goptim.Table {
-	return goptim.Table{Address: uintptr(address), Rows: int(rows), Threads: int(threads), Pow: cmath.Pow}
+	return goptim.Table{
+		Address: uintptr(address), Rows: int(rows), Threads: int(threads), Team: openmp.Team(), Pow: cmath.Pow,
+	}
 }
 
 // enter makes a fault at a bad address a panic; what it returns, deferred, makes a panic an error.

@@ -94,7 +94,7 @@ func (b *base[T, S]) step(r rule[S], threads int) error {
 		threads = runtime.GOMAXPROCS(0)
 	}
 	b.pass.begin(r, b.rows, cpow.Pow)
-	err := engine.Run(&b.pass, b.rows, threads)
+	err := engine.Run(&b.pass, b.rows, threads, nil)
 	runtime.KeepAlive(b) // the rows hold addresses
 	if err != nil {
 		return fmt.Errorf("goptim: %s: %w", r.name(), err)

@@ -97,7 +97,7 @@ func stepTable[S any](r rule[S], passes *sync.Pool, t Table) error {
 	}
 	defer passes.Put(p)
 	p.begin(r, rows, t.pow())
-	if err := engine.Run(p, rows, t.Threads); err != nil {
+	if err := engine.Run(p, rows, t.Threads, t.Team); err != nil {
 		return fmt.Errorf("goptim: %s: %w", r.name(), err)
 	}
 	return nil

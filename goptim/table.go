@@ -26,8 +26,11 @@ import (
 type Table struct {
 	Address uintptr // of the first row
 	Rows    int
-	Threads int                        // as many threads as may work on the step
-	Pow     func(x, y float64) float64 // C's pow, if the caller has it; nil: this package's own
+	Threads int // as many threads as may work on the step
+	// Team, if the caller has threads at hand, calls work on as many as threads of them at the same time, one being
+	// the caller's, and returns when every call has returned; nil: this package's own threads.
+	Team func(threads int, work func())
+	Pow  func(x, y float64) float64 // C's pow, if the caller has it; nil: this package's own
 }
 
 // rows views the table and checks every row before anything is written.

@@ -20,6 +20,7 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has
 # What the programs below share: steps that are checked against torch's.
 SHARED = """
 import os, sys, threading
+from pathlib import Path
 import torch, goptim
 from goptim.testing import assert_bit_equal, ieee_sqrt
 
@@ -252,6 +253,53 @@ def test_fork_before_the_extension_is_loaded():
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
     step_and_check(make(goptim.AdamW), 2)
+    """)
+
+
+@needs_fork
+def test_fork_after_torch_has_used_threads_before_the_extension_is_loaded():
+    """OpenMP would hang in such a child, and Go's own threads step."""
+    check("""
+    import signal
+    torch.set_num_threads(2)
+    p = torch.nn.Parameter(torch.zeros(LARGE))
+    p.grad = torch.ones(LARGE).add_(1)
+    if any((Path(torch.__file__).parent / "lib").glob("libgomp*")):
+        assert goptim._native._gomp_parallel() != 0
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        assert goptim._native._gomp_parallel() == 0
+        opt = goptim.SGD([p], lr=1)
+        opt.step()
+        assert goptim._native.core() is not None
+        assert (p.detach().numpy() == -2).all()  # torch would hang
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    opt = goptim.SGD([p], lr=1)
+    opt.step()
+    assert (p.detach().numpy() == -2).all()
+    """)
+
+
+def test_numbers_of_threads_that_change():
+    """Threads of OpenMP end and begin between steps."""
+    check("""
+    opt = make(goptim.AdamW, LARGE)
+    for i, n in enumerate([2, 1, 4, 2, 3, 1, 2]):
+        torch.set_num_threads(n)
+        step_and_check(opt, 2, before=2 * i)
+    """)
+
+
+def test_without_openmp():
+    """Go's own threads step, as on a machine whose torch came without libgomp."""
+    check("""
+    torch.set_num_threads(2)
+    opt = make(goptim.AdamW, LARGE)
+    step_and_check(opt, 2)
+    goptim._core.OpenMP(0)
+    step_and_check(opt, 2, before=2)
     """)
 
 

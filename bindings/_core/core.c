@@ -87,6 +87,26 @@ _wrap__core_AdamW(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *
 PyObject * _wrap__core_AdamW(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs);
 
 PyObject *
+_wrap__core_OpenMP(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs)
+{
+    PyObject *py_retval;
+    int64_t retval;
+    int64_t address;
+    const char *keywords[] = {"address", NULL};
+
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "L", (char **) keywords, &address)) {
+        return NULL;
+    }
+    retval = bindings_OpenMP(address);
+    if (PyErr_Occurred()) {
+        return NULL;
+    }
+    py_retval = Py_BuildValue((char *) "L", retval);
+    return py_retval;
+}
+PyObject * _wrap__core_OpenMP(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs);
+
+PyObject *
 _wrap__core_SGD(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs)
 {
     PyObject *py_retval;
@@ -137,6 +157,7 @@ extern const char gather_doc[];
 static PyMethodDef _core_functions[] = {
     {(char *) "Adam", (PyCFunction) _wrap__core_Adam, METH_KEYWORDS|METH_VARARGS, "Adam($module, /, table, rows, threads, lr, beta1, beta2, eps, weight_decay, amsgrad, maximize, decoupled_weight_decay)\n--\n\ntype: table: int64_t\ntype: rows: int64_t\ntype: threads: int64_t\ntype: lr: double\ntype: beta1: double\ntype: beta2: double\ntype: eps: double\ntype: weight_decay: double\ntype: amsgrad: int64_t\ntype: maximize: int64_t\ntype: decoupled_weight_decay: int64_t" },
     {(char *) "AdamW", (PyCFunction) _wrap__core_AdamW, METH_KEYWORDS|METH_VARARGS, "AdamW($module, /, table, rows, threads, lr, beta1, beta2, eps, weight_decay, amsgrad, maximize)\n--\n\ntype: table: int64_t\ntype: rows: int64_t\ntype: threads: int64_t\ntype: lr: double\ntype: beta1: double\ntype: beta2: double\ntype: eps: double\ntype: weight_decay: double\ntype: amsgrad: int64_t\ntype: maximize: int64_t" },
+    {(char *) "OpenMP", (PyCFunction) _wrap__core_OpenMP, METH_KEYWORDS|METH_VARARGS, "OpenMP($module, /, address)\n--\n\ntype: address: int64_t" },
     {(char *) "SGD", (PyCFunction) _wrap__core_SGD, METH_KEYWORDS|METH_VARARGS, "SGD($module, /, table, rows, threads, lr, momentum, dampening, weight_decay, nesterov, maximize)\n--\n\ntype: table: int64_t\ntype: rows: int64_t\ntype: threads: int64_t\ntype: lr: double\ntype: momentum: double\ntype: dampening: double\ntype: weight_decay: double\ntype: nesterov: int64_t\ntype: maximize: int64_t" },
     {(char *) "Version", (PyCFunction) _wrap__core_Version, METH_NOARGS, "Version($module, /)\n--\n\n" },
     {"gather", gather, METH_VARARGS, gather_doc},

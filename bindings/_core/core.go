@@ -46,6 +46,21 @@ func bindings_AdamW(table C.longlong, rows C.longlong, threads C.longlong, lr C.
 	return C.longlong(cret)
 }
 
+//export bindings_OpenMP
+func bindings_OpenMP(address C.longlong) C.longlong {
+	_saved_thread := C.PyEval_SaveThread()
+	cret, __err := bindings.OpenMP(int64(address))
+
+	C.PyEval_RestoreThread(_saved_thread)
+	if __err != nil {
+		estr := C.CString(__err.Error())
+		C.PyErr_SetString(C.PyExc_RuntimeError, estr)
+		C.free(unsafe.Pointer(estr))
+		return C.longlong(0)
+	}
+	return C.longlong(cret)
+}
+
 //export bindings_SGD
 func bindings_SGD(table C.longlong, rows C.longlong, threads C.longlong, lr C.double, momentum C.double, dampening C.double, weightDecay C.double, nesterov C.longlong, maximize C.longlong) C.longlong {
 	_saved_thread := C.PyEval_SaveThread()

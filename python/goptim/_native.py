@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
+from pathlib import Path
 from types import ModuleType
 
 import torch
 
 _loaded: ModuleType | None = None
 _forked = False
+_PF_FORKNOEXEC = 0x40  # of Linux's include/linux/sched.h: a fork without an exec since
 
 # The C interface to tensors' memory that torch 2.10 and later publish; gather.c reads through it.
 dlpack_api: object = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
@@ -31,7 +35,22 @@ def core() -> ModuleType | None:
                 f"goptim's extension cannot be loaded: {e}. In a checkout, `make build` compiles it."
             ) from e
         _loaded = _core
+        _core.OpenMP(_gomp_parallel())
     return _loaded
+
+
+def _gomp_parallel() -> int:
+    """Where the OpenMP that came with torch has GOMP_parallel; 0 if it has none, or would hang.
+
+    It hangs in a process forked from one that has used it. Where that may be, Go's own threads step.
+    """
+    with contextlib.suppress(OSError, AttributeError, ValueError):
+        flags = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[6])
+        if not flags & _PF_FORKNOEXEC:
+            for path in (Path(torch.__file__).parent / "lib").glob("libgomp*.so*"):
+                gomp = ctypes.CDLL(str(path), mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
+                return ctypes.cast(gomp.GOMP_parallel, ctypes.c_void_p).value or 0
+    return 0
 
 
 def _after_fork_in_child() -> None:

@@ -22,12 +22,16 @@ const (
 	// minChunk keeps the cost of taking a chunk small beside its work.
 	minChunk = 1 << 14
 	// chunksPerThread lets a thread that wakes late, or loses its core, leave the rest to the others.
-	chunksPerThread = 8
+	chunksPerThread = 32
 )
 
-// Run applies p to every element of rows on the caller's thread and up to threads-1 workers, and returns when all
-// is done. A panic in p becomes an error.
-func Run(p Pass, rows []Row, threads int) error {
+// A Team calls work on as many as threads threads at the same time, one of them the caller's, and returns when every
+// call has returned.
+type Team func(threads int, work func())
+
+// Run applies p to every element of rows on the caller's thread and up to threads-1 others, and returns when all
+// is done: on those of team, or on workers of its own if that is nil. A panic in p becomes an error.
+func Run(p Pass, rows []Row, threads int, team Team) error {
 	total := 0
 	for i := range rows {
 		total += int(rows[i].N)
@@ -36,7 +40,7 @@ func Run(p Pass, rows []Row, threads int) error {
 		return runAlone(p, rows)
 	}
 	defer workers.mu.Unlock()
-	return workers.run(p, rows, total, threads)
+	return workers.run(p, rows, total, threads, team)
 }
 
 func runAlone(p Pass, rows []Row) (err error) {
@@ -65,12 +69,18 @@ type pool struct {
 	job   job
 }
 
-func (w *pool) run(p Pass, rows []Row, total, threads int) error {
+func (w *pool) run(p Pass, rows []Row, total, threads int, team Team) error {
 	j := &w.job
 	if j.plan(p, rows, total, threads) {
 		return runAlone(p, rows)
 	}
-	helpers := min(threads, runtime.GOMAXPROCS(0)) - 1
+	threads = min(threads, runtime.GOMAXPROCS(0))
+	if team != nil {
+		j.start()
+		team(threads, j.work)
+		return j.wait()
+	}
+	helpers := threads - 1
 	for len(w.bells) < helpers {
 		bell := new(event)
 		w.bells = append(w.bells, bell)

@@ -3,6 +3,7 @@ package engine
 import (
 	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"sync"
 	"testing"
@@ -68,7 +69,7 @@ func TestEveryElementOnce(t *testing.T) {
 			t.Run(fmt.Sprintf("%s/%d", name, threads), func(t *testing.T) {
 				rows, pass := rowsOf(sizes...)
 				for i := range int32(3) {
-					require.NoError(t, Run(pass, rows, threads))
+					require.NoError(t, Run(pass, rows, threads, nil))
 					requireEachOnce(t, pass, i+1)
 				}
 			})
@@ -80,11 +81,11 @@ func TestPanicIsAnError(t *testing.T) {
 	for _, n := range []int{5, 4 * alone} {
 		rows, pass := rowsOf(1, n, 1)
 		pass.panics = 1
-		err := Run(pass, rows, 2)
+		err := Run(pass, rows, 2, nil)
 		require.ErrorContains(t, err, "on purpose")
 		require.ErrorContains(t, err, "engine_test.go", "the place of the panic")
 		pass.panics = -1
-		require.NoError(t, Run(pass, rows, 2), "the next run")
+		require.NoError(t, Run(pass, rows, 2, nil), "the next run")
 	}
 }
 
@@ -94,7 +95,7 @@ func TestStepsAtTheSameTime(t *testing.T) {
 		wg.Go(func() {
 			rows, pass := rowsOf(alone, 3, alone)
 			for i := range int32(20) {
-				if assert.NoError(t, Run(pass, rows, 2)) {
+				if assert.NoError(t, Run(pass, rows, 2, nil)) {
 					requireEachOnce(t, pass, i+1)
 				}
 			}
@@ -112,7 +113,7 @@ func TestOverlappingRowsRunInOrder(t *testing.T) {
 	rows, pass := rowsOf(2*alone, alone, 1)
 	rows[1].Param = rows[0].Param + 4*alone
 	var p inOrder
-	require.NoError(t, Run(&p, rows, 2))
+	require.NoError(t, Run(&p, rows, 2, nil))
 	assert.Equal(t, []int{0, 1, 2}, p.rows)
 	rows[1].Param = uintptr(unsafe.Pointer(&pass.counts[1][0]))
 	assert.False(t, overlap([]span{{8, 12}, {0, 4}, {4, 8}}))
@@ -168,4 +169,24 @@ func TestNumbers(t *testing.T) {
 	assert.Equal(t, []float64{float64(float32(.1)), .1}, []float64{r.Number(0), r.Number(2)})
 	assert.Equal(t, Float64, r.DType())
 	assert.False(t, r.First())
+}
+
+func TestTeam(t *testing.T) {
+	rows, pass := rowsOf(alone, 3, alone)
+	var asked int
+	team := func(threads int, work func()) {
+		asked = threads
+		var wg sync.WaitGroup
+		for range threads {
+			wg.Go(work)
+		}
+		wg.Wait()
+	}
+	for i := range int32(20) {
+		require.NoError(t, Run(pass, rows, 2, team))
+		requireEachOnce(t, pass, i+1)
+	}
+	assert.Equal(t, min(2, runtime.GOMAXPROCS(0)), asked)
+	pass.panics = 2
+	require.ErrorContains(t, Run(pass, rows, 2, team), "panic")
 }

@@ -23,22 +23,22 @@ func Adam(h *kernel.Adam, p, g []float32, s [3][]float32) {
 	m, v, vmax, w := s[0], s[1], s[2], eps.Len()
 	if vmax != nil {
 		for i := 0; i < len(p); i += w {
-			x := load(p, i)
-			mi, vi := moments(x, load(g, i), load(m, i), load(v, i), sgn, coupled, wd, c1, beta2, c2)
-			xi := maximum(load(vmax, i), vi)
-			store(m, i, mi)
-			store(v, i, vi)
-			store(vmax, i, xi)
-			store(p, i, adamStep(x, mi, xi, decay, step, bc2, eps))
+			x := *at(p, i)
+			mi, vi := moments(x, *at(g, i), *at(m, i), *at(v, i), sgn, coupled, wd, c1, beta2, c2)
+			xi := maximum(*at(vmax, i), vi)
+			*at(m, i) = mi
+			*at(v, i) = vi
+			*at(vmax, i) = xi
+			*at(p, i) = adamStep(x, mi, xi, decay, step, bc2, eps)
 		}
 		return
 	}
 	for i := 0; i < len(p); i += w {
-		x := load(p, i)
-		mi, vi := moments(x, load(g, i), load(m, i), load(v, i), sgn, coupled, wd, c1, beta2, c2)
-		store(m, i, mi)
-		store(v, i, vi)
-		store(p, i, adamStep(x, mi, vi, decay, step, bc2, eps))
+		x := *at(p, i)
+		mi, vi := moments(x, *at(g, i), *at(m, i), *at(v, i), sgn, coupled, wd, c1, beta2, c2)
+		*at(m, i) = mi
+		*at(v, i) = vi
+		*at(p, i) = adamStep(x, mi, vi, decay, step, bc2, eps)
 	}
 }
 

@@ -13,17 +13,13 @@ import (
 
 // Kernels take columns of one length, a multiple of the lanes of a vector: kernel.Apply sees to the rest.
 
-// load and store move the vector that begins at element i. They leave out the checks of a slice expression, which take
-// as long as an update.
-func load(s []float64, i int) simd.Float64s     { return simd.LoadFloat64s(at(s, i)) }
-func store(s []float64, i int, x simd.Float64s) { x.Store(at(s, i)) }
-
+// at is where the vector that begins at element i lies. It leaves out the checks of a slice expression and the calls
+// within simd's Load and Store: an inlined call leaves a NOP behind, and these took the larger part of a loop.
+//
 //go:nocheckptr
-func at(s []float64, i int) []float64 {
-	return (*[widest]float64)(unsafe.Add(unsafe.Pointer(unsafe.SliceData(s)), uintptr(i)*unsafe.Sizeof(s[0])))[:]
+func at(s []float64, i int) *simd.Float64s {
+	return (*simd.Float64s)(unsafe.Add(unsafe.Pointer(unsafe.SliceData(s)), uintptr(i)*unsafe.Sizeof(s[0])))
 }
-
-const widest = 8 // lanes of 512 bits
 
 // torch's elementwise operations in torch's argument order, rounded as its AVX2 and AVX-512 builds round them:
 // a product that feeds a sum is fused, a division is a true division, a scalar is rounded to the element type once.

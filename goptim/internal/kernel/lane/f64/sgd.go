@@ -15,18 +15,18 @@ func SGD(h *kernel.SGD, p, g []float64, s [3][]float64) {
 	buf, w := s[0], step.Len()
 	if buf != nil {
 		for i := 0; i < len(p); i += w {
-			x := load(p, i)
-			d := decayed(x, load(g, i), sgn, coupled, wd)
-			b := momentumOf(load(buf, i), d, first, momentum, c)
-			store(buf, i, b)
+			x := *at(p, i)
+			d := decayed(x, *at(g, i), sgn, coupled, wd)
+			b := momentumOf(*at(buf, i), d, first, momentum, c)
+			*at(buf, i) = b
 			d = axpy(d, b, momentum).IfElse(nesterov, b)
-			store(p, i, axpy(x, d, step))
+			*at(p, i) = axpy(x, d, step)
 		}
 		return
 	}
 	for i := 0; i < len(p); i += w {
-		x := load(p, i)
-		store(p, i, axpy(x, decayed(x, load(g, i), sgn, coupled, wd), step))
+		x := *at(p, i)
+		*at(p, i) = axpy(x, decayed(x, *at(g, i), sgn, coupled, wd), step)
 	}
 }
 
