@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import inspect
 import os
 import platform
 import shutil
@@ -32,6 +33,15 @@ OPTIMIZERS = {
     "Adam": ("Adam", {}),
     "AdamW": ("AdamW", {}),
     "AdamW amsgrad": ("AdamW", {"amsgrad": True}),
+    "Adagrad": ("Adagrad", {}),
+    "Adadelta": ("Adadelta", {}),
+    "Adamax": ("Adamax", {}),
+    "NAdam": ("NAdam", {}),
+    "RAdam": ("RAdam", {}),
+    "RMSprop": ("RMSprop", {}),
+    "RMSprop momentum, centered": ("RMSprop", {"momentum": 0.9, "centered": True}),
+    "Rprop": ("Rprop", {}),
+    "ASGD": ("ASGD", {}),
 }
 SHAPES = {
     "8 x 2M": [(1 << 21,)] * 8,
@@ -90,9 +100,12 @@ def measure(
     """The best time in seconds of a step of every contender."""
     torch.set_num_threads(threads)
     class_name, options = OPTIMIZERS[name]
+    torchs = getattr(torch.optim, class_name)
     contenders = {"goptim": getattr(goptim, class_name)(parameters(shapes, dtype), **options)}
     for path, flags in PATHS.items():
-        contenders[path] = getattr(torch.optim, class_name)(parameters(shapes, dtype), **options, **flags)
+        known = {flag: on for flag, on in flags.items() if flag in inspect.signature(torchs).parameters}
+        if any(known.values()) or path == "for":
+            contenders[path] = torchs(parameters(shapes, dtype), **options, **known)
     best: dict[str, float] = {}
     for i in tqdm(range(rounds), desc=f"{name}, {threads} threads", leave=False, disable=None):
         for path in [*contenders, "bound"] if bound else contenders:
@@ -155,7 +168,7 @@ def main() -> None:
             for threads in args.threads:
                 many = 1 if shape == "8 x 2M" else 4
                 best = measure(name, SHAPES[shape], dtype, threads, args.rounds * many, bound)
-                ratios = [f"{best[path] / best['goptim']:.2f}" for path in [*PATHS, "bound"] if path in best]
+                ratios = [f"{best[path] / best['goptim']:.2f}" if path in best else "" for path in [*PATHS, "bound"]]
                 lines.append(f"| {name} | {shape} | {threads} | {best['goptim'] * 1e6:.0f} | {' | '.join(ratios)} |")
                 print(lines[-1], flush=True)
     if args.update:

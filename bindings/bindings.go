@@ -42,6 +42,83 @@ func AdamW(table, rows, threads int64, lr, beta1, beta2, eps, weightDecay float6
 	return Adam(table, rows, threads, lr, beta1, beta2, eps, weightDecay, amsgrad, maximize, 1)
 }
 
+// Adagrad steps a table: see goptim.AdagradOptions.StepTable.
+func Adagrad(table, rows, threads int64, lr, lrDecay, weightDecay, eps float64, maximize int64) (n int64, err error) {
+	defer enter(&err)()
+	o := goptim.AdagradOptions{
+		LR: lr, LRDecay: lrDecay, WeightDecay: weightDecay, Eps: eps, Maximize: maximize != 0,
+	}
+	return rows, o.StepTable(tableOf(table, rows, threads))
+}
+
+// Adadelta steps a table: see goptim.AdadeltaOptions.StepTable.
+func Adadelta(table, rows, threads int64, lr, rho, eps, weightDecay float64, maximize int64) (n int64, err error) {
+	defer enter(&err)()
+	o := goptim.AdadeltaOptions{
+		LR: lr, Rho: rho, Eps: eps, WeightDecay: weightDecay, Maximize: maximize != 0,
+	}
+	return rows, o.StepTable(tableOf(table, rows, threads))
+}
+
+// Adamax steps a table: see goptim.AdamaxOptions.StepTable.
+func Adamax(table, rows, threads int64, lr, beta1, beta2, eps, weightDecay float64, maximize int64) (n int64, err error) {
+	defer enter(&err)()
+	o := goptim.AdamaxOptions{
+		LR: lr, Betas: [2]float64{beta1, beta2}, Eps: eps, WeightDecay: weightDecay, Maximize: maximize != 0,
+	}
+	return rows, o.StepTable(tableOf(table, rows, threads))
+}
+
+// ASGD steps a table: see goptim.ASGDOptions.StepTable. float64Default is not 0 if torch's default dtype is float64.
+func ASGD(table, rows, threads int64, lr, lambd, alpha, t0, weightDecay float64, maximize, float64Default int64) (n int64, err error) {
+	defer enter(&err)()
+	o := goptim.ASGDOptions{
+		LR: lr, Lambd: lambd, Alpha: alpha, T0: t0, WeightDecay: weightDecay, Maximize: maximize != 0,
+	}
+	t := tableOf(table, rows, threads)
+	t.Float64 = float64Default != 0
+	return rows, o.StepTable(t)
+}
+
+// NAdam steps a table: see goptim.NAdamOptions.StepTable.
+func NAdam(table, rows, threads int64, lr, beta1, beta2, eps, weightDecay, momentumDecay float64, decoupledWeightDecay, maximize int64) (n int64, err error) {
+	defer enter(&err)()
+	o := goptim.NAdamOptions{
+		LR: lr, Betas: [2]float64{beta1, beta2}, Eps: eps, WeightDecay: weightDecay, MomentumDecay: momentumDecay,
+		DecoupledWeightDecay: decoupledWeightDecay != 0, Maximize: maximize != 0,
+	}
+	return rows, o.StepTable(tableOf(table, rows, threads))
+}
+
+// RAdam steps a table: see goptim.RAdamOptions.StepTable.
+func RAdam(table, rows, threads int64, lr, beta1, beta2, eps, weightDecay float64, decoupledWeightDecay, maximize int64) (n int64, err error) {
+	defer enter(&err)()
+	o := goptim.RAdamOptions{
+		LR: lr, Betas: [2]float64{beta1, beta2}, Eps: eps, WeightDecay: weightDecay,
+		DecoupledWeightDecay: decoupledWeightDecay != 0, Maximize: maximize != 0,
+	}
+	return rows, o.StepTable(tableOf(table, rows, threads))
+}
+
+// RMSprop steps a table: see goptim.RMSpropOptions.StepTable.
+func RMSprop(table, rows, threads int64, lr, alpha, eps, weightDecay, momentum float64, centered, maximize int64) (n int64, err error) {
+	defer enter(&err)()
+	o := goptim.RMSpropOptions{
+		LR: lr, Alpha: alpha, Eps: eps, WeightDecay: weightDecay, Momentum: momentum,
+		Centered: centered != 0, Maximize: maximize != 0,
+	}
+	return rows, o.StepTable(tableOf(table, rows, threads))
+}
+
+// Rprop steps a table: see goptim.RpropOptions.StepTable.
+func Rprop(table, rows, threads int64, lr, etaMinus, etaPlus, minStep, maxStep float64, maximize int64) (n int64, err error) {
+	defer enter(&err)()
+	o := goptim.RpropOptions{
+		LR: lr, Etas: [2]float64{etaMinus, etaPlus}, StepSizes: [2]float64{minStep, maxStep}, Maximize: maximize != 0,
+	}
+	return rows, o.StepTable(tableOf(table, rows, threads))
+}
+
 // OpenMP has steps run on the threads of OpenMP instead of Go's: address is that of libgomp's GOMP_parallel, or 0.
 func OpenMP(address int64) (n int64, err error) {
 	defer enter(&err)()

@@ -92,22 +92,22 @@ func (o *AdamOptions) layout() engine.Layout {
 
 func (o *AdamOptions) initial(int) float64 { return 0 }
 
-func (o *AdamOptions) scalars(r *engine.Row, t float64, pow powFunc) kernel.Adam {
+func (o *AdamOptions) scalars(n now) kernel.Adam {
 	beta1, beta2 := o.Betas[0], o.Betas[1]
 	h := kernel.Adam{
-		Sign:    kernel.Sign(o.Maximize),
+		Coupled: kernel.CoupledOf(o.Maximize, 0),
 		Decay:   1,
-		C1:      weight(r, 1-beta1),
+		C1:      n.weight(1 - beta1),
 		Beta2:   beta2,
 		C2:      1 - beta2,
-		Step:    -(o.LR / (1 - pow(beta1, t))),
-		BC2Sqrt: divisor(r, pow(1-pow(beta2, t), 0.5)),
+		Step:    -(o.LR / (1 - n.pow(beta1, n.t))),
+		BC2Sqrt: n.divisor(n.pow(1-n.pow(beta2, n.t), 0.5)),
 		Eps:     o.Eps,
 	}
 	if o.DecoupledWeightDecay {
 		h.Decay = 1 - float64(o.LR*o.WeightDecay)
 	} else {
-		h.Coupled, h.WeightDecay = kernel.Flag(o.WeightDecay != 0), o.WeightDecay
+		h.Coupled = kernel.CoupledOf(o.Maximize, o.WeightDecay)
 	}
 	return h
 }

@@ -26,6 +26,30 @@ func goldenBuilders[T goptim.Float](t *testing.T, arguments []byte) map[string]f
 		"AdamW": func(p []*goptim.Param[T]) (stepper, error) {
 			return goptim.NewAdamW(p, decode[goptim.AdamOptions](t, arguments))
 		},
+		"Adagrad": func(p []*goptim.Param[T]) (stepper, error) {
+			return goptim.NewAdagrad(p, decode[goptim.AdagradOptions](t, arguments))
+		},
+		"Adadelta": func(p []*goptim.Param[T]) (stepper, error) {
+			return goptim.NewAdadelta(p, decode[goptim.AdadeltaOptions](t, arguments))
+		},
+		"Adamax": func(p []*goptim.Param[T]) (stepper, error) {
+			return goptim.NewAdamax(p, decode[goptim.AdamaxOptions](t, arguments))
+		},
+		"ASGD": func(p []*goptim.Param[T]) (stepper, error) {
+			return goptim.NewASGD(p, decode[goptim.ASGDOptions](t, arguments))
+		},
+		"NAdam": func(p []*goptim.Param[T]) (stepper, error) {
+			return goptim.NewNAdam(p, decode[goptim.NAdamOptions](t, arguments))
+		},
+		"RAdam": func(p []*goptim.Param[T]) (stepper, error) {
+			return goptim.NewRAdam(p, decode[goptim.RAdamOptions](t, arguments))
+		},
+		"RMSprop": func(p []*goptim.Param[T]) (stepper, error) {
+			return goptim.NewRMSprop(p, decode[goptim.RMSpropOptions](t, arguments))
+		},
+		"Rprop": func(p []*goptim.Param[T]) (stepper, error) {
+			return goptim.NewRprop(p, decode[goptim.RpropOptions](t, arguments))
+		},
 	}
 }
 

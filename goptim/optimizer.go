@@ -93,7 +93,7 @@ func (b *base[T, S]) step(r rule[S], threads int) error {
 	if threads <= 0 {
 		threads = runtime.GOMAXPROCS(0)
 	}
-	b.pass.begin(r, b.rows, cpow.Pow)
+	b.pass.begin(r, b.rows, now{pow: cpow.Pow})
 	err := engine.Run(&b.pass, b.rows, threads, nil)
 	runtime.KeepAlive(b) // the rows hold addresses
 	if err != nil {

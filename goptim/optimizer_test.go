@@ -2,6 +2,7 @@ package goptim_test
 
 import (
 	"math"
+	"reflect"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -26,6 +27,30 @@ func kinds[T goptim.Float]() map[string]func([]*goptim.Param[T]) (stepper, error
 		},
 		"AdamW": func(p []*goptim.Param[T]) (stepper, error) {
 			return goptim.NewAdamW(p, goptim.AdamOptions{WeightDecay: .01})
+		},
+		"Adagrad": func(p []*goptim.Param[T]) (stepper, error) {
+			return goptim.NewAdagrad(p, goptim.AdagradOptions{LRDecay: .1, InitialAccumulatorValue: .1})
+		},
+		"Adadelta": func(p []*goptim.Param[T]) (stepper, error) {
+			return goptim.NewAdadelta(p, goptim.AdadeltaOptions{})
+		},
+		"Adamax": func(p []*goptim.Param[T]) (stepper, error) {
+			return goptim.NewAdamax(p, goptim.AdamaxOptions{})
+		},
+		"ASGD": func(p []*goptim.Param[T]) (stepper, error) {
+			return goptim.NewASGD(p, goptim.ASGDOptions{Lambd: 1e-4, T0: 1})
+		},
+		"NAdam": func(p []*goptim.Param[T]) (stepper, error) {
+			return goptim.NewNAdam(p, goptim.NAdamOptions{MomentumDecay: 4e-3})
+		},
+		"RAdam": func(p []*goptim.Param[T]) (stepper, error) {
+			return goptim.NewRAdam(p, goptim.RAdamOptions{Betas: [2]float64{.9, .95}})
+		},
+		"RMSprop": func(p []*goptim.Param[T]) (stepper, error) {
+			return goptim.NewRMSprop(p, goptim.RMSpropOptions{Momentum: .9, Centered: true})
+		},
+		"Rprop": func(p []*goptim.Param[T]) (stepper, error) {
+			return goptim.NewRprop(p, goptim.RpropOptions{})
 		},
 	}
 }
@@ -74,12 +99,7 @@ func TestThreadsDoNotChangeBits(t *testing.T) {
 }
 
 func setWorkers(s stepper, n int) {
-	switch o := s.(type) {
-	case *goptim.SGD[float32]:
-		o.Workers = n
-	case *goptim.Adam[float32]:
-		o.Workers = n
-	}
+	reflect.ValueOf(s).Elem().FieldByName("Workers").SetInt(int64(n))
 }
 
 func TestStepAllocatesNothing(t *testing.T) {
@@ -166,6 +186,39 @@ func TestBadOptions(t *testing.T) {
 		_, err := goptim.NewSGD(params[float64](2), o)
 		require.ErrorIs(t, err, goptim.ErrOption)
 		require.ErrorContains(t, err, "SGD: "+option)
+	}
+	for message, build := range map[string]func(p []*goptim.Param[float64]) (stepper, error){
+		"Adagrad: LRDecay is -1": func(p []*goptim.Param[float64]) (stepper, error) {
+			return goptim.NewAdagrad(p, goptim.AdagradOptions{LRDecay: -1})
+		},
+		"Adagrad: InitialAccumulatorValue is NaN": func(p []*goptim.Param[float64]) (stepper, error) {
+			return goptim.NewAdagrad(p, goptim.AdagradOptions{InitialAccumulatorValue: nan})
+		},
+		"Adadelta: Rho is 1.1, expected at least 0 and at most 1": func(p []*goptim.Param[float64]) (stepper, error) {
+			return goptim.NewAdadelta(p, goptim.AdadeltaOptions{Rho: 1.1})
+		},
+		"Adamax: Betas[1] is 1,": func(p []*goptim.Param[float64]) (stepper, error) {
+			return goptim.NewAdamax(p, goptim.AdamaxOptions{Betas: [2]float64{.9, 1}})
+		},
+		"ASGD: Lambd is -1": func(p []*goptim.Param[float64]) (stepper, error) {
+			return goptim.NewASGD(p, goptim.ASGDOptions{Lambd: -1})
+		},
+		"NAdam: MomentumDecay is -1": func(p []*goptim.Param[float64]) (stepper, error) {
+			return goptim.NewNAdam(p, goptim.NAdamOptions{MomentumDecay: -1})
+		},
+		"RAdam: WeightDecay is -1": func(p []*goptim.Param[float64]) (stepper, error) {
+			return goptim.NewRAdam(p, goptim.RAdamOptions{WeightDecay: -1})
+		},
+		"RMSprop: Alpha is -1": func(p []*goptim.Param[float64]) (stepper, error) {
+			return goptim.NewRMSprop(p, goptim.RMSpropOptions{Alpha: -1})
+		},
+		"Rprop: Etas[1] is 0.9, expected above 1": func(p []*goptim.Param[float64]) (stepper, error) {
+			return goptim.NewRprop(p, goptim.RpropOptions{Etas: [2]float64{.5, .9}})
+		},
+	} {
+		_, err := build(params[float64](2))
+		require.ErrorIs(t, err, goptim.ErrOption)
+		require.ErrorContains(t, err, message)
 	}
 	opt, err := goptim.NewAdam(params[float64](2), goptim.AdamOptions{})
 	require.NoError(t, err)

@@ -18,13 +18,19 @@ type rule[S any] interface {
 	layout() engine.Layout
 	// initial is the value of a new state.
 	initial(state int) float64
-	// scalars are those of a row's step t, 0 if the layout does not count, computed in float64 in torch's order. They
-	// depend on the row by its Kind and the numbers in its state, which scalars steps.
-	scalars(r *engine.Row, t float64, pow powFunc) S
+	// scalars are computed in float64 in torch's order. They depend on the row by its Kind and by the numbers in its
+	// state, which scalars steps.
+	scalars(n now) S
 	kernels() kernels[S]
 }
 
-type powFunc = func(x, y float64) float64
+// now is what a row's scalars are computed from, beside the options.
+type now struct {
+	row  *engine.Row
+	t    float64 // the step's number, from 1; 0 if the layout does not count
+	pow  func(x, y float64) float64
+	wide bool // see Table.Float64
+}
 
 // kernels are one step's arithmetic for either type of elements.
 type kernels[S any] struct {
@@ -41,17 +47,18 @@ type pass[S any] struct {
 	at       []int // the index of a row's scalars
 }
 
-func (p *pass[S]) begin(r rule[S], rows []engine.Row, pow powFunc) {
+func (p *pass[S]) begin(r rule[S], rows []engine.Row, n now) {
 	p.kernels, p.layout, p.rows, p.distinct, p.at = r.kernels(), r.layout(), rows, p.distinct[:0], p.at[:0]
 	shared := !slices.Contains(p.layout.State[:], engine.Number)
-	t, last := 0., math.NaN()
+	last := math.NaN()
 	for i := range rows {
+		n.row = &rows[i]
 		if p.layout.Counts {
-			t = rows[i].Tick()
+			n.t = n.row.Tick()
 		}
-		if !shared || t != last || rows[i].Kind != rows[i-1].Kind {
-			p.distinct = append(p.distinct, r.scalars(&rows[i], t, pow))
-			last = t
+		if !shared || n.t != last || n.row.Kind != rows[i-1].Kind {
+			p.distinct = append(p.distinct, r.scalars(n))
+			last = n.t
 		}
 		p.at = append(p.at, len(p.distinct)-1)
 	}
@@ -69,17 +76,25 @@ func (p *pass[S]) Update(row, lo, hi int) {
 	}
 }
 
-// weight is lerp's weight w for the elements of a row.
-func weight(r *engine.Row, w float64) kernel.Weight {
-	if r.DType() == engine.Float32 {
+// setNumber gives a state of one number a new value, as torch makes a tensor of it first.
+func (n now) setNumber(state int, x float64) {
+	if !n.wide {
+		x = float64(float32(x))
+	}
+	n.row.SetNumber(state, x)
+}
+
+// weight is lerp's weight w for the elements of the row.
+func (n now) weight(w float64) kernel.Weight {
+	if n.row.DType() == engine.Float32 {
 		return kernel.WeightOf[float32](w)
 	}
 	return kernel.WeightOf[float64](w)
 }
 
-// divisor divides the roots of a row's elements by x.
-func divisor(r *engine.Row, x float64) kernel.Divisor {
-	if r.DType() == engine.Float32 {
+// divisor divides the roots of the row's elements by x.
+func (n now) divisor(x float64) kernel.Divisor {
+	if n.row.DType() == engine.Float32 {
 		return kernel.DivisorOf[float32](x)
 	}
 	return kernel.DivisorOf[float64](x)
@@ -96,7 +111,7 @@ func stepTable[S any](r rule[S], passes *sync.Pool, t Table) error {
 		p = new(pass[S])
 	}
 	defer passes.Put(p)
-	p.begin(r, rows, t.pow())
+	p.begin(r, rows, now{pow: t.pow(), wide: t.Float64})
 	if err := engine.Run(p, rows, t.Threads, t.Team); err != nil {
 		return fmt.Errorf("goptim: %s: %w", r.name(), err)
 	}

@@ -75,16 +75,14 @@ func (o *SGDOptions) layout() (l engine.Layout) {
 
 func (o *SGDOptions) initial(int) float64 { return 0 }
 
-func (o *SGDOptions) scalars(r *engine.Row, _ float64, _ powFunc) kernel.SGD {
+func (o *SGDOptions) scalars(n now) kernel.SGD {
 	return kernel.SGD{
-		Sign:        kernel.Sign(o.Maximize),
-		Coupled:     kernel.Flag(o.WeightDecay != 0),
-		WeightDecay: o.WeightDecay,
-		First:       kernel.Flag(r.First()),
-		Momentum:    o.Momentum,
-		C:           1 - o.Dampening,
-		Nesterov:    kernel.Flag(o.Nesterov),
-		Step:        -o.LR,
+		Coupled:  kernel.CoupledOf(o.Maximize, o.WeightDecay),
+		First:    kernel.Flag(n.row.First()),
+		Momentum: o.Momentum,
+		C:        1 - o.Dampening,
+		Nesterov: kernel.Flag(o.Nesterov),
+		Step:     -o.LR,
 	}
 }
 

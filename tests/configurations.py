@@ -48,6 +48,82 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     ],
     "Adam": [ADAM[0] | {"decoupled_weight_decay": FLAG}, *ADAM[1:]],
     "AdamW": ADAM,
+    "Adagrad": [
+        {
+            "lr": 0.0123,
+            "weight_decay": [0, 0.037],
+            "lr_decay": [0, 0.11],
+            "initial_accumulator_value": [0, 0.3],
+            "maximize": FLAG,
+        },
+        {"eps": 0, "initial_accumulator_value": 1e-3},
+        {"lr": 0.0},
+    ],
+    "Adadelta": [
+        {"lr": 0.123, "weight_decay": [0, 0.037], "rho": [0.9, 0.3], "maximize": FLAG},
+        {"rho": 0, "eps": 1e-3},
+        {"rho": 1, "eps": 0.1, "lr": 1},
+    ],
+    "Adamax": [
+        {"lr": 0.0123, "weight_decay": [0, 0.037], "betas": [(0.9, 0.999), (0.2, 0.95)], "maximize": FLAG},
+        {"betas": (0.5 + 1e-9, 0.9), "eps": 1e-3},
+        {"betas": (0.0, 0.0)},
+        {"lr": 0.0},
+    ],
+    "ASGD": [
+        {
+            "lr": 0.0123,
+            "lambd": [1e-4, 0.11],
+            "alpha": [0.75, 0.3],
+            "t0": [1e6, 4],  # the average begins within the test
+            "weight_decay": [0, 0.037],
+            "maximize": FLAG,
+        },
+        {"t0": 0, "lambd": 0},
+        {"t0": 2.5, "lambd": 3, "lr": 1.1, "alpha": 0},
+    ],
+    "NAdam": [
+        {
+            "lr": 0.0123,
+            "weight_decay": [0, 0.037],
+            "betas": [(0.9, 0.999), (0.2, 0.95)],
+            "momentum_decay": [4e-3, 0.3],
+            "decoupled_weight_decay": FLAG,
+            "maximize": FLAG,
+        },
+        {"betas": (0.5 + 1e-9, 0.9), "eps": 1e-3},
+        {"betas": (0.0, 0.0), "momentum_decay": 0},
+        {"lr": 3, "weight_decay": 0.3, "decoupled_weight_decay": True},
+    ],
+    "RAdam": [
+        {
+            "lr": 0.0123,
+            "weight_decay": [0, 0.037],
+            "betas": [(0.9, 0.999), (0.2, 0.95)],  # the rectification begins within the test
+            "decoupled_weight_decay": FLAG,
+            "maximize": FLAG,
+        },
+        {"betas": (0.5 + 1e-9, 0.9), "eps": 1e-3},
+        {"betas": (0.0, 0.5)},  # it never begins
+        {"lr": 3, "weight_decay": 0.3, "decoupled_weight_decay": True},
+    ],
+    "RMSprop": [
+        {
+            "lr": 0.0123,
+            "weight_decay": [0, 0.037],
+            "alpha": [0.99, 0.3],
+            "momentum": [0, 0.9],
+            "centered": FLAG,
+            "maximize": FLAG,
+        },
+        {"alpha": 0.5 + 1e-9, "centered": True, "eps": 1e-3},
+        {"alpha": 0, "momentum": 2.5},
+    ],
+    "Rprop": [
+        {"lr": 0.0123, "etas": [(0.5, 1.2), (0.1, 3.7)], "step_sizes": [(1e-6, 50), (5e-3, 0.02)], "maximize": FLAG},
+        {"step_sizes": (1.0, 0.1)},  # the smallest above the largest
+        {"lr": 0.0},
+    ],
 }
 
 

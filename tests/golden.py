@@ -24,6 +24,18 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("Adam", {"weight_decay": 0.037, "amsgrad": True, "betas": (0.2, 0.807)}),
     ("AdamW", {"weight_decay": 0.037, "maximize": True, "eps": 1e-6}),
     ("AdamW", {"weight_decay": 0.037, "amsgrad": True, "betas": (0.8, 0.9)}),
+    ("Adagrad", {"weight_decay": 0.037, "lr_decay": 0.11, "maximize": True}),
+    ("Adagrad", {"initial_accumulator_value": 0.3, "eps": 1e-6}),
+    ("Adadelta", {"weight_decay": 0.037, "rho": 0.3, "maximize": True}),
+    ("Adamax", {"weight_decay": 0.037, "betas": (0.2, 0.95), "maximize": True}),
+    ("ASGD", {"weight_decay": 0.037, "lambd": 0.11, "t0": 2, "alpha": 0.3, "maximize": True}),
+    ("NAdam", {"weight_decay": 0.037, "momentum_decay": 0.3, "maximize": True}),
+    ("NAdam", {"weight_decay": 0.037, "momentum_decay": 4e-3, "decoupled_weight_decay": True}),
+    ("RAdam", {"weight_decay": 0.037, "betas": (0.2, 0.95), "maximize": True}),
+    ("RAdam", {"weight_decay": 0.037, "betas": (0.9, 0.999), "decoupled_weight_decay": True}),
+    ("RMSprop", {"weight_decay": 0.037, "alpha": 0.3, "maximize": True}),
+    ("RMSprop", {"momentum": 0.9, "centered": True}),
+    ("Rprop", {"etas": (0.1, 3.7), "step_sizes": (5e-3, 0.02), "maximize": True}),
 ]
 STEPS = 6
 LENGTH = 37  # two of the widest vectors, and a rest

@@ -33,6 +33,9 @@ INFOS = {info.name: info for info in optim_db if info.name in NAMES}
 # Arguments under which every optimizer keeps tensors in its state.
 WITH_STATE = {"SGD": {"momentum": 0.9}}
 
+# torch's own sparse Adagrad brings it about.
+pytestmark = pytest.mark.filterwarnings("ignore:Sparse invariant checks")
+
 every = pytest.mark.parametrize("name", NAMES)
 
 
@@ -59,8 +62,13 @@ def outcome(f):
     """What f returns, or the type and the message of the error that it raises for what it is given."""
     try:
         return f()
-    except (RuntimeError, ValueError, AssertionError) as e:
+    except (RuntimeError, ValueError, AssertionError, TypeError) as e:
         return type(e), str(e)
+
+
+def accepted(name, **kwargs):
+    """Those of some arguments that an optimizer has."""
+    return {k: v for k, v in kwargs.items() if k in inspect.signature(twins(name)[0]).parameters}
 
 
 def leaf(*shape, dtype=torch.float32):
@@ -222,7 +230,8 @@ def test_torchs_configurations(name, i):
 def test_arguments_are_checked_as_torch_does(name, kwargs):
     def run(optimizer):
         optimizer([leaf(3, 4)], **kwargs)  # what this refuses, the for-loop might not
-        is_oracle = optimizer is twins(name)[0] and not kwargs.get("differentiable")
+        goes_to_go = not kwargs.get("differentiable") and not isinstance(kwargs.get("lr"), torch.Tensor)
+        is_oracle = optimizer is twins(name)[0] and goes_to_go
         return train(optimizer, lambda: [leaf(3, 4)], **(for_loop(optimizer, kwargs) if is_oracle else kwargs))
 
     expected, ours = (outcome(lambda o=o: run(o)) for o in twins(name))
@@ -236,7 +245,7 @@ def test_arguments_are_checked_as_torch_does(name, kwargs):
 def test_fused_is_refused_for_what_torch_cannot_fuse(name):
     make = lambda: [leaf(3, 4, dtype=torch.complex64)]  # noqa: E731
     expected, ours = (outcome(lambda o=o: train(o, make, fused=True)) for o in twins(name))
-    assert expected[0] is RuntimeError
+    assert expected[0] is (RuntimeError if accepted(name, fused=True) else TypeError)
     assert ours == expected
 
 
@@ -326,7 +335,7 @@ def test_closure(name, dtypes):
 def test_step_leaves_grad_mode_and_gradients_alone(name):
     p = leaf(3, 4)
     g = p.grad = torch.ones_like(p)
-    opt = twins(name)[1]([p], weight_decay=0.1, maximize=True)
+    opt = twins(name)[1]([p], **accepted(name, weight_decay=0.1, maximize=True))
     opt.step()
     assert torch.is_grad_enabled()
     assert p.requires_grad
@@ -348,7 +357,7 @@ def test_zero_grad_and_missing_gradients(name, go):
     before = p.detach().clone(), q.detach().clone()
     opt.step()
     assert go == []
-    assert not opt.state
+    assert bool(opt.state) == (name == "Adagrad")  # which makes it before the first step
     p.grad = torch.ones_like(p)
     opt.step()
     assert go == [1]
@@ -381,9 +390,13 @@ SCHEDULERS = {
     "LambdaLR": lambda opt: lr_scheduler.LambdaLR(opt, lambda epoch: 0.9**epoch),
     "CosineAnnealingLR": lambda opt: lr_scheduler.CosineAnnealingLR(opt, 5),
     # These two rewrite betas or momentum.
-    "OneCycleLR": lambda opt: lr_scheduler.OneCycleLR(opt, max_lr=0.1, total_steps=8),
-    "CyclicLR": lambda opt: lr_scheduler.CyclicLR(opt, 0.01, 0.1, step_size_up=2),
+    "OneCycleLR": lambda opt: lr_scheduler.OneCycleLR(opt, max_lr=0.1, total_steps=8, cycle_momentum=cycles(opt)),
+    "CyclicLR": lambda opt: lr_scheduler.CyclicLR(opt, 0.01, 0.1, step_size_up=2, cycle_momentum=cycles(opt)),
 }
+
+
+def cycles(opt):
+    return "betas" in opt.defaults or "momentum" in opt.defaults
 
 
 @every
@@ -401,7 +414,12 @@ def test_schedulers(name, scheduler):
             rates.append([opt.param_groups[0].get(key) for key in ("lr", "betas", "momentum")])
 
         return train(
-            optimizer, lambda: [leaf(3, 4)], steps=6, between=between, lr=0.1, **WITH_STATE.get(name, {})
+            optimizer,
+            lambda: [leaf(3, 4)],
+            steps=6,
+            between=between,
+            lr=0.1,
+            **accepted(name, momentum=0.9),  # where it is 0 at first, there is no buffer
         ), rates
 
     (expected, expected_rates), (ours, rates) = map(run, twins(name))
@@ -417,7 +435,7 @@ def test_grad_scaler_skips_infinite_gradients(name, fused):
         torch.manual_seed(0)
         scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
         p = leaf(3, 4)
-        opt = optimizer([p], fused=fused)
+        opt = optimizer([p], **accepted(name, fused=fused))
         scales = []
         with ieee_sqrt():
             for i in range(4):
@@ -502,7 +520,7 @@ TAKEN = {
 @pytest.mark.parametrize("kwargs", [{}, {"weight_decay": 0.1, "maximize": True}], ids=["plain", "decay and maximize"])
 def test_who_steps_what(name, what, kwargs, go):
     make, grad, taken = TAKEN[what]
-    train_both(name, make, grad=grad, **kwargs, **WITH_STATE.get(name, {}))
+    train_both(name, make, grad=grad, **accepted(name, **kwargs), **WITH_STATE.get(name, {}))
     assert go == [taken] * 3 * bool(taken)
 
 
@@ -546,7 +564,7 @@ def test_differentiable_step_is_differentiated(name, go):
         start, grad = leaf(3, 4), leaf(3, 4)
         p = start.clone()
         p.grad = grad.clone()
-        opt = optimizer([p], differentiable=True, weight_decay=0.1)
+        opt = optimizer([p], **accepted(name, differentiable=True, weight_decay=0.1))
         opt.step()
         return torch.autograd.grad(p.pow(2).sum(), [start, grad])
 
@@ -589,7 +607,8 @@ def test_meta_tensors(name, go):
         opt.step()
         return {key: (str(t.device), t.shape) for key, t in opt.state[p].items()}
 
-    expected, ours = map(run, twins(name))
+    expected, ours = (outcome(lambda o=o: run(o)) for o in twins(name))
+    assert isinstance(expected, tuple) == (name == "ASGD")  # torch asks for the value of mu
     assert ours == expected
     assert go == []
 
@@ -679,6 +698,8 @@ def test_dispatch_modes_see_every_operation(name, go):
 
 @every
 def test_fake_tensors(name, go):
+    if name == "ASGD":
+        pytest.skip("torch asks for the value of mu, which a fake tensor has not")
     with FakeTensorMode() as mode:
         p = leaf(3, 4)
         p.grad = torch.ones_like(p)

@@ -31,8 +31,9 @@ def params_of(opt):
 
 
 def first_state(opt):
-    """The key of the state that is written first, of our optimizer or torch's."""
-    return getattr(goptim, type(opt).__name__).columns(opt, opt.param_groups[0])[0]
+    """The key of the state that is written first, among those shaped as the parameter, of our optimizer or torch's."""
+    ours = getattr(goptim, type(opt).__name__)
+    return ours.columns(opt, opt.param_groups[0])[ours.numbers]
 
 
 def give_gradients(opt, i):
@@ -334,10 +335,12 @@ class Memory:
         assert libc.mprotect(ctypes.c_void_p(self.address + start), size, protection) == 0
 
 
-def table_of(columns, n, counts):
+def table_of(columns, n, name):
     """A row of float32 over a parameter, a gradient, a step and states."""
     addresses = [m.address for m in columns]
-    return array("Q", [n, 1 | counts << 8, *addresses[:2], addresses[2] * counts, *addresses[3:6]])
+    counts, numbers = getattr(goptim, name).counts, getattr(goptim, name).numbers
+    kind = 1 | counts << 8 | sum(1 << (32 + 8 * i) for i in range(numbers))
+    return array("Q", [n, kind, *addresses[:2], addresses[2] * counts, *addresses[3:6]])
 
 
 def call(name, table, rows=1, threads=2):
@@ -363,13 +366,13 @@ def assert_the_next_step_is_right(name, *sizes):
 @pytest.mark.parametrize("column", ["parameter", "gradient", "step", "state"])
 @pytest.mark.parametrize("protection", [PROT_NONE, PROT_READ], ids=["no access", "read-only"])
 def test_fault_in_go_is_an_exception(name, n, column, protection, threads, to_go):
-    counts = getattr(goptim, name).counts
     i = ["parameter", "gradient", "step", "state"].index(column)
-    if column == "step" and not counts:
+    i += (column == "state") * getattr(goptim, name).numbers
+    if column == "step" and not getattr(goptim, name).counts:
         pytest.skip(f"{name} does not count steps")
     threads(2)
     columns = [Memory(n) for _ in range(6)]
-    table = table_of(columns, n, counts)
+    table = table_of(columns, n, name)
     columns[i].protect(protection)
     try:
         if protection is PROT_READ and column == "gradient":
@@ -387,7 +390,7 @@ def test_fault_in_the_last_chunk_of_many(name, threads, to_go):
     """Most of the work is done by two threads when one of them faults."""
     threads(2)
     columns = [Memory(WORKERS) for _ in range(6)]
-    table = table_of(columns, WORKERS, getattr(goptim, name).counts)
+    table = table_of(columns, WORKERS, name)
     last_page = 4 * WORKERS - mmap.PAGESIZE
     for _ in range(20):
         columns[1].protect(PROT_NONE, last_page)
@@ -457,12 +460,14 @@ BAD_STEPS = {
 @every
 @pytest.mark.parametrize("what", BAD_ROWS | BAD_STEPS)
 def test_bad_row(name, what, to_go):
-    counts = getattr(goptim, name).counts
-    if what in BAD_STEPS and not counts:
+    if what in BAD_STEPS and not getattr(goptim, name).counts:
         pytest.skip(f"{name} does not count steps")
     word, value, says = (BAD_ROWS | BAD_STEPS)[what]
+    if word == 5:  # the first state that is a column
+        numbers = getattr(goptim, name).numbers
+        word, says = word + numbers, says.replace("state 0", f"state {numbers}")
     good, bad = ([Memory(CALLER) for _ in range(6)] for _ in range(2))
-    table = table_of(good, CALLER, counts) + table_of(bad, CALLER, counts)
+    table = table_of(good, CALLER, name) + table_of(bad, CALLER, name)
     table[8 + word] = value()
     with pytest.raises(RuntimeError, match=says):
         call(name, table, rows=2)
@@ -474,7 +479,7 @@ def test_bad_row(name, what, to_go):
 @every
 def test_bad_table(name, to_go):
     columns = [Memory(CALLER) for _ in range(6)]
-    table = table_of(columns, CALLER, getattr(goptim, name).counts)
+    table = table_of(columns, CALLER, name)
     address = table.buffer_info()[0]
     for where, rows, says in [
         (address, -1, "a table of -1 rows"),

@@ -28,6 +28,89 @@ typedef enum _PyBindGenWrapperFlags {
 /* --- module functions --- */
 
 PyObject *
+_wrap__core_ASGD(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs)
+{
+    PyObject *py_retval;
+    int64_t retval;
+    int64_t table;
+    int64_t rows;
+    int64_t threads;
+    double lr;
+    double lambd;
+    double alpha;
+    double t0;
+    double weight_decay;
+    int64_t maximize;
+    int64_t float64_default;
+    const char *keywords[] = {"table", "rows", "threads", "lr", "lambd", "alpha", "t0", "weight_decay", "maximize", "float64_default", NULL};
+
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LLLdddddLL", (char **) keywords, &table, &rows, &threads, &lr, &lambd, &alpha, &t0, &weight_decay, &maximize, &float64_default)) {
+        return NULL;
+    }
+    retval = bindings_ASGD(table, rows, threads, lr, lambd, alpha, t0, weight_decay, maximize, float64_default);
+    if (PyErr_Occurred()) {
+        return NULL;
+    }
+    py_retval = Py_BuildValue((char *) "L", retval);
+    return py_retval;
+}
+PyObject * _wrap__core_ASGD(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs);
+
+PyObject *
+_wrap__core_Adadelta(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs)
+{
+    PyObject *py_retval;
+    int64_t retval;
+    int64_t table;
+    int64_t rows;
+    int64_t threads;
+    double lr;
+    double rho;
+    double eps;
+    double weight_decay;
+    int64_t maximize;
+    const char *keywords[] = {"table", "rows", "threads", "lr", "rho", "eps", "weight_decay", "maximize", NULL};
+
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LLLddddL", (char **) keywords, &table, &rows, &threads, &lr, &rho, &eps, &weight_decay, &maximize)) {
+        return NULL;
+    }
+    retval = bindings_Adadelta(table, rows, threads, lr, rho, eps, weight_decay, maximize);
+    if (PyErr_Occurred()) {
+        return NULL;
+    }
+    py_retval = Py_BuildValue((char *) "L", retval);
+    return py_retval;
+}
+PyObject * _wrap__core_Adadelta(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs);
+
+PyObject *
+_wrap__core_Adagrad(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs)
+{
+    PyObject *py_retval;
+    int64_t retval;
+    int64_t table;
+    int64_t rows;
+    int64_t threads;
+    double lr;
+    double lr_decay;
+    double weight_decay;
+    double eps;
+    int64_t maximize;
+    const char *keywords[] = {"table", "rows", "threads", "lr", "lr_decay", "weight_decay", "eps", "maximize", NULL};
+
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LLLddddL", (char **) keywords, &table, &rows, &threads, &lr, &lr_decay, &weight_decay, &eps, &maximize)) {
+        return NULL;
+    }
+    retval = bindings_Adagrad(table, rows, threads, lr, lr_decay, weight_decay, eps, maximize);
+    if (PyErr_Occurred()) {
+        return NULL;
+    }
+    py_retval = Py_BuildValue((char *) "L", retval);
+    return py_retval;
+}
+PyObject * _wrap__core_Adagrad(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs);
+
+PyObject *
 _wrap__core_Adam(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs)
 {
     PyObject *py_retval;
@@ -87,6 +170,64 @@ _wrap__core_AdamW(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *
 PyObject * _wrap__core_AdamW(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs);
 
 PyObject *
+_wrap__core_Adamax(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs)
+{
+    PyObject *py_retval;
+    int64_t retval;
+    int64_t table;
+    int64_t rows;
+    int64_t threads;
+    double lr;
+    double beta1;
+    double beta2;
+    double eps;
+    double weight_decay;
+    int64_t maximize;
+    const char *keywords[] = {"table", "rows", "threads", "lr", "beta1", "beta2", "eps", "weight_decay", "maximize", NULL};
+
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LLLdddddL", (char **) keywords, &table, &rows, &threads, &lr, &beta1, &beta2, &eps, &weight_decay, &maximize)) {
+        return NULL;
+    }
+    retval = bindings_Adamax(table, rows, threads, lr, beta1, beta2, eps, weight_decay, maximize);
+    if (PyErr_Occurred()) {
+        return NULL;
+    }
+    py_retval = Py_BuildValue((char *) "L", retval);
+    return py_retval;
+}
+PyObject * _wrap__core_Adamax(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs);
+
+PyObject *
+_wrap__core_NAdam(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs)
+{
+    PyObject *py_retval;
+    int64_t retval;
+    int64_t table;
+    int64_t rows;
+    int64_t threads;
+    double lr;
+    double beta1;
+    double beta2;
+    double eps;
+    double weight_decay;
+    double momentum_decay;
+    int64_t decoupled_weight_decay;
+    int64_t maximize;
+    const char *keywords[] = {"table", "rows", "threads", "lr", "beta1", "beta2", "eps", "weight_decay", "momentum_decay", "decoupled_weight_decay", "maximize", NULL};
+
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LLLddddddLL", (char **) keywords, &table, &rows, &threads, &lr, &beta1, &beta2, &eps, &weight_decay, &momentum_decay, &decoupled_weight_decay, &maximize)) {
+        return NULL;
+    }
+    retval = bindings_NAdam(table, rows, threads, lr, beta1, beta2, eps, weight_decay, momentum_decay, decoupled_weight_decay, maximize);
+    if (PyErr_Occurred()) {
+        return NULL;
+    }
+    py_retval = Py_BuildValue((char *) "L", retval);
+    return py_retval;
+}
+PyObject * _wrap__core_NAdam(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs);
+
+PyObject *
 _wrap__core_OpenMP(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs)
 {
     PyObject *py_retval;
@@ -105,6 +246,92 @@ _wrap__core_OpenMP(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject 
     return py_retval;
 }
 PyObject * _wrap__core_OpenMP(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs);
+
+PyObject *
+_wrap__core_RAdam(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs)
+{
+    PyObject *py_retval;
+    int64_t retval;
+    int64_t table;
+    int64_t rows;
+    int64_t threads;
+    double lr;
+    double beta1;
+    double beta2;
+    double eps;
+    double weight_decay;
+    int64_t decoupled_weight_decay;
+    int64_t maximize;
+    const char *keywords[] = {"table", "rows", "threads", "lr", "beta1", "beta2", "eps", "weight_decay", "decoupled_weight_decay", "maximize", NULL};
+
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LLLdddddLL", (char **) keywords, &table, &rows, &threads, &lr, &beta1, &beta2, &eps, &weight_decay, &decoupled_weight_decay, &maximize)) {
+        return NULL;
+    }
+    retval = bindings_RAdam(table, rows, threads, lr, beta1, beta2, eps, weight_decay, decoupled_weight_decay, maximize);
+    if (PyErr_Occurred()) {
+        return NULL;
+    }
+    py_retval = Py_BuildValue((char *) "L", retval);
+    return py_retval;
+}
+PyObject * _wrap__core_RAdam(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs);
+
+PyObject *
+_wrap__core_RMSprop(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs)
+{
+    PyObject *py_retval;
+    int64_t retval;
+    int64_t table;
+    int64_t rows;
+    int64_t threads;
+    double lr;
+    double alpha;
+    double eps;
+    double weight_decay;
+    double momentum;
+    int64_t centered;
+    int64_t maximize;
+    const char *keywords[] = {"table", "rows", "threads", "lr", "alpha", "eps", "weight_decay", "momentum", "centered", "maximize", NULL};
+
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LLLdddddLL", (char **) keywords, &table, &rows, &threads, &lr, &alpha, &eps, &weight_decay, &momentum, &centered, &maximize)) {
+        return NULL;
+    }
+    retval = bindings_RMSprop(table, rows, threads, lr, alpha, eps, weight_decay, momentum, centered, maximize);
+    if (PyErr_Occurred()) {
+        return NULL;
+    }
+    py_retval = Py_BuildValue((char *) "L", retval);
+    return py_retval;
+}
+PyObject * _wrap__core_RMSprop(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs);
+
+PyObject *
+_wrap__core_Rprop(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs)
+{
+    PyObject *py_retval;
+    int64_t retval;
+    int64_t table;
+    int64_t rows;
+    int64_t threads;
+    double lr;
+    double eta_minus;
+    double eta_plus;
+    double min_step;
+    double max_step;
+    int64_t maximize;
+    const char *keywords[] = {"table", "rows", "threads", "lr", "eta_minus", "eta_plus", "min_step", "max_step", "maximize", NULL};
+
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LLLdddddL", (char **) keywords, &table, &rows, &threads, &lr, &eta_minus, &eta_plus, &min_step, &max_step, &maximize)) {
+        return NULL;
+    }
+    retval = bindings_Rprop(table, rows, threads, lr, eta_minus, eta_plus, min_step, max_step, maximize);
+    if (PyErr_Occurred()) {
+        return NULL;
+    }
+    py_retval = Py_BuildValue((char *) "L", retval);
+    return py_retval;
+}
+PyObject * _wrap__core_Rprop(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs);
 
 PyObject *
 _wrap__core_SGD(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs)
@@ -155,9 +382,17 @@ PyObject *gather(PyObject *module, PyObject *args);
 extern const char gather_doc[];
 
 static PyMethodDef _core_functions[] = {
+    {(char *) "ASGD", (PyCFunction) _wrap__core_ASGD, METH_KEYWORDS|METH_VARARGS, "ASGD($module, /, table, rows, threads, lr, lambd, alpha, t0, weight_decay, maximize, float64_default)\n--\n\ntype: table: int64_t\ntype: rows: int64_t\ntype: threads: int64_t\ntype: lr: double\ntype: lambd: double\ntype: alpha: double\ntype: t0: double\ntype: weight_decay: double\ntype: maximize: int64_t\ntype: float64_default: int64_t" },
+    {(char *) "Adadelta", (PyCFunction) _wrap__core_Adadelta, METH_KEYWORDS|METH_VARARGS, "Adadelta($module, /, table, rows, threads, lr, rho, eps, weight_decay, maximize)\n--\n\ntype: table: int64_t\ntype: rows: int64_t\ntype: threads: int64_t\ntype: lr: double\ntype: rho: double\ntype: eps: double\ntype: weight_decay: double\ntype: maximize: int64_t" },
+    {(char *) "Adagrad", (PyCFunction) _wrap__core_Adagrad, METH_KEYWORDS|METH_VARARGS, "Adagrad($module, /, table, rows, threads, lr, lr_decay, weight_decay, eps, maximize)\n--\n\ntype: table: int64_t\ntype: rows: int64_t\ntype: threads: int64_t\ntype: lr: double\ntype: lr_decay: double\ntype: weight_decay: double\ntype: eps: double\ntype: maximize: int64_t" },
     {(char *) "Adam", (PyCFunction) _wrap__core_Adam, METH_KEYWORDS|METH_VARARGS, "Adam($module, /, table, rows, threads, lr, beta1, beta2, eps, weight_decay, amsgrad, maximize, decoupled_weight_decay)\n--\n\ntype: table: int64_t\ntype: rows: int64_t\ntype: threads: int64_t\ntype: lr: double\ntype: beta1: double\ntype: beta2: double\ntype: eps: double\ntype: weight_decay: double\ntype: amsgrad: int64_t\ntype: maximize: int64_t\ntype: decoupled_weight_decay: int64_t" },
     {(char *) "AdamW", (PyCFunction) _wrap__core_AdamW, METH_KEYWORDS|METH_VARARGS, "AdamW($module, /, table, rows, threads, lr, beta1, beta2, eps, weight_decay, amsgrad, maximize)\n--\n\ntype: table: int64_t\ntype: rows: int64_t\ntype: threads: int64_t\ntype: lr: double\ntype: beta1: double\ntype: beta2: double\ntype: eps: double\ntype: weight_decay: double\ntype: amsgrad: int64_t\ntype: maximize: int64_t" },
+    {(char *) "Adamax", (PyCFunction) _wrap__core_Adamax, METH_KEYWORDS|METH_VARARGS, "Adamax($module, /, table, rows, threads, lr, beta1, beta2, eps, weight_decay, maximize)\n--\n\ntype: table: int64_t\ntype: rows: int64_t\ntype: threads: int64_t\ntype: lr: double\ntype: beta1: double\ntype: beta2: double\ntype: eps: double\ntype: weight_decay: double\ntype: maximize: int64_t" },
+    {(char *) "NAdam", (PyCFunction) _wrap__core_NAdam, METH_KEYWORDS|METH_VARARGS, "NAdam($module, /, table, rows, threads, lr, beta1, beta2, eps, weight_decay, momentum_decay, decoupled_weight_decay, maximize)\n--\n\ntype: table: int64_t\ntype: rows: int64_t\ntype: threads: int64_t\ntype: lr: double\ntype: beta1: double\ntype: beta2: double\ntype: eps: double\ntype: weight_decay: double\ntype: momentum_decay: double\ntype: decoupled_weight_decay: int64_t\ntype: maximize: int64_t" },
     {(char *) "OpenMP", (PyCFunction) _wrap__core_OpenMP, METH_KEYWORDS|METH_VARARGS, "OpenMP($module, /, address)\n--\n\ntype: address: int64_t" },
+    {(char *) "RAdam", (PyCFunction) _wrap__core_RAdam, METH_KEYWORDS|METH_VARARGS, "RAdam($module, /, table, rows, threads, lr, beta1, beta2, eps, weight_decay, decoupled_weight_decay, maximize)\n--\n\ntype: table: int64_t\ntype: rows: int64_t\ntype: threads: int64_t\ntype: lr: double\ntype: beta1: double\ntype: beta2: double\ntype: eps: double\ntype: weight_decay: double\ntype: decoupled_weight_decay: int64_t\ntype: maximize: int64_t" },
+    {(char *) "RMSprop", (PyCFunction) _wrap__core_RMSprop, METH_KEYWORDS|METH_VARARGS, "RMSprop($module, /, table, rows, threads, lr, alpha, eps, weight_decay, momentum, centered, maximize)\n--\n\ntype: table: int64_t\ntype: rows: int64_t\ntype: threads: int64_t\ntype: lr: double\ntype: alpha: double\ntype: eps: double\ntype: weight_decay: double\ntype: momentum: double\ntype: centered: int64_t\ntype: maximize: int64_t" },
+    {(char *) "Rprop", (PyCFunction) _wrap__core_Rprop, METH_KEYWORDS|METH_VARARGS, "Rprop($module, /, table, rows, threads, lr, eta_minus, eta_plus, min_step, max_step, maximize)\n--\n\ntype: table: int64_t\ntype: rows: int64_t\ntype: threads: int64_t\ntype: lr: double\ntype: eta_minus: double\ntype: eta_plus: double\ntype: min_step: double\ntype: max_step: double\ntype: maximize: int64_t" },
     {(char *) "SGD", (PyCFunction) _wrap__core_SGD, METH_KEYWORDS|METH_VARARGS, "SGD($module, /, table, rows, threads, lr, momentum, dampening, weight_decay, nesterov, maximize)\n--\n\ntype: table: int64_t\ntype: rows: int64_t\ntype: threads: int64_t\ntype: lr: double\ntype: momentum: double\ntype: dampening: double\ntype: weight_decay: double\ntype: nesterov: int64_t\ntype: maximize: int64_t" },
     {(char *) "Version", (PyCFunction) _wrap__core_Version, METH_NOARGS, "Version($module, /)\n--\n\n" },
     {"gather", gather, METH_VARARGS, gather_doc},

@@ -16,6 +16,51 @@ import (
 
 func main() {}
 
+//export bindings_ASGD
+func bindings_ASGD(table C.longlong, rows C.longlong, threads C.longlong, lr C.double, lambd C.double, alpha C.double, t0 C.double, weightDecay C.double, maximize C.longlong, float64Default C.longlong) C.longlong {
+	_saved_thread := C.PyEval_SaveThread()
+	cret, __err := bindings.ASGD(int64(table), int64(rows), int64(threads), float64(lr), float64(lambd), float64(alpha), float64(t0), float64(weightDecay), int64(maximize), int64(float64Default))
+
+	C.PyEval_RestoreThread(_saved_thread)
+	if __err != nil {
+		estr := C.CString(__err.Error())
+		C.PyErr_SetString(C.PyExc_RuntimeError, estr)
+		C.free(unsafe.Pointer(estr))
+		return C.longlong(0)
+	}
+	return C.longlong(cret)
+}
+
+//export bindings_Adadelta
+func bindings_Adadelta(table C.longlong, rows C.longlong, threads C.longlong, lr C.double, rho C.double, eps C.double, weightDecay C.double, maximize C.longlong) C.longlong {
+	_saved_thread := C.PyEval_SaveThread()
+	cret, __err := bindings.Adadelta(int64(table), int64(rows), int64(threads), float64(lr), float64(rho), float64(eps), float64(weightDecay), int64(maximize))
+
+	C.PyEval_RestoreThread(_saved_thread)
+	if __err != nil {
+		estr := C.CString(__err.Error())
+		C.PyErr_SetString(C.PyExc_RuntimeError, estr)
+		C.free(unsafe.Pointer(estr))
+		return C.longlong(0)
+	}
+	return C.longlong(cret)
+}
+
+//export bindings_Adagrad
+func bindings_Adagrad(table C.longlong, rows C.longlong, threads C.longlong, lr C.double, lrDecay C.double, weightDecay C.double, eps C.double, maximize C.longlong) C.longlong {
+	_saved_thread := C.PyEval_SaveThread()
+	cret, __err := bindings.Adagrad(int64(table), int64(rows), int64(threads), float64(lr), float64(lrDecay), float64(weightDecay), float64(eps), int64(maximize))
+
+	C.PyEval_RestoreThread(_saved_thread)
+	if __err != nil {
+		estr := C.CString(__err.Error())
+		C.PyErr_SetString(C.PyExc_RuntimeError, estr)
+		C.free(unsafe.Pointer(estr))
+		return C.longlong(0)
+	}
+	return C.longlong(cret)
+}
+
 //export bindings_Adam
 func bindings_Adam(table C.longlong, rows C.longlong, threads C.longlong, lr C.double, beta1 C.double, beta2 C.double, eps C.double, weightDecay C.double, amsgrad C.longlong, maximize C.longlong, decoupledWeightDecay C.longlong) C.longlong {
 	_saved_thread := C.PyEval_SaveThread()
@@ -46,10 +91,85 @@ func bindings_AdamW(table C.longlong, rows C.longlong, threads C.longlong, lr C.
 	return C.longlong(cret)
 }
 
+//export bindings_Adamax
+func bindings_Adamax(table C.longlong, rows C.longlong, threads C.longlong, lr C.double, beta1 C.double, beta2 C.double, eps C.double, weightDecay C.double, maximize C.longlong) C.longlong {
+	_saved_thread := C.PyEval_SaveThread()
+	cret, __err := bindings.Adamax(int64(table), int64(rows), int64(threads), float64(lr), float64(beta1), float64(beta2), float64(eps), float64(weightDecay), int64(maximize))
+
+	C.PyEval_RestoreThread(_saved_thread)
+	if __err != nil {
+		estr := C.CString(__err.Error())
+		C.PyErr_SetString(C.PyExc_RuntimeError, estr)
+		C.free(unsafe.Pointer(estr))
+		return C.longlong(0)
+	}
+	return C.longlong(cret)
+}
+
+//export bindings_NAdam
+func bindings_NAdam(table C.longlong, rows C.longlong, threads C.longlong, lr C.double, beta1 C.double, beta2 C.double, eps C.double, weightDecay C.double, momentumDecay C.double, decoupledWeightDecay C.longlong, maximize C.longlong) C.longlong {
+	_saved_thread := C.PyEval_SaveThread()
+	cret, __err := bindings.NAdam(int64(table), int64(rows), int64(threads), float64(lr), float64(beta1), float64(beta2), float64(eps), float64(weightDecay), float64(momentumDecay), int64(decoupledWeightDecay), int64(maximize))
+
+	C.PyEval_RestoreThread(_saved_thread)
+	if __err != nil {
+		estr := C.CString(__err.Error())
+		C.PyErr_SetString(C.PyExc_RuntimeError, estr)
+		C.free(unsafe.Pointer(estr))
+		return C.longlong(0)
+	}
+	return C.longlong(cret)
+}
+
 //export bindings_OpenMP
 func bindings_OpenMP(address C.longlong) C.longlong {
 	_saved_thread := C.PyEval_SaveThread()
 	cret, __err := bindings.OpenMP(int64(address))
+
+	C.PyEval_RestoreThread(_saved_thread)
+	if __err != nil {
+		estr := C.CString(__err.Error())
+		C.PyErr_SetString(C.PyExc_RuntimeError, estr)
+		C.free(unsafe.Pointer(estr))
+		return C.longlong(0)
+	}
+	return C.longlong(cret)
+}
+
+//export bindings_RAdam
+func bindings_RAdam(table C.longlong, rows C.longlong, threads C.longlong, lr C.double, beta1 C.double, beta2 C.double, eps C.double, weightDecay C.double, decoupledWeightDecay C.longlong, maximize C.longlong) C.longlong {
+	_saved_thread := C.PyEval_SaveThread()
+	cret, __err := bindings.RAdam(int64(table), int64(rows), int64(threads), float64(lr), float64(beta1), float64(beta2), float64(eps), float64(weightDecay), int64(decoupledWeightDecay), int64(maximize))
+
+	C.PyEval_RestoreThread(_saved_thread)
+	if __err != nil {
+		estr := C.CString(__err.Error())
+		C.PyErr_SetString(C.PyExc_RuntimeError, estr)
+		C.free(unsafe.Pointer(estr))
+		return C.longlong(0)
+	}
+	return C.longlong(cret)
+}
+
+//export bindings_RMSprop
+func bindings_RMSprop(table C.longlong, rows C.longlong, threads C.longlong, lr C.double, alpha C.double, eps C.double, weightDecay C.double, momentum C.double, centered C.longlong, maximize C.longlong) C.longlong {
+	_saved_thread := C.PyEval_SaveThread()
+	cret, __err := bindings.RMSprop(int64(table), int64(rows), int64(threads), float64(lr), float64(alpha), float64(eps), float64(weightDecay), float64(momentum), int64(centered), int64(maximize))
+
+	C.PyEval_RestoreThread(_saved_thread)
+	if __err != nil {
+		estr := C.CString(__err.Error())
+		C.PyErr_SetString(C.PyExc_RuntimeError, estr)
+		C.free(unsafe.Pointer(estr))
+		return C.longlong(0)
+	}
+	return C.longlong(cret)
+}
+
+//export bindings_Rprop
+func bindings_Rprop(table C.longlong, rows C.longlong, threads C.longlong, lr C.double, etaMinus C.double, etaPlus C.double, minStep C.double, maxStep C.double, maximize C.longlong) C.longlong {
+	_saved_thread := C.PyEval_SaveThread()
+	cret, __err := bindings.Rprop(int64(table), int64(rows), int64(threads), float64(lr), float64(etaMinus), float64(etaPlus), float64(minStep), float64(maxStep), int64(maximize))
 
 	C.PyEval_RestoreThread(_saved_thread)
 	if __err != nil {

@@ -247,7 +247,7 @@ static int record(const Search *s, const Found *f, int filled)
 {
 	if (!filled) return PyList_Append(s->odd, f->tensor[PARAM]) ? -1 : 1;
 	if (PyList_Append(s->written, f->tensor[PARAM]) || PyList_Append(s->grads, f->tensor[GRAD])) return -1;
-	for (int i = STATE + s->numbers; i < TENSORS; i++)
+	for (int i = STATE; i < TENSORS; i++)
 		if (f->tensor[i] != NULL && PyList_Append(s->written, f->tensor[i])) return -1;
 	return 1;
 }

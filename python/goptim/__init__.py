@@ -1,7 +1,7 @@
 """The optimizers of torch.optim with their arithmetic in Go: the same bits, several times faster on a CPU.
 
-``import goptim as optim`` replaces ``import torch.optim as optim``: SGD, Adam and AdamW are ours, and every other name
-is torch.optim's own.
+``import goptim as optim`` replaces ``import torch.optim as optim``: the optimizers imported below are ours, every
+other name is torch.optim's own.
 """
 
 from __future__ import annotations
@@ -10,24 +10,24 @@ import sys as _sys
 
 import torch.optim as _torch_optim
 from torch.optim import (
-    ASGD as ASGD,
     LBFGS as LBFGS,
-    Adadelta as Adadelta,
     Adafactor as Adafactor,
-    Adagrad as Adagrad,
-    Adamax as Adamax,
-    NAdam as NAdam,
     Optimizer as Optimizer,
-    RAdam as RAdam,
-    RMSprop as RMSprop,
-    Rprop as Rprop,
     SparseAdam as SparseAdam,
     lr_scheduler as lr_scheduler,
     swa_utils as swa_utils,
 )
 
 from goptim import testing as testing
+from goptim.adadelta import Adadelta as Adadelta
+from goptim.adagrad import Adagrad as Adagrad
 from goptim.adam import Adam as Adam, AdamW as AdamW
+from goptim.adamax import Adamax as Adamax
+from goptim.asgd import ASGD as ASGD
+from goptim.nadam import NAdam as NAdam
+from goptim.radam import RAdam as RAdam
+from goptim.rmsprop import RMSprop as RMSprop
+from goptim.rprop import Rprop as Rprop
 from goptim.sgd import SGD as SGD
 
 __version__ = "0.1.0"

@@ -45,6 +45,97 @@ def SGD(
     nesterov: int,
     maximize: int,
 ) -> int: ...
+def ASGD(
+    table: int,
+    rows: int,
+    threads: int,
+    lr: float,
+    lambd: float,
+    alpha: float,
+    t0: float,
+    weight_decay: float,
+    maximize: int,
+    float64_default: int,
+) -> int: ...
+def Adadelta(
+    table: int,
+    rows: int,
+    threads: int,
+    lr: float,
+    rho: float,
+    eps: float,
+    weight_decay: float,
+    maximize: int,
+) -> int: ...
+def Adagrad(
+    table: int,
+    rows: int,
+    threads: int,
+    lr: float,
+    lr_decay: float,
+    weight_decay: float,
+    eps: float,
+    maximize: int,
+) -> int: ...
+def Adamax(
+    table: int,
+    rows: int,
+    threads: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    maximize: int,
+) -> int: ...
+def NAdam(
+    table: int,
+    rows: int,
+    threads: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    momentum_decay: float,
+    decoupled_weight_decay: int,
+    maximize: int,
+) -> int: ...
+def RAdam(
+    table: int,
+    rows: int,
+    threads: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    decoupled_weight_decay: int,
+    maximize: int,
+) -> int: ...
+def RMSprop(
+    table: int,
+    rows: int,
+    threads: int,
+    lr: float,
+    alpha: float,
+    eps: float,
+    weight_decay: float,
+    momentum: float,
+    centered: int,
+    maximize: int,
+) -> int: ...
+def Rprop(
+    table: int,
+    rows: int,
+    threads: int,
+    lr: float,
+    eta_minus: float,
+    eta_plus: float,
+    min_step: float,
+    max_step: float,
+    maximize: int,
+) -> int: ...
 def OpenMP(address: int) -> int: ...
 def Version() -> str: ...
 def gather(

@@ -36,10 +36,13 @@ class GoStep(Optimizer):
     counts: ClassVar[bool] = True
     """Whether the state of a parameter has a ``step``."""
 
+    numbers: ClassVar[int] = 0
+    """How many of the columns, the first ones, are one number a parameter."""
+
     _layouts = False  # whether there has been a tensor without strides
 
-    def columns(self, group: dict[str, Any]) -> tuple[str, ...]:
-        """The keys of the state tensors that Go updates, in the order of the table."""
+    def columns(self, group: dict[str, Any]) -> tuple[str | None, ...]:
+        """The keys of the state tensors that Go updates, in their places in the table; None where a place is empty."""
         raise NotImplementedError
 
     def scalars(self, group: dict[str, Any]) -> tuple[Any, ...]:
@@ -120,6 +123,9 @@ class _Table:
         self.index = index
         self.group = group
         self.columns = optimizer.columns(group)
+        keys = [key for key in self.columns if key is not None]
+        self.alike = keys[optimizer.numbers :]  # of states that are shaped as their parameter
+        self.numbers = (["step"] if optimizer.counts else []) + keys[: optimizer.numbers]  # of one number
         self.rest: list[Tensor] = []  # for torch
         self.misfits: list[str] = []  # what is wrong with some of rest, which torch will refuse, or convert
         self.fresh: list[Tensor] = []  # for Go, without a state yet
@@ -146,7 +152,7 @@ class _Table:
                 at,
                 "step" if optimizer.counts else None,
                 self.columns,
-                0,
+                optimizer.numbers,
                 self.words.buffer_info()[0],
                 self.written,
                 self.grads,
@@ -166,8 +172,8 @@ class _Table:
             self.rest.append(p)
             return
         state = self.optimizer.state.get(p, {})
-        fresh = not state and bool(self.columns or self.optimizer.counts)
-        found = {"its gradient": g} | {f"its state {key!r}": state.get(key) for key in self.columns if not fresh}
+        fresh = not state and bool(self.alike or self.numbers)
+        found = {"its gradient": g} | {f"its state {key!r}": state.get(key) for key in self.alike if not fresh}
         wrong = []
         fits = True
         for what, t in found.items():
@@ -180,12 +186,12 @@ class _Table:
                 wrong.append(f"{what} is {t.dtype} on {t.device}, {t.layout}")
                 continue
             fits = fits and type(t) is Tensor and _alike(p, t)
-        if self.optimizer.counts and not fresh:
-            step = state.get("step")
-            if not isinstance(step, Tensor) or step.dim() or not step.is_cpu or step.is_sparse or step.is_complex():
-                wrong.append(f"its step is {step!r}")
+        for key in self.numbers if not fresh else ():
+            n = state.get(key)
+            if not isinstance(n, Tensor) or n.dim() or not n.is_cpu or n.is_sparse or n.is_complex():
+                wrong.append(f"its {key} is {n!r}")
             else:
-                fits = fits and type(step) is Tensor and step.dtype in _DTYPES
+                fits = fits and type(n) is Tensor and n.dtype in _DTYPES
         if wrong:
             self.misfits.append(f"{self._describe(p)} on {p.device}: {', '.join(wrong)}")
         if wrong or not fits:
@@ -196,17 +202,20 @@ class _Table:
             self._add(p, g, state)
 
     def _add(self, p: Tensor, g: Tensor, state: dict[str, Any], kind: int = 0) -> None:
-        tensors = [state[key] for key in self.columns]
-        addresses = [t.data_ptr() for t in tensors] + [0] * (3 - len(tensors))
+        addresses = [0 if key is None else state[key].data_ptr() for key in self.columns]
+        addresses += [0] * (3 - len(addresses))
         kind |= _DTYPES[p.dtype]
         step = 0
         if self.optimizer.counts:
             kind |= _DTYPES[state["step"].dtype] << 8
             step = state["step"].data_ptr()
+        for i, key in enumerate(self.columns[: self.optimizer.numbers]):
+            assert key is not None
+            kind |= _DTYPES[state[key].dtype] << (32 + 8 * i)
         at = self.n * _WORDS
         self.words[at : at + _WORDS] = array("Q", [p.numel(), kind, p.data_ptr(), g.data_ptr(), step, *addresses])
         self.n += 1
-        self.written += [p, *tensors]
+        self.written += [p, *(state[key] for key in self.columns if key is not None)]
         self.grads.append(g)
 
     def _require_shape(self, p: Tensor, what: str, t: Tensor) -> None:
@@ -230,7 +239,7 @@ class _Table:
             state = optimizer.state[p]
             made = {
                 key: torch.empty_like(p, memory_format=torch.preserve_format, requires_grad=False)
-                for key in self.columns
+                for key in self.alike
                 if key not in state
             }
             self.made += [(state, key, t) for key, t in made.items()]

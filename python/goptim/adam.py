@@ -10,7 +10,7 @@ from goptim._step import GoStep
 
 
 class _Moments(GoStep):
-    def columns(self, group: dict[str, Any]) -> tuple[str, ...]:
+    def columns(self, group: dict[str, Any]) -> tuple[str | None, ...]:
         return ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if group["amsgrad"] else ("exp_avg", "exp_avg_sq")
 
     def scalars(self, group: dict[str, Any]) -> tuple[Any, ...]:

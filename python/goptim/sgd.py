@@ -22,7 +22,7 @@ class SGD(GoStep, torch.optim.SGD):
     twin = torch.optim.SGD
     counts = False
 
-    def columns(self, group: dict[str, Any]) -> tuple[str, ...]:
+    def columns(self, group: dict[str, Any]) -> tuple[str | None, ...]:
         return ("momentum_buffer",) if group["momentum"] != 0 else ()
 
     def scalars(self, group: dict[str, Any]) -> tuple[Any, ...]:

@@ -75,7 +75,8 @@ func (r *Row) DType() DType { return DType(r.Kind) }
 
 func (r *Row) stepDType() DType { return DType(r.Kind >> 8) }
 
-func (r *Row) numberDType(i int) DType { return DType(r.Kind >> (32 + 8*i)) }
+// NumberDType is the type of state i, which is one number.
+func (r *Row) NumberDType(i int) DType { return DType(r.Kind >> (32 + 8*i)) }
 
 // First reports whether the row's state holds nothing yet.
 func (r *Row) First() bool { return r.Kind&First != 0 }
@@ -100,7 +101,7 @@ func (r *Row) Check(l Layout) error {
 	}
 	for i, use := range l.State {
 		if use == Number {
-			if err := checkNumber(fmt.Sprintf("state %d", i), r.State[i], r.numberDType(i)); err != nil {
+			if err := checkNumber(fmt.Sprintf("state %d", i), r.State[i], r.NumberDType(i)); err != nil {
 				return err
 			}
 		}
@@ -146,10 +147,10 @@ func (r *Row) Tick() float64 {
 }
 
 // Number is state i, which is one number.
-func (r *Row) Number(i int) float64 { return number(r.State[i], r.numberDType(i)) }
+func (r *Row) Number(i int) float64 { return number(r.State[i], r.NumberDType(i)) }
 
 // SetNumber sets state i, which is one number, and returns it as rounded to its dtype.
-func (r *Row) SetNumber(i int, x float64) float64 { return setNumber(r.State[i], r.numberDType(i), x) }
+func (r *Row) SetNumber(i int, x float64) float64 { return setNumber(r.State[i], r.NumberDType(i), x) }
 
 func number(a uintptr, d DType) float64 {
 	if d == Float32 {

@@ -29,28 +29,71 @@ func variantOf[S any, T kernel.Float](name string, columns int, f kernel.Func[S,
 	}}
 }
 
-// kernels are those of one type of elements.
-type kernels[T kernel.Float] struct {
-	adam kernel.Func[kernel.Adam, T]
-	sgd  kernel.Func[kernel.SGD, T]
+// behind gives a kernel its columns behind a number of states that are not columns.
+func behind[S any, T kernel.Float](numbers int, f kernel.Func[S, T]) kernel.Func[S, T] {
+	return func(h *S, p, g []T, s [3][]T) {
+		var states [3][]T
+		copy(states[numbers:], s[:])
+		f(h, p, g, states)
+	}
 }
 
-func variants32() []variant[float32] { return variants(kernels[float32]{f32.Adam, f32.SGD}) }
+// kernels are those of one type of elements.
+type kernels[T kernel.Float] struct {
+	adam     kernel.Func[kernel.Adam, T]
+	sgd      kernel.Func[kernel.SGD, T]
+	adagrad  kernel.Func[kernel.Adagrad, T]
+	adadelta kernel.Func[kernel.Adadelta, T]
+	adamax   kernel.Func[kernel.Adamax, T]
+	asgd     kernel.Func[kernel.ASGD, T]
+	nadam    kernel.Func[kernel.NAdam, T]
+	radam    kernel.Func[kernel.RAdam, T]
+	rmsprop  kernel.Func[kernel.RMSprop, T]
+	rprop    kernel.Func[kernel.Rprop, T]
+}
 
-func variants64() []variant[float64] { return variants(kernels[float64]{f64.Adam, f64.SGD}) }
+func variants32() []variant[float32] {
+	return variants(kernels[float32]{
+		f32.Adam, f32.SGD, f32.Adagrad, f32.Adadelta, f32.Adamax, f32.ASGD, f32.NAdam, f32.RAdam, f32.RMSprop, f32.Rprop,
+	})
+}
+
+func variants64() []variant[float64] {
+	return variants(kernels[float64]{
+		f64.Adam, f64.SGD, f64.Adagrad, f64.Adadelta, f64.Adamax, f64.ASGD, f64.NAdam, f64.RAdam, f64.RMSprop, f64.Rprop,
+	})
+}
 
 func variants[T kernel.Float](k kernels[T]) []variant[T] {
+	coupledTo := kernel.CoupledOf(false, .01)
 	adam := kernel.Adam{
-		Sign: 1, Decay: .9996, C1: kernel.WeightOf[T](.1), Beta2: .999, C2: .001, Step: -1e-3,
+		Coupled: kernel.CoupledOf(false, 0), Decay: .9996, C1: kernel.WeightOf[T](.1), Beta2: .999, C2: .001, Step: -1e-3,
 		BC2Sqrt: kernel.DivisorOf[T](.5), Eps: 1e-8,
 	}
 	coupled := adam
-	coupled.Coupled, coupled.WeightDecay, coupled.Decay, coupled.Sign, coupled.C1 = 1, .01, 1, -1, kernel.WeightOf[T](.6)
+	coupled.Coupled, coupled.Decay, coupled.C1 = kernel.CoupledOf(true, .01), 1, kernel.WeightOf[T](.6)
 	extreme := adam
 	extreme.BC2Sqrt = kernel.DivisorOf[T](1e-13)
-	sgd := kernel.SGD{Sign: 1, Coupled: 1, WeightDecay: .01, Momentum: .9, C: .7, Nesterov: 1, Step: -.1}
+	sgd := kernel.SGD{Coupled: coupledTo, Momentum: .9, C: .7, Nesterov: 1, Step: -.1}
 	first := sgd
 	first.First = 1
+	adagrad := kernel.Adagrad{Coupled: coupledTo, Step: -.1, Eps: 1e-8}
+	adadelta := kernel.Adadelta{Coupled: coupledTo, Rho: .9, C: .1, Eps: 1e-6, Step: -1}
+	adamax := kernel.Adamax{Coupled: coupledTo, C1: kernel.WeightOf[T](.1), Beta2: .3, Eps: 1e-8, Step: -.1}
+	asgd := kernel.ASGD{Coupled: coupledTo, Decay: .99, Step: -.1, Mu: .5, Averages: 1}
+	nadam := kernel.NAdam{
+		Coupled: coupledTo, Decay: .99, C1: kernel.WeightOf[T](.1), Beta2: .999, C2: .001, BC2: .1, Eps: 1e-8,
+		StepG: -.01, StepM: -.02,
+	}
+	radam := kernel.RAdam{
+		Coupled: coupledTo, Decay: .99, C1: kernel.WeightOf[T](.1), Beta2: .999, C2: .001, BC1: .5, LR: .01,
+	}
+	rectified := radam
+	rectified.Rectified, rectified.BC2Sqrt, rectified.Eps, rectified.Rect = 1, .5, 1e-8, .7
+	rmsprop := kernel.RMSprop{
+		Coupled: coupledTo, Alpha: .3, C: .7, Centre: kernel.WeightOf[T](.2), Eps: 1e-3, Momentum: .9, Step: -.1,
+	}
+	rprop := kernel.Rprop{Sign: 1, EtaMinus: .5, EtaPlus: 1.2, Min: 1e-9, Max: 50}
 	return []variant[T]{
 		variantOf("adam", 4, k.adam, adam),
 		variantOf("adam coupled", 4, k.adam, coupled),
@@ -59,19 +102,29 @@ func variants[T kernel.Float](k kernels[T]) []variant[T] {
 		variantOf("sgd", 2, k.sgd, sgd),
 		variantOf("sgd momentum", 3, k.sgd, sgd),
 		variantOf("sgd first", 3, k.sgd, first),
+		variantOf("adagrad", 3, k.adagrad, adagrad),
+		variantOf("adadelta", 4, k.adadelta, adadelta),
+		variantOf("adamax", 4, k.adamax, adamax),
+		variantOf("nadam", 4, behind(1, k.nadam), nadam),
+		variantOf("asgd", 3, behind(2, k.asgd), asgd),
+		variantOf("radam", 4, k.radam, radam),
+		variantOf("radam rectified", 4, k.radam, rectified),
+		variantOf("rmsprop", 3, k.rmsprop, rmsprop),
+		variantOf("rmsprop momentum", 4, k.rmsprop, rmsprop),
+		variantOf("rprop", 4, k.rprop, rprop),
 	}
 }
 
 // longest is beyond three of the widest vectors of float32, and a few more elements.
 const longest = 3*16 + 5
 
-// fill makes every element of every column another number, the same in every run; second moments are positive, and
-// their maxima so small that every step raises them.
+// fill makes every element of every column another number, the same in every run; all but the parameter are positive, so
+// that roots are numbers and no sign turns, and maxima are so small that every step raises them.
 func fill[T kernel.Float](columns [][]T) {
 	for k, c := range columns {
 		for i := range c {
 			c[i] = T(math.Sin(float64(1+i*7+k*131))) * T(k+1)
-			if k > 2 {
+			if k > 0 {
 				c[i] *= c[i]
 			}
 			if k > 3 {
@@ -185,7 +238,7 @@ func testQuotient[T kernel.Float](t *testing.T, f kernel.Func[kernel.Adam, T]) {
 		divisors = append(divisors, math.Sqrt(1-math.Pow(r.Float64(), float64(1+r.IntN(1000)))))
 	}
 	for _, by := range divisors {
-		h := kernel.Adam{Sign: 1, Beta2: 1, Step: 1, BC2Sqrt: kernel.DivisorOf[T](by), C1: kernel.WeightOf[T](0)}
+		h := kernel.Adam{Coupled: kernel.CoupledOf(false, 0), Beta2: 1, Step: 1, BC2Sqrt: kernel.DivisorOf[T](by), C1: kernel.WeightOf[T](0)}
 		require.False(t, h.BC2Sqrt.Extreme())
 		for i := range p {
 			p[i], m[i], v[i] = 0, 1, square(i)

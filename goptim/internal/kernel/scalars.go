@@ -3,29 +3,112 @@ package kernel
 // The scalars of one step, derived in float64 from an optimizer's options, in torch's order, once for many rows.
 // Flags are numbers too, 0 or 1: a kernel spreads all over its vectors alike.
 
+// Coupled are the scalars of a gradient with the weight decay that is coupled to it.
+type Coupled struct {
+	Sign        float64 // -1 to maximize
+	Couples     float64 // flag: WeightDecay is added to the gradient
+	WeightDecay float64
+}
+
+// CoupledOf are those of most optimizers.
+func CoupledOf(maximize bool, weightDecay float64) Coupled {
+	return Coupled{Sign: Sign(maximize), Couples: Flag(weightDecay != 0), WeightDecay: weightDecay}
+}
+
 // Adam holds those of Adam, AdamW and AMSGrad.
 type Adam struct {
-	Sign        float64 // -1 to maximize
-	Coupled     float64 // flag: WeightDecay is added to the gradient
-	WeightDecay float64
-	Decay       float64 // decoupled: 1 - lr*weight_decay; 1 where there is none
-	C1          Weight  // 1 - beta1
-	Beta2, C2   float64 // beta2, 1 - beta2
-	Step        float64 // -lr / (1 - beta1^t)
-	BC2Sqrt     Divisor // sqrt(1 - beta2^t)
-	Eps         float64
+	Coupled
+	Decay     float64 // decoupled: 1 - lr*weight_decay; 1 where there is none
+	C1        Weight  // 1 - beta1
+	Beta2, C2 float64 // beta2, 1 - beta2
+	Step      float64 // -lr / (1 - beta1^t)
+	BC2Sqrt   Divisor // sqrt(1 - beta2^t)
+	Eps       float64
 }
 
 // SGD holds those of SGD.
 type SGD struct {
-	Sign        float64 // -1 to maximize
-	Coupled     float64 // flag: WeightDecay is added to the gradient
-	WeightDecay float64
-	First       float64 // flag: the buffer holds nothing yet
-	Momentum    float64
-	C           float64 // 1 - dampening
-	Nesterov    float64 // flag
-	Step        float64 // -lr
+	Coupled
+	First    float64 // flag: the buffer holds nothing yet
+	Momentum float64
+	C        float64 // 1 - dampening
+	Nesterov float64 // flag
+	Step     float64 // -lr
+}
+
+// Adagrad holds those of Adagrad.
+type Adagrad struct {
+	Coupled
+	Step float64 // -lr / (1 + (t-1)*lr_decay)
+	Eps  float64
+}
+
+// Adadelta holds those of Adadelta.
+type Adadelta struct {
+	Coupled
+	Rho, C float64 // rho, 1 - rho
+	Eps    float64
+	Step   float64 // -lr
+}
+
+// Adamax holds those of Adamax.
+type Adamax struct {
+	Coupled
+	C1    Weight // 1 - beta1
+	Beta2 float64
+	Eps   float64
+	Step  float64 // -lr / (1 - beta1^t)
+}
+
+// ASGD holds those of averaged SGD.
+type ASGD struct {
+	Coupled
+	Decay    float64 // 1 - lambd*eta
+	Step     float64 // -eta
+	Mu       float64
+	Averages float64 // flag: Mu is not 1
+}
+
+// NAdam holds those of NAdam.
+type NAdam struct {
+	Coupled
+	Decay        float64 // decoupled: 1 - lr*weight_decay; 1 where there is none
+	C1           Weight  // 1 - beta1
+	Beta2, C2    float64 // beta2, 1 - beta2
+	BC2          float64 // 1 - beta2^t
+	Eps          float64
+	StepG, StepM float64 // of the gradient and of exp_avg
+}
+
+// RAdam holds those of RAdam.
+type RAdam struct {
+	Coupled
+	Decay     float64 // decoupled: 1 - lr*weight_decay; 1 where there is none
+	C1        Weight  // 1 - beta1
+	Beta2, C2 float64 // beta2, 1 - beta2
+	BC1       float64 // 1 - beta1^t
+	LR        float64
+	Rectified float64 // flag: the variance is tractable, and what follows is used
+	BC2Sqrt   float64 // sqrt(1 - beta2^t)
+	Eps       float64
+	Rect      float64 // the rectification
+}
+
+// RMSprop holds those of RMSprop.
+type RMSprop struct {
+	Coupled
+	Alpha, C float64 // alpha, 1 - alpha
+	Centre   Weight  // 1 - alpha
+	Eps      float64
+	Momentum float64
+	Step     float64 // -lr
+}
+
+// Rprop holds those of Rprop.
+type Rprop struct {
+	Sign              float64 // -1 to maximize
+	EtaMinus, EtaPlus float64
+	Min, Max          float64 // of the step size
 }
 
 // Flag is a flag among scalars.
@@ -37,12 +120,7 @@ func Flag(on bool) float64 {
 }
 
 // Sign is the factor of the gradient.
-func Sign(maximize bool) float64 {
-	if maximize {
-		return -1
-	}
-	return 1
-}
+func Sign(maximize bool) float64 { return 1 - 2*Flag(maximize) }
 
 // A Weight is lerp's, with the end that torch starts from: x for |w| < 0.5, else end.
 type Weight struct {

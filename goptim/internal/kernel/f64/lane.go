@@ -6,8 +6,32 @@ package f64
 
 import lane "github.com/goptim/goptim/goptim/internal/kernel/lane/f64"
 
+// Adadelta is lane's.
+var Adadelta = lane.Adadelta
+
+// Adagrad is lane's.
+var Adagrad = lane.Adagrad
+
 // Adam is lane's.
 var Adam = lane.Adam
+
+// Adamax is lane's.
+var Adamax = lane.Adamax
+
+// ASGD is lane's.
+var ASGD = lane.ASGD
+
+// NAdam is lane's.
+var NAdam = lane.NAdam
+
+// RAdam is lane's.
+var RAdam = lane.RAdam
+
+// RMSprop is lane's.
+var RMSprop = lane.RMSprop
+
+// Rprop is lane's.
+var Rprop = lane.Rprop
 
 // SGD is lane's.
 var SGD = lane.SGD

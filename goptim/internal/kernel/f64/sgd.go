@@ -17,7 +17,7 @@ func SGD(h *kernel.SGD, p, g []float64, s [3][]float64) {
 		lane.SGD(h, p, g, s)
 		return
 	}
-	coupled, nesterov, first := flag(h.Coupled), flag(h.Nesterov), flag(h.First)
+	coupled, nesterov, first := flag(h.Couples), flag(h.Nesterov), flag(h.First)
 	sgn, wd, momentum, c, step := set(h.Sign), set(h.WeightDecay), set(h.Momentum), set(h.C), set(h.Step)
 	buf, w := s[0], step.Len()
 	if buf != nil {

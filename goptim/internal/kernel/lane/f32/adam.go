@@ -12,7 +12,7 @@ import (
 // max_exp_avg_sq, too.
 func Adam(h *kernel.Adam, p, g []float32, s [3][]float32) {
 	// Each scalar is a variable of its own, which stays in a register; as fields of a struct all would be in memory.
-	sgn, coupled, wd, decay := set(h.Sign), flag(h.Coupled), set(h.WeightDecay), set(h.Decay)
+	sgn, coupled, wd, decay := set(h.Sign), flag(h.Couples), set(h.WeightDecay), set(h.Decay)
 	c1, beta2, c2, step := weight{set(h.C1.W), flag(h.C1.FromX)}, set(h.Beta2), set(h.C2), set(h.Step)
 	bc2, eps := divisor{set(h.BC2Sqrt.By), set(-h.BC2Sqrt.By), set(h.BC2Sqrt.Recip)}, set(h.Eps)
 	m, v, vmax, w := s[0], s[1], s[2], eps.Len()

@@ -10,7 +10,7 @@ import (
 
 // SGD applies one step of SGD; with momentum, if there is a state, which is the buffer.
 func SGD(h *kernel.SGD, p, g []float32, s [3][]float32) {
-	coupled, nesterov, first := flag(h.Coupled), flag(h.Nesterov), flag(h.First)
+	coupled, nesterov, first := flag(h.Couples), flag(h.Nesterov), flag(h.First)
 	sgn, wd, momentum, c, step := set(h.Sign), set(h.WeightDecay), set(h.Momentum), set(h.C), set(h.Step)
 	buf, w := s[0], step.Len()
 	if buf != nil {

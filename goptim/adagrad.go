@@ -1,0 +1,85 @@
+package goptim
+
+import (
+	"errors"
+	"sync"
+
+	"github.com/goptim/goptim/goptim/internal/engine"
+	"github.com/goptim/goptim/goptim/internal/kernel"
+	"github.com/goptim/goptim/goptim/internal/kernel/f32"
+	"github.com/goptim/goptim/goptim/internal/kernel/f64"
+)
+
+// AdagradOptions are the hyperparameters of Adagrad.
+type AdagradOptions struct {
+	LR                      float64 // learning rate, ≥ 0; New takes 0 as 1e-2
+	LRDecay                 float64 // the learning rate of step t is LR / (1 + (t-1)*LRDecay); ≥ 0
+	WeightDecay             float64 // added to the gradient, times the parameter; ≥ 0
+	InitialAccumulatorValue float64 // of the sum of squares; ≥ 0
+	Eps                     float64 // added to the denominator, ≥ 0; New takes 0 as 1e-10
+	Maximize                bool
+}
+
+// Adagrad is the optimizer of Duchi, Hazan & Singer, "Adaptive Subgradient Methods for Online Learning and Stochastic
+// Optimization", JMLR 12 (2011), with a diagonal matrix. Its bits are those of torch.optim.Adagrad.
+type Adagrad[T Float] struct {
+	AdagradOptions     // as the next Step uses them
+	Workers        int // as many threads as a Step may use; 0 means GOMAXPROCS
+	base           base[T, kernel.Adagrad]
+}
+
+// NewAdagrad makes an Adagrad of params. The error wraps ErrOption or ErrParam.
+func NewAdagrad[T Float](params []*Param[T], o AdagradOptions) (*Adagrad[T], error) {
+	if o.LR == 0 {
+		o.LR = 1e-2
+	}
+	if o.Eps == 0 {
+		o.Eps = 1e-10
+	}
+	b, err := newBase(&o, params)
+	if err != nil {
+		return nil, err
+	}
+	return &Adagrad[T]{AdagradOptions: o, base: b}, nil
+}
+
+// Step updates every parameter that has a gradient. On an error that wraps ErrOption or ErrParam nothing has changed.
+func (a *Adagrad[T]) Step() error { return a.base.step(&a.AdagradOptions, a.Workers) }
+
+// StepTable runs one step over a table whose states are sum. It takes the options
+// unchecked, as torch's step does. On an error that wraps ErrParam nothing has changed.
+func (o AdagradOptions) StepTable(t Table) error { return stepTable(&o, &adagradPasses, t) }
+
+var adagradPasses sync.Pool
+
+func (o *AdagradOptions) name() string { return "Adagrad" }
+
+func (o *AdagradOptions) check() error {
+	return errors.Join(
+		require(o.LR >= 0, "Adagrad", "LR", o.LR, "at least 0"),
+		require(o.LRDecay >= 0, "Adagrad", "LRDecay", o.LRDecay, "at least 0"),
+		require(o.WeightDecay >= 0, "Adagrad", "WeightDecay", o.WeightDecay, "at least 0"),
+		require(o.InitialAccumulatorValue >= 0, "Adagrad", "InitialAccumulatorValue", o.InitialAccumulatorValue, "at least 0"),
+		require(o.Eps >= 0, "Adagrad", "Eps", o.Eps, "at least 0"),
+	)
+}
+
+func (o *AdagradOptions) layout() engine.Layout {
+	return engine.Layout{Counts: true, State: [engine.States]engine.Use{engine.Column}}
+}
+
+func (o *AdagradOptions) initial(int) float64 {
+	return o.InitialAccumulatorValue
+}
+
+func (o *AdagradOptions) scalars(n now) kernel.Adagrad {
+	return kernel.Adagrad{
+		Coupled: kernel.CoupledOf(o.Maximize, o.WeightDecay),
+		Step:    -(o.LR / (1 + float64((n.t-1)*o.LRDecay))),
+		Eps:     o.Eps,
+	}
+}
+
+func (o *AdagradOptions) kernels() kernels[kernel.Adagrad] {
+	return kernels[kernel.Adagrad]{f32.Adagrad, f64.Adagrad}
+}

@@ -1,0 +1,30 @@
+//go:build goexperiment.simd
+
+package f32
+
+import (
+	"simd"
+
+	"github.com/goptim/goptim/goptim/internal/kernel"
+	lane "github.com/goptim/goptim/goptim/internal/kernel/lane/f32"
+)
+
+// ASGD applies one step of averaged SGD to ax, the third state.
+func ASGD(h *kernel.ASGD, p, g []float32, s [3][]float32) {
+	if simd.Emulated() { // emulation rounds MulAdd twice
+		lane.ASGD(h, p, g, s)
+		return
+	}
+	sgn, coupled, wd := set(h.Sign), flag(h.Couples), set(h.WeightDecay)
+	decay, step, mu, averages := set(h.Decay), set(h.Step), set(h.Mu), flag(h.Averages)
+	ax, w := s[2], step.Len()
+	for i := 0; i < len(p); i += w {
+		x := *at(p, i)
+		x = axpy(x.Mul(decay), decayed(x, *at(g, i), sgn, coupled, wd), step)
+		*at(p, i) = x
+		*at(ax, i) = average(*at(ax, i), x, mu).IfElse(averages, x)
+	}
+}
+
+// average is Polyak & Juditsky, "Acceleration of Stochastic Approximation by Averaging", SIAM J. Control Optim. 30 (1992).
+func average(ax, p, mu simd.Float32s) simd.Float32s { return ax.Add(p.Sub(ax).Mul(mu)) }

@@ -1,0 +1,45 @@
+//go:build goexperiment.simd
+
+package f32
+
+import (
+	"simd"
+
+	"github.com/goptim/goptim/goptim/internal/kernel"
+	lane "github.com/goptim/goptim/goptim/internal/kernel/lane/f32"
+)
+
+// RMSprop applies one step of RMSprop to square_avg; to momentum_buffer, if there is a second state; and to
+// grad_avg, if there is a third (centered).
+func RMSprop(h *kernel.RMSprop, p, g []float32, s [3][]float32) {
+	if simd.Emulated() { // emulation rounds MulAdd twice
+		lane.RMSprop(h, p, g, s)
+		return
+	}
+	sgn, coupled, wd := set(h.Sign), flag(h.Couples), set(h.WeightDecay)
+	alpha, c, centre, eps := set(h.Alpha), set(h.C), weight{set(h.Centre.W), flag(h.Centre.FromX)}, set(h.Eps)
+	one, minus, momentum, step := set(1), set(-1), set(h.Momentum), set(h.Step)
+	sq, buf, avg, w := s[0], s[1], s[2], eps.Len()
+	for i := 0; i < len(p); i += w {
+		x := *at(p, i)
+		d := decayed(x, *at(g, i), sgn, coupled, wd)
+		v := addcmul(at(sq, i).Mul(alpha), d, d, c)
+		*at(sq, i) = v
+		if avg != nil {
+			a := lerp(*at(avg, i), d, centre)
+			*at(avg, i) = a
+			v = variance(v, a, minus)
+		}
+		root := v.Sqrt().Add(eps)
+		if buf == nil {
+			*at(p, i) = addcdiv(x, d, root, step)
+			continue
+		}
+		b := addcdiv(at(buf, i).Mul(momentum), d, root, one)
+		*at(buf, i) = b
+		*at(p, i) = axpy(x, b, step)
+	}
+}
+
+// variance is Graves, "Generating Sequences With Recurrent Neural Networks", arXiv:1308.0850, equation 40 in part.
+func variance(sq, avg, minus simd.Float32s) simd.Float32s { return addcmul(sq, avg, avg, minus) }

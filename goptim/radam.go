@@ -1,0 +1,107 @@
+package goptim
+
+import (
+	"errors"
+	"sync"
+
+	"github.com/goptim/goptim/goptim/internal/engine"
+	"github.com/goptim/goptim/goptim/internal/kernel"
+	"github.com/goptim/goptim/goptim/internal/kernel/f32"
+	"github.com/goptim/goptim/goptim/internal/kernel/f64"
+)
+
+// RAdamOptions are the hyperparameters of RAdam.
+type RAdamOptions struct {
+	LR                   float64    // learning rate, ≥ 0; New takes 0 as 1e-3
+	Betas                [2]float64 // decay rates of the moments, each in [0, 1); New takes {0, 0} as {0.9, 0.999}
+	Eps                  float64    // added to the denominator, ≥ 0; New takes 0 as 1e-8
+	WeightDecay          float64    // ≥ 0
+	DecoupledWeightDecay bool       // shrink the parameter itself instead of adding the decay to the gradient
+	Maximize             bool
+}
+
+// RAdam is the optimizer of Liu et al., "On the Variance of the Adaptive Learning Rate and Beyond", arXiv:1908.03265,
+// Algorithm 2. Its bits are those of torch.optim.RAdam.
+type RAdam[T Float] struct {
+	RAdamOptions     // as the next Step uses them
+	Workers      int // as many threads as a Step may use; 0 means GOMAXPROCS
+	base         base[T, kernel.RAdam]
+}
+
+// NewRAdam makes an RAdam of params. The error wraps ErrOption or ErrParam.
+func NewRAdam[T Float](params []*Param[T], o RAdamOptions) (*RAdam[T], error) {
+	if o.LR == 0 {
+		o.LR = 1e-3
+	}
+	if o.Betas == [2]float64{} {
+		o.Betas = [2]float64{0.9, 0.999}
+	}
+	if o.Eps == 0 {
+		o.Eps = 1e-8
+	}
+	b, err := newBase(&o, params)
+	if err != nil {
+		return nil, err
+	}
+	return &RAdam[T]{RAdamOptions: o, base: b}, nil
+}
+
+// Step updates every parameter that has a gradient. On an error that wraps ErrOption or ErrParam nothing has changed.
+func (r *RAdam[T]) Step() error { return r.base.step(&r.RAdamOptions, r.Workers) }
+
+// StepTable runs one step over a table whose states are exp_avg and exp_avg_sq. It takes the options
+// unchecked, as torch's step does. On an error that wraps ErrParam nothing has changed.
+func (o RAdamOptions) StepTable(t Table) error { return stepTable(&o, &radamPasses, t) }
+
+var radamPasses sync.Pool
+
+func (o *RAdamOptions) name() string { return "RAdam" }
+
+func (o *RAdamOptions) check() error {
+	return errors.Join(
+		require(o.LR >= 0, "RAdam", "LR", o.LR, "at least 0"),
+		require(o.Betas[0] >= 0 && o.Betas[0] < 1, "RAdam", "Betas[0]", o.Betas[0], "at least 0 and below 1"),
+		require(o.Betas[1] >= 0 && o.Betas[1] < 1, "RAdam", "Betas[1]", o.Betas[1], "at least 0 and below 1"),
+		require(o.Eps >= 0, "RAdam", "Eps", o.Eps, "at least 0"),
+		require(o.WeightDecay >= 0, "RAdam", "WeightDecay", o.WeightDecay, "at least 0"),
+	)
+}
+
+func (o *RAdamOptions) layout() engine.Layout {
+	return engine.Layout{Counts: true, State: [engine.States]engine.Use{engine.Column, engine.Column}}
+}
+
+func (o *RAdamOptions) initial(int) float64 {
+	return 0
+}
+
+func (o *RAdamOptions) scalars(n now) kernel.RAdam {
+	beta1, beta2 := o.Betas[0], o.Betas[1]
+	power := n.pow(beta2, n.t)
+	bc2 := 1 - power
+	rhoInf := 2/(1-beta2) - 1
+	rho := rhoInf - 2*n.t*power/bc2
+	h := kernel.RAdam{
+		Coupled: kernel.CoupledOf(o.Maximize, 0),
+		Decay:   1,
+		C1:      n.weight(1 - beta1),
+		Beta2:   beta2,
+		C2:      1 - beta2,
+		BC1:     1 - n.pow(beta1, n.t),
+		LR:      o.LR,
+	}
+	if rho > 5 {
+		h.Rectified, h.Eps, h.BC2Sqrt = 1, o.Eps, n.pow(bc2, 0.5)
+		h.Rect = n.pow((rho-4)*(rho-2)*rhoInf/((rhoInf-4)*(rhoInf-2)*rho), 0.5)
+	}
+	if o.DecoupledWeightDecay {
+		h.Decay = 1 - float64(o.LR*o.WeightDecay)
+	} else {
+		h.Coupled = kernel.CoupledOf(o.Maximize, o.WeightDecay)
+	}
+	return h
+}
+
+func (o *RAdamOptions) kernels() kernels[kernel.RAdam] {
+	return kernels[kernel.RAdam]{f32.RAdam, f64.RAdam}
+}

@@ -1,0 +1,89 @@
+package goptim
+
+import (
+	"errors"
+	"sync"
+
+	"github.com/goptim/goptim/goptim/internal/engine"
+	"github.com/goptim/goptim/goptim/internal/kernel"
+	"github.com/goptim/goptim/goptim/internal/kernel/f32"
+	"github.com/goptim/goptim/goptim/internal/kernel/f64"
+)
+
+// RpropOptions are the hyperparameters of Rprop.
+type RpropOptions struct {
+	LR        float64    // the first step size, ≥ 0; New takes 0 as 1e-2
+	Etas      [2]float64 // factors that shrink and grow a step size, 0 < Etas[0] < 1 < Etas[1]; New takes {0, 0} as {0.5, 1.2}
+	StepSizes [2]float64 // the smallest and the largest step size; New takes {0, 0} as {1e-6, 50}
+	Maximize  bool
+}
+
+// Rprop is the optimizer of Riedmiller & Braun, "A Direct Adaptive Method for Faster Backpropagation Learning: The RPROP
+// Algorithm", ICNN 1993, in the form that undoes no step. Its bits are those of torch.optim.Rprop.
+type Rprop[T Float] struct {
+	RpropOptions     // as the next Step uses them
+	Workers      int // as many threads as a Step may use; 0 means GOMAXPROCS
+	base         base[T, kernel.Rprop]
+}
+
+// NewRprop makes an Rprop of params. The error wraps ErrOption or ErrParam.
+func NewRprop[T Float](params []*Param[T], o RpropOptions) (*Rprop[T], error) {
+	if o.LR == 0 {
+		o.LR = 1e-2
+	}
+	if o.Etas == [2]float64{} {
+		o.Etas = [2]float64{0.5, 1.2}
+	}
+	if o.StepSizes == [2]float64{} {
+		o.StepSizes = [2]float64{1e-6, 50}
+	}
+	b, err := newBase(&o, params)
+	if err != nil {
+		return nil, err
+	}
+	return &Rprop[T]{RpropOptions: o, base: b}, nil
+}
+
+// Step updates every parameter that has a gradient. On an error that wraps ErrOption or ErrParam nothing has changed.
+func (r *Rprop[T]) Step() error { return r.base.step(&r.RpropOptions, r.Workers) }
+
+// StepTable runs one step over a table whose states are prev and step_size. It takes the options
+// unchecked, as torch's step does. On an error that wraps ErrParam nothing has changed.
+func (o RpropOptions) StepTable(t Table) error { return stepTable(&o, &rpropPasses, t) }
+
+var rpropPasses sync.Pool
+
+func (o *RpropOptions) name() string { return "Rprop" }
+
+func (o *RpropOptions) check() error {
+	return errors.Join(
+		require(o.LR >= 0, "Rprop", "LR", o.LR, "at least 0"),
+		require(o.Etas[0] > 0 && o.Etas[0] < 1, "Rprop", "Etas[0]", o.Etas[0], "above 0 and below 1"),
+		require(o.Etas[1] > 1, "Rprop", "Etas[1]", o.Etas[1], "above 1"),
+	)
+}
+
+func (o *RpropOptions) layout() engine.Layout {
+	return engine.Layout{Counts: true, State: [engine.States]engine.Use{engine.Column, engine.Column}}
+}
+
+func (o *RpropOptions) initial(state int) float64 {
+	if state == 1 {
+		return o.LR
+	}
+	return 0
+}
+
+func (o *RpropOptions) scalars(n now) kernel.Rprop {
+	return kernel.Rprop{
+		Sign:     kernel.Sign(o.Maximize),
+		EtaMinus: o.Etas[0],
+		EtaPlus:  o.Etas[1],
+		Min:      o.StepSizes[0],
+		Max:      o.StepSizes[1],
+	}
+}
+
+func (o *RpropOptions) kernels() kernels[kernel.Rprop] {
+	return kernels[kernel.Rprop]{f32.Rprop, f64.Rprop}
+}

@@ -1,0 +1,35 @@
+"""Adadelta."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from goptim._step import GoStep
+
+
+class Adadelta(GoStep, torch.optim.Adadelta):
+    """torch.optim.Adadelta with its update in Go: the same arguments, state and bits.
+
+    The state of a parameter is ``step``, ``square_avg`` and ``acc_delta``. Parameters are float32 or float64
+    tensors of any shape on the CPU; others are updated by torch's own step. ``foreach`` is accepted and checked as
+    torch does; Go's one path serves all.
+
+    Zeiler, `ADADELTA: An Adaptive Learning Rate Method <https://arxiv.org/abs/1212.5701>`_, Algorithm 1, with a
+    learning rate.
+    """
+
+    twin = torch.optim.Adadelta
+
+    def columns(self, group: dict[str, Any]) -> tuple[str | None, ...]:
+        return ("square_avg", "acc_delta")
+
+    def scalars(self, group: dict[str, Any]) -> tuple[Any, ...]:
+        return (
+            group["lr"],
+            group["rho"],
+            group["eps"],
+            group["weight_decay"],
+            bool(group["maximize"]),
+        )

@@ -1,0 +1,35 @@
+"""Adagrad."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from goptim._step import GoStep
+
+
+class Adagrad(GoStep, torch.optim.Adagrad):
+    """torch.optim.Adagrad with its update in Go: the same arguments, state and bits.
+
+    The state of a parameter is ``step`` and ``sum``. Parameters are float32 or float64 tensors of any shape on the
+    CPU; others, and sparse gradients, are updated by torch's own step. ``foreach`` and ``fused`` are accepted and
+    checked as torch does; Go's one path serves all.
+
+    Duchi, Hazan & Singer, `Adaptive Subgradient Methods for Online Learning and Stochastic Optimization
+    <https://jmlr.org/papers/v12/duchi11a.html>`_, JMLR 12 (2011), with a diagonal matrix.
+    """
+
+    twin = torch.optim.Adagrad
+
+    def columns(self, group: dict[str, Any]) -> tuple[str | None, ...]:
+        return ("sum",)
+
+    def scalars(self, group: dict[str, Any]) -> tuple[Any, ...]:
+        return (
+            group["lr"],
+            group["lr_decay"],
+            group["weight_decay"],
+            group["eps"],
+            bool(group["maximize"]),
+        )

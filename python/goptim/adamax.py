@@ -1,0 +1,34 @@
+"""Adamax."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from goptim._step import GoStep
+
+
+class Adamax(GoStep, torch.optim.Adamax):
+    """torch.optim.Adamax with its update in Go: the same arguments, state and bits.
+
+    The state of a parameter is ``step``, ``exp_avg`` and ``exp_inf``. Parameters are float32 or float64 tensors of
+    any shape on the CPU; others are updated by torch's own step. ``foreach`` is accepted and checked as torch does;
+    Go's one path serves all.
+
+    Kingma & Ba, `Adam: A Method for Stochastic Optimization <https://arxiv.org/abs/1412.6980>`_, Algorithm 2.
+    """
+
+    twin = torch.optim.Adamax
+
+    def columns(self, group: dict[str, Any]) -> tuple[str | None, ...]:
+        return ("exp_avg", "exp_inf")
+
+    def scalars(self, group: dict[str, Any]) -> tuple[Any, ...]:
+        return (
+            group["lr"],
+            *group["betas"],
+            group["eps"],
+            group["weight_decay"],
+            bool(group["maximize"]),
+        )

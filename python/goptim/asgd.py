@@ -1,0 +1,41 @@
+"""ASGD."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from goptim._step import GoStep
+
+# What torch makes a new eta of: whether it is float64, or None for a dtype that Go does not round to.
+_FLOAT64 = {torch.float32: False, torch.float64: True}
+
+
+class ASGD(GoStep, torch.optim.ASGD):
+    """torch.optim.ASGD with its update in Go: the same arguments, state and bits.
+
+    The state of a parameter is ``step``, ``eta``, ``mu`` and ``ax``. Parameters are float32 or float64 tensors of
+    any shape on the CPU; others are updated by torch's own step. ``foreach`` is accepted and checked as torch does;
+    Go's one path serves all.
+
+    Polyak & Juditsky, `Acceleration of Stochastic Approximation by Averaging
+    <https://doi.org/10.1137/0330046>`_, SIAM Journal on Control and Optimization 30 (1992).
+    """
+
+    twin = torch.optim.ASGD
+    numbers = 2
+
+    def columns(self, group: dict[str, Any]) -> tuple[str | None, ...]:
+        return ("eta", "mu", "ax")
+
+    def scalars(self, group: dict[str, Any]) -> tuple[Any, ...]:
+        return (
+            group["lr"],
+            group["lambd"],
+            group["alpha"],
+            group["t0"],
+            group["weight_decay"],
+            bool(group["maximize"]),
+            _FLOAT64.get(torch.get_default_dtype()),
+        )

@@ -1,0 +1,41 @@
+"""RMSprop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from goptim._step import GoStep
+
+
+class RMSprop(GoStep, torch.optim.RMSprop):
+    """torch.optim.RMSprop with its update in Go: the same arguments, state and bits.
+
+    The state of a parameter is ``step``, ``square_avg``, with ``momentum`` ``momentum_buffer`` and, ``centered``,
+    ``grad_avg``. Parameters are float32 or float64 tensors of any shape on the CPU; others are updated by torch's
+    own step. ``foreach`` is accepted and checked as torch does; Go's one path serves all.
+
+    Tieleman & Hinton, Lecture 6.5 of COURSERA: Neural Networks for Machine Learning (2012); centered: Graves,
+    `Generating Sequences With Recurrent Neural Networks <https://arxiv.org/abs/1308.0850>`_, equations 38 to 45.
+    """
+
+    twin = torch.optim.RMSprop
+
+    def columns(self, group: dict[str, Any]) -> tuple[str | None, ...]:
+        return (
+            "square_avg",
+            "momentum_buffer" if group["momentum"] > 0 else None,
+            "grad_avg" if group["centered"] else None,
+        )
+
+    def scalars(self, group: dict[str, Any]) -> tuple[Any, ...]:
+        return (
+            group["lr"],
+            group["alpha"],
+            group["eps"],
+            group["weight_decay"],
+            group["momentum"],
+            bool(group["centered"]),
+            bool(group["maximize"]),
+        )
