@@ -3,6 +3,7 @@
 Below it: parameters and gradients to step the configurations with, the same in every run.
 """
 
+import functools
 import inspect
 import itertools
 from collections.abc import Iterable, Iterator
@@ -48,6 +49,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     ],
     "Adam": [ADAM[0] | {"decoupled_weight_decay": FLAG}, *ADAM[1:]],
     "AdamW": ADAM,
+    "AMSGrad": [{k: v for k, v in ADAM[0].items() if k != "amsgrad"}, *ADAM[1:-1]],
     "Adagrad": [
         {
             "lr": 0.0123,
@@ -127,6 +129,14 @@ ROWS: dict[str, list[dict[str, Any]]] = {
 }
 
 
+# What in torch.optim stands for an optimizer that it has under no name of its own.
+ORACLES = {"AMSGrad": functools.partial(torch.optim.Adam, amsgrad=True)}
+
+
+def oracle_of(optimizer: str) -> Any:
+    return ORACLES.get(optimizer) or getattr(torch.optim, optimizer)
+
+
 @dataclass(frozen=True)
 class Configuration:
     """An optimizer, by its name in goptim and torch.optim, and its keyword arguments."""
@@ -145,7 +155,7 @@ class Configuration:
     def torchs(self, params: Iterable[Any]) -> torch.optim.Optimizer:
         """torch's own, on its for-loop path."""
         flags = dict.fromkeys(self.path_flags(), False)
-        return getattr(torch.optim, self.optimizer)(params, **self.options, **flags)
+        return oracle_of(self.optimizer)(params, **self.options, **flags)
 
     def path_flags(self) -> list[str]:
         """The flags that choose a path in torch, and nothing in goptim."""
@@ -153,7 +163,7 @@ class Configuration:
 
 
 def _takes(optimizer: str, option: str) -> bool:
-    return option in inspect.signature(getattr(torch.optim, optimizer)).parameters
+    return option in inspect.signature(oracle_of(optimizer)).parameters
 
 
 def _configurations(optimizer: str, arguments: dict[str, Any], *odd: dict[str, Any]) -> Iterator[Configuration]:

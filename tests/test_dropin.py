@@ -9,6 +9,7 @@ import copy
 import functools
 import inspect
 import itertools
+import re
 import warnings
 
 import pytest
@@ -876,3 +877,26 @@ def test_parameters_of_groups_replaced_between_steps(name, container):
             group["params"] = container([leaf(2), *group["params"]])
 
     train_both(name, lambda: [leaf(3, 4)], steps=4, between=between, **WITH_STATE.get(name, {}))
+
+
+# --- What torch.optim has under no name of its own
+
+
+def test_amsgrad_is_an_adam():
+    p = leaf(3, 4)
+    opt = goptim.AMSGrad([p], 0.1, (0.5, 0.9), 1e-3, 0.1, maximize=True)
+    assert isinstance(opt, goptim.Adam)
+    adam = torch.optim.Adam([p], 0.1, (0.5, 0.9), 1e-3, 0.1, True, maximize=True)
+    assert opt.state_dict() == adam.state_dict()
+    with pytest.raises(TypeError, match="amsgrad"):
+        goptim.AMSGrad([p], amsgrad=False)
+    with pytest.raises(ValueError, match="Invalid learning rate: -1"):
+        goptim.AMSGrad([p], -1)
+
+
+def test_every_class_says_what_it_computes():
+    for name in [*NAMES, "AMSGrad"]:
+        text = getattr(goptim, name).__doc__
+        assert "bits" in text
+        assert "state" in text
+        assert re.search(r"\(\d{4}\)| \d{4}|arxiv|openreview", text), f"{name} names no paper"

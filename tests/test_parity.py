@@ -9,7 +9,7 @@ from unittest import mock
 import golden
 import pytest
 import torch
-from configurations import CONFIGURATIONS, FEW, TABLE, Configuration, gradients, normal
+from configurations import CONFIGURATIONS, FEW, TABLE, Configuration, gradients, normal, oracle_of
 from torch import Tensor
 
 from goptim.testing import assert_bit_equal, ieee_sqrt, ulp_distance
@@ -220,7 +220,7 @@ def test_fused_kernels_of_torch(configuration, dtype):
     values = [normal((n,), dtype, n) for n in (16, 48, 1600, 70_000)]
     params, expected = _leaves(values), _leaves(values)
     optimizer = configuration.ours(params)
-    oracle = getattr(torch.optim, configuration.optimizer)(expected, **configuration.options, fused=True)
+    oracle = oracle_of(configuration.optimizer)(expected, **configuration.options, fused=True)
     for step in range(STEPS):
         for p, q, g in zip(params, expected, gradients(params, step), strict=True):
             p.grad = q.grad = g

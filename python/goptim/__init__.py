@@ -21,7 +21,7 @@ from torch.optim import (
 from goptim import testing as testing
 from goptim.adadelta import Adadelta as Adadelta
 from goptim.adagrad import Adagrad as Adagrad
-from goptim.adam import Adam as Adam, AdamW as AdamW
+from goptim.adam import Adam as Adam, AdamW as AdamW, AMSGrad as AMSGrad
 from goptim.adamax import Adamax as Adamax
 from goptim.asgd import ASGD as ASGD
 from goptim.nadam import NAdam as NAdam
@@ -32,7 +32,7 @@ from goptim.sgd import SGD as SGD
 
 __version__ = "0.1.0"
 
-__all__ = list(_torch_optim.__all__)
+__all__ = [*_torch_optim.__all__, "AMSGrad"]
 
 # So that `from goptim.lr_scheduler import StepLR` works where `from torch.optim.lr_scheduler import StepLR` did.
 for _module in (lr_scheduler, swa_utils):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
 from goptim._step import GoStep
 
@@ -41,6 +43,36 @@ class Adam(_Moments, torch.optim.Adam):
     def scalars(self, group: dict[str, Any]) -> tuple[Any, ...]:
         # torch 2.6 has no decoupled_weight_decay.
         return (*super().scalars(group), bool(group.get("decoupled_weight_decay", False)))
+
+
+class AMSGrad(Adam):
+    """Adam with ``amsgrad=True``, under the name of its paper; torch.optim has it as that option alone.
+
+    Arguments, state (``step``, ``exp_avg``, ``exp_avg_sq``, ``max_exp_avg_sq``) and bits are those of
+    ``torch.optim.Adam(…, amsgrad=True)``, and each loads the other's state_dict.
+
+    Reddi, Kale & Kumar, `On the Convergence of Adam and Beyond <https://openreview.net/forum?id=ryQu7f-RZ>`_, Algorithm
+    2, with Adam's bias correction.
+
+    Args:
+        params: parameters, named parameters or groups of them.
+        lr: learning rate, at least 0.
+        betas: decay rates of the moments, each in [0, 1).
+        eps: added to the denominator, at least 0.
+        weight_decay: at least 0.
+        flags: the keyword arguments of torch.optim.Adam that follow ``amsgrad``.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        **flags: Any,
+    ) -> None:
+        super().__init__(params, lr, betas, eps, weight_decay, True, **flags)
 
 
 # As in torch: from 2.7 on, AdamW is an Adam.
