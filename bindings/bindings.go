@@ -119,6 +119,18 @@ func Rprop(table, rows, threads int64, lr, etaMinus, etaPlus, minStep, maxStep f
 	return rows, o.StepTable(tableOf(table, rows, threads))
 }
 
+// SparseAdam steps one parameter: see goptim.SparseTable and goptim.SparseAdamOptions.StepTable.
+func SparseAdam(param, expAvg, expAvgSq, rows, width, float64s, indices, values, order, count, threads int64, step, lr, beta1, beta2, eps float64, maximize int64) (n int64, err error) {
+	defer enter(&err)()
+	o := goptim.SparseAdamOptions{LR: lr, Betas: [2]float64{beta1, beta2}, Eps: eps, Maximize: maximize != 0}
+	return count, o.StepTable(goptim.SparseTable{
+		Param: uintptr(param), ExpAvg: uintptr(expAvg), ExpAvgSq: uintptr(expAvgSq),
+		Rows: int(rows), Width: int(width), Float64: float64s != 0,
+		Indices: uintptr(indices), Values: uintptr(values), Order: uintptr(order), N: int(count),
+		Step: step, Threads: int(threads), Team: openmp.Team(), Pow: cmath.Pow,
+	})
+}
+
 // OpenMP has steps run on the threads of OpenMP instead of Go's: address is that of libgomp's GOMP_parallel, or 0.
 func OpenMP(address int64) (n int64, err error) {
 	defer enter(&err)()

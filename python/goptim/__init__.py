@@ -13,7 +13,6 @@ from torch.optim import (
     LBFGS as LBFGS,
     Adafactor as Adafactor,
     Optimizer as Optimizer,
-    SparseAdam as SparseAdam,
     lr_scheduler as lr_scheduler,
     swa_utils as swa_utils,
 )
@@ -29,6 +28,7 @@ from goptim.radam import RAdam as RAdam
 from goptim.rmsprop import RMSprop as RMSprop
 from goptim.rprop import Rprop as Rprop
 from goptim.sgd import SGD as SGD
+from goptim.sparse_adam import SparseAdam as SparseAdam
 
 __version__ = "0.1.0"
 

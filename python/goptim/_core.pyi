@@ -136,6 +136,25 @@ def Rprop(
     max_step: float,
     maximize: int,
 ) -> int: ...
+def SparseAdam(
+    param: int,
+    exp_avg: int,
+    exp_avg_sq: int,
+    rows: int,
+    width: int,
+    float64s: int,
+    indices: int,
+    values: int,
+    order: int,
+    count: int,
+    threads: int,
+    step: float,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    maximize: int,
+) -> int: ...
 def OpenMP(address: int) -> int: ...
 def Version() -> str: ...
 def gather(

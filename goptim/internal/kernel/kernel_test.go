@@ -50,17 +50,20 @@ type kernels[T kernel.Float] struct {
 	radam    kernel.Func[kernel.RAdam, T]
 	rmsprop  kernel.Func[kernel.RMSprop, T]
 	rprop    kernel.Func[kernel.Rprop, T]
+	sparse   kernel.Func[kernel.SparseAdam, T]
 }
 
 func variants32() []variant[float32] {
 	return variants(kernels[float32]{
 		f32.Adam, f32.SGD, f32.Adagrad, f32.Adadelta, f32.Adamax, f32.ASGD, f32.NAdam, f32.RAdam, f32.RMSprop, f32.Rprop,
+		f32.SparseAdam,
 	})
 }
 
 func variants64() []variant[float64] {
 	return variants(kernels[float64]{
 		f64.Adam, f64.SGD, f64.Adagrad, f64.Adadelta, f64.Adamax, f64.ASGD, f64.NAdam, f64.RAdam, f64.RMSprop, f64.Rprop,
+		f64.SparseAdam,
 	})
 }
 
@@ -112,6 +115,7 @@ func variants[T kernel.Float](k kernels[T]) []variant[T] {
 		variantOf("rmsprop", 3, k.rmsprop, rmsprop),
 		variantOf("rmsprop momentum", 4, k.rmsprop, rmsprop),
 		variantOf("rprop", 4, k.rprop, rprop),
+		variantOf("sparse adam", 4, k.sparse, kernel.SparseAdam{Sign: 1, C1: .1, C2: .001, Eps: 1e-8, Step: -.1}),
 	}
 }
 

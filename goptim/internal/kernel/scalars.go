@@ -111,6 +111,14 @@ type Rprop struct {
 	Min, Max          float64 // of the step size
 }
 
+// SparseAdam holds those of SparseAdam.
+type SparseAdam struct {
+	Sign   float64 // -1 to maximize
+	C1, C2 float64 // 1 - beta1, 1 - beta2
+	Eps    float64
+	Step   float64 // -lr * sqrt(1 - beta2^t) / (1 - beta1^t)
+}
+
 // Flag is a flag among scalars.
 func Flag(on bool) float64 {
 	if on {

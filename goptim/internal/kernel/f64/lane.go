@@ -35,3 +35,6 @@ var Rprop = lane.Rprop
 
 // SGD is lane's.
 var SGD = lane.SGD
+
+// SparseAdam is lane's.
+var SparseAdam = lane.SparseAdam
