@@ -289,6 +289,18 @@ func (p *sparsePass) Update(_, lo, hi int) {
 	}
 }
 
+// ahead is how many rows before its turn a row is asked for: rows lie anywhere, and no machine guesses where.
+const ahead = 6
+
+func (p *sparsePass) prefetch(e entry, bytes int) {
+	lines := min((bytes+63)/64, 16)
+	at := uintptr(e.index) * uintptr(bytes)
+	kernel.Prefetch(p.table.Param+at, lines)
+	kernel.Prefetch(p.table.ExpAvg+at, lines)
+	kernel.Prefetch(p.table.ExpAvgSq+at, lines)
+	kernel.Prefetch(p.table.Values+uintptr(e.place)*uintptr(bytes), lines)
+}
+
 func updateRows[T Float](p *sparsePass, f kernel.Func[kernel.SparseAdam, T], lo, hi int) {
 	t, width := &p.table, p.table.Width
 	size := t.Rows * width
@@ -298,6 +310,9 @@ func updateRows[T Float](p *sparsePass, f kernel.Func[kernel.SparseAdam, T], lo,
 	for lo < hi {
 		row, first := lo/width, lo%width
 		n := min(width-first, hi-lo)
+		if next := row + ahead; next < len(p.starts)-1 {
+			p.prefetch(p.sorted[p.starts[next]], width*int(unsafe.Sizeof(sum[0])))
+		}
 		group := p.sorted[p.starts[row]:p.starts[row+1]]
 		at := int(group[0].place)*width + first
 		g := values[at : at+n]

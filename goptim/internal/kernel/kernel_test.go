@@ -256,3 +256,10 @@ func testQuotient[T kernel.Float](t *testing.T, f kernel.Func[kernel.Adam, T]) {
 		}
 	}
 }
+
+func TestPrefetchOfWrongAddressesIsHarmless(t *testing.T) {
+	for _, address := range []uintptr{0, 1, 1 << 62, ^uintptr(0)} {
+		kernel.Prefetch(address, 3)
+		kernel.Prefetch(address, 0)
+	}
+}
