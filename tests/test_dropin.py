@@ -14,6 +14,7 @@ import warnings
 
 import pytest
 import torch
+from configurations import needs_late_state
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn import Parameter
 from torch.optim import lr_scheduler, optimizer as torch_optimizer
@@ -154,7 +155,7 @@ def test_every_name_of_torch_optim():
     exec("from goptim import *", names)
     assert set(torch.optim.__all__) <= set(names)
     for name in torch.optim.__all__:
-        if name not in NAMES:
+        if name not in (*NAMES, "SparseAdam"):
             assert names[name] is getattr(torch.optim, name)
     for name in dir(torch.optim):
         assert hasattr(goptim, name)
@@ -368,6 +369,8 @@ def test_zero_grad_and_missing_gradients(name, go):
 
 @every
 def test_groups_have_their_own_arguments(name):
+    needs_late_state(name)
+
     def grow(i, opt):
         if i == 0:
             opt.add_param_group({"params": [leaf(5)], "lr": 0.5})
@@ -701,6 +704,8 @@ def test_dispatch_modes_see_every_operation(name, go):
 def test_fake_tensors(name, go):
     if name == "ASGD":
         pytest.skip("torch asks for the value of mu, which a fake tensor has not")
+    if name == "Rprop" and torch.__version__.startswith("2.6."):
+        pytest.skip("this torch mixes fake tensors and others")
     with FakeTensorMode() as mode:
         p = leaf(3, 4)
         p.grad = torch.ones_like(p)
@@ -826,6 +831,8 @@ MOVES = {
 @pytest.mark.parametrize("forget", [False, True], ids=["state stays", "state is forgotten"])
 def test_parameter_data_replaced_between_steps(name, how, forget):
     """An address of the step before would be stale, and so would a length or a dtype."""
+    if forget:
+        needs_late_state(name)
 
     def run(optimizer):
         left = []
@@ -871,6 +878,8 @@ def test_state_replaced_between_steps(name):
 @every
 @pytest.mark.parametrize("container", [tuple, list])
 def test_parameters_of_groups_replaced_between_steps(name, container):
+    needs_late_state(name)
+
     def between(i, opt):
         [group] = opt.param_groups
         if i == 1:

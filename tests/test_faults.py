@@ -13,6 +13,7 @@ from array import array
 import numpy as np
 import pytest
 import torch
+from configurations import needs_late_state
 from torch.nn import Parameter
 
 import goptim
@@ -234,6 +235,7 @@ def test_benign_misfits_are_torchs(name):
 
 @every
 def test_error_of_torchs_own_leaves_what_is_gos_alone(name):
+    needs_late_state(name)
     opt = make(getattr(goptim, name))
     train(opt, range(2))
     give_gradients(opt, 2)
