@@ -9,7 +9,7 @@ from unittest import mock
 import golden
 import pytest
 import torch
-from configurations import CONFIGURATIONS, FEW, TABLE, Configuration, gradients, normal, oracle_of
+from configurations import CONFIGURATIONS, FEW, TABLE, Configuration, gradients, needs_late_state, normal, oracle_of
 from torch import Tensor
 
 from goptim.testing import assert_bit_equal, ieee_sqrt, ulp_distance
@@ -151,6 +151,7 @@ def test_gradients_come_and_go(configuration, dtype):
 @pytest.mark.parametrize("row", TABLE.values(), ids=TABLE)
 def test_groups(row, dtype):
     """Every configuration of an optimizer at once, each with its group of parameters."""
+    needs_late_state(row[0].optimizer)
     twins = Twins(row[0], [normal((19,), dtype, 0), normal((2, 3), dtype, 1)])
     for i, configuration in enumerate(row):
         twins.add_group(configuration, [normal((21,), dtype, 2 * i), normal((4, 3), dtype, 2 * i + 1)])
