@@ -60,6 +60,18 @@ func Adadelta(table, rows, threads int64, lr, rho, eps, weightDecay float64, max
 	return rows, o.StepTable(tableOf(table, rows, threads))
 }
 
+// Adafactor steps a table: see goptim.AdafactorOptions.StepTable. fusedNorms is not 0 where torch's norms fuse all
+// squares into their sum.
+func Adafactor(table, rows, threads int64, lr, beta2Decay, eps1, eps2, d, weightDecay float64, maximize, fusedNorms int64) (n int64, err error) {
+	defer enter(&err)()
+	o := goptim.AdafactorOptions{
+		LR: lr, Beta2Decay: beta2Decay, Eps: [2]float64{eps1, eps2}, D: d, WeightDecay: weightDecay, Maximize: maximize != 0,
+	}
+	t := tableOf(table, rows, threads)
+	t.FusedNorms = fusedNorms != 0
+	return rows, o.StepTable(t)
+}
+
 // Adamax steps a table: see goptim.AdamaxOptions.StepTable.
 func Adamax(table, rows, threads int64, lr, beta1, beta2, eps, weightDecay float64, maximize int64) (n int64, err error) {
 	defer enter(&err)()

@@ -20,7 +20,8 @@ import (
 //	2  the address of the parameter
 //	3  the address of the gradient
 //	4  the address of the step, one number, which is increased; 0 for SGD
-//	5  the addresses of three states, in the order that the optimizer names; 0 for one that its options do without
+//	5  the addresses of three states, in the order that the optimizer names; 0 for one that its options do without.
+//	   Adafactor has a shape in the place of the third
 //
 // Columns are dense and laid out alike; the caller answers for the addresses.
 type Table struct {
@@ -29,9 +30,10 @@ type Table struct {
 	Threads int // as many threads as may work on the step
 	// Team, if the caller has threads at hand, calls work on as many as threads of them at the same time, one being
 	// the caller's, and returns when every call has returned; nil: this package's own threads.
-	Team    func(threads int, work func())
-	Float64 bool                       // torch's default dtype is float64: a new number of a state is not rounded to float32
-	Pow     func(x, y float64) float64 // C's pow, if the caller has it; nil: this package's own
+	Team       func(threads int, work func())
+	FusedNorms bool                       // this torch's compiler fused all squares into a norm, as torch 2.6's did
+	Float64    bool                       // torch's default dtype is float64: a new number of a state is not rounded to float32
+	Pow        func(x, y float64) float64 // C's pow, if the caller has it; nil: this package's own
 }
 
 // rows views the table and checks every row before anything is written.

@@ -84,6 +84,36 @@ _wrap__core_Adadelta(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObjec
 PyObject * _wrap__core_Adadelta(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs);
 
 PyObject *
+_wrap__core_Adafactor(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs)
+{
+    PyObject *py_retval;
+    int64_t retval;
+    int64_t table;
+    int64_t rows;
+    int64_t threads;
+    double lr;
+    double beta2_decay;
+    double eps1;
+    double eps2;
+    double d;
+    double weight_decay;
+    int64_t maximize;
+    int64_t fused_norms;
+    const char *keywords[] = {"table", "rows", "threads", "lr", "beta2_decay", "eps1", "eps2", "d", "weight_decay", "maximize", "fused_norms", NULL};
+
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LLLddddddLL", (char **) keywords, &table, &rows, &threads, &lr, &beta2_decay, &eps1, &eps2, &d, &weight_decay, &maximize, &fused_norms)) {
+        return NULL;
+    }
+    retval = bindings_Adafactor(table, rows, threads, lr, beta2_decay, eps1, eps2, d, weight_decay, maximize, fused_norms);
+    if (PyErr_Occurred()) {
+        return NULL;
+    }
+    py_retval = Py_BuildValue((char *) "L", retval);
+    return py_retval;
+}
+PyObject * _wrap__core_Adafactor(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs);
+
+PyObject *
 _wrap__core_Adagrad(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs)
 {
     PyObject *py_retval;
@@ -420,6 +450,7 @@ extern const char gather_doc[];
 static PyMethodDef _core_functions[] = {
     {(char *) "ASGD", (PyCFunction) _wrap__core_ASGD, METH_KEYWORDS|METH_VARARGS, "ASGD($module, /, table, rows, threads, lr, lambd, alpha, t0, weight_decay, maximize, float64_default)\n--\n\ntype: table: int64_t\ntype: rows: int64_t\ntype: threads: int64_t\ntype: lr: double\ntype: lambd: double\ntype: alpha: double\ntype: t0: double\ntype: weight_decay: double\ntype: maximize: int64_t\ntype: float64_default: int64_t" },
     {(char *) "Adadelta", (PyCFunction) _wrap__core_Adadelta, METH_KEYWORDS|METH_VARARGS, "Adadelta($module, /, table, rows, threads, lr, rho, eps, weight_decay, maximize)\n--\n\ntype: table: int64_t\ntype: rows: int64_t\ntype: threads: int64_t\ntype: lr: double\ntype: rho: double\ntype: eps: double\ntype: weight_decay: double\ntype: maximize: int64_t" },
+    {(char *) "Adafactor", (PyCFunction) _wrap__core_Adafactor, METH_KEYWORDS|METH_VARARGS, "Adafactor($module, /, table, rows, threads, lr, beta2_decay, eps1, eps2, d, weight_decay, maximize, fused_norms)\n--\n\ntype: table: int64_t\ntype: rows: int64_t\ntype: threads: int64_t\ntype: lr: double\ntype: beta2_decay: double\ntype: eps1: double\ntype: eps2: double\ntype: d: double\ntype: weight_decay: double\ntype: maximize: int64_t\ntype: fused_norms: int64_t" },
     {(char *) "Adagrad", (PyCFunction) _wrap__core_Adagrad, METH_KEYWORDS|METH_VARARGS, "Adagrad($module, /, table, rows, threads, lr, lr_decay, weight_decay, eps, maximize)\n--\n\ntype: table: int64_t\ntype: rows: int64_t\ntype: threads: int64_t\ntype: lr: double\ntype: lr_decay: double\ntype: weight_decay: double\ntype: eps: double\ntype: maximize: int64_t" },
     {(char *) "Adam", (PyCFunction) _wrap__core_Adam, METH_KEYWORDS|METH_VARARGS, "Adam($module, /, table, rows, threads, lr, beta1, beta2, eps, weight_decay, amsgrad, maximize, decoupled_weight_decay)\n--\n\ntype: table: int64_t\ntype: rows: int64_t\ntype: threads: int64_t\ntype: lr: double\ntype: beta1: double\ntype: beta2: double\ntype: eps: double\ntype: weight_decay: double\ntype: amsgrad: int64_t\ntype: maximize: int64_t\ntype: decoupled_weight_decay: int64_t" },
     {(char *) "AdamW", (PyCFunction) _wrap__core_AdamW, METH_KEYWORDS|METH_VARARGS, "AdamW($module, /, table, rows, threads, lr, beta1, beta2, eps, weight_decay, amsgrad, maximize)\n--\n\ntype: table: int64_t\ntype: rows: int64_t\ntype: threads: int64_t\ntype: lr: double\ntype: beta1: double\ntype: beta2: double\ntype: eps: double\ntype: weight_decay: double\ntype: amsgrad: int64_t\ntype: maximize: int64_t" },

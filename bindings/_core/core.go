@@ -46,6 +46,21 @@ func bindings_Adadelta(table C.longlong, rows C.longlong, threads C.longlong, lr
 	return C.longlong(cret)
 }
 
+//export bindings_Adafactor
+func bindings_Adafactor(table C.longlong, rows C.longlong, threads C.longlong, lr C.double, beta2Decay C.double, eps1 C.double, eps2 C.double, d C.double, weightDecay C.double, maximize C.longlong, fusedNorms C.longlong) C.longlong {
+	_saved_thread := C.PyEval_SaveThread()
+	cret, __err := bindings.Adafactor(int64(table), int64(rows), int64(threads), float64(lr), float64(beta2Decay), float64(eps1), float64(eps2), float64(d), float64(weightDecay), int64(maximize), int64(fusedNorms))
+
+	C.PyEval_RestoreThread(_saved_thread)
+	if __err != nil {
+		estr := C.CString(__err.Error())
+		C.PyErr_SetString(C.PyExc_RuntimeError, estr)
+		C.free(unsafe.Pointer(estr))
+		return C.longlong(0)
+	}
+	return C.longlong(cret)
+}
+
 //export bindings_Adagrad
 func bindings_Adagrad(table C.longlong, rows C.longlong, threads C.longlong, lr C.double, lrDecay C.double, weightDecay C.double, eps C.double, maximize C.longlong) C.longlong {
 	_saved_thread := C.PyEval_SaveThread()

@@ -11,7 +11,6 @@ import sys as _sys
 import torch.optim as _torch_optim
 from torch.optim import (
     LBFGS as LBFGS,
-    Adafactor as Adafactor,
     Optimizer as Optimizer,
     lr_scheduler as lr_scheduler,
     swa_utils as swa_utils,
@@ -19,6 +18,7 @@ from torch.optim import (
 
 from goptim import testing as testing
 from goptim.adadelta import Adadelta as Adadelta
+from goptim.adafactor import Adafactor as Adafactor
 from goptim.adagrad import Adagrad as Adagrad
 from goptim.adam import Adam as Adam, AdamW as AdamW, AMSGrad as AMSGrad
 from goptim.adamax import Adamax as Adamax

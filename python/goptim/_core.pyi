@@ -67,6 +67,19 @@ def Adadelta(
     weight_decay: float,
     maximize: int,
 ) -> int: ...
+def Adafactor(
+    table: int,
+    rows: int,
+    threads: int,
+    lr: float,
+    beta2_decay: float,
+    eps1: float,
+    eps2: float,
+    d: float,
+    weight_decay: float,
+    maximize: int,
+    fused_norms: int,
+) -> int: ...
 def Adagrad(
     table: int,
     rows: int,

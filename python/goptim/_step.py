@@ -39,6 +39,8 @@ class GoStep(Optimizer):
     numbers: ClassVar[int] = 0
     """How many of the columns, the first ones, are one number a parameter."""
 
+    _table: ClassVar[type[_Table]]  # below
+
     _layouts = False  # whether there has been a tensor without strides
 
     def columns(self, group: dict[str, Any]) -> tuple[str | None, ...]:
@@ -76,7 +78,7 @@ class GoStep(Optimizer):
                 loss = closure()
         tables: list[_Table] = []
         for i, group in enumerate(self.param_groups):
-            tables.append(_Table(self, i, group, tables[-1].at if tables else 0))
+            tables.append(self._table(self, i, group, tables[-1].at if tables else 0))
         if any(table.rest for table in tables):
             self._torch_step(tables)
         for table in tables:
@@ -118,6 +120,9 @@ class GoStep(Optimizer):
 class _Table:
     """One group's part of a step: a row for every parameter that Go takes, and a list of those that it does not."""
 
+    gathers: ClassVar[bool] = True
+    """Whether gather.c knows the states: they are one number, or shaped as their parameter."""
+
     def __init__(self, optimizer: GoStep, index: int, group: dict[str, Any], at: int = 0) -> None:
         self.optimizer = optimizer
         self.index = index
@@ -141,7 +146,7 @@ class _Table:
             return
         odd = params
         core = _native.core()
-        if core is not None and _native.dlpack_api is not None and type(params) is list:
+        if self.gathers and core is not None and _native.dlpack_api is not None and type(params) is list:
             odd = []
             self.n, self.at = core.gather(
                 _native.dlpack_api,
@@ -168,24 +173,26 @@ class _Table:
             return
         if p.layout is not torch.strided or g.layout is not torch.strided:
             self.optimizer._layouts = True
-        if not (_go_takes(p) and _go_takes_grad(g)):
+        if not (self._takes(p) and _go_takes_grad(g)):
             self.rest.append(p)
             return
         state = self.optimizer.state.get(p, {})
         fresh = not state and bool(self.alike or self.numbers)
-        found = {"its gradient": g} | {f"its state {key!r}": state.get(key) for key in self.alike if not fresh}
+        found = [("its gradient", g, p.shape)]
+        if not fresh:
+            found += [(f"its state {key!r}", state.get(key), shape) for key, shape in self._shapes(p).items()]
         wrong = []
         fits = True
-        for what, t in found.items():
+        for what, t, shape in found:
             if not isinstance(t, Tensor):
                 wrong.append(f"{what} is a {type(t).__name__}")
                 continue
             if t.layout is torch.strided and not t.is_nested:
-                self._require_shape(p, what, t)
+                self._require_shape(p, what, t, shape)
             if t.dtype != p.dtype or t.device != p.device or t.layout != p.layout or t.is_nested:
                 wrong.append(f"{what} is {t.dtype} on {t.device}, {t.layout}")
                 continue
-            fits = fits and type(t) is Tensor and _alike(p, t)
+            fits = fits and type(t) is Tensor and (_alike(p, t) if shape == p.shape else t.is_contiguous())
         for key in self.numbers if not fresh else ():
             n = state.get(key)
             if not isinstance(n, Tensor) or n.dim() or not n.is_cpu or n.is_sparse or n.is_complex():
@@ -201,9 +208,21 @@ class _Table:
         else:
             self._add(p, g, state)
 
+    def _takes(self, p: Tensor) -> bool:
+        return _go_takes(p)
+
+    def _shapes(self, p: Tensor) -> dict[str, torch.Size]:
+        """The states of a parameter that are tensors, but for single numbers, and their shapes."""
+        return dict.fromkeys(self.alike, p.shape)
+
+    def _places(self, p: Tensor) -> tuple[str | int | None, ...]:
+        """What stands in the places of the states: a state's key, for its address; or a word."""
+        return self.columns
+
     def _add(self, p: Tensor, g: Tensor, state: dict[str, Any], kind: int = 0) -> None:
-        addresses = [0 if key is None else state[key].data_ptr() for key in self.columns]
-        addresses += [0] * (3 - len(addresses))
+        places = self._places(p)
+        words = [state[x].data_ptr() if isinstance(x, str) else x or 0 for x in places]
+        words += [0] * (3 - len(words))
         kind |= _DTYPES[p.dtype]
         step = 0
         if self.optimizer.counts:
@@ -213,14 +232,14 @@ class _Table:
             assert key is not None
             kind |= _DTYPES[state[key].dtype] << (32 + 8 * i)
         at = self.n * _WORDS
-        self.words[at : at + _WORDS] = array("Q", [p.numel(), kind, p.data_ptr(), g.data_ptr(), step, *addresses])
+        self.words[at : at + _WORDS] = array("Q", [p.numel(), kind, p.data_ptr(), g.data_ptr(), step, *words])
         self.n += 1
-        self.written += [p, *(state[key] for key in self.columns if key is not None)]
+        self.written += [p, *(state[key] for key in places if isinstance(key, str))]
         self.grads.append(g)
 
-    def _require_shape(self, p: Tensor, what: str, t: Tensor) -> None:
-        if t.shape != p.shape:
-            raise ValueError(f"{self._describe(p)}: {what} has shape {tuple(t.shape)}, expected {tuple(p.shape)}")
+    def _require_shape(self, p: Tensor, what: str, t: Tensor, shape: torch.Size) -> None:
+        if t.shape != shape:
+            raise ValueError(f"{self._describe(p)}: {what} has shape {tuple(t.shape)}, expected {tuple(shape)}")
 
     def _describe(self, p: Tensor) -> str:
         at = next(i for i, q in enumerate(self.group["params"]) if q is p)
@@ -258,6 +277,9 @@ class _Table:
         function(address, self.n, torch.get_num_threads(), *self.optimizer.scalars(self.group))
         for state, key, t in self.made:  # an interrupt before this leaves no state without a value
             state[key] = t
+
+
+GoStep._table = _Table
 
 
 def _go_takes_group(group: dict[str, Any], scalars: tuple[Any, ...]) -> bool:

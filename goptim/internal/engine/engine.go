@@ -43,6 +43,25 @@ func Run(p Pass, rows []Row, threads int, team Team) error {
 	return workers.run(p, rows, total, threads, team)
 }
 
+// Each calls do(i) for every i from 0 to n-1, on the caller's thread and up to threads-1 others, in order of their
+// beginning, and returns when all have returned. A panic in do becomes an error.
+func Each(n, threads int, team Team, do func(i int)) error {
+	if threads < 2 || n < 2 || !workers.mu.TryLock() {
+		return eachAlone(n, do)
+	}
+	defer workers.mu.Unlock()
+	workers.job.each, workers.job.count = do, n
+	return workers.start(min(threads, n), team)
+}
+
+func eachAlone(n int, do func(i int)) (err error) {
+	defer recovered(&err)
+	for i := range n {
+		do(i)
+	}
+	return nil
+}
+
 func runAlone(p Pass, rows []Row) (err error) {
 	defer recovered(&err)
 	for i := range rows {
@@ -70,10 +89,15 @@ type pool struct {
 }
 
 func (w *pool) run(p Pass, rows []Row, total, threads int, team Team) error {
-	j := &w.job
-	if j.plan(p, rows, total, threads) {
+	if w.job.plan(p, rows, total, threads) {
 		return runAlone(p, rows)
 	}
+	return w.start(threads, team)
+}
+
+// start has threads work on the job.
+func (w *pool) start(threads int, team Team) error {
+	j := &w.job
 	threads = min(threads, runtime.GOMAXPROCS(0))
 	if team != nil {
 		j.start()
@@ -109,7 +133,8 @@ func (w *pool) serve(bell *event) {
 type job struct {
 	pass  Pass
 	rows  []Row
-	ends  []int // ends[i] is where row i ends among all elements
+	each  func(i int) // what to do with a chunk, if not to update rows
+	ends  []int       // ends[i] is where row i ends among all elements
 	spans []span
 	chunk int
 	count int
@@ -123,21 +148,13 @@ type job struct {
 
 // plan lays the rows out. It reports whether they must run in order on one thread, because two of them share memory.
 func (j *job) plan(p Pass, rows []Row, total, threads int) (ordered bool) {
-	j.spans = j.spans[:0]
 	j.ends = j.ends[:0]
 	end := 0
 	for i := range rows {
-		r := &rows[i]
-		end += int(r.N)
+		end += int(rows[i].N)
 		j.ends = append(j.ends, end)
-		if r.N > 0 {
-			size := uintptr(8)
-			if r.DType() == Float32 {
-				size = 4
-			}
-			j.spans = append(j.spans, span{r.Param, r.Param + uintptr(r.N)*size})
-		}
 	}
+	j.spans = spansOf(rows, j.spans[:0])
 	if overlap(j.spans) {
 		return true
 	}
@@ -149,6 +166,23 @@ func (j *job) plan(p Pass, rows []Row, total, threads int) (ordered bool) {
 
 // A span is the memory from lo up to hi.
 type span struct{ lo, hi uintptr }
+
+// spansOf appends the memory of every row's parameter.
+func spansOf(rows []Row, spans []span) []span {
+	for i := range rows {
+		if r := &rows[i]; r.N > 0 {
+			size := uintptr(8)
+			if r.DType() == Float32 {
+				size = 4
+			}
+			spans = append(spans, span{r.Param, r.Param + uintptr(r.N)*size})
+		}
+	}
+	return spans
+}
+
+// Overlap reports whether two rows have a part of their parameters in common.
+func Overlap(rows []Row) bool { return overlap(spansOf(rows, nil)) }
 
 // overlap sorts the spans and reports whether any two share a byte.
 func overlap(spans []span) bool {
@@ -186,6 +220,10 @@ func (j *job) work() {
 // update applies the pass to one chunk: parts of one row or several.
 func (j *job) update(chunk int) (err error) {
 	defer recovered(&err)
+	if j.each != nil {
+		j.each(chunk)
+		return nil
+	}
 	at := chunk * j.chunk
 	stop := min(at+j.chunk, j.ends[len(j.ends)-1])
 	row, _ := slices.BinarySearch(j.ends, at+1)
@@ -212,7 +250,7 @@ func (j *job) wait() error {
 			j.done.wait(heard)
 		}
 	}
-	j.pass, j.rows = nil, nil
+	j.pass, j.rows, j.each = nil, nil, nil
 	if err := j.failed.Load(); err != nil {
 		return *err
 	}

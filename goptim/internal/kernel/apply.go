@@ -15,14 +15,14 @@ type Func[S any, T Float] func(h *S, p, g []T, s [3][]T)
 // widest is the number of elements in the widest vector, of float32 in 512 bits.
 const widest = 16
 
-// lanes is the number of elements in a vector.
-func lanes[T Float]() int { return max(1, bits/8/int(unsafe.Sizeof(T(0)))) }
+// Lanes is the number of elements in a vector.
+func Lanes[T Float]() int { return max(1, bits/8/int(unsafe.Sizeof(T(0)))) }
 
 var bits = VectorBits()
 
 // Apply applies a step to columns of any length. What does not fill a vector goes through a copy that does.
 func Apply[S any, T Float](f Func[S, T], h *S, p, g []T, s [3][]T) {
-	rest := len(p) % lanes[T]()
+	rest := len(p) % Lanes[T]()
 	whole := len(p) - rest
 	if whole > 0 {
 		f(h, p[:whole], g, s)
@@ -37,7 +37,7 @@ func applyRest[S any, T Float](f Func[S, T], h *S, p, g []T, s [3][]T, whole int
 	memory := padding.Get().(*[5][widest]float64)
 	defer padding.Put(memory)
 	padded := (*[5][widest]T)(unsafe.Pointer(memory))
-	n := lanes[T]()
+	n := Lanes[T]()
 	copy(padded[0][:n], p)
 	copy(padded[1][:n], g)
 	var states [3][]T

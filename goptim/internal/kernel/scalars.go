@@ -119,6 +119,21 @@ type SparseAdam struct {
 	Step   float64 // -lr * sqrt(1 - beta2^t) / (1 - beta1^t)
 }
 
+// Adafactor holds those of Adafactor, and of one matrix or row at a time.
+type Adafactor struct {
+	Sign       float64 // -1 to maximize
+	W          Weight  // t^beta2_decay
+	Eps1       float64
+	EpsSq      float64 // eps1^2
+	Rows, Cols float64 // of a matrix
+	Fused      float64 // flag: see reduce.Order
+	N          float64 // how many squares a mean is of
+	Row        float64 // a row's row_var
+	Mean       float64 // that of row_var, at least eps1
+	Decay      float64 // 1 - lr*weight_decay; 1 where there is none
+	Step       float64 // of the clipped update
+}
+
 // Flag is a flag among scalars.
 func Flag(on bool) float64 {
 	if on {

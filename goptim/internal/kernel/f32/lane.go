@@ -9,6 +9,27 @@ import lane "github.com/goptim/goptim/goptim/internal/kernel/lane/f32"
 // Adadelta is lane's.
 var Adadelta = lane.Adadelta
 
+// AdafactorMean is lane's.
+var AdafactorMean = lane.AdafactorMean
+
+// AdafactorRow is lane's.
+var AdafactorRow = lane.AdafactorRow
+
+// AdafactorProduct is lane's.
+var AdafactorProduct = lane.AdafactorProduct
+
+// AdafactorVector is lane's.
+var AdafactorVector = lane.AdafactorVector
+
+// AdafactorSingles is lane's.
+var AdafactorSingles = lane.AdafactorSingles
+
+// AdafactorSmall is lane's.
+var AdafactorSmall = lane.AdafactorSmall
+
+// AdafactorStep is lane's.
+var AdafactorStep = lane.AdafactorStep
+
 // Adagrad is lane's.
 var Adagrad = lane.Adagrad
 

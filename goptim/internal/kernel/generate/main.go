@@ -38,8 +38,9 @@ const (
 
 var (
 	doubles = strings.NewReplacer("Float32s", "Float64s", "Mask32s", "Mask64s", "float32", "float64", "package f32", "package f64",
-		"Package f32", "Package f64", "lane/f32\"", "lane/f64\"", "widest = 16", "widest = 8",
+		"Package f32", "Package f64", "lane/f32\"", "lane/f64\"", "widest = 16", "widest = 8", "lanes = 8", "lanes = 4",
 		"Package f64 is generated from it, and so are lane/f32", "It is generated from package f32, as are lane/f32")
+	archDoubles = strings.NewReplacer("Float32x8", "Float64x4", "Float32", "Float64", "float32", "float64")
 	// handOver is where a kernel without vectors calls its one-lane copy.
 	handOver = regexp.MustCompile(`(?ms)^\tif simd\.Emulated\(\).*?^\t\}\n`)
 	portable = regexp.MustCompile(`(?m)"simd"$`)
@@ -95,7 +96,12 @@ func generate(root string) (map[string][]byte, error) {
 			return nil, err
 		}
 	}
-	return files, nil
+	const sums = "reduce/float32_amd64.go"
+	text, err := os.ReadFile(filepath.Join(root, sums))
+	if err != nil {
+		return nil, err
+	}
+	return files, add("reduce/float64_amd64.go", sums, archDoubles.Replace(string(text)))
 }
 
 // aliases declares what a kernel file exports as the same thing of package lane.

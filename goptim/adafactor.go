@@ -1,0 +1,292 @@
+package goptim
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"sync"
+	"unsafe"
+
+	"github.com/goptim/goptim/goptim/internal/cpow"
+	"github.com/goptim/goptim/goptim/internal/engine"
+	"github.com/goptim/goptim/goptim/internal/kernel"
+	"github.com/goptim/goptim/goptim/internal/kernel/f32"
+	"github.com/goptim/goptim/goptim/internal/kernel/f64"
+	"github.com/goptim/goptim/goptim/internal/kernel/reduce"
+)
+
+// AdafactorOptions are the hyperparameters of Adafactor.
+type AdafactorOptions struct {
+	LR          float64    // largest relative step size, and factor of the weight decay, ≥ 0; New takes 0 as 1e-2
+	Beta2Decay  float64    // exponent of the decay of the second moment, ≤ 0; New takes 0 as -0.8
+	Eps         [2]float64 // least root of the second moment, and least scale of a parameter, each ≥ 0; New takes 0 as the elements' machine epsilon, and as 1e-3
+	D           float64    // largest root mean square of an update, ≥ 1; New takes 0 as 1
+	WeightDecay float64    // decoupled, ≥ 0
+	Maximize    bool
+}
+
+// Adafactor is the optimizer of Shazeer & Stern, "Adafactor: Adaptive Learning Rates with Sublinear Memory Cost",
+// arXiv:1804.04235, Algorithms 4 and 5. It keeps one number a row and one a column of every matrix: a Param with a
+// Shape of two dimensions or more is a batch of matrices over the last two. Its bits are those of
+// torch.optim.Adafactor, whose order of summation it follows.
+type Adafactor[T Float] struct {
+	AdafactorOptions     // as the next Step uses them
+	Workers          int // as many threads as a Step may use; 0 means GOMAXPROCS
+	params           []*Param[T]
+	states           []adafactorState[T]
+}
+
+type adafactorState[T Float] struct {
+	step                     float32
+	rowVar, colVar, variance []T
+	shape                    matrices
+}
+
+// NewAdafactor makes an Adafactor of params. The error wraps ErrOption or ErrParam.
+func NewAdafactor[T Float](params []*Param[T], o AdafactorOptions) (*Adafactor[T], error) {
+	if o.LR == 0 {
+		o.LR = 1e-2
+	}
+	if o.Beta2Decay == 0 {
+		o.Beta2Decay = -0.8
+	}
+	if o.Eps[0] == 0 {
+		o.Eps[0] = machineEpsilon[T]()
+	}
+	if o.Eps[1] == 0 {
+		o.Eps[1] = 1e-3
+	}
+	if o.D == 0 {
+		o.D = 1
+	}
+	if err := errors.Join(o.check(), checkParams("Adafactor", params)); err != nil {
+		return nil, err
+	}
+	a := &Adafactor[T]{AdafactorOptions: o, params: params, states: make([]adafactorState[T], len(params))}
+	for i, p := range params {
+		shape, err := p.matrices()
+		if err != nil {
+			return nil, fmt.Errorf("goptim: Adafactor: %s: %w", p.describe(i), err)
+		}
+		s := &a.states[i]
+		s.shape = shape
+		if shape.rows == 0 {
+			s.variance = make([]T, len(p.Value))
+			continue
+		}
+		s.rowVar, s.colVar = make([]T, shape.batch*shape.rows), make([]T, shape.batch*shape.cols)
+	}
+	return a, nil
+}
+
+func machineEpsilon[T Float]() float64 {
+	if dtype[T]() == engine.Float32 {
+		return 0x1p-23
+	}
+	return 0x1p-52
+}
+
+// Step updates every parameter that has a gradient. On an error that wraps ErrOption or ErrParam nothing has changed.
+func (a *Adafactor[T]) Step() error {
+	if err := a.check(); err != nil {
+		return err
+	}
+	rows := make([]engine.Row, 0, len(a.params))
+	for i, p := range a.params {
+		s := &a.states[i]
+		shape, err := p.matrices()
+		if err == nil && shape != s.shape {
+			err = fmt.Errorf("shape %v, expected that of the first step: %w", p.Shape, ErrParam)
+		}
+		if err == nil && p.Grad != nil && len(p.Grad) != len(p.Value) {
+			err = fmt.Errorf("the gradient has %d elements, expected %d: %w", len(p.Grad), len(p.Value), ErrParam)
+		}
+		if err != nil {
+			return fmt.Errorf("goptim: Adafactor: %s: %w", p.describe(i), err)
+		}
+		if p.Grad == nil || len(p.Value) == 0 {
+			continue
+		}
+		row := engine.Row{
+			N: int64(len(p.Value)), Kind: engine.KindOf(dtype[T](), engine.Float32),
+			Param: address(p.Value), Grad: address(p.Grad), Step: uintptr(unsafe.Pointer(&s.step)),
+		}
+		if shape.rows == 0 {
+			row.State[0] = address(s.variance)
+		} else {
+			row.State = [engine.States]uintptr{address(s.rowVar), address(s.colVar), shape.word()}
+		}
+		rows = append(rows, row)
+	}
+	threads := a.Workers
+	if threads <= 0 {
+		threads = runtime.GOMAXPROCS(0)
+	}
+	// One thread's means, so that the result does not depend on Workers.
+	err := a.update(rows, factorings{threads: threads, meanThreads: 1, pow: cpow.Pow})
+	runtime.KeepAlive(a) // the rows hold addresses
+	return err
+}
+
+// StepTable runs one step over a table whose states are row_var and col_var, and in the place of the third the number
+// of rows of a matrix plus 2 to the power of 32 times that of columns; or variance, and 0 for the other two. It takes
+// the options unchecked, as torch's step does. On an error that wraps ErrParam nothing has changed.
+func (o AdafactorOptions) StepTable(t Table) error {
+	rows, err := t.rows("Adafactor", engine.Layout{Counts: true})
+	if err != nil {
+		return err
+	}
+	for i := range rows {
+		if err := checkFactored(&rows[i]); err != nil {
+			return fmt.Errorf("goptim: Adafactor: row %d: %w: %w", i, err, ErrParam)
+		}
+	}
+	return o.update(rows, factorings{
+		threads: t.Threads, team: t.Team, meanThreads: t.Threads, order: reduce.Order{Fused: t.FusedNorms}, pow: t.pow(),
+	})
+}
+
+func (o *AdafactorOptions) check() error {
+	return errors.Join(
+		require(o.LR >= 0, "Adafactor", "LR", o.LR, "at least 0"),
+		require(o.Beta2Decay <= 0, "Adafactor", "Beta2Decay", o.Beta2Decay, "at most 0"),
+		require(o.Eps[0] >= 0, "Adafactor", "Eps[0]", o.Eps[0], "at least 0"),
+		require(o.Eps[1] >= 0, "Adafactor", "Eps[1]", o.Eps[1], "at least 0"),
+		require(o.D >= 1, "Adafactor", "D", o.D, "at least 1"),
+		require(o.WeightDecay >= 0, "Adafactor", "WeightDecay", o.WeightDecay, "at least 0"),
+	)
+}
+
+// update steps the rows: one thread a parameter, for a norm is one chain of additions.
+func (o *AdafactorOptions) update(rows []engine.Row, f factorings) error {
+	steps := make([]float64, len(rows))
+	for i := range rows {
+		steps[i] = rows[i].Tick()
+	}
+	err := f.each(rows, func(i int) {
+		if r := &rows[i]; r.DType() == engine.Float32 {
+			updateAdafactor(o, r, steps[i], &f, &adafactor32)
+		} else {
+			updateAdafactor(o, r, steps[i], &f, &adafactor64)
+		}
+	})
+	if err != nil {
+		return fmt.Errorf("goptim: Adafactor: %w", err)
+	}
+	return nil
+}
+
+type adafactorKernels[T Float] struct {
+	mean, row, product, vector, singles, small, step kernel.Func[kernel.Adafactor, T]
+	scratches                                        sync.Pool
+}
+
+var (
+	adafactor32 = adafactorKernels[float32]{
+		mean: f32.AdafactorMean, row: f32.AdafactorRow, product: f32.AdafactorProduct, vector: f32.AdafactorVector, singles: f32.AdafactorSingles,
+		small: f32.AdafactorSmall, step: f32.AdafactorStep,
+	}
+	adafactor64 = adafactorKernels[float64]{
+		mean: f64.AdafactorMean, row: f64.AdafactorRow, product: f64.AdafactorProduct, vector: f64.AdafactorVector, singles: f64.AdafactorSingles,
+		small: f64.AdafactorSmall, step: f64.AdafactorStep,
+	}
+)
+
+func updateAdafactor[T Float](o *AdafactorOptions, r *engine.Row, t float64, f *factorings, k *adafactorKernels[T]) {
+	n, shape := int(r.N), matricesOf(r)
+	p, g := elements[T](r.Param, n), elements[T](r.Grad, n)
+	s := takeScratch[T](&k.scratches)
+	defer k.scratches.Put(s)
+	u := grown(&s.update, n)
+
+	count := f.pow(float64(n), 0.5)
+	rho := o.LR
+	if x := 1 / f.pow(t, 0.5); x < rho {
+		rho = x
+	}
+	scale := o.Eps[1]
+	if x := float64(reduce.Sqrt(reduce.SumSquares(p, f.order))) / count; x > scale {
+		scale = x
+	}
+	h := &s.adafactor
+	*h = kernel.Adafactor{
+		Sign: kernel.Sign(o.Maximize), W: kernel.WeightOf[T](f.pow(t, o.Beta2Decay)), Eps1: o.Eps[0], EpsSq: o.Eps[0] * o.Eps[0],
+		Rows: float64(shape.rows), Cols: float64(shape.cols), Fused: kernel.Flag(f.order.Fused),
+		Decay: 1 - float64(o.LR*o.WeightDecay),
+	}
+	if shape.rows == 0 {
+		kernel.Apply(k.vector, h, u, g, [3][]T{elements[T](r.State[0], n)})
+	} else {
+		row, col := elements[T](r.State[0], shape.batch*shape.rows), elements[T](r.State[1], shape.batch*shape.cols)
+		k.update(h, shape, u, g, row, col, f, s)
+	}
+	clip := float64(reduce.Sqrt(reduce.SumSquares(u, f.order))) / (count * o.D)
+	if !(clip > 1) {
+		clip = 1
+	}
+	h.Step = -(scale * rho) / clip
+	kernel.Apply(k.step, h, p, u, [3][]T{})
+}
+
+// update writes the unclipped update of a batch of matrices to u, and moves row_var and col_var.
+func (k *adafactorKernels[T]) update(h *kernel.Adafactor, shape matrices, u, g, row, col []T, f *factorings, s *scratch[T]) {
+	switch {
+	case shape.rows == 1 && shape.cols == 1:
+		kernel.Apply(k.singles, h, u, g, [3][]T{row, col})
+		return
+	case shape.small():
+		k.updateSmall(h, shape, u, g, row, col, s)
+		return
+	}
+	size, meanThreads := shape.rows*shape.cols, 1
+	if shape.batch == 1 {
+		meanThreads = f.meanThreads
+	}
+	for b := range shape.batch {
+		u, g := u[b*size:][:size], g[b*size:][:size]
+		row, col := row[b*shape.rows:][:shape.rows], col[b*shape.cols:][:shape.cols]
+		rowSums, colSums := grown(&s.rows, shape.rows), grown(&s.cols, shape.cols)
+		reduce.MatrixSquares(g, rowSums, colSums, f.order)
+		h.N = float64(shape.cols)
+		kernel.Apply(k.mean, h, row, rowSums, [3][]T{})
+		h.N = float64(shape.rows)
+		kernel.Apply(k.mean, h, col, colSums, [3][]T{})
+		h.Mean = float64(reduce.Mean(row, meanThreads))
+		if h.Mean < float64(T(h.Eps1)) {
+			h.Mean = h.Eps1
+		}
+		if shape.cols >= wideRow {
+			for i, x := range row {
+				h.Row = float64(x)
+				kernel.Apply(k.row, h, u[i*shape.cols:][:shape.cols], g[i*shape.cols:], [3][]T{col})
+			}
+			continue
+		}
+		product := grown(&s.product, size)
+		for i, x := range row {
+			for j, y := range col {
+				product[i*shape.cols+j] = x * y
+			}
+		}
+		kernel.Apply(k.product, h, u, g, [3][]T{product})
+	}
+}
+
+// updateSmall takes as many matrices at a time as a vector has lanes.
+func (k *adafactorKernels[T]) updateSmall(h *kernel.Adafactor, shape matrices, u, g, row, col []T, s *scratch[T]) {
+	w, size := kernel.Lanes[T](), shape.rows*shape.cols
+	block := grown(&s.product, w*(2*size+shape.rows+shape.cols))
+	bu, bg := block[:w*size], block[w*size:2*w*size]
+	brow, bcol := block[2*w*size:][:w*shape.rows], block[w*(2*size+shape.rows):]
+	for b := 0; b < shape.batch; b += w {
+		m := min(w, shape.batch-b)
+		across(bg, g[b*size:], size, w, m)
+		across(brow, row[b*shape.rows:], shape.rows, w, m)
+		across(bcol, col[b*shape.cols:], shape.cols, w, m)
+		k.small(h, bu, bg, [3][]T{brow, bcol})
+		back(u[b*size:], bu, size, w, m)
+		back(row[b*shape.rows:], brow, shape.rows, w, m)
+		back(col[b*shape.cols:], bcol, shape.cols, w, m)
+	}
+	kernel.Leave()
+}

@@ -1,0 +1,157 @@
+package goptim
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"sync"
+
+	"github.com/goptim/goptim/goptim/internal/engine"
+	"github.com/goptim/goptim/goptim/internal/kernel"
+	"github.com/goptim/goptim/goptim/internal/kernel/reduce"
+)
+
+// What optimizers share that keep numbers for the rows and columns of a parameter.
+
+// matrices is a shape: a batch of matrices; or of a vector, with no rows and columns.
+type matrices struct{ batch, rows, cols int }
+
+// matrices is the shape over the last two dimensions.
+func (p *Param[T]) matrices() (matrices, error) {
+	if len(p.Shape) == 0 {
+		return matrices{}, nil
+	}
+	size := 1
+	for _, n := range p.Shape {
+		if n < 0 || (n > 0 && size > len(p.Value)) {
+			return matrices{}, fmt.Errorf("shape %v, expected one of %d elements: %w", p.Shape, len(p.Value), ErrParam)
+		}
+		size *= n
+	}
+	if size != len(p.Value) {
+		return matrices{}, fmt.Errorf("shape %v, expected one of %d elements: %w", p.Shape, len(p.Value), ErrParam)
+	}
+	if len(p.Shape) < 2 || size == 0 {
+		return matrices{}, nil
+	}
+	m := matrices{rows: p.Shape[len(p.Shape)-2], cols: p.Shape[len(p.Shape)-1]}
+	m.batch = size / (m.rows * m.cols)
+	return m, nil
+}
+
+// word is the shape of a matrix in one word of a row.
+func (m matrices) word() uintptr { return uintptr(m.rows) | uintptr(m.cols)<<32 }
+
+// matricesOf is the shape of a row's parameter.
+func matricesOf(r *engine.Row) matrices {
+	word := uint64(r.State[2])
+	m := matrices{rows: int(word & (1<<32 - 1)), cols: int(word >> 32)}
+	if m.rows != 0 {
+		m.batch = int(r.N) / m.rows / m.cols
+	}
+	return m
+}
+
+// checkFactored reports what is wrong with the states of a row of matrices or of a vector.
+func checkFactored(r *engine.Row) error {
+	if r.N == 0 {
+		return fmt.Errorf("no elements")
+	}
+	word := uint64(r.State[2])
+	rows, cols := int64(word&(1<<32-1)), int64(word>>32)
+	if word != 0 && (rows == 0 || cols == 0 || r.N/rows/cols*rows*cols != r.N) {
+		return fmt.Errorf("matrices of %d x %d in %d elements", rows, cols, r.N)
+	}
+	for i, a := range r.State[:2] {
+		if a < 4096 && (i == 0 || word != 0) {
+			return fmt.Errorf("address %#x of state %d", a, i)
+		}
+	}
+	return nil
+}
+
+const (
+	// wideRow is from how many columns on a row is worth a call of its own.
+	wideRow = 16
+	// smallMatrix is up to how many rows and columns matrices are taken one a lane, if there are enough.
+	smallMatrix = 15
+)
+
+func (m matrices) small() bool {
+	return m.rows <= smallMatrix && m.cols <= smallMatrix && m.batch >= 8
+}
+
+// factorings are what one step of several parameters has in common.
+type factorings struct {
+	threads     int
+	team        engine.Team
+	meanThreads int // on how many threads torch computes a mean
+	order       reduce.Order
+	pow         func(x, y float64) float64
+}
+
+// aloneFactored is the number of elements below which a second thread costs more than it saves.
+const aloneFactored = 1 << 15
+
+// each calls do for every row, the largest first; in order on one thread if two of them share memory.
+func (f *factorings) each(rows []engine.Row, do func(i int)) error {
+	total, order := 0, make([]int, len(rows))
+	for i := range rows {
+		total += int(rows[i].N)
+		order[i] = i
+	}
+	threads := f.threads
+	if total < aloneFactored || engine.Overlap(rows) {
+		threads = 1
+	} else {
+		slices.SortStableFunc(order, func(i, j int) int { return cmp.Compare(rows[j].N, rows[i].N) })
+	}
+	return engine.Each(len(rows), threads, f.team, func(i int) { do(order[i]) })
+}
+
+// scratch is memory for one parameter's step.
+type scratch[T Float] struct {
+	update, rows, cols, product []T
+	adafactor                   kernel.Adafactor // on the heap, as a kernel's scalars must be
+}
+
+func takeScratch[T Float](pool *sync.Pool) *scratch[T] {
+	if s, _ := pool.Get().(*scratch[T]); s != nil {
+		return s
+	}
+	return new(scratch[T])
+}
+
+// grown is n elements of memory that is kept for the next.
+func grown[T any](s *[]T, n int) []T {
+	*s = slices.Grow((*s)[:0], n)[:n]
+	return *s
+}
+
+// across lays n records of size elements side by side: the first elements of all, then the second, w apart. Where
+// there are less than w records, the last one fills the rest.
+func across[T Float](dst, src []T, size, w, n int) {
+	dst, src = dst[:size*w], src[:size*n]
+	for j := range size {
+		to, at := dst[j*w:][:w], j
+		for m := range to[:n] {
+			to[m] = src[at]
+			at += size
+		}
+		for m := n; m < w; m++ {
+			to[m] = to[n-1]
+		}
+	}
+}
+
+// back is the reverse of across.
+func back[T Float](dst, src []T, size, w, n int) {
+	dst, src = dst[:size*n], src[:size*w]
+	for j := range size {
+		at := j
+		for _, x := range src[j*w:][:n] {
+			dst[at] = x
+			at += size
+		}
+	}
+}

@@ -1,0 +1,227 @@
+//go:build goexperiment.simd
+
+package f32
+
+import (
+	"simd"
+
+	"github.com/goptim/goptim/goptim/internal/kernel"
+	lane "github.com/goptim/goptim/goptim/internal/kernel/lane/f32"
+)
+
+// Shazeer & Stern, "Adafactor: Adaptive Learning Rates with Sublinear Memory Cost", arXiv:1804.04235, Algorithms 4
+// and 5, as torch computes them.
+
+// AdafactorMean moves row_var or col_var (p) to the mean of h.N squares, of which g is the sum.
+func AdafactorMean(h *kernel.Adafactor, p, g []float32, s [3][]float32) {
+	if simd.Emulated() { // emulation rounds MulAdd twice
+		lane.AdafactorMean(h, p, g, s)
+		return
+	}
+	c, n := weight{set(h.W.W), flag(h.W.FromX)}, set(h.N)
+	w := n.Len()
+	for i := 0; i < len(p); i += w {
+		*at(p, i) = lerp(*at(p, i), meanSquare(*at(g, i), n), c)
+	}
+}
+
+// AdafactorRow writes the unclipped update of a part of a row to p, from its gradient and its part of col_var.
+func AdafactorRow(h *kernel.Adafactor, p, g []float32, s [3][]float32) {
+	if simd.Emulated() {
+		lane.AdafactorRow(h, p, g, s)
+		return
+	}
+	sgn, row, mean, least, one := set(h.Sign), set(h.Row), set(h.Mean), set(h.EpsSq), set(1)
+	col, w := s[0], one.Len()
+	for i := 0; i < len(p); i += w {
+		v := row.Mul(*at(col, i)).Div(mean)
+		*at(p, i) = rootless(v, least, one).Mul(at(g, i).Mul(sgn))
+	}
+}
+
+// AdafactorProduct writes the unclipped update to p, from the gradient and the products of row_var and col_var.
+func AdafactorProduct(h *kernel.Adafactor, p, g []float32, s [3][]float32) {
+	if simd.Emulated() {
+		lane.AdafactorProduct(h, p, g, s)
+		return
+	}
+	sgn, mean, least, one := set(h.Sign), set(h.Mean), set(h.EpsSq), set(1)
+	product, w := s[0], one.Len()
+	for i := 0; i < len(p); i += w {
+		*at(p, i) = rootless(at(product, i).Div(mean), least, one).Mul(at(g, i).Mul(sgn))
+	}
+}
+
+// AdafactorVector writes the unclipped update of a vector to p, and moves its variance.
+func AdafactorVector(h *kernel.Adafactor, p, g []float32, s [3][]float32) {
+	if simd.Emulated() {
+		lane.AdafactorVector(h, p, g, s)
+		return
+	}
+	sgn, c, least, one := set(h.Sign), weight{set(h.W.W), flag(h.W.FromX)}, set(h.EpsSq), set(1)
+	variance, w := s[0], one.Len()
+	for i := 0; i < len(p); i += w {
+		d := at(g, i).Mul(sgn)
+		v := lerp(*at(variance, i), d.Mul(d), c)
+		*at(variance, i) = v
+		*at(p, i) = rootless(v, least, one).Mul(d)
+	}
+}
+
+// AdafactorSingles is for matrices of one element each: it moves row_var and col_var, and writes the unclipped updates to p.
+func AdafactorSingles(h *kernel.Adafactor, p, g []float32, s [3][]float32) {
+	if simd.Emulated() {
+		lane.AdafactorSingles(h, p, g, s)
+		return
+	}
+	sgn, c, eps, least, one := set(h.Sign), weight{set(h.W.W), flag(h.W.FromX)}, set(h.Eps1), set(h.EpsSq), set(1)
+	row, col, w := s[0], s[1], one.Len()
+	for i := 0; i < len(p); i += w {
+		d := at(g, i).Mul(sgn)
+		root := d.Mul(d).Sqrt()
+		mean := root.Mul(root)
+		r, k := lerp(*at(row, i), mean, c), lerp(*at(col, i), mean, c)
+		*at(row, i) = r
+		*at(col, i) = k
+		*at(p, i) = rootless(r.Mul(k).Div(atLeast(r, eps)), least, one).Mul(d)
+	}
+}
+
+// AdafactorSmall is for as many small matrices as a vector has lanes, one a lane, with their elements one vector after
+// the other. It moves row_var and col_var, and writes the unclipped updates to p.
+func AdafactorSmall(h *kernel.Adafactor, p, g []float32, s [3][]float32) {
+	if simd.Emulated() {
+		lane.AdafactorSmall(h, p, g, s)
+		return
+	}
+	rows, cols := int(h.Rows), int(h.Cols)
+	c, fused := weight{set(h.W.W), flag(h.W.FromX)}, flag(h.Fused)
+	row, col, w := s[0], s[1], c.w.Len()
+	n := set(h.Cols)
+	for i := range rows {
+		sum := sumSquares(g, i*cols*w, w, cols, fused)
+		*at(row, i*w) = lerp(*at(row, i*w), meanSquare(sum, n), c)
+	}
+	n = set(h.Rows)
+	for j := range cols {
+		var sum simd.Float32s
+		if cols == 1 { // torch takes the only column for a row
+			sum = sumSquares(g, 0, w, rows, fused)
+		} else {
+			sum = sumColumn(g, j*w, cols*w, rows, fused)
+		}
+		*at(col, j*w) = lerp(*at(col, j*w), meanSquare(sum, n), c)
+	}
+	sgn, least, one := set(h.Sign), set(h.EpsSq), set(1)
+	mean := atLeast(sumFew(row, w, rows).Div(n), set(h.Eps1))
+	for i := range rows {
+		r := *at(row, i*w)
+		for j := range cols {
+			k := (i*cols + j) * w
+			v := r.Mul(*at(col, j*w)).Div(mean)
+			*at(p, k) = rootless(v, least, one).Mul(at(g, k).Mul(sgn))
+		}
+	}
+}
+
+// AdafactorStep moves the parameter by the update g.
+func AdafactorStep(h *kernel.Adafactor, p, g []float32, s [3][]float32) {
+	if simd.Emulated() {
+		lane.AdafactorStep(h, p, g, s)
+		return
+	}
+	decay, step := set(h.Decay), set(h.Step)
+	w := step.Len()
+	for i := 0; i < len(p); i += w {
+		*at(p, i) = axpy(at(p, i).Mul(decay), *at(g, i), step)
+	}
+}
+
+// lanes is how many sums torch has in flight; see package reduce, whose orders sumSquares and sumFew are.
+const lanes = 8
+
+// meanSquare is torch's mean of n squares, which goes through their norm.
+func meanSquare(sum, n simd.Float32s) simd.Float32s {
+	root := sum.Sqrt()
+	return root.Mul(root).Div(n)
+}
+
+// atLeast is torch's clamp by a minimum, which keeps a NaN.
+func atLeast(x, least simd.Float32s) simd.Float32s {
+	return least.IfElse(least.Greater(x), x)
+}
+
+// rootless is 1 over the root of v, which torch rounds twice.
+func rootless(v, least, one simd.Float32s) simd.Float32s {
+	return one.Div(atLeast(v, least).Sqrt())
+}
+
+func addSquare(sum, x simd.Float32s, fused simd.Mask32s) simd.Float32s {
+	return x.MulAdd(x, sum).IfElse(fused, sum.Add(x.Mul(x)))
+}
+
+// sumSquares adds the squares of n vectors.
+func sumSquares(x []float32, first, stride, n int, fused simd.Mask32s) simd.Float32s {
+	whole := n - n%lanes
+	sum := set(0)
+	for l := 0; l < lanes && whole > 0; l++ {
+		part := set(0)
+		for i := l; i < whole; i += lanes {
+			part = addSquare(part, *at(x, first+i*stride), fused)
+		}
+		sum = sum.Add(part)
+	}
+	plain := whole + (n-whole)&^3
+	for i := whole; i < n; i++ {
+		xi := *at(x, first+i*stride)
+		if i < plain {
+			sum = addSquare(sum, xi, fused)
+		} else {
+			sum = xi.MulAdd(xi, sum)
+		}
+	}
+	return sum
+}
+
+func sumColumn(x []float32, first, stride, n int, fused simd.Mask32s) simd.Float32s {
+	sum := set(0)
+	for i := range n {
+		sum = addSquare(sum, *at(x, first+i*stride), fused)
+	}
+	return sum
+}
+
+// sumFew adds up n vectors, less than four times as many as there are lanes.
+func sumFew(x []float32, stride, n int) simd.Float32s {
+	if n < lanes {
+		var sum simd.Float32s
+		for k := range 4 {
+			part := set(0)
+			if k < n&^3 {
+				part = *at(x, k*stride)
+			}
+			for i := n &^ 3; i < n && k == 0; i++ {
+				part = part.Add(*at(x, i*stride))
+			}
+			if k == 0 {
+				sum = part
+			} else {
+				sum = sum.Add(part)
+			}
+		}
+		return sum
+	}
+	whole := n - n%lanes
+	sum := set(0)
+	for i := whole; i < n; i++ {
+		sum = sum.Add(*at(x, i*stride))
+	}
+	for l := range lanes {
+		part := *at(x, l*stride)
+		for i := l + lanes; i < whole; i += lanes {
+			part = part.Add(*at(x, i*stride))
+		}
+		sum = sum.Add(part)
+	}
+	return sum
+}

@@ -1,0 +1,79 @@
+//go:build goexperiment.simd
+
+package reduce
+
+import (
+	"simd/archsimd"
+	"unsafe"
+
+	"github.com/goptim/goptim/goptim/internal/kernel"
+)
+
+// at is where the vector that begins at element i lies.
+//
+//go:nocheckptr
+func atFloat32(x *float32, i int) *archsimd.Float32x8 {
+	return (*archsimd.Float32x8)(unsafe.Add(unsafe.Pointer(x), uintptr(i)*unsafe.Sizeof(*x)))
+}
+
+func addSquaresFloat32(lanes *[widest]float32, x []float32, fused bool) {
+	sum, at := *atFloat32(&lanes[0], 0), unsafe.SliceData(x)
+	if fused {
+		for i := 0; i < len(x); i += sum.Len() {
+			v := *atFloat32(at, i)
+			sum = v.MulAdd(v, sum)
+		}
+	} else {
+		for i := 0; i < len(x); i += sum.Len() {
+			v := *atFloat32(at, i)
+			sum = sum.Add(v.Mul(v))
+		}
+	}
+	*atFloat32(&lanes[0], 0) = sum
+	kernel.Leave()
+}
+
+// matrixSquaresFloat32 takes four rows at a time, as long as there are, and returns how many it has taken.
+func matrixSquaresFloat32(x, rows, columns []float32, o Order) int {
+	c := len(columns)
+	var lanes [4][widest]float32
+	i := 0
+	for ; i+4 <= len(rows); i += 4 {
+		block := x[i*c:][:4*c]
+		whole := fourRowsFloat32(&lanes, block, columns, o.Fused)
+		kernel.Leave()
+		for k := range 4 {
+			rest := block[k*c:][whole:c]
+			for j, x := range rest {
+				columns[whole+j] = addSquare(columns[whole+j], x, o)
+			}
+			rows[i+k] = finish(&lanes[k], rest, o)
+		}
+	}
+	return i
+}
+
+func fourRowsFloat32(lanes *[4][widest]float32, x, columns []float32, fused bool) int {
+	c := len(columns)
+	x0, cols := unsafe.SliceData(x), unsafe.SliceData(columns)
+	x1, x2, x3 := &x[c], &x[2*c], &x[3*c]
+	var a0, a1, a2, a3 archsimd.Float32x8
+	j := 0
+	if fused {
+		for ; j+a0.Len() <= c; j += a0.Len() {
+			v0, v1, v2, v3 := *atFloat32(x0, j), *atFloat32(x1, j), *atFloat32(x2, j), *atFloat32(x3, j)
+			a0, a1, a2, a3 = v0.MulAdd(v0, a0), v1.MulAdd(v1, a1), v2.MulAdd(v2, a2), v3.MulAdd(v3, a3)
+			*atFloat32(cols, j) = v3.MulAdd(v3, v2.MulAdd(v2, v1.MulAdd(v1, v0.MulAdd(v0, *atFloat32(cols, j)))))
+		}
+	} else {
+		for ; j+a0.Len() <= c; j += a0.Len() {
+			v0, v1, v2, v3 := *atFloat32(x0, j), *atFloat32(x1, j), *atFloat32(x2, j), *atFloat32(x3, j)
+			v0, v1, v2, v3 = v0.Mul(v0), v1.Mul(v1), v2.Mul(v2), v3.Mul(v3)
+			a0, a1, a2, a3 = a0.Add(v0), a1.Add(v1), a2.Add(v2), a3.Add(v3)
+			*atFloat32(cols, j) = atFloat32(cols, j).Add(v0).Add(v1).Add(v2).Add(v3)
+		}
+	}
+	*atFloat32(&lanes[0][0], 0), *atFloat32(&lanes[1][0], 0) = a0, a1
+	*atFloat32(&lanes[2][0], 0), *atFloat32(&lanes[3][0], 0) = a2, a3
+	return j
+}

@@ -1,0 +1,222 @@
+// Package reduce adds up in the orders in which torch adds up on a CPU with AVX2, so that norms and means have torch's
+// bits. The orders do not depend on the width of this machine's vectors: torch compiles its sums for 256 bits.
+package reduce
+
+import (
+	"math"
+	"math/bits"
+	"unsafe"
+
+	"github.com/goptim/goptim/goptim/internal/kernel"
+)
+
+// An Order is what torch leaves to its compiler, and what differs between its builds.
+type Order struct {
+	// Fused is whether every square is fused into its sum, as in torch 2.6; else only the last few of a norm are, as
+	// in torch 2.15.
+	Fused bool
+}
+
+// Grain is how many elements of one sum torch gives to a thread at least.
+const Grain = 32768
+
+// widest is the number of lanes of the widest sum, that of float32.
+const widest = 8
+
+func lanesOf[T kernel.Float]() int { return 32 / int(unsafe.Sizeof(T(0))) }
+
+// SumSquares is the square of torch.linalg.vector_norm(x), before its root: as many sums as there are lanes, added in
+// order, and then the rest.
+func SumSquares[T kernel.Float](x []T, o Order) T {
+	var lanes [widest]T
+	w := lanesOf[T]()
+	whole := len(x) - len(x)%w
+	addSquares(&lanes, x[:whole], o)
+	return finish(&lanes, x[whole:], o)
+}
+
+// finish adds the lanes of a norm's sum, and the squares of what did not fill them.
+func finish[T kernel.Float](lanes *[widest]T, rest []T, o Order) T {
+	sum := lanes[0]
+	for _, lane := range lanes[1:lanesOf[T]()] {
+		sum += lane
+	}
+	plain := 0
+	if !o.Fused {
+		plain = len(rest) &^ 3
+	}
+	for i, x := range rest {
+		if i < plain {
+			sum += T(x * x)
+		} else {
+			sum = fma(x, x, sum)
+		}
+	}
+	return sum
+}
+
+func addSquares[T kernel.Float](lanes *[widest]T, x []T, o Order) {
+	if vectors && len(x) > 0 {
+		if unsafe.Sizeof(T(0)) == 4 {
+			addSquaresFloat32((*[widest]float32)(unsafe.Pointer(lanes)), cast[float32](x), o.Fused)
+		} else {
+			addSquaresFloat64((*[widest]float64)(unsafe.Pointer(lanes)), cast[float64](x), o.Fused)
+		}
+		return
+	}
+	w := lanesOf[T]()
+	for i, x := range x {
+		lanes[i%w] = addSquare(lanes[i%w], x, o)
+	}
+}
+
+func addSquare[T kernel.Float](sum, x T, o Order) T {
+	if o.Fused {
+		return fma(x, x, sum)
+	}
+	return sum + T(x*x)
+}
+
+// MatrixSquares writes the sum of the squares of every row of a matrix to rows, and of every column to columns: as
+// torch.linalg.vector_norm does over the last dimension and over the one before it.
+func MatrixSquares[T kernel.Float](x []T, rows, columns []T, o Order) {
+	c, w := len(columns), lanesOf[T]()
+	if c == 1 { // torch takes the only column for a row
+		for i, x := range x {
+			rows[i] = T(x * x)
+		}
+		columns[0] = SumSquares(x, o)
+		return
+	}
+	clear(columns)
+	i := 0
+	if vectors && c >= w {
+		if unsafe.Sizeof(T(0)) == 4 {
+			i = matrixSquaresFloat32(cast[float32](x), cast[float32](rows), cast[float32](columns), o)
+		} else {
+			i = matrixSquaresFloat64(cast[float64](x), cast[float64](rows), cast[float64](columns), o)
+		}
+	}
+	for ; i < len(rows); i++ {
+		row := x[i*c:][:c]
+		rows[i] = SumSquares(row, o)
+		for j, x := range row {
+			columns[j] = addSquare(columns[j], x, o)
+		}
+	}
+}
+
+// Mean is torch's mean of x, computed by as many as threads threads, between which torch cuts a long sum.
+func Mean[T kernel.Float](x []T, threads int) T {
+	n := len(x)
+	parts := min(threads, (n+Grain-1)/Grain)
+	if n < Grain || parts < 2 {
+		return Sum(x) / T(n)
+	}
+	size := (n + parts - 1) / parts
+	sums := make([]T, threads)
+	for i := range parts {
+		sums[i] = Sum(x[min(i*size, n):min((i+1)*size, n)])
+	}
+	return Sum(sums) / T(n)
+}
+
+// Sum is torch's sum of a row: lanes of four vectors in flight, in a cascade of four levels.
+func Sum[T kernel.Float](x []T) T {
+	w := lanesOf[T]()
+	if len(x) < w {
+		w = 1
+	}
+	vectors := len(x) / w
+	var sums [4][widest]T
+	cascade(&sums, x[:vectors/4*4*w], w)
+	for i := vectors / 4 * 4; i < vectors; i++ {
+		add(&sums[0], x[i*w:][:w])
+	}
+	for _, s := range sums[1:] {
+		add(&sums[0], s[:w])
+	}
+	var sum T
+	for _, x := range x[vectors*w:] {
+		sum += x
+	}
+	for _, x := range sums[0][:w] {
+		sum += x
+	}
+	return sum
+}
+
+func add[T kernel.Float](sum *[widest]T, x []T) {
+	for i, x := range x {
+		sum[i] += x
+	}
+}
+
+// cascade adds rows of four vectors of w elements. A level that is full is added to the next, so that small numbers
+// meet small ones.
+func cascade[T kernel.Float](sums *[4][widest]T, x []T, w int) {
+	const levels = 4
+	var level [levels][4][widest]T
+	rows := len(x) / (4 * w)
+	power := LevelPower(rows)
+	step := 1 << power
+	i := 0
+	take := func() {
+		for k := range 4 {
+			add(&level[0][k], x[(4*i+k)*w:][:w])
+		}
+		i++
+	}
+	for i+step <= rows {
+		for range step {
+			take()
+		}
+		for j := 1; j < levels; j++ {
+			for k := range 4 {
+				add(&level[j][k], level[j-1][k][:w])
+				level[j-1][k] = [widest]T{}
+			}
+			if i&((step-1)<<(j*power)) != 0 {
+				break
+			}
+		}
+	}
+	for i < rows {
+		take()
+	}
+	for j := 1; j < levels; j++ {
+		for k := range 4 {
+			add(&level[0][k], level[j][k][:w])
+		}
+	}
+	*sums = level[0]
+}
+
+// LevelPower is how many rows, as a power of two, the first level of a cascade over rows takes.
+func LevelPower(rows int) int {
+	if rows < 2 {
+		return 4
+	}
+	return max(4, bits.Len(uint(rows-1))/4)
+}
+
+// Sqrt is the correctly rounded root.
+func Sqrt[T kernel.Float](x T) T { return T(math.Sqrt(float64(x))) }
+
+// fma is a*b + c, rounded once.
+func fma[T kernel.Float](a, b, c T) T {
+	if unsafe.Sizeof(a) == 8 {
+		return T(math.FMA(float64(a), float64(b), float64(c)))
+	}
+	p := float64(a) * float64(b) // exact
+	s := p + float64(c)
+	// Rounding s again is as if it had never been rounded, unless it lies between two float32 or is subnormal there.
+	if math.Float64bits(s)&(1<<29-1) != 1<<28 && math.Abs(s) >= 0x1p-126 {
+		return T(s)
+	}
+	return fmaExact(a, b, c)
+}
+
+func cast[To, From any](x []From) []To {
+	return unsafe.Slice((*To)(unsafe.Pointer(unsafe.SliceData(x))), len(x))
+}

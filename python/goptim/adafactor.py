@@ -1,0 +1,102 @@
+"""Adafactor."""
+
+from __future__ import annotations
+
+import functools
+import math
+from array import array
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from goptim._step import GoStep, _Table
+
+# Arguments that transformers.Adafactor has, and torch.optim.Adafactor has not.
+_HUGGING_FACE = {"clip_threshold", "decay_rate", "beta1", "scale_parameter", "relative_step", "warmup_init"}
+
+
+class _FactoredTable(_Table):
+    """A table whose states are a number for every row and every column of a parameter's matrices, or a vector."""
+
+    gathers = False
+
+    def _takes(self, p: Tensor) -> bool:
+        return super()._takes(p) and p.numel() > 0 and p.is_contiguous()
+
+    def _shapes(self, p: Tensor) -> dict[str, torch.Size]:
+        if p.dim() < 2:
+            return {"variance": p.shape}
+        *batch, rows, cols = p.shape
+        return {"row_var": torch.Size([*batch, rows, 1]), "col_var": torch.Size([*batch, 1, cols])}
+
+    def _places(self, p: Tensor) -> tuple[str | int | None, ...]:
+        if p.dim() < 2:
+            return ("variance",)
+        return ("row_var", "col_var", p.shape[-2] | p.shape[-1] << 32)
+
+
+class Adafactor(GoStep, torch.optim.Adafactor):
+    """torch.optim.Adafactor with its update in Go: the same arguments, state and bits.
+
+    The state of a parameter is ``step`` and, for a parameter of two dimensions or more, ``row_var`` and ``col_var``:
+    a number for every row and every column of each matrix of its last two dimensions; for another, ``variance``, shaped
+    as the parameter. Parameters are contiguous float32 or float64 tensors on the CPU; others are updated by torch's own
+    step. Go adds up norms and means in the order in which the installed torch adds them up for ``foreach=False``, on as
+    many threads.
+
+    Shazeer & Stern, `Adafactor: Adaptive Learning Rates with Sublinear Memory Cost <https://arxiv.org/abs/1804.04235>`_,
+    Algorithms 4 and 5. The arguments that Hugging Face made known are those of :class:`goptim.hf.Adafactor`.
+    """
+
+    twin = torch.optim.Adafactor
+    _table = _FactoredTable
+
+    @functools.wraps(torch.optim.Adafactor.__init__)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        foreign = sorted(_HUGGING_FACE & kwargs.keys())
+        if foreign:
+            raise TypeError(
+                f"Adafactor: unexpected {', '.join(foreign)}: goptim.Adafactor has torch.optim.Adafactor's arguments; "
+                "goptim.hf.Adafactor has those of transformers.Adafactor"
+            )
+        super().__init__(*args, **kwargs)
+
+    def columns(self, group: dict[str, Any]) -> tuple[str | None, ...]:
+        return ()
+
+    def scalars(self, group: dict[str, Any]) -> tuple[Any, ...]:
+        eps1, eps2 = group["eps"]
+        if eps1 is None:
+            # torch takes the epsilon of the first parameter's dtype for all.
+            dtypes = {p.dtype for p in group["params"] if p.grad is not None and p.is_floating_point()}
+            eps1 = torch.finfo(dtypes.pop()).eps if len(dtypes) == 1 else None
+        return (
+            group["lr"],
+            group["beta2_decay"],
+            eps1,
+            eps2,
+            group["d"],
+            group["weight_decay"],
+            bool(group["maximize"]),
+            fused_norms(),
+        )
+
+
+@functools.cache
+def fused_norms() -> bool:
+    """Whether this torch's compiler fused the squares of a norm into their sum: as torch 2.6's did, and 2.15's did not."""
+    # Sums of two squares, 8 elements apart, where torch's vectors of 8 have them in one lane.
+    pairs = torch.rand(256, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    x = torch.zeros(256, 16, dtype=torch.float32)
+    x[:, 0], x[:, 8] = pairs.unbind(1)
+    plain = fused = 0
+    for (a, b), norm in zip(pairs.tolist(), torch.linalg.vector_norm(x, dim=-1).tolist(), strict=True):
+        first = _float32(a * a)
+        plain += norm == _float32(math.sqrt(_float32(first + _float32(b * b))))
+        fused += norm == _float32(math.sqrt(_float32(first + b * b)))
+    return fused > plain
+
+
+def _float32(x: float) -> float:
+    return array("f", [x])[0]
