@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"sync"
 	"unsafe"
 
@@ -198,6 +199,7 @@ func updateAdafactor[T Float](o *AdafactorOptions, r *engine.Row, t float64, f *
 	s := takeScratch[T](&k.scratches)
 	defer k.scratches.Put(s)
 	u := grown(&s.update, n)
+	s.norm = reduce.Norm[T]{Order: f.order}
 
 	count := f.pow(float64(n), 0.5)
 	rho := o.LR
@@ -220,7 +222,7 @@ func updateAdafactor[T Float](o *AdafactorOptions, r *engine.Row, t float64, f *
 		row, col := elements[T](r.State[0], shape.batch*shape.rows), elements[T](r.State[1], shape.batch*shape.cols)
 		k.update(h, shape, u, g, row, col, f, s)
 	}
-	clip := float64(reduce.Sqrt(reduce.SumSquares(u, f.order))) / (count * o.D)
+	clip := float64(s.norm.Of(u)) / (count * o.D)
 	if !(clip > 1) {
 		clip = 1
 	}
@@ -238,12 +240,12 @@ func (k *adafactorKernels[T]) update(h *kernel.Adafactor, shape matrices, u, g, 
 		k.updateSmall(h, shape, u, g, row, col, s)
 		return
 	}
-	size, meanThreads := shape.rows*shape.cols, 1
+	size, meanThreads, update := shape.rows*shape.cols, 1, u
 	if shape.batch == 1 {
 		meanThreads = f.meanThreads
 	}
 	for b := range shape.batch {
-		u, g := u[b*size:][:size], g[b*size:][:size]
+		u, g := update[b*size:][:size], g[b*size:][:size]
 		row, col := row[b*shape.rows:][:shape.rows], col[b*shape.cols:][:shape.cols]
 		rowSums, colSums := grown(&s.rows, shape.rows), grown(&s.cols, shape.cols)
 		reduce.MatrixSquares(g, rowSums, colSums, f.order)
@@ -255,10 +257,11 @@ func (k *adafactorKernels[T]) update(h *kernel.Adafactor, shape matrices, u, g, 
 		if h.Mean < float64(T(h.Eps1)) {
 			h.Mean = h.Eps1
 		}
-		if shape.cols >= wideRow {
+		if shape.cols >= wideRow && h.Eps1 >= 0x1p-30 && h.Mean <= 0x1p60 && largest(row)*largest(col) <= 0x1p60 {
 			for i, x := range row {
 				h.Row = float64(x)
 				kernel.Apply(k.row, h, u[i*shape.cols:][:shape.cols], g[i*shape.cols:], [3][]T{col})
+				s.extendNorm(update[:b*size+(i+1)*shape.cols])
 			}
 			continue
 		}
@@ -272,21 +275,28 @@ func (k *adafactorKernels[T]) update(h *kernel.Adafactor, shape matrices, u, g, 
 	}
 }
 
+// largest is the largest of some numbers that are not below 0, as a float64; NaN if one is.
+func largest[T Float](s []T) float64 { return float64(slices.Max(s)) }
+
 // updateSmall takes as many matrices at a time as a vector has lanes.
 func (k *adafactorKernels[T]) updateSmall(h *kernel.Adafactor, shape matrices, u, g, row, col []T, s *scratch[T]) {
-	w, size := kernel.Lanes[T](), shape.rows*shape.cols
-	block := grown(&s.product, w*(2*size+shape.rows+shape.cols))
-	bu, bg := block[:w*size], block[w*size:2*w*size]
-	brow, bcol := block[2*w*size:][:w*shape.rows], block[w*(2*size+shape.rows):]
+	w, rows, cols := kernel.Lanes[T](), shape.rows, shape.cols
+	size := rows * cols
+	block := grown(&s.product, w*(3*size+rows+cols))
+	bu, bg, middle := block[:w*size], block[w*size:][:w*size], block[2*w*size:][:w*size]
+	brow, bcol := block[3*w*size:][:w*rows], block[w*(3*size+rows):]
+	matrix, column := kernel.TransposeOf(rows, cols, middle), kernel.TransposeOf(rows, 1, middle)
+	line := kernel.TransposeOf(1, cols, middle)
 	for b := 0; b < shape.batch; b += w {
 		m := min(w, shape.batch-b)
-		across(bg, g[b*size:], size, w, m)
-		across(brow, row[b*shape.rows:], shape.rows, w, m)
-		across(bcol, col[b*shape.cols:], shape.cols, w, m)
+		matrix.Across(bg, g[b*size:], m)
+		column.Across(brow, row[b*rows:], m)
+		line.Across(bcol, col[b*cols:], m)
 		k.small(h, bu, bg, [3][]T{brow, bcol})
-		back(u[b*size:], bu, size, w, m)
-		back(row[b*shape.rows:], brow, shape.rows, w, m)
-		back(col[b*shape.cols:], bcol, shape.cols, w, m)
+		matrix.Back(u[b*size:], bu, m)
+		column.Back(row[b*rows:], brow, m)
+		line.Back(col[b*cols:], bcol, m)
+		s.extendNorm(u[:(b+m)*size])
 	}
 	kernel.Leave()
 }

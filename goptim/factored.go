@@ -112,6 +112,7 @@ func (f *factorings) each(rows []engine.Row, do func(i int)) error {
 // scratch is memory for one parameter's step.
 type scratch[T Float] struct {
 	update, rows, cols, product []T
+	norm                        reduce.Norm[T]   // of update
 	adafactor                   kernel.Adafactor // on the heap, as a kernel's scalars must be
 }
 
@@ -122,36 +123,15 @@ func takeScratch[T Float](pool *sync.Pool) *scratch[T] {
 	return new(scratch[T])
 }
 
+// extendNorm adds what update has more than before, if it is enough for a call and not too much for a cache.
+func (s *scratch[T]) extendNorm(update []T) {
+	if len(update)-s.norm.Done() >= 2048 {
+		s.norm.Extend(update)
+	}
+}
+
 // grown is n elements of memory that is kept for the next.
 func grown[T any](s *[]T, n int) []T {
 	*s = slices.Grow((*s)[:0], n)[:n]
 	return *s
-}
-
-// across lays n records of size elements side by side: the first elements of all, then the second, w apart. Where
-// there are less than w records, the last one fills the rest.
-func across[T Float](dst, src []T, size, w, n int) {
-	dst, src = dst[:size*w], src[:size*n]
-	for j := range size {
-		to, at := dst[j*w:][:w], j
-		for m := range to[:n] {
-			to[m] = src[at]
-			at += size
-		}
-		for m := n; m < w; m++ {
-			to[m] = to[n-1]
-		}
-	}
-}
-
-// back is the reverse of across.
-func back[T Float](dst, src []T, size, w, n int) {
-	dst, src = dst[:size*n], src[:size*w]
-	for j := range size {
-		at := j
-		for _, x := range src[j*w:][:n] {
-			dst[at] = x
-			at += size
-		}
-	}
 }

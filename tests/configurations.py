@@ -15,6 +15,13 @@ import torch
 from torch import Tensor
 
 import goptim
+from goptim._step import GoStep, _Table
+
+# What Go steps through a table, and of these what treats every element alike.
+IN_TABLES = [
+    name for name in torch.optim.__all__ if isinstance(c := getattr(goptim, name), type) and issubclass(c, GoStep)
+]
+ELEMENTWISE = [name for name in IN_TABLES if getattr(goptim, name)._table is _Table]
 
 FLAG = [False, True]
 ADAM = [
@@ -60,6 +67,19 @@ ROWS: dict[str, list[dict[str, Any]]] = {
             "maximize": FLAG,
         },
         {"eps": 0, "initial_accumulator_value": 1e-3},
+        {"lr": 0.0},
+    ],
+    "Adafactor": [
+        {
+            "lr": 0.0123,
+            "weight_decay": [0, 0.037],
+            "beta2_decay": [-0.8, -0.3],
+            "eps": [(None, 1e-3), (1e-3, 0.1)],
+            "d": [1.0, 1.7],
+            "maximize": FLAG,
+        },
+        {"eps": (1e-30, 0)},
+        {"eps": (0, 0), "lr": 3, "weight_decay": 0.3},
         {"lr": 0.0},
     ],
     "Adadelta": [
@@ -157,6 +177,10 @@ class Configuration:
         """torch's own, on its for-loop path."""
         flags = dict.fromkeys(self.path_flags(), False)
         return oracle_of(self.optimizer)(params, **self.options, **flags)
+
+    def go_takes(self, value: Tensor) -> bool:
+        """Whether Go steps such a parameter. torch's Adafactor cannot step one without elements."""
+        return self.optimizer != "Adafactor" or (value.numel() > 0 and value.is_contiguous())
 
     def path_flags(self) -> list[str]:
         """The flags that choose a path in torch, and nothing in goptim."""

@@ -1,5 +1,8 @@
 """What all tests share."""
 
+import faulthandler
+import sys
+
 import pytest
 import torch
 
@@ -26,3 +29,13 @@ def double_default():
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(before)
+
+
+@pytest.fixture
+def to_go():
+    """Lets a fault go to Go: Python's faulthandler, which pytest enables, would make it fatal if it came after Go."""
+    enabled = faulthandler.is_enabled()
+    faulthandler.disable()
+    yield
+    if enabled:
+        faulthandler.enable(sys.__stderr__)

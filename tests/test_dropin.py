@@ -14,7 +14,7 @@ import warnings
 
 import pytest
 import torch
-from configurations import needs_late_state
+from configurations import ELEMENTWISE, IN_TABLES, needs_late_state
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn import Parameter
 from torch.optim import lr_scheduler, optimizer as torch_optimizer
@@ -22,14 +22,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import goptim
 from goptim import _core
-from goptim._step import GoStep
 from goptim.testing import assert_bit_equal, ieee_sqrt
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # that hypothesis is not installed
     from torch.testing._internal.common_optimizers import OptimizerErrorEnum, optim_db
 
-NAMES = [name for name in torch.optim.__all__ if isinstance(c := getattr(goptim, name), type) and issubclass(c, GoStep)]
+NAMES = IN_TABLES
 INFOS = {info.name: info for info in optim_db if info.name in NAMES}
 
 # Arguments under which every optimizer keeps tensors in its state.
@@ -39,6 +38,7 @@ WITH_STATE = {"SGD": {"momentum": 0.9}}
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse invariant checks")
 
 every = pytest.mark.parametrize("name", NAMES)
+elementwise = pytest.mark.parametrize("name", ELEMENTWISE)  # takes all that another cannot
 
 
 def twins(name):
@@ -203,11 +203,15 @@ TORCHS_CONFIGURATIONS = [
 
 @pytest.mark.parametrize(("name", "i"), TORCHS_CONFIGURATIONS)
 def test_torchs_configurations(name, i):
+    def params(name):
+        leaves = [leaf(3, 4), leaf(17, dtype=torch.float64), leaf()]
+        return leaves if name == "Adafactor" else [*leaves, leaf(0)]  # torch's divides by the number of elements
+
     def run(optimizer):
         kwargs = INFOS[name].optim_inputs_func(device="cpu")[i].kwargs  # built anew: a run may change them
         if optimizer is twins(name)[0]:
             kwargs = for_loop(optimizer, kwargs)
-        return train(optimizer, lambda: [leaf(3, 4), leaf(17, dtype=torch.float64), leaf(0), leaf()], **kwargs)
+        return train(optimizer, lambda: params(name), **kwargs)
 
     expected, ours = map(run, twins(name))
     assert_same(ours, expected)
@@ -307,7 +311,7 @@ def test_profiler_sees_one_step(name, kwargs):
     assert seen == [f"Optimizer.step#{name}.step", f"Optimizer.zero_grad#{name}.zero_grad"]
 
 
-@every
+@elementwise
 @pytest.mark.parametrize(
     "dtypes", [[torch.float32], [torch.complex64], [torch.float32, torch.complex64]], ids=["go", "torch", "both"]
 )
@@ -519,7 +523,7 @@ TAKEN = {
 }
 
 
-@every
+@elementwise
 @pytest.mark.parametrize("what", TAKEN)
 @pytest.mark.parametrize("kwargs", [{}, {"weight_decay": 0.1, "maximize": True}], ids=["plain", "decay and maximize"])
 def test_who_steps_what(name, what, kwargs, go):
@@ -535,7 +539,7 @@ def test_16_bit_is_torchs(name, dtype, go):
     assert go == []
 
 
-@every
+@elementwise
 def test_groups_of_go_and_of_torch_in_one_step(name, go):
     def make():
         rate = torch.tensor(0.1)  # a group whose rate is a Tensor is torch's
@@ -550,7 +554,7 @@ def test_groups_of_go_and_of_torch_in_one_step(name, go):
     assert [len(group["params"]) for group in ours.param_groups] == [2, 1, 1]
 
 
-@every
+@elementwise
 @pytest.mark.parametrize("kwargs", [{"lr": torch.tensor(0.1)}, {"differentiable": True}], ids=str)
 def test_arguments_that_torch_takes(name, kwargs, go):
     def make():
@@ -561,7 +565,7 @@ def test_arguments_that_torch_takes(name, kwargs, go):
     assert go == []
 
 
-@every
+@elementwise
 def test_differentiable_step_is_differentiated(name, go):
     def derivative(optimizer):
         torch.manual_seed(0)
@@ -601,7 +605,7 @@ def test_sparse_gradients(name, momentum, go):
         assert go == [1] * 3
 
 
-@every
+@elementwise
 def test_meta_tensors(name, go):
     def run(optimizer):
         p = Parameter(torch.empty(3, 4, device="meta"))
@@ -700,7 +704,7 @@ def test_dispatch_modes_see_every_operation(name, go):
     assert_same(ours, expected)
 
 
-@every
+@elementwise
 def test_fake_tensors(name, go):
     if name == "ASGD":
         pytest.skip("torch asks for the value of mu, which a fake tensor has not")

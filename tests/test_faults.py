@@ -1,11 +1,9 @@
 """What goptim is given wrongly becomes an exception that says what is wrong, and nothing has been written then."""
 
 import ctypes
-import faulthandler
 import itertools
 import mmap
 import os
-import sys
 import time
 import warnings
 from array import array
@@ -13,15 +11,14 @@ from array import array
 import numpy as np
 import pytest
 import torch
-from configurations import needs_late_state
+from configurations import ELEMENTWISE, needs_late_state
 from torch.nn import Parameter
 
 import goptim
 from goptim import _core
-from goptim._step import GoStep
 from goptim.testing import assert_bit_equal, ieee_sqrt
 
-NAMES = [name for name in torch.optim.__all__ if isinstance(c := getattr(goptim, name), type) and issubclass(c, GoStep)]
+NAMES = ELEMENTWISE
 OPTIONS = {"SGD": {"lr": 0.1, "momentum": 0.9}}
 
 every = pytest.mark.parametrize("name", NAMES)
@@ -311,16 +308,6 @@ def test_interrupt_before_go_leaves_a_state_to_go_on_with(name, before, monkeypa
 
 PROT_NONE, PROT_READ, PROT_READ_WRITE = 0, mmap.PROT_READ, mmap.PROT_READ | mmap.PROT_WRITE
 CALLER, WORKERS = 64, 1 << 20  # elements: for the caller's thread alone, and for two threads
-
-
-@pytest.fixture
-def to_go():
-    """Lets a fault go to Go: Python's faulthandler, which pytest enables, would make it fatal if it came after Go."""
-    enabled = faulthandler.is_enabled()
-    faulthandler.disable()
-    yield
-    if enabled:
-        faulthandler.enable(sys.__stderr__)
 
 
 class Memory:

@@ -11,14 +11,15 @@ from array import array
 import numpy as np
 import pytest
 import torch
+from configurations import ELEMENTWISE
 from torch.nn import Buffer, Parameter
 
 import goptim
 from goptim import _core, _native
-from goptim._step import GoStep, _Table
+from goptim._step import _Table
 from goptim.testing import assert_bit_equal, ieee_sqrt
 
-NAMES = [name for name in torch.optim.__all__ if isinstance(c := getattr(goptim, name), type) and issubclass(c, GoStep)]
+NAMES = [*ELEMENTWISE]
 OPTIONS = {
     "SGD with momentum": {"momentum": 0.9},
     "Adam with amsgrad": {"amsgrad": True},

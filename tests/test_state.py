@@ -13,7 +13,7 @@ import goptim
 from goptim.testing import assert_bit_equal
 
 HALF = 5
-LENGTHS = (1, 17, 40)
+SHAPES = ((1,), (17,), (8, 5))
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +23,7 @@ def ieee_sqrt():
 
 
 def _start() -> list[Tensor]:
-    return [normal((n,), torch.float32, n).requires_grad_() for n in LENGTHS]
+    return [normal(shape, torch.float32, i).requires_grad_() for i, shape in enumerate(SHAPES)]
 
 
 def _run(optimizer: torch.optim.Optimizer, params: list[Tensor], steps: range) -> None:

@@ -120,9 +120,6 @@ class GoStep(Optimizer):
 class _Table:
     """One group's part of a step: a row for every parameter that Go takes, and a list of those that it does not."""
 
-    gathers: ClassVar[bool] = True
-    """Whether gather.c knows the states: they are one number, or shaped as their parameter."""
-
     def __init__(self, optimizer: GoStep, index: int, group: dict[str, Any], at: int = 0) -> None:
         self.optimizer = optimizer
         self.index = index
@@ -144,27 +141,31 @@ class _Table:
         if not _go_takes_group(group, optimizer.scalars(group)):
             self.rest = params
             return
-        odd = params
-        core = _native.core()
-        if self.gathers and core is not None and _native.dlpack_api is not None and type(params) is list:
-            odd = []
-            self.n, self.at = core.gather(
-                _native.dlpack_api,
-                _PLAIN,
-                torch.strided if optimizer._layouts else None,
-                params,
-                optimizer.state,
-                at,
-                "step" if optimizer.counts else None,
-                self.columns,
-                optimizer.numbers,
-                self.words.buffer_info()[0],
-                self.written,
-                self.grads,
-                odd,
-            )
-        for p in odd:
+        for p in self._gather(params):
             self._sort(p)
+
+    def _gather(self, params: list[Tensor]) -> list[Tensor]:
+        """Make the rows that gather.c can make; what it leaves is returned."""
+        core = _native.core()
+        if core is None or _native.dlpack_api is None or type(params) is not list:
+            return params
+        odd: list[Tensor] = []
+        self.n, self.at = core.gather(
+            _native.dlpack_api,
+            _PLAIN,
+            torch.strided if self.optimizer._layouts else None,
+            params,
+            self.optimizer.state,
+            self.at,
+            "step" if self.optimizer.counts else None,
+            self.columns,
+            self.optimizer.numbers,
+            self.words.buffer_info()[0],
+            self.written,
+            self.grads,
+            odd,
+        )
+        return odd
 
     def _sort(self, p: Tensor) -> None:
         """Find out where a parameter goes, and raise if it can go nowhere."""
@@ -258,7 +259,7 @@ class _Table:
             state = optimizer.state[p]
             made = {
                 key: torch.empty_like(p, memory_format=torch.preserve_format, requires_grad=False)
-                for key in self.alike
+                for key in self._shapes(p)
                 if key not in state
             }
             self.made += [(state, key, t) for key, t in made.items()]

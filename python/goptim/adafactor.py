@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from goptim._step import GoStep, _Table
+from goptim._step import _WORDS, GoStep, _Table
 
 # Arguments that transformers.Adafactor has, and torch.optim.Adafactor has not.
 _HUGGING_FACE = {"clip_threshold", "decay_rate", "beta1", "scale_parameter", "relative_step", "warmup_init"}
@@ -19,7 +19,14 @@ _HUGGING_FACE = {"clip_threshold", "decay_rate", "beta1", "scale_parameter", "re
 class _FactoredTable(_Table):
     """A table whose states are a number for every row and every column of a parameter's matrices, or a vector."""
 
-    gathers = False
+    def _gather(self, params: list[Tensor]) -> list[Tensor]:
+        odd = super()._gather(params)
+        if 0 in self.words[: self.n * _WORDS : _WORDS]:  # torch divides by the number of elements
+            self.n = 0
+            self.written.clear()
+            self.grads.clear()
+            return params
+        return odd
 
     def _takes(self, p: Tensor) -> bool:
         return super()._takes(p) and p.numel() > 0 and p.is_contiguous()
@@ -52,7 +59,6 @@ class Adafactor(GoStep, torch.optim.Adafactor):
     twin = torch.optim.Adafactor
     _table = _FactoredTable
 
-    @functools.wraps(torch.optim.Adafactor.__init__)
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         foreign = sorted(_HUGGING_FACE & kwargs.keys())
         if foreign:
@@ -63,14 +69,17 @@ class Adafactor(GoStep, torch.optim.Adafactor):
         super().__init__(*args, **kwargs)
 
     def columns(self, group: dict[str, Any]) -> tuple[str | None, ...]:
-        return ()
+        return ("variance",)  # or see _FactoredTable
 
     def scalars(self, group: dict[str, Any]) -> tuple[Any, ...]:
         eps1, eps2 = group["eps"]
         if eps1 is None:
             # torch takes the epsilon of the first parameter's dtype for all.
-            dtypes = {p.dtype for p in group["params"] if p.grad is not None and p.is_floating_point()}
-            eps1 = torch.finfo(dtypes.pop()).eps if len(dtypes) == 1 else None
+            dtypes = {p.dtype for p in group["params"]}
+            if len(dtypes) > 1:
+                dtypes = {p.dtype for p in group["params"] if p.grad is not None}
+            dtype = dtypes.pop() if len(dtypes) == 1 else None
+            eps1 = torch.finfo(dtype).eps if dtype is not None and dtype.is_floating_point else None
         return (
             group["lr"],
             group["beta2_decay"],
@@ -83,9 +92,12 @@ class Adafactor(GoStep, torch.optim.Adafactor):
         )
 
 
+functools.update_wrapper(Adafactor.__init__, torch.optim.Adafactor.__init__)  # the signature
+
+
 @functools.cache
 def fused_norms() -> bool:
-    """Whether this torch's compiler fused the squares of a norm into their sum: as torch 2.6's did, and 2.15's did not."""
+    """Whether this torch's compiler fused a norm's squares into their sum: that of torch 2.6 did, of 2.15 not."""
     # Sums of two squares, 8 elements apart, where torch's vectors of 8 have them in one lane.
     pairs = torch.rand(256, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
     x = torch.zeros(256, 16, dtype=torch.float32)

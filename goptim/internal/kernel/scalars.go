@@ -119,7 +119,9 @@ type SparseAdam struct {
 	Step   float64 // -lr * sqrt(1 - beta2^t) / (1 - beta1^t)
 }
 
-// Adafactor holds those of Adafactor, and of one matrix or row at a time.
+// Adafactor holds those of Adafactor, and of one matrix or row at a time. For AdafactorRow, Mean is between 2^-30 and
+// 2^60, products of row_var and col_var are at most 2^60, and EpsSq is at least 2^-60: where a remainder of its division
+// underflows, the quotient is less than EpsSq then.
 type Adafactor struct {
 	Sign       float64 // -1 to maximize
 	W          Weight  // t^beta2_decay

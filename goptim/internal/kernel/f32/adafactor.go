@@ -25,16 +25,21 @@ func AdafactorMean(h *kernel.Adafactor, p, g []float32, s [3][]float32) {
 	}
 }
 
-// AdafactorRow writes the unclipped update of a part of a row to p, from its gradient and its part of col_var.
+// AdafactorRow writes the unclipped update of a row to p, from its gradient and col_var. It divides by row_var's mean
+// without the CPU's divider, for which the roots wait, and with a division's bits: see kernel.Divisor, and
+// kernel.Adafactor for what it may be given.
 func AdafactorRow(h *kernel.Adafactor, p, g []float32, s [3][]float32) {
 	if simd.Emulated() {
 		lane.AdafactorRow(h, p, g, s)
 		return
 	}
-	sgn, row, mean, least, one := set(h.Sign), set(h.Row), set(h.Mean), set(h.EpsSq), set(1)
+	sgn, row, least, one := set(h.Sign), set(h.Row), set(h.EpsSq), set(1)
+	minus, recip := set(-h.Mean), one.Div(set(h.Mean))
 	col, w := s[0], one.Len()
 	for i := 0; i < len(p); i += w {
-		v := row.Mul(*at(col, i)).Div(mean)
+		v := row.Mul(*at(col, i))
+		q := v.Mul(recip)
+		v = minus.MulAdd(q, v).MulAdd(recip, q)
 		*at(p, i) = rootless(v, least, one).Mul(at(g, i).Mul(sgn))
 	}
 }

@@ -1,0 +1,188 @@
+"""Adafactor on matrices: the bits of torch.optim.Adafactor, whose order of summation depends on their shape.
+
+The rows of the parity table step it as they step every optimizer, on vectors mostly.
+"""
+
+from array import array
+from unittest import mock
+
+import pytest
+import torch
+from configurations import TABLE, gradients, normal
+from test_faults import PROT_NONE, PROT_READ_WRITE, Memory
+from test_parity import CAPABILITY, FLOATS, STEPS, Twins
+
+import goptim
+from goptim import _core
+from goptim.adafactor import fused_norms
+from goptim.testing import assert_bit_equal
+
+pytestmark = [
+    pytest.mark.skipif(not CAPABILITY.startswith("AVX"), reason="torch fuses no products with sums on this CPU"),
+    pytest.mark.usefixtures("threads"),
+]
+
+ROW = TABLE["Adafactor"]
+SHAPES = [
+    *[(1, 1), (2, 1), (1, 2), (5, 1), (1000, 1), (1, 50_000), (3, 3), (7, 8), (8, 7), (10, 3), (70, 8), (33, 65)],
+    *[(300, 257), (2000, 17), (17, 2000), (16, 16), (4, 15), (4, 7, 1), (7, 1, 5), (100, 1, 50), (1, 33, 1)],
+    *[(33, 1, 1), (3, 5, 6), (40, 5, 2), (40, 2, 13), (40, 13, 2), (9, 15, 15), (8, 9, 14), (40, 11, 11), (40, 1, 3)],
+    *[(40, 3, 1), (6, 6, 1, 1), (16, 5, 3, 3), (3, 5, 3, 3), (17, 3, 5, 5), (8, 9, 7, 7), (70, 1, 1, 33), (9, 7, 8, 2)],
+]
+
+
+@FLOATS
+@pytest.mark.parametrize("configuration", [ROW[0], ROW[1], ROW[2], ROW[-1]], ids=str)
+def test_shapes(configuration, dtype):
+    """Every way of Go's and every order of torch's: rows shorter and longer than a vector, columns, small matrices."""
+    twins = Twins(configuration, [normal(shape, dtype, i) for i, shape in enumerate(SHAPES)])
+    twins.run()
+    assert {len(s) for s in twins.optimizer.state.values()} == {3}
+
+
+@FLOATS
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_long_sums(n, dtype, threads):
+    """From 32768 numbers on, torch cuts a sum between as many threads as it has."""
+    threads(n)
+    shapes = [(40_000, 1), (40_000, 4), (4, 40_000), (3, 40_000, 2), (32_768, 3), (32_767, 2), (70_000, 16), (99_999,)]
+    Twins(ROW[0], [normal(shape, dtype, i) for i, shape in enumerate(shapes)]).run(STEPS // 3)
+
+
+@FLOATS
+@pytest.mark.parametrize(
+    "shape", [(7, 23, 23), (23, 3, 529), (529, 7, 1, 1), (529, 3, 3), (600, 5), (23, 529)], ids=str
+)
+@pytest.mark.parametrize("configuration", [ROW[0], ROW[1], ROW[2], ROW[-1]], ids=str)
+def test_special_values(configuration, shape, dtype):
+    """One in so many is special, for a NaN would be all that there is after it."""
+    limits = torch.finfo(dtype)
+    special = [0.0, limits.tiny, 1e-40, 1e-25, limits.eps, 1e15, 1e19, limits.max, torch.inf, torch.nan]
+    for one in special:
+        twins = Twins(configuration, [normal(shape, dtype, 0)])
+        for step in range(3):
+            (g,) = gradients(twins.params, step)
+            g.view(-1)[step :: 31 + g.numel() // 3] = one
+            g.view(-1)[step + 1 :: 31 + g.numel() // 3] = -one
+            twins.step([g])
+    for scale in (0.0, limits.tiny**0.5, limits.tiny, 1e-12, 1e12, limits.max**0.5):
+        twins = Twins(configuration, [normal(shape, dtype, 0)])
+        for step in range(3):
+            twins.step([normal(shape, dtype, step) * scale])
+
+
+def test_layouts_that_are_torchs():
+    """torch adds up in the order of memory, and Go only knows that of contiguous parameters."""
+    params = [normal((5, 7), torch.float32, 0).t(), normal((3, 4, 5, 6), torch.float32, 1)]
+    params[1] = params[1].contiguous(memory_format=torch.channels_last)
+    results = []
+    for optimizer in (goptim.Adafactor, torch.optim.Adafactor):
+        leaves = [p.detach().clone().requires_grad_() for p in params]
+        assert not any(p.is_contiguous() for p in leaves)
+        opt = optimizer(leaves)
+        for step in range(3):
+            for p, g in zip(leaves, gradients(leaves, step), strict=True):
+                p.grad = g
+            opt.step()
+        results.append((leaves, opt.state_dict()["state"]))
+    assert_bit_equal(*results)
+
+
+def test_epsilon_of_the_first_dtype(monkeypatch):
+    """Where a group mixes dtypes, torch takes the machine epsilon of its first parameter for all."""
+    results = []
+    for optimizer in (goptim.Adafactor, torch.optim.Adafactor):
+        leaves = [(normal((6,), d, 0) * 1e-9).requires_grad_() for d in (torch.float64, torch.float32)]
+        opt = optimizer(leaves)
+        for p in leaves:
+            p.grad = torch.full_like(p, 1e-12)
+        opt.step()
+        results.append(leaves)
+    assert_bit_equal(*results)
+
+
+def test_a_wrong_shape_of_a_state_is_an_error():
+    p = normal((4, 5), torch.float32, 0).requires_grad_()
+    opt = goptim.Adafactor([p])
+    p.grad = torch.ones_like(p)
+    opt.step()
+    before = p.detach().clone()
+    opt.state[p]["col_var"] = torch.ones(1, 4)
+    with pytest.raises(ValueError, match=r"parameter 0 .*'col_var' has shape \(1, 4\), expected \(1, 5\)"):
+        opt.step()
+    assert_bit_equal(p.detach(), before)
+
+
+def test_an_empty_parameter_is_torchs_error():
+    p = torch.zeros(0, requires_grad=True)
+    p.grad = torch.zeros(0)
+    for optimizer in (torch.optim.Adafactor, goptim.Adafactor):
+        opt = optimizer([p])
+        with pytest.raises(ZeroDivisionError):
+            opt.step()
+        with pytest.raises(ZeroDivisionError):
+            opt.step()
+
+
+@pytest.mark.parametrize(
+    "keyword", ["scale_parameter", "relative_step", "warmup_init", "clip_threshold", "beta1", "decay_rate"]
+)
+def test_hugging_faces_keywords(keyword):
+    with pytest.raises(TypeError, match=rf"unexpected {keyword}: .*goptim\.hf\.Adafactor"):
+        goptim.Adafactor([torch.zeros(1)], **{keyword: None})
+
+
+def _row(columns, n, rows=0, cols=0):
+    p, g, step, row, col = (m.address for m in columns)
+    return array("Q", [n, 0x101, p, g, step, row, col if rows else 0, rows | cols << 32])
+
+
+ARGUMENTS = (0.01, -0.8, 1e-7, 1e-3, 1.0, 0.0, 0, 0)
+
+
+@pytest.mark.parametrize("shape", [(0, 0), (8, 512), (512, 8)], ids=["vector", "wide", "narrow"])
+@pytest.mark.parametrize("column", range(5), ids=["parameter", "gradient", "step", "row_var", "col_var"])
+def test_fault_in_go_is_an_exception(column, shape, threads, to_go):
+    threads(2)
+    columns = [Memory(4096) for _ in range(5)]
+    table = _row(columns, 4096, *shape)
+    if column == 4 and shape == (0, 0):
+        pytest.skip("a vector has one state")
+    columns[column].protect(PROT_NONE)
+    try:
+        with pytest.raises(RuntimeError, match=r"panic in Go.*invalid memory address"):
+            _core.Adafactor(table.buffer_info()[0], 1, 2, *ARGUMENTS)
+    finally:
+        columns[column].protect(PROT_READ_WRITE)
+    assert _core.Adafactor(table.buffer_info()[0], 1, 2, *ARGUMENTS) == 1
+
+
+@pytest.mark.parametrize(
+    ("n", "rows", "cols", "message"),
+    [
+        (0, 0, 0, "no elements"),
+        (64, 8, 7, "matrices of 8 x 7 in 64 elements"),
+        (64, 8, 0, "matrices of 8 x 0"),
+        (64, 0, 8, "matrices of 0 x 8"),
+        (64, 1 << 31, 1 << 31, "matrices of"),
+    ],
+)
+def test_bad_row(n, rows, cols, message):
+    table = _row([Memory(64)] * 5, n, rows, cols)
+    with pytest.raises(RuntimeError, match=rf"Adafactor: row 0: {message}"):
+        _core.Adafactor(table.buffer_info()[0], 1, 1, *ARGUMENTS)
+
+
+def test_go_knows_how_this_torch_adds_squares():
+    """A torch that adds up in yet another order would show here first."""
+    version = tuple(map(int, torch.__version__.split(".")[:2]))
+    if version in ((2, 6), (2, 15)):
+        assert fused_norms() is (version == (2, 6))
+
+
+def test_torch_does_not_step_what_go_takes():
+    p = normal((4, 5), torch.float32, 0).requires_grad_()
+    opt = goptim.Adafactor([p])
+    p.grad = torch.ones_like(p)
+    with mock.patch("goptim._step._undecorated", side_effect=AssertionError):
+        opt.step()
