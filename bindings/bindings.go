@@ -72,6 +72,19 @@ func Adafactor(table, rows, threads int64, lr, beta2Decay, eps1, eps2, d, weight
 	return rows, o.StepTable(t)
 }
 
+// HFAdafactor steps a table of its own: see goptim.HFAdafactorOptions.StepTable. fusedNorms is as Adafactor's.
+func HFAdafactor(table, rows, threads int64, lr, eps1, eps2, clipThreshold, decayRate, beta1, weightDecay float64, averages, scaleParameter, relativeStep, warmupInit, fusedNorms int64) (n int64, err error) {
+	defer enter(&err)()
+	o := goptim.HFAdafactorOptions{
+		LR: lr, Eps: [2]float64{eps1, eps2}, ClipThreshold: clipThreshold, DecayRate: decayRate,
+		Averages: averages != 0, Beta1: beta1, WeightDecay: weightDecay,
+		ScaleParameter: scaleParameter != 0, RelativeStep: relativeStep != 0, WarmupInit: warmupInit != 0,
+	}
+	t := tableOf(table, rows, threads)
+	t.FusedNorms = fusedNorms != 0
+	return rows, o.StepTable(t)
+}
+
 // Adamax steps a table: see goptim.AdamaxOptions.StepTable.
 func Adamax(table, rows, threads int64, lr, beta1, beta2, eps, weightDecay float64, maximize int64) (n int64, err error) {
 	defer enter(&err)()

@@ -214,7 +214,10 @@ func updateAdafactor[T Float](o *AdafactorOptions, r *engine.Row, t float64, f *
 	*h = kernel.Adafactor{
 		Sign: kernel.Sign(o.Maximize), W: kernel.WeightOf[T](f.pow(t, o.Beta2Decay)), Eps1: o.Eps[0], EpsSq: o.Eps[0] * o.Eps[0],
 		Rows: float64(shape.rows), Cols: float64(shape.cols), Fused: kernel.Flag(f.order.Fused),
-		Decay: 1 - float64(o.LR*o.WeightDecay),
+		Decay: 1,
+	}
+	if o.WeightDecay != 0 {
+		h.Decay = 1 - float64(o.LR*o.WeightDecay)
 	}
 	if shape.rows == 0 {
 		kernel.Apply(k.vector, h, u, g, [3][]T{elements[T](r.State[0], n)})

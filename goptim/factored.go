@@ -112,8 +112,10 @@ func (f *factorings) each(rows []engine.Row, do func(i int)) error {
 // scratch is memory for one parameter's step.
 type scratch[T Float] struct {
 	update, rows, cols, product []T
-	norm                        reduce.Norm[T]   // of update
+	norm                        reduce.Norm[T] // of update
+	columns                     reduce.Columns[T]
 	adafactor                   kernel.Adafactor // on the heap, as a kernel's scalars must be
+	hfAdafactor                 kernel.HFAdafactor
 }
 
 func takeScratch[T Float](pool *sync.Pool) *scratch[T] {

@@ -121,6 +121,21 @@ func bindings_Adamax(table C.longlong, rows C.longlong, threads C.longlong, lr C
 	return C.longlong(cret)
 }
 
+//export bindings_HFAdafactor
+func bindings_HFAdafactor(table C.longlong, rows C.longlong, threads C.longlong, lr C.double, eps1 C.double, eps2 C.double, clipThreshold C.double, decayRate C.double, beta1 C.double, weightDecay C.double, averages C.longlong, scaleParameter C.longlong, relativeStep C.longlong, warmupInit C.longlong, fusedNorms C.longlong) C.longlong {
+	_saved_thread := C.PyEval_SaveThread()
+	cret, __err := bindings.HFAdafactor(int64(table), int64(rows), int64(threads), float64(lr), float64(eps1), float64(eps2), float64(clipThreshold), float64(decayRate), float64(beta1), float64(weightDecay), int64(averages), int64(scaleParameter), int64(relativeStep), int64(warmupInit), int64(fusedNorms))
+
+	C.PyEval_RestoreThread(_saved_thread)
+	if __err != nil {
+		estr := C.CString(__err.Error())
+		C.PyErr_SetString(C.PyExc_RuntimeError, estr)
+		C.free(unsafe.Pointer(estr))
+		return C.longlong(0)
+	}
+	return C.longlong(cret)
+}
+
 //export bindings_NAdam
 func bindings_NAdam(table C.longlong, rows C.longlong, threads C.longlong, lr C.double, beta1 C.double, beta2 C.double, eps C.double, weightDecay C.double, momentumDecay C.double, decoupledWeightDecay C.longlong, maximize C.longlong) C.longlong {
 	_saved_thread := C.PyEval_SaveThread()

@@ -16,7 +16,7 @@ from torch.optim import (
     swa_utils as swa_utils,
 )
 
-from goptim import testing as testing
+from goptim import hf as hf, testing as testing
 from goptim.adadelta import Adadelta as Adadelta
 from goptim.adafactor import Adafactor as Adafactor
 from goptim.adagrad import Adagrad as Adagrad

@@ -80,6 +80,23 @@ def Adafactor(
     maximize: int,
     fused_norms: int,
 ) -> int: ...
+def HFAdafactor(
+    table: int,
+    rows: int,
+    threads: int,
+    lr: float,
+    eps1: float,
+    eps2: float,
+    clip_threshold: float,
+    decay_rate: float,
+    beta1: float,
+    weight_decay: float,
+    averages: int,
+    scale_parameter: int,
+    relative_step: int,
+    warmup_init: int,
+    fused_norms: int,
+) -> int: ...
 def Adagrad(
     table: int,
     rows: int,

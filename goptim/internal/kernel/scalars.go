@@ -136,6 +136,19 @@ type Adafactor struct {
 	Step       float64 // of the clipped update
 }
 
+// HFAdafactor holds those of Hugging Face's Adafactor, and of one matrix or row at a time.
+type HFAdafactor struct {
+	Eps1      float64
+	Beta2, C2 float64 // 1 - t^decay_rate, and 1 minus that
+	Mean      float64 // of exp_avg_sq_row
+	Row       float64 // a row's factor
+	Clip      float64 // what the update is divided by
+	LR        float64
+	Beta1, C1 float64 // beta1, 1 - beta1
+	Decays    float64 // flag: there is a weight decay
+	Decay     float64 // -weight_decay * lr
+}
+
 // Flag is a flag among scalars.
 func Flag(on bool) float64 {
 	if on {

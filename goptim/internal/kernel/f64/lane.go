@@ -42,6 +42,24 @@ var Adamax = lane.Adamax
 // ASGD is lane's.
 var ASGD = lane.ASGD
 
+// HFAdafactorSquares is lane's.
+var HFAdafactorSquares = lane.HFAdafactorSquares
+
+// HFAdafactorMoment is lane's.
+var HFAdafactorMoment = lane.HFAdafactorMoment
+
+// HFAdafactorFactor is lane's.
+var HFAdafactorFactor = lane.HFAdafactorFactor
+
+// HFAdafactorRow is lane's.
+var HFAdafactorRow = lane.HFAdafactorRow
+
+// HFAdafactorVector is lane's.
+var HFAdafactorVector = lane.HFAdafactorVector
+
+// HFAdafactorStep is lane's.
+var HFAdafactorStep = lane.HFAdafactorStep
+
 // NAdam is lane's.
 var NAdam = lane.NAdam
 

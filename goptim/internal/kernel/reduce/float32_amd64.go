@@ -77,3 +77,27 @@ func fourRowsFloat32(lanes *[4][widest]float32, x, columns []float32, fused bool
 	*atFloat32(&lanes[2][0], 0), *atFloat32(&lanes[3][0], 0) = a2, a3
 	return j
 }
+
+func addFoursFloat32(sums *[4][widest]float32, x []float32) {
+	a0, a1 := *atFloat32(&sums[0][0], 0), *atFloat32(&sums[1][0], 0)
+	a2, a3 := *atFloat32(&sums[2][0], 0), *atFloat32(&sums[3][0], 0)
+	at, w := unsafe.SliceData(x), a0.Len()
+	for i := 0; i < len(x); i += 4 * w {
+		a0, a1 = a0.Add(*atFloat32(at, i)), a1.Add(*atFloat32(at, i+w))
+		a2, a3 = a2.Add(*atFloat32(at, i+2*w)), a3.Add(*atFloat32(at, i+3*w))
+	}
+	*atFloat32(&sums[0][0], 0), *atFloat32(&sums[1][0], 0) = a0, a1
+	*atFloat32(&sums[2][0], 0), *atFloat32(&sums[3][0], 0) = a2, a3
+	kernel.Leave()
+}
+
+func addToFloat32(sum, x []float32) int {
+	s, at := unsafe.SliceData(sum), unsafe.SliceData(x)
+	var v archsimd.Float32x8
+	i := 0
+	for ; i+v.Len() <= len(sum); i += v.Len() {
+		*atFloat32(s, i) = atFloat32(s, i).Add(*atFloat32(at, i))
+	}
+	kernel.Leave()
+	return i
+}

@@ -79,3 +79,27 @@ func fourRowsFloat64(lanes *[4][widest]float64, x, columns []float64, fused bool
 	*atFloat64(&lanes[2][0], 0), *atFloat64(&lanes[3][0], 0) = a2, a3
 	return j
 }
+
+func addFoursFloat64(sums *[4][widest]float64, x []float64) {
+	a0, a1 := *atFloat64(&sums[0][0], 0), *atFloat64(&sums[1][0], 0)
+	a2, a3 := *atFloat64(&sums[2][0], 0), *atFloat64(&sums[3][0], 0)
+	at, w := unsafe.SliceData(x), a0.Len()
+	for i := 0; i < len(x); i += 4 * w {
+		a0, a1 = a0.Add(*atFloat64(at, i)), a1.Add(*atFloat64(at, i+w))
+		a2, a3 = a2.Add(*atFloat64(at, i+2*w)), a3.Add(*atFloat64(at, i+3*w))
+	}
+	*atFloat64(&sums[0][0], 0), *atFloat64(&sums[1][0], 0) = a0, a1
+	*atFloat64(&sums[2][0], 0), *atFloat64(&sums[3][0], 0) = a2, a3
+	kernel.Leave()
+}
+
+func addToFloat64(sum, x []float64) int {
+	s, at := unsafe.SliceData(sum), unsafe.SliceData(x)
+	var v archsimd.Float64x4
+	i := 0
+	for ; i+v.Len() <= len(sum); i += v.Len() {
+		*atFloat64(s, i) = atFloat64(s, i).Add(*atFloat64(at, i))
+	}
+	kernel.Leave()
+	return i
+}

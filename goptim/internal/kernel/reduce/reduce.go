@@ -161,16 +161,12 @@ func cascade[T kernel.Float](sums *[4][widest]T, x []T, w int) {
 	power := LevelPower(rows)
 	step := 1 << power
 	i := 0
-	take := func() {
-		for k := range 4 {
-			add(&level[0][k], x[(4*i+k)*w:][:w])
-		}
-		i++
+	take := func(n int) {
+		addFours(&level[0], x[4*i*w:4*(i+n)*w], w)
+		i += n
 	}
 	for i+step <= rows {
-		for range step {
-			take()
-		}
+		take(step)
 		for j := 1; j < levels; j++ {
 			for k := range 4 {
 				add(&level[j][k], level[j-1][k][:w])
@@ -181,15 +177,28 @@ func cascade[T kernel.Float](sums *[4][widest]T, x []T, w int) {
 			}
 		}
 	}
-	for i < rows {
-		take()
-	}
+	take(rows - i)
 	for j := 1; j < levels; j++ {
 		for k := range 4 {
 			add(&level[0][k], level[j][k][:w])
 		}
 	}
 	*sums = level[0]
+}
+
+// addFours adds every fourth vector of w elements to one of the sums.
+func addFours[T kernel.Float](sums *[4][widest]T, x []T, w int) {
+	if vectors && w > 1 {
+		if unsafe.Sizeof(T(0)) == 4 {
+			addFoursFloat32((*[4][widest]float32)(unsafe.Pointer(sums)), cast[float32](x))
+		} else {
+			addFoursFloat64((*[4][widest]float64)(unsafe.Pointer(sums)), cast[float64](x))
+		}
+		return
+	}
+	for i := 0; i < len(x); i += w {
+		add(&sums[i/w%4], x[i:][:w])
+	}
 }
 
 // LevelPower is how many rows, as a power of two, the first level of a cascade over rows takes.

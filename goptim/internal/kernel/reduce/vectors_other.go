@@ -9,3 +9,9 @@ func addSquaresFloat64(*[widest]float64, []float64, bool) {}
 
 func matrixSquaresFloat32(_, _, _ []float32, _ Order) int { return 0 }
 func matrixSquaresFloat64(_, _, _ []float64, _ Order) int { return 0 }
+
+func addFoursFloat32(*[4][widest]float32, []float32) {}
+func addFoursFloat64(*[4][widest]float64, []float64) {}
+
+func addToFloat32(_, _ []float32) int { return 0 }
+func addToFloat64(_, _ []float64) int { return 0 }

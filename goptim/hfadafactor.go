@@ -1,0 +1,213 @@
+package goptim
+
+import (
+	"fmt"
+	"math"
+	"sync"
+	"unsafe"
+
+	"github.com/goptim/goptim/goptim/internal/engine"
+	"github.com/goptim/goptim/goptim/internal/kernel"
+	"github.com/goptim/goptim/goptim/internal/kernel/f32"
+	"github.com/goptim/goptim/goptim/internal/kernel/f64"
+	"github.com/goptim/goptim/goptim/internal/kernel/reduce"
+)
+
+// HFAdafactorOptions are the hyperparameters of Adafactor (Shazeer & Stern, arXiv:1804.04235) as Hugging Face's
+// transformers have it. It is for bindings; a Go program uses Adafactor.
+type HFAdafactorOptions struct {
+	LR             float64    // without RelativeStep
+	Eps            [2]float64 // added to squared gradients; and the least scale of a parameter
+	ClipThreshold  float64
+	DecayRate      float64
+	Averages       bool // there is an exp_avg, which decays by Beta1
+	Beta1          float64
+	WeightDecay    float64
+	ScaleParameter bool
+	RelativeStep   bool
+	WarmupInit     bool
+}
+
+// An hfRow is one parameter of a table for HFAdafactorOptions.StepTable: ten 64-bit words.
+type hfRow struct {
+	n        int64
+	kind     engine.Kind // as in a Table
+	param    uintptr
+	grad     uintptr
+	step     int64   // the number of this step, from 1
+	rms      uintptr // of one element, which is written
+	row, col uintptr // exp_avg_sq_row and exp_avg_sq_col; or exp_avg_sq, and 0
+	expAvg   uintptr
+	shape    uintptr // rows of a matrix, plus 2 to the power of 32 times columns; 0 for a vector
+}
+
+// StepTable runs one step over a table whose rows are of ten 64-bit words: the number of elements, their dtype, the
+// addresses of the parameter and the gradient, the number of this step, the addresses of RMS, exp_avg_sq_row and
+// exp_avg_sq_col (or exp_avg_sq, and 0) and exp_avg (or 0), and the shape as in Adafactor's table. It takes the options
+// unchecked, as transformers do. On an error that wraps ErrParam nothing has changed.
+func (o HFAdafactorOptions) StepTable(t Table) error {
+	if t.Rows == 0 {
+		return nil
+	}
+	if t.Rows < 0 || t.Address < 4096 || t.Address%8 != 0 {
+		return fmt.Errorf("goptim: hf.Adafactor: a table of %d rows at %#x: %w", t.Rows, t.Address, ErrParam)
+	}
+	table := unsafe.Slice((*hfRow)(engine.Pointer(t.Address)), t.Rows)
+	rows := make([]engine.Row, t.Rows)
+	for i, r := range table {
+		rows[i] = engine.Row{
+			N: r.n, Kind: r.kind, Param: r.param, Grad: r.grad, State: [engine.States]uintptr{r.row, r.col, r.shape},
+		}
+		err := rows[i].Check(engine.Layout{})
+		if err == nil {
+			err = checkFactored(&rows[i])
+		}
+		if err == nil && (r.rms < 4096 || (o.Averages && r.expAvg < 4096) || r.step < 1) {
+			err = fmt.Errorf("step %d, RMS at %#x, exp_avg at %#x", r.step, r.rms, r.expAvg)
+		}
+		if err != nil {
+			return fmt.Errorf("goptim: hf.Adafactor: row %d: %w: %w", i, err, ErrParam)
+		}
+	}
+	f := factorings{threads: t.Threads, team: t.Team, meanThreads: t.Threads, order: reduce.Order{Fused: t.FusedNorms}, pow: t.pow()}
+	err := f.each(rows, func(i int) {
+		if rows[i].DType() == engine.Float32 {
+			updateHFAdafactor(&o, &rows[i], &table[i], &f, &hfAdafactor32)
+		} else {
+			updateHFAdafactor(&o, &rows[i], &table[i], &f, &hfAdafactor64)
+		}
+	})
+	if err != nil {
+		return fmt.Errorf("goptim: hf.Adafactor: %w", err)
+	}
+	return nil
+}
+
+type hfAdafactorKernels[T Float] struct {
+	squares, moment, factor, row, vector, step kernel.Func[kernel.HFAdafactor, T]
+	scratches                                  sync.Pool
+}
+
+var (
+	hfAdafactor32 = hfAdafactorKernels[float32]{
+		squares: f32.HFAdafactorSquares, moment: f32.HFAdafactorMoment, factor: f32.HFAdafactorFactor,
+		row: f32.HFAdafactorRow, vector: f32.HFAdafactorVector, step: f32.HFAdafactorStep,
+	}
+	hfAdafactor64 = hfAdafactorKernels[float64]{
+		squares: f64.HFAdafactorSquares, moment: f64.HFAdafactorMoment, factor: f64.HFAdafactorFactor,
+		row: f64.HFAdafactorRow, vector: f64.HFAdafactorVector, step: f64.HFAdafactorStep,
+	}
+)
+
+func updateHFAdafactor[T Float](o *HFAdafactorOptions, r *engine.Row, at *hfRow, f *factorings, k *hfAdafactorKernels[T]) {
+	n, shape, t := int(r.N), matricesOf(r), float64(at.step)
+	p, g := elements[T](r.Param, n), elements[T](r.Grad, n)
+	s := takeScratch[T](&k.scratches)
+	defer k.scratches.Put(s)
+	u := grown(&s.update, n)
+
+	count := T(f.pow(float64(n), 0.5))
+	s.norm = reduce.Norm[T]{Order: f.order}
+	rms := s.norm.Of(p) / count
+	*(*T)(engine.Pointer(at.rms)) = rms
+	lr, decay := o.rates(t, float64(rms), float64(T(o.Eps[1])), func(x float64) float64 { return float64(T(x)) })
+	beta2 := 1 - f.pow(t, o.DecayRate)
+	h := &s.hfAdafactor
+	*h = kernel.HFAdafactor{
+		Eps1: o.Eps[0], Beta2: beta2, C2: 1 - beta2, LR: lr, Decays: kernel.Flag(o.WeightDecay != 0), Decay: decay,
+		Beta1: o.Beta1, C1: 1 - o.Beta1,
+	}
+	s.norm = reduce.Norm[T]{Order: f.order}
+	if shape.rows == 0 {
+		kernel.Apply(k.vector, h, u, g, [3][]T{elements[T](r.State[0], n)})
+	} else {
+		row, col := elements[T](r.State[0], shape.batch*shape.rows), elements[T](r.State[1], shape.batch*shape.cols)
+		k.update(h, shape, u, g, row, col, f, s)
+	}
+	clip := s.norm.Of(u) / count / T(o.ClipThreshold)
+	if clip < 1 {
+		clip = 1
+	}
+	h.Clip = float64(clip)
+	var expAvg []T
+	if o.Averages {
+		expAvg = elements[T](at.expAvg, n)
+	}
+	kernel.Apply(k.step, h, p, u, [3][]T{expAvg})
+}
+
+// rates are the learning rate and the factor of the weight decay. Where the scale of the parameter is a tensor, torch
+// rounds every product.
+func (o *HFAdafactorOptions) rates(t, rms, leastScale float64, round func(float64) float64) (lr, decay float64) {
+	lr = o.LR
+	if o.RelativeStep {
+		least := 1e-2
+		if o.WarmupInit {
+			least = 1e-6 * t
+		}
+		lr = least
+		if x := 1 / math.Sqrt(t); x < least {
+			lr = x
+		}
+	}
+	switch {
+	case !o.ScaleParameter:
+		lr = 1 * lr
+	case rms > leastScale:
+		lr = round(rms * round(lr))
+		return lr, round(round(-o.WeightDecay) * lr)
+	default:
+		lr = o.Eps[1] * lr
+	}
+	return lr, -o.WeightDecay * lr
+}
+
+// update writes the unclipped update of a batch of matrices to u, and moves exp_avg_sq_row and exp_avg_sq_col.
+func (k *hfAdafactorKernels[T]) update(h *kernel.HFAdafactor, shape matrices, u, g, row, col []T, f *factorings, s *scratch[T]) {
+	rows, cols := shape.rows, shape.cols
+	// torch cuts a sum between threads if it is the only one.
+	threads, rowThreads, colThreads := 1, 1, 1
+	if shape.batch == 1 {
+		threads = f.meanThreads
+		if rows == 1 {
+			rowThreads = threads
+		}
+		if cols == 1 {
+			colThreads = threads
+		}
+	}
+	squares := grown(&s.product, max(rows, cols))
+	rowMeans, colMeans := grown(&s.rows, rows), grown(&s.cols, cols)
+	size, update := rows*cols, u
+	for b := range shape.batch {
+		u, g := update[b*size:][:size], g[b*size:][:size]
+		row, col := row[b*rows:][:rows], col[b*cols:][:cols]
+		if cols == 1 {
+			kernel.Apply(k.squares, h, rowMeans, g, [3][]T{})
+			colMeans[0] = reduce.Mean(rowMeans, colThreads)
+		} else {
+			s.columns.Begin(rows, cols)
+			squares := squares[:cols]
+			for i := range rows {
+				kernel.Apply(k.squares, h, squares, g[i*cols:], [3][]T{})
+				rowMeans[i] = reduce.Mean(squares, rowThreads)
+				s.columns.Add(i, squares)
+			}
+			s.columns.Sums(colMeans)
+			for j := range colMeans {
+				colMeans[j] /= T(rows)
+			}
+		}
+		kernel.Apply(k.moment, h, row, rowMeans, [3][]T{})
+		kernel.Apply(k.moment, h, col, colMeans, [3][]T{})
+		h.Mean = float64(reduce.Mean(row, threads))
+		kernel.Apply(k.factor, h, rowMeans, row, [3][]T{})
+		h.Mean = 1
+		kernel.Apply(k.factor, h, colMeans, col, [3][]T{})
+		for i, x := range rowMeans {
+			h.Row = float64(x)
+			kernel.Apply(k.row, h, u[i*cols:][:cols], g[i*cols:], [3][]T{colMeans})
+			s.extendNorm(update[:b*size+(i+1)*cols])
+		}
+	}
+}

@@ -1,0 +1,255 @@
+"""The optimizers that Hugging Face's transformers made known, with their arguments."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from goptim import _native
+from goptim._step import _DTYPES, _bump_versions, _go_takes, _go_takes_grad
+from goptim.adafactor import fused_norms
+
+_WORDS = 10  # of a row (goptim/hfadafactor.go)
+
+
+class Adafactor(Optimizer):
+    r"""Adafactor with the arguments, state and bits of ``transformers.Adafactor``, and its update in Go.
+
+    For a parameter :math:`\theta` with gradient :math:`G`, at step :math:`t`:
+
+    .. math::
+        \rho &= \text{lr}, \text{ or with relative\_step }
+        \min(10^{-2} \text{ or with warmup\_init } 10^{-6} t,\; 1/\sqrt t) \\
+        \alpha &= \max(\epsilon_2, \text{RMS}(\theta))\,\rho \text{ with scale\_parameter, else } \rho \\
+        \hat\beta_2 &= 1 - t^{\text{decay\_rate}} \\
+        R &\leftarrow \hat\beta_2 R + (1 - \hat\beta_2)\, \text{mean}_{-1}(G^2 + \epsilon_1), \quad
+        C \leftarrow \hat\beta_2 C + (1 - \hat\beta_2)\, \text{mean}_{-2}(G^2 + \epsilon_1) \\
+        U &= G / \sqrt{(R / \text{mean}(R))\, C}, \quad
+        \hat U = \alpha\, U / \max(1, \text{RMS}(U) / \text{clip\_threshold}) \\
+        M &\leftarrow \beta_1 M + (1 - \beta_1)\, \hat U \text{ if there is a beta1} \\
+        \theta &\leftarrow \theta - \text{weight\_decay}\, \alpha\, \theta - (M \text{ or } \hat U)
+
+    The state of a parameter is ``step``, a Python int; ``RMS``, a tensor of one element; ``exp_avg_sq_row`` and
+    ``exp_avg_sq_col`` for two dimensions or more, whose last two are matrices, else ``exp_avg_sq``; and ``exp_avg`` if
+    there is a ``beta1``. Contiguous float32 and float64 tensors on the CPU are updated in Go, which adds up in the
+    order of the installed torch; others, as bfloat16, by torch's operations.
+
+    Shazeer & Stern, `Adafactor: Adaptive Learning Rates with Sublinear Memory Cost <https://arxiv.org/abs/1804.04235>`_,
+    Algorithms 4 and 5.
+
+    Args:
+        params: parameters, or groups of them.
+        lr: learning rate; None with ``relative_step``.
+        eps: what is added to squared gradients, and the least scale of a parameter.
+        clip_threshold: largest root mean square of an update.
+        decay_rate: exponent of the decay of the second moment.
+        beta1: decay of an average of updates; None is without.
+        weight_decay: decoupled weight decay.
+        scale_parameter: steps are relative to a parameter's root mean square.
+        relative_step: the learning rate follows from the number of steps.
+        warmup_init: it begins small.
+
+    Raises:
+        ValueError: an lr with ``relative_step``, or ``warmup_init`` without it.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | None = None,
+        eps: tuple[float, float] = (1e-30, 1e-3),
+        clip_threshold: float = 1.0,
+        decay_rate: float = -0.8,
+        beta1: float | None = None,
+        weight_decay: float = 0.0,
+        scale_parameter: bool = True,
+        relative_step: bool = True,
+        warmup_init: bool = False,
+    ) -> None:
+        if lr is not None and relative_step:
+            raise ValueError("Cannot combine manual `lr` and `relative_step=True` options")
+        if warmup_init and not relative_step:
+            raise ValueError("`warmup_init=True` requires `relative_step=True`")
+        _native.core()
+        defaults = {
+            "lr": lr,
+            "eps": eps,
+            "clip_threshold": clip_threshold,
+            "decay_rate": decay_rate,
+            "beta1": beta1,
+            "weight_decay": weight_decay,
+            "scale_parameter": scale_parameter,
+            "relative_step": relative_step,
+            "warmup_init": warmup_init,
+        }
+        super().__init__(params, defaults)
+
+    @staticmethod
+    def _get_lr(param_group: dict[str, Any], param_state: dict[str, Any]) -> Any:
+        """The step size of a parameter; transformers' AdafactorSchedule asks for it."""
+        step = param_state["step"]
+        rate = param_group["lr"]
+        if param_group["relative_step"]:
+            rate = min(1e-6 * step if param_group["warmup_init"] else 1e-2, 1.0 / math.sqrt(step))
+        scale = max(param_group["eps"][1], param_state["RMS"]) if param_group["scale_parameter"] else 1.0
+        return scale * rate
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update the parameters by their gradients, in place.
+
+        Args:
+            closure: re-evaluates the model and returns the loss; it runs with gradients enabled.
+
+        Returns:
+            What the closure returned, or None.
+
+        Raises:
+            RuntimeError: a gradient is sparse.
+            ValueError: a state has another shape than its parameter asks for. Nothing has been written then.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with torch.no_grad():
+            work = [(i, group, *self._sort(i, group)) for i, group in enumerate(self.param_groups)]
+            for _, group, ours, others in work:
+                for p in others:
+                    self._torch_step(p, group)
+                self._go_step(ours, group)
+        return loss
+
+    def _sort(self, index: int, group: dict[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
+        """The parameters with a gradient: those that Go takes, and the others."""
+        numbers = [v for k, v in group.items() if k in self.defaults and k != "eps"] + [*group["eps"]]
+        all_numbers = _native.core() is not None and all(x is None or isinstance(x, (float, int)) for x in numbers)
+        all_numbers = all_numbers and (group["lr"] is not None or group["relative_step"])
+        all_numbers = all_numbers and not torch.compiler.is_compiling() and not torch._C._len_torch_dispatch_stack()
+        ours: list[Tensor] = []
+        others: list[Tensor] = []
+        for i, p in enumerate(group["params"]):
+            if p.grad is None:
+                continue
+            if p.grad.is_sparse:
+                raise RuntimeError("Adafactor does not support sparse gradients.")
+            takes = all_numbers and self._go_takes(p, group, f"parameter {i} of group {index}")
+            (ours if takes else others).append(p)
+        return ours, others
+
+    def _go_takes(self, p: Tensor, group: dict[str, Any], name: str) -> bool:
+        g, state = p.grad, self.state.get(p, {})
+        assert g is not None
+        if not (_go_takes(p) and p.numel() > 0 and p.is_contiguous() and _go_takes_grad(g)):
+            return False
+        if g.dtype != p.dtype or not g.is_cpu or g.shape != p.shape or not g.is_contiguous():
+            return False
+        if not state:
+            return True
+        for key, shape in _shapes(p, group).items():
+            t = state.get(key)
+            if isinstance(t, Tensor) and t.shape != shape:
+                raise ValueError(f"Adafactor: {name}: its {key} has shape {tuple(t.shape)}, expected {tuple(shape)}")
+            if type(t) is not Tensor or t.dtype != p.dtype or not t.is_cpu or not t.is_contiguous():
+                return False
+        return type(state.get("step")) is int and state["step"] >= 0
+
+    def _go_step(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        if not params:
+            return
+        words = array("Q")
+        written: list[Tensor] = []
+        after: list[tuple[dict[str, Any], Tensor]] = []
+        for p in params:
+            g, state = p.grad, self.state[p]
+            assert g is not None
+            shapes = _shapes(p, group)
+            if not state:
+                state["step"] = 0
+                state.update({key: torch.zeros(shape, dtype=p.dtype) for key, shape in shapes.items()})
+                state["RMS"] = 0
+            rms = torch.empty((), dtype=p.dtype)
+            row, col = ("exp_avg_sq_row", "exp_avg_sq_col") if p.dim() > 1 else ("exp_avg_sq", None)
+            average = state["exp_avg"].data_ptr() if "exp_avg" in shapes else 0
+            words.extend([p.numel(), _DTYPES[p.dtype], p.data_ptr(), g.data_ptr(), state["step"] + 1, rms.data_ptr()])
+            words.extend([state[row].data_ptr(), state[col].data_ptr() if col else 0, average])
+            words.append(p.shape[-2] | p.shape[-1] << 32 if p.dim() > 1 else 0)
+            written += [p, *(state[key] for key in shapes)]
+            after.append((state, rms))
+        core = _native.core()
+        assert core is not None
+        _bump_versions(written)
+        core.HFAdafactor(
+            words.buffer_info()[0],
+            len(words) // _WORDS,
+            torch.get_num_threads(),
+            group["lr"] or 0.0,
+            *group["eps"],
+            group["clip_threshold"],
+            group["decay_rate"],
+            group["beta1"] or 0.0,
+            group["weight_decay"],
+            group["beta1"] is not None,
+            bool(group["scale_parameter"]),
+            bool(group["relative_step"]),
+            bool(group["warmup_init"]),
+            fused_norms(),
+        )
+        for state, rms in after:
+            state["RMS"] = rms
+            state["step"] += 1
+
+    def _torch_step(self, p: Tensor, group: dict[str, Any]) -> None:
+        """One step by torch's operations, in float32 for a 16-bit parameter."""
+        assert p.grad is not None
+        state = self.state[p]
+        half = (torch.float16, torch.bfloat16)
+        g = p.grad.float() if p.grad.dtype in half else p.grad
+        shapes = _shapes(p, group)
+        if not state:
+            state["step"] = 0
+            state.update({k: torch.zeros(s, dtype=g.dtype, device=g.device) for k, s in shapes.items()})
+            state["RMS"] = 0
+        for key in shapes:
+            state[key] = state[key].to(g)
+        x = p.float() if p.dtype in half else p
+        state["step"] += 1
+        state["RMS"] = _rms(x)
+        lr = self._get_lr(group, state)
+        beta2 = 1.0 - math.pow(state["step"], group["decay_rate"])
+        square = g**2 + group["eps"][0]
+        if p.dim() > 1:
+            row, col = state["exp_avg_sq_row"], state["exp_avg_sq_col"]
+            row.mul_(beta2).add_(square.mean(dim=-1), alpha=1.0 - beta2)
+            col.mul_(beta2).add_(square.mean(dim=-2), alpha=1.0 - beta2)
+            scale = (row / row.mean(dim=-1, keepdim=True)).rsqrt_()
+            update = scale.unsqueeze(-1) * col.unsqueeze(-2).rsqrt()
+        else:
+            update = state["exp_avg_sq"].mul_(beta2).add_(square, alpha=1.0 - beta2).rsqrt()
+        update.mul_(g)
+        update.div_((_rms(update) / group["clip_threshold"]).clamp_(min=1.0)).mul_(lr)
+        if group["beta1"] is not None:
+            update = state["exp_avg"].mul_(group["beta1"]).add_(update, alpha=1 - group["beta1"])
+        if group["weight_decay"] != 0:
+            x.add_(x, alpha=-group["weight_decay"] * lr)
+        x.add_(-update)
+        if x is not p:
+            p.copy_(x)
+
+
+def _shapes(p: Tensor, group: dict[str, Any]) -> dict[str, torch.Size]:
+    """The states of a parameter that are tensors, and their shapes, in the order in which transformers makes them."""
+    average = {} if group["beta1"] is None else {"exp_avg": p.shape}
+    if p.dim() < 2:
+        return {**average, "exp_avg_sq": p.shape}
+    return {**average, "exp_avg_sq_row": p.shape[:-1], "exp_avg_sq_col": p.shape[:-2] + p.shape[-1:]}
+
+
+def _rms(x: Tensor) -> Tensor:
+    rms: Tensor = x.norm(2) / (x.numel() ** 0.5)
+    return rms

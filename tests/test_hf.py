@@ -1,0 +1,207 @@
+"""goptim.hf against the classes of the transformers package, bit for bit."""
+
+import copy
+import itertools
+import math
+import re
+
+import pytest
+import torch
+from configurations import gradients, normal
+from test_adafactor import SHAPES
+from test_parity import CAPABILITY, FLOATS
+
+import goptim.hf
+from goptim.testing import assert_bit_equal, ieee_sqrt
+
+transformers = pytest.importorskip("transformers.optimization")
+
+pytestmark = [
+    pytest.mark.skipif(not CAPABILITY.startswith("AVX"), reason="torch fuses no products with sums on this CPU"),
+    pytest.mark.usefixtures("threads"),
+]
+
+VECTORS = [(n,) for n in (1, 3, 7, 8, 15, 16, 17, 33, 1003)] + [()]
+RATES = [
+    {},
+    {"warmup_init": True},
+    {"scale_parameter": False},
+    {"lr": 0.0123, "relative_step": False},
+    {"lr": 0.0123, "relative_step": False, "scale_parameter": False},
+]
+OTHERS = [
+    {},
+    {"beta1": 0.9, "weight_decay": 0.037, "clip_threshold": 0.7, "decay_rate": -0.5, "eps": (1e-20, 0.5)},
+]
+CONFIGURATIONS = [rate | other for rate, other in itertools.product(RATES, OTHERS)]
+
+
+class Twins:
+    """The same parameters with goptim's optimizer and with the real one."""
+
+    def __init__(self, values, options, dtype=None):
+        self.params, self.expected = ([v.clone().requires_grad_() for v in values] for _ in range(2))
+        self.ours = goptim.hf.Adafactor(self.params, **options)
+        self.theirs = transformers.Adafactor(self.expected, **options)
+
+    def step(self, grads=None, step=0):
+        grads = gradients(self.params, step) if grads is None else grads
+        for p, q, g in zip(self.params, self.expected, grads, strict=True):
+            p.grad, q.grad = g, None if g is None else g.clone()
+        self.ours.step()
+        with ieee_sqrt():
+            self.theirs.step()
+        self.check()
+
+    def check(self):
+        assert_bit_equal(self.params, self.expected)
+        ours, theirs = self.ours.state_dict()["state"], self.theirs.state_dict()["state"]
+        assert_bit_equal(ours, theirs)
+        assert [list(s) for s in ours.values()] == [list(s) for s in theirs.values()]
+
+
+@pytest.fixture
+def go_only(monkeypatch):
+    def refuse(self, p, group):
+        raise AssertionError("torch steps, where Go should")
+
+    monkeypatch.setattr(goptim.hf.Adafactor, "_torch_step", refuse)
+
+
+@FLOATS
+@pytest.mark.parametrize("options", CONFIGURATIONS, ids=str)
+def test_every_configuration(options, dtype, go_only):
+    shapes = VECTORS + SHAPES if options in (CONFIGURATIONS[0], CONFIGURATIONS[-1]) else VECTORS + SHAPES[::5]
+    twins = Twins([normal(shape, dtype, i) for i, shape in enumerate(shapes)], options)
+    for step in range(6):
+        twins.step(step=step)
+
+
+@FLOATS
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_long_sums(n, dtype, threads, go_only):
+    """From 32768 numbers on, torch cuts a sum between as many threads as it has."""
+    threads(n)
+    shapes = [
+        (40_000, 1),
+        (1, 40_000),
+        (40_000, 4),
+        (4, 40_000),
+        (3, 40_000, 2),
+        (2, 1, 40_000),
+        (5_000, 37),
+        (99_999,),
+    ]
+    twins = Twins([normal(shape, dtype, i) for i, shape in enumerate(shapes)], {})
+    for step in range(3):
+        twins.step(step=step)
+
+
+@FLOATS
+@pytest.mark.parametrize("one", [0.0, 1e-40, 1e-25, 1e19, math.inf, math.nan])
+@pytest.mark.parametrize("shape", [(529,), (23, 40), (5, 6, 7)], ids=str)
+def test_special_values(shape, one, dtype, go_only):
+    for scale in (0.0, 1e-30, 1.0):
+        twins = Twins([normal(shape, dtype, 0)], CONFIGURATIONS[1])
+        for step in range(3):
+            (g,) = gradients(twins.params, step)
+            g *= scale
+            g.view(-1)[step :: 31 + g.numel() // 3] = one
+            twins.step([g])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_16_bits(dtype):
+    twins = Twins(
+        [normal((5, 7), torch.float32, 0).to(dtype), normal((9,), torch.float32, 1).to(dtype)], CONFIGURATIONS[1]
+    )
+    for step in range(4):
+        twins.step(step=step)
+
+
+def test_what_go_does_not_take():
+    params = [normal((5, 7), torch.float32, 0).t(), normal((4, 3), torch.float64, 1), normal((6,), torch.float32, 2)]
+    twins = Twins(params, CONFIGURATIONS[1])
+    for step in range(4):
+        grads = gradients(twins.params, step)
+        if step % 2:
+            grads[1] = None
+        twins.step(grads)
+
+
+def test_state_goes_both_ways():
+    for first, second in (("ours", "theirs"), ("theirs", "ours")):
+        twins = Twins([normal((5, 7), torch.float32, 0), normal((9,), torch.float32, 1)], CONFIGURATIONS[-1])
+        for step in range(3):
+            twins.step(step=step)
+        getattr(twins, second).load_state_dict(copy.deepcopy(getattr(twins, first).state_dict()))
+        for step in range(3, 6):
+            twins.step(step=step)
+
+
+def test_hyperparameters_change_between_steps():
+    twins = Twins([normal((5, 7), torch.float32, 0), normal((9,), torch.float32, 1)], CONFIGURATIONS[-1])
+    for step, options in enumerate(CONFIGURATIONS[1::2]):
+        for opt in (twins.ours, twins.theirs):
+            opt.param_groups[0].update(options)
+        twins.step(step=step)
+
+
+def test_schedule_of_transformers():
+    twins = Twins([normal((5, 7), torch.float32, 0)], {"warmup_init": True})
+    schedules = [transformers.AdafactorSchedule(opt) for opt in (twins.ours, twins.theirs)]
+    for step in range(4):
+        twins.step(step=step)
+        rates = []
+        for schedule in schedules:
+            schedule.step()
+            rates.append([float(lr) for lr in schedule.get_last_lr()])
+        assert rates[0] == rates[1]
+
+
+def test_arguments_are_checked_as_transformers_do():
+    for options in ({"lr": 0.1}, {"warmup_init": True, "relative_step": False}):
+        with pytest.raises(ValueError, match="relative_step=True") as expected:
+            transformers.Adafactor([torch.zeros(1)], **options)
+        with pytest.raises(ValueError, match=re.escape(str(expected.value))):
+            goptim.hf.Adafactor([torch.zeros(1)], **options)
+
+
+def test_errors_come_before_any_write():
+    p, q = (normal((4, 5), torch.float32, i).requires_grad_() for i in range(2))
+    opt = goptim.hf.Adafactor([p, q])
+    p.grad, q.grad = torch.ones_like(p), torch.ones_like(q)
+    opt.step()
+    before, steps = p.detach().clone(), opt.state[p]["step"]
+    opt.state[q]["exp_avg_sq_col"] = torch.ones(4)
+    with pytest.raises(
+        ValueError, match=r"parameter 1 of group 0: its exp_avg_sq_col has shape \(4,\), expected \(5,\)"
+    ):
+        opt.step()
+    q.grad = torch.ones_like(q).to_sparse()
+    with pytest.raises(RuntimeError, match="does not support sparse gradients"):
+        opt.step()
+    assert_bit_equal(p.detach(), before)
+    assert opt.state[p]["step"] == steps
+
+
+def test_closure_and_hooks():
+    p = normal((4, 5), torch.float32, 0).requires_grad_()
+    opt = goptim.hf.Adafactor([p])
+    calls = []
+    opt.register_step_post_hook(lambda *_: calls.append("hook"))
+
+    def closure():
+        opt.zero_grad()
+        loss = (p**2).sum()
+        loss.backward()
+        calls.append("closure")
+        return loss
+
+    before = (p.detach() ** 2).sum()
+    assert opt.step(closure).item() == before.item()
+    assert calls == ["closure", "hook"]
+    saved = (p * p).sum()
+    opt.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        saved.backward()
