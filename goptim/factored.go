@@ -3,6 +3,7 @@ package goptim
 import (
 	"cmp"
 	"fmt"
+	"math"
 	"slices"
 	"sync"
 
@@ -23,7 +24,7 @@ func (p *Param[T]) matrices() (matrices, error) {
 	}
 	size := 1
 	for _, n := range p.Shape {
-		if n < 0 || (n > 0 && size > len(p.Value)) {
+		if n < 0 || (n > 0 && size > math.MaxInt/n) {
 			return matrices{}, fmt.Errorf("shape %v, expected one of %d elements: %w", p.Shape, len(p.Value), ErrParam)
 		}
 		size *= n

@@ -29,6 +29,9 @@ func goldenBuilders[T goptim.Float](t *testing.T, arguments []byte) map[string]f
 		"Adagrad": func(p []*goptim.Param[T]) (stepper, error) {
 			return goptim.NewAdagrad(p, decode[goptim.AdagradOptions](t, arguments))
 		},
+		"Adafactor": func(p []*goptim.Param[T]) (stepper, error) {
+			return goptim.NewAdafactor(p, decode[goptim.AdafactorOptions](t, arguments))
+		},
 		"Adadelta": func(p []*goptim.Param[T]) (stepper, error) {
 			return goptim.NewAdadelta(p, decode[goptim.AdadeltaOptions](t, arguments))
 		},
@@ -75,6 +78,7 @@ func TestGolden(t *testing.T) {
 		Cases            []struct {
 			Optimizer        string
 			Options          json.RawMessage
+			Shape            []int
 			Float32, Float64 []string // the parameter after every step
 		}
 	}
@@ -86,24 +90,34 @@ func TestGolden(t *testing.T) {
 		name := c.Optimizer + options.String()
 		t.Run("float32 "+name, func(t *testing.T) {
 			build := goldenBuilders[float32](t, c.Options)[c.Optimizer]
-			testGolden(t, build, golden.Float32, c.Float32)
+			testGolden(t, build, golden.Float32, c.Shape, c.Float32)
 		})
 		t.Run("float64 "+name, func(t *testing.T) {
 			build := goldenBuilders[float64](t, c.Options)[c.Optimizer]
-			testGolden(t, build, golden.Float64, c.Float64)
+			testGolden(t, build, golden.Float64, c.Shape, c.Float64)
 		})
 	}
 }
 
-func testGolden[T goptim.Float](t *testing.T, build func([]*goptim.Param[T]) (stepper, error), in goldenInput, want []string) {
-	p := &goptim.Param[T]{Value: parse[T](t, in.Start)}
+func testGolden[T goptim.Float](t *testing.T, build func([]*goptim.Param[T]) (stepper, error), in goldenInput, shape []int, want []string) {
+	p := &goptim.Param[T]{Value: parse[T](t, in.Start), Shape: shape}
+	n := len(p.Value)
+	if shape != nil {
+		n = 1
+		for _, size := range shape {
+			n *= size
+		}
+	}
+	p.Value = p.Value[:n]
 	opt, err := build([]*goptim.Param[T]{p})
 	require.NoError(t, err)
 	require.Len(t, want, len(in.Grads))
 	for step, digits := range want {
-		p.Grad = parse[T](t, in.Grads[step])
+		p.Grad = parse[T](t, in.Grads[step])[:n]
 		require.NoError(t, opt.Step())
-		for i, x := range parse[T](t, digits) {
+		all := parse[T](t, digits)
+		require.Len(t, all, n)
+		for i, x := range all {
 			same := x == p.Value[i] && math.Signbit(float64(x)) == math.Signbit(float64(p.Value[i]))
 			require.True(t, same, "step %d, element %d: %v, expected %v", step+1, i, p.Value[i], x)
 		}

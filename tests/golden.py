@@ -1,10 +1,12 @@
 """Writes goptim/testdata/golden.json, from which the Go tests know torch's bits: `python tests/golden.py`.
 
 A case is a configuration's options, under the names of the Go options in lower case, and the parameters after every
-step, from torch's for-loop with IEEE square roots. Numbers are bits, in hexadecimal, one after the other.
+step, from torch's for-loop with IEEE square roots. Numbers are bits, in hexadecimal, one after the other. A case with a
+shape takes as many of the numbers as that has.
 """
 
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,9 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("RMSprop", {"momentum": 0.9, "centered": True}),
     ("Rprop", {"etas": (0.1, 3.7), "step_sizes": (5e-3, 0.02), "maximize": True}),
 ]
+SHAPES = [(36,), (4, 9), (2, 1, 18), (9, 2, 2), (36, 1), (2, 18)]
+CASES += [("Adafactor", {"weight_decay": 0.037, "d": 1.7, "shape": shape}) for shape in SHAPES]
+CASES += [("Adafactor", {"beta2_decay": -0.3, "eps": (1e-3, 0.1), "maximize": True, "shape": (2, 18)})]
 STEPS = 6
 LENGTH = 37  # two of the widest vectors, and a rest
 DTYPES = {"float32": (torch.float32, torch.int32, 8), "float64": (torch.float64, torch.int64, 16)}
@@ -51,23 +56,27 @@ def text() -> str:
     data: dict[str, Any] = {
         name: {"start": _bits(start, name), "grads": [_bits(g, name) for g in grads]} for name in DTYPES
     }
-    data["cases"] = [
-        _case(Configuration(name, {"lr": 0.0123, **options}, name), start, grads) for name, options in CASES
-    ]
+    data["cases"] = [_case(name, {"lr": 0.0123, **options}, start, grads) for name, options in CASES]
     return json.dumps(data, indent=1) + "\n"
 
 
-def _case(configuration: Configuration, start: Tensor, grads: list[Tensor]) -> dict[str, Any]:
+def _case(name: str, options: dict[str, Any], start: Tensor, grads: list[Tensor]) -> dict[str, Any]:
+    options = dict(options)
+    shape = options.pop("shape", (LENGTH,))
+    n = math.prod(shape)
+    configuration = Configuration(name, options, name)
     case: dict[str, Any] = {
         "optimizer": configuration.optimizer,
         "options": {k.replace("_", ""): v for k, v in configuration.options.items()},
     }
+    if shape != (LENGTH,):
+        case["shape"] = shape
     for name, (dtype, _, _) in DTYPES.items():
-        p = start.to(dtype, copy=True).requires_grad_()
+        p = start[:n].to(dtype, copy=True).view(shape).requires_grad_()
         optimizer = configuration.torchs([p])
         case[name] = []
         for g in grads:
-            p.grad = g.to(dtype)
+            p.grad = g[:n].to(dtype).view(shape)
             with ieee_sqrt():
                 optimizer.step()
             case[name].append(_bits(p, name))
@@ -77,7 +86,7 @@ def _case(configuration: Configuration, start: Tensor, grads: list[Tensor]) -> d
 def _bits(x: Tensor, name: str) -> str:
     dtype, integer, digits = DTYPES[name]
     mask = 16**digits - 1
-    return "".join(f"{i & mask:0{digits}x}" for i in x.detach().to(dtype).view(integer).tolist())
+    return "".join(f"{i & mask:0{digits}x}" for i in x.detach().flatten().to(dtype).view(integer).tolist())
 
 
 if __name__ == "__main__":

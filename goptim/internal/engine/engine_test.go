@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"unsafe"
 
@@ -189,4 +190,23 @@ func TestTeam(t *testing.T) {
 	assert.Equal(t, min(2, runtime.GOMAXPROCS(0)), asked)
 	pass.panics = 2
 	require.ErrorContains(t, Run(pass, rows, 2, team), "panic")
+}
+
+func TestEach(t *testing.T) {
+	for _, n := range []int{0, 1, 2, 1000} {
+		for _, threads := range []int{0, 1, 2, 7} {
+			done := make([]atomic.Int32, n)
+			require.NoError(t, Each(n, threads, nil, func(i int) { done[i].Add(1) }))
+			for i := range done {
+				require.EqualValues(t, 1, done[i].Load(), "%d of %d, %d threads", i, n, threads)
+			}
+		}
+	}
+	err := Each(10, 2, nil, func(i int) {
+		if i == 3 {
+			panic("three")
+		}
+	})
+	require.ErrorContains(t, err, "panic in Go: three")
+	require.NoError(t, Each(10, 2, nil, func(int) {}), "after a panic")
 }

@@ -38,6 +38,11 @@ func behind[S any, T kernel.Float](numbers int, f kernel.Func[S, T]) kernel.Func
 	}
 }
 
+// withGrad gives a kernel its gradient for a state, which it only reads.
+func withGrad[S any, T kernel.Float](f kernel.Func[S, T]) kernel.Func[S, T] {
+	return func(h *S, p, g []T, _ [3][]T) { f(h, p, g, [3][]T{g}) }
+}
+
 // kernels are those of one type of elements.
 type kernels[T kernel.Float] struct {
 	adam     kernel.Func[kernel.Adam, T]
@@ -51,12 +56,23 @@ type kernels[T kernel.Float] struct {
 	rmsprop  kernel.Func[kernel.RMSprop, T]
 	rprop    kernel.Func[kernel.Rprop, T]
 	sparse   kernel.Func[kernel.SparseAdam, T]
+
+	adafactor   []kernel.Func[kernel.Adafactor, T]
+	hfAdafactor []kernel.Func[kernel.HFAdafactor, T]
 }
 
 func variants32() []variant[float32] {
 	return variants(kernels[float32]{
 		f32.Adam, f32.SGD, f32.Adagrad, f32.Adadelta, f32.Adamax, f32.ASGD, f32.NAdam, f32.RAdam, f32.RMSprop, f32.Rprop,
 		f32.SparseAdam,
+		[]kernel.Func[kernel.Adafactor, float32]{
+			f32.AdafactorMean, f32.AdafactorRow, f32.AdafactorProduct, f32.AdafactorVector, f32.AdafactorSingles,
+			f32.AdafactorStep,
+		},
+		[]kernel.Func[kernel.HFAdafactor, float32]{
+			f32.HFAdafactorMoment, f32.HFAdafactorSquares, f32.HFAdafactorFactor, f32.HFAdafactorRow, f32.HFAdafactorVector,
+			f32.HFAdafactorStep,
+		},
 	})
 }
 
@@ -64,6 +80,14 @@ func variants64() []variant[float64] {
 	return variants(kernels[float64]{
 		f64.Adam, f64.SGD, f64.Adagrad, f64.Adadelta, f64.Adamax, f64.ASGD, f64.NAdam, f64.RAdam, f64.RMSprop, f64.Rprop,
 		f64.SparseAdam,
+		[]kernel.Func[kernel.Adafactor, float64]{
+			f64.AdafactorMean, f64.AdafactorRow, f64.AdafactorProduct, f64.AdafactorVector, f64.AdafactorSingles,
+			f64.AdafactorStep,
+		},
+		[]kernel.Func[kernel.HFAdafactor, float64]{
+			f64.HFAdafactorMoment, f64.HFAdafactorSquares, f64.HFAdafactorFactor, f64.HFAdafactorRow, f64.HFAdafactorVector,
+			f64.HFAdafactorStep,
+		},
 	})
 }
 
@@ -97,7 +121,25 @@ func variants[T kernel.Float](k kernels[T]) []variant[T] {
 		Coupled: coupledTo, Alpha: .3, C: .7, Centre: kernel.WeightOf[T](.2), Eps: 1e-3, Momentum: .9, Step: -.1,
 	}
 	rprop := kernel.Rprop{Sign: 1, EtaMinus: .5, EtaPlus: 1.2, Min: 1e-9, Max: 50}
+	adafactor := kernel.Adafactor{
+		Sign: 1, W: kernel.WeightOf[T](.3), Eps1: 1e-7, EpsSq: 1e-14, N: 7, Row: .4, Mean: .6, Decay: .9, Step: -.1,
+	}
+	hfAdafactor := kernel.HFAdafactor{
+		Eps1: 1e-5, Beta2: .7, C2: .3, Mean: .6, Row: .4, Clip: 1.1, LR: .1, Beta1: .9, C1: .1, Decays: 1, Decay: -.01,
+	}
 	return []variant[T]{
+		variantOf("adafactor mean", 2, k.adafactor[0], adafactor),
+		variantOf("adafactor row", 2, withGrad(k.adafactor[1]), adafactor),
+		variantOf("adafactor product", 2, withGrad(k.adafactor[2]), adafactor),
+		variantOf("adafactor vector", 3, k.adafactor[3], adafactor),
+		variantOf("adafactor singles", 4, k.adafactor[4], adafactor),
+		variantOf("adafactor step", 2, k.adafactor[5], adafactor),
+		variantOf("hf adafactor moment", 2, k.hfAdafactor[0], hfAdafactor),
+		variantOf("hf adafactor squares", 2, k.hfAdafactor[1], hfAdafactor),
+		variantOf("hf adafactor factor", 2, k.hfAdafactor[2], hfAdafactor),
+		variantOf("hf adafactor row", 2, withGrad(k.hfAdafactor[3]), hfAdafactor),
+		variantOf("hf adafactor vector", 3, k.hfAdafactor[4], hfAdafactor),
+		variantOf("hf adafactor step", 3, k.hfAdafactor[5], hfAdafactor),
 		variantOf("adam", 4, k.adam, adam),
 		variantOf("adam coupled", 4, k.adam, coupled),
 		variantOf("adam extreme", 4, k.adam, extreme),
