@@ -10,11 +10,17 @@ from goptim._step import GoStep
 
 
 class Adadelta(GoStep, torch.optim.Adadelta):
-    """torch.optim.Adadelta with its update in Go: the same arguments, state and bits.
+    r"""torch.optim.Adadelta with its update in Go: the same arguments, state and bits.
 
     The state of a parameter is ``step``, ``square_avg`` and ``acc_delta``. Parameters are float32 or float64
     tensors of any shape on the CPU; others are updated by torch's own step. ``foreach`` is accepted and checked as
     torch does; Go's one path serves all.
+
+    .. math::
+        g_t &\leftarrow \pm\nabla f_t(\theta_{t-1}) + \lambda\theta_{t-1} \\
+        v_t &\leftarrow \rho v_{t-1} + (1-\rho) g_t^2 \\
+        \Delta_t &= g_t\,\sqrt{u_{t-1}+\epsilon}/\sqrt{v_t+\epsilon} \\
+        u_t &\leftarrow \rho u_{t-1} + (1-\rho) \Delta_t^2, \quad \theta_t \leftarrow \theta_{t-1} - \gamma \Delta_t
 
     Zeiler, `ADADELTA: An Adaptive Learning Rate Method <https://arxiv.org/abs/1212.5701>`_, Algorithm 1, with a
     learning rate.

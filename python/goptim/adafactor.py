@@ -44,13 +44,24 @@ class _FactoredTable(_Table):
 
 
 class Adafactor(GoStep, torch.optim.Adafactor):
-    """torch.optim.Adafactor with its update in Go: the same arguments, state and bits.
+    r"""torch.optim.Adafactor with its update in Go: the same arguments, state and bits.
 
     The state of a parameter is ``step`` and, for a parameter of two dimensions or more, ``row_var`` and ``col_var``:
     a number for every row and every column of each matrix of its last two dimensions; for another, ``variance``, shaped
     as the parameter. Parameters are contiguous float32 or float64 tensors on the CPU; others are updated by torch's own
     step. Go adds up norms and means in the order in which the installed torch adds them up for ``foreach=False``, on as
     many threads.
+
+    .. math::
+        \rho_t &= \min(\gamma, 1/\sqrt t), \quad \alpha_t = \max(\epsilon_2, \text{RMS}(\theta_{t-1}))\,\rho_t,
+        \quad w_t = t^\tau \\
+        \theta_t &\leftarrow \theta_{t-1} - \gamma\lambda\theta_{t-1} \\
+        R_t &\leftarrow R_{t-1} + w_t(\text{mean}_{-1}(G_t^2) - R_{t-1}), \quad C_t \leftarrow C_{t-1} + w_t(
+        \text{mean}_{-2}(G_t^2) - C_{t-1}) \\
+        V_t &= R_t C_t / \max(\text{mean}_{-2}(R_t), \epsilon_1)
+        \text{; of a vector } V_{t-1} + w_t(G_t^2 - V_{t-1}) \\
+        U_t &= G_t / \sqrt{\max(V_t, \epsilon_1^2)}, \quad \theta_t \leftarrow \theta_t - \alpha_t\, U_t / \max(1,
+        \text{RMS}(U_t)/d)
 
     Shazeer & Stern, `Adafactor: Adaptive Learning Rates with Sublinear Memory Cost <https://arxiv.org/abs/1804.04235>`_,
     Algorithms 4 and 5. The arguments that Hugging Face made known are those of :class:`goptim.hf.Adafactor`.

@@ -27,11 +27,18 @@ class _Moments(GoStep):
 
 
 class Adam(_Moments, torch.optim.Adam):
-    """torch.optim.Adam with its update in Go: the same arguments, state and bits.
+    r"""torch.optim.Adam with its update in Go: the same arguments, state and bits.
 
     The state of a parameter is ``step``, ``exp_avg``, ``exp_avg_sq`` and, with ``amsgrad``, ``max_exp_avg_sq``.
     Parameters are float32 or float64 tensors of any shape on the CPU; others are updated by torch's own step.
     ``foreach`` and ``fused`` are accepted and checked as torch does; Go's one path serves all.
+
+    .. math::
+        g_t &\leftarrow \pm\nabla f_t(\theta_{t-1}) + \lambda\theta_{t-1} \\
+        m_t &\leftarrow \beta_1 m_{t-1} + (1-\beta_1) g_t, \quad v_t \leftarrow \beta_2 v_{t-1} + (1-\beta_2) g_t^2 \\
+        \hat m_t &= m_t/(1-\beta_1^t), \quad \hat v_t = v_t/(1-\beta_2^t)
+        \text{; amsgrad: } \max_{s \le t} v_s/(1-\beta_2^t) \\
+        \theta_t &\leftarrow \theta_{t-1} - \gamma\, \hat m_t/(\sqrt{\hat v_t} + \epsilon)
 
     Kingma & Ba, `Adam: A Method for Stochastic Optimization <https://arxiv.org/abs/1412.6980>`_, Algorithm 1;
     amsgrad: Reddi, Kale & Kumar, `On the Convergence of Adam and Beyond
@@ -46,10 +53,17 @@ class Adam(_Moments, torch.optim.Adam):
 
 
 class AMSGrad(Adam):
-    """Adam with ``amsgrad=True``, under the name of its paper; torch.optim has it as that option alone.
+    r"""Adam with ``amsgrad=True``, under the name of its paper; torch.optim has it as that option alone.
 
     Arguments, state (``step``, ``exp_avg``, ``exp_avg_sq``, ``max_exp_avg_sq``) and bits are those of
     ``torch.optim.Adam(…, amsgrad=True)``, and each loads the other's state_dict.
+
+    .. math::
+        g_t &\leftarrow \pm\nabla f_t(\theta_{t-1}) + \lambda\theta_{t-1} \\
+        m_t &\leftarrow \beta_1 m_{t-1} + (1-\beta_1) g_t, \quad v_t \leftarrow \beta_2 v_{t-1} + (1-\beta_2) g_t^2 \\
+        v_t^{\max} &\leftarrow \max(v_{t-1}^{\max}, v_t) \\
+        \theta_t &\leftarrow \theta_{t-1} - \gamma\, \frac{m_t}{1-\beta_1^t} \Big/
+        \Big(\sqrt{v_t^{\max}/(1-\beta_2^t)} + \epsilon\Big)
 
     Reddi, Kale & Kumar, `On the Convergence of Adam and Beyond <https://openreview.net/forum?id=ryQu7f-RZ>`_, Algorithm
     2, with Adam's bias correction.
@@ -80,11 +94,19 @@ _AdamWBase = Adam if issubclass(torch.optim.AdamW, torch.optim.Adam) else _Momen
 
 
 class AdamW(_AdamWBase, torch.optim.AdamW):  # type: ignore[misc, valid-type]
-    """torch.optim.AdamW with its update in Go: the same arguments, state and bits.
+    r"""torch.optim.AdamW with its update in Go: the same arguments, state and bits.
 
     The state of a parameter is ``step``, ``exp_avg``, ``exp_avg_sq`` and, with ``amsgrad``, ``max_exp_avg_sq``.
     Parameters are float32 or float64 tensors of any shape on the CPU; others are updated by torch's own step.
     ``foreach`` and ``fused`` are accepted and checked as torch does; Go's one path serves all.
+
+    .. math::
+        \theta_t &\leftarrow \theta_{t-1} - \gamma\lambda\theta_{t-1},
+        \quad g_t \leftarrow \pm\nabla f_t(\theta_{t-1}) \\
+        m_t &\leftarrow \beta_1 m_{t-1} + (1-\beta_1) g_t, \quad v_t \leftarrow \beta_2 v_{t-1} + (1-\beta_2) g_t^2 \\
+        \hat m_t &= m_t/(1-\beta_1^t), \quad \hat v_t = v_t/(1-\beta_2^t)
+        \text{; amsgrad: } \max_{s \le t} v_s/(1-\beta_2^t) \\
+        \theta_t &\leftarrow \theta_t - \gamma\, \hat m_t/(\sqrt{\hat v_t} + \epsilon)
 
     Loshchilov & Hutter, `Decoupled Weight Decay Regularization <https://arxiv.org/abs/1711.05101>`_, Algorithm 2.
     """

@@ -10,11 +10,17 @@ from goptim._step import GoStep
 
 
 class Adamax(GoStep, torch.optim.Adamax):
-    """torch.optim.Adamax with its update in Go: the same arguments, state and bits.
+    r"""torch.optim.Adamax with its update in Go: the same arguments, state and bits.
 
     The state of a parameter is ``step``, ``exp_avg`` and ``exp_inf``. Parameters are float32 or float64 tensors of
     any shape on the CPU; others are updated by torch's own step. ``foreach`` is accepted and checked as torch does;
     Go's one path serves all.
+
+    .. math::
+        g_t &\leftarrow \pm\nabla f_t(\theta_{t-1}) + \lambda\theta_{t-1} \\
+        m_t &\leftarrow \beta_1 m_{t-1} + (1-\beta_1) g_t,
+        \quad u_t \leftarrow \max(\beta_2 u_{t-1}, |g_t|+\epsilon) \\
+        \theta_t &\leftarrow \theta_{t-1} - \gamma\, m_t / ((1-\beta_1^t) u_t)
 
     Kingma & Ba, `Adam: A Method for Stochastic Optimization <https://arxiv.org/abs/1412.6980>`_, Algorithm 2.
     """

@@ -13,11 +13,17 @@ _FLOAT64 = {torch.float32: False, torch.float64: True}
 
 
 class ASGD(GoStep, torch.optim.ASGD):
-    """torch.optim.ASGD with its update in Go: the same arguments, state and bits.
+    r"""torch.optim.ASGD with its update in Go: the same arguments, state and bits.
 
     The state of a parameter is ``step``, ``eta``, ``mu`` and ``ax``. Parameters are float32 or float64 tensors of
     any shape on the CPU; others are updated by torch's own step. ``foreach`` is accepted and checked as torch does;
     Go's one path serves all.
+
+    .. math::
+        g_t &\leftarrow \pm\nabla f_t(\theta_{t-1}) + \lambda\theta_{t-1} \\
+        \theta_t &\leftarrow (1-\text{lambd}\,\eta_{t-1})\theta_{t-1} - \eta_{t-1} g_t,
+        \quad ax_t \leftarrow ax_{t-1} + \mu_{t-1}(\theta_t - ax_{t-1}) \\
+        \eta_t &\leftarrow \gamma / (1+\text{lambd}\,\gamma t)^\alpha, \quad \mu_t \leftarrow 1/\max(1, t-t_0)
 
     Polyak & Juditsky, `Acceleration of Stochastic Approximation by Averaging
     <https://doi.org/10.1137/0330046>`_, SIAM Journal on Control and Optimization 30 (1992).

@@ -10,11 +10,19 @@ from goptim._step import GoStep
 
 
 class NAdam(GoStep, torch.optim.NAdam):
-    """torch.optim.NAdam with its update in Go: the same arguments, state and bits.
+    r"""torch.optim.NAdam with its update in Go: the same arguments, state and bits.
 
     The state of a parameter is ``step``, ``mu_product``, ``exp_avg`` and ``exp_avg_sq``. Parameters are float32 or
     float64 tensors of any shape on the CPU; others are updated by torch's own step. ``foreach`` is accepted and
     checked as torch does; Go's one path serves all.
+
+    .. math::
+        g_t &\leftarrow \pm\nabla f_t(\theta_{t-1}) + \lambda\theta_{t-1}
+        \text{ or, decoupled, } \theta_{t-1} \leftarrow \theta_{t-1} - \gamma\lambda\theta_{t-1} \\
+        \mu_t &= \beta_1 (1 - \tfrac12\, 0.96^{t \psi}), \quad \Pi_t = \Pi_{t-1}\mu_t \\
+        m_t &\leftarrow \beta_1 m_{t-1} + (1-\beta_1) g_t, \quad v_t \leftarrow \beta_2 v_{t-1} + (1-\beta_2) g_t^2 \\
+        \theta_t &\leftarrow \theta_{t-1} - \gamma \Big(\frac{\mu_{t+1} m_t}{1-\Pi_t\mu_{t+1}}
+        + \frac{(1-\mu_t) g_t}{1-\Pi_t}\Big) \Big/ \Big(\sqrt{v_t/(1-\beta_2^t)} + \epsilon\Big)
 
     Dozat, `Incorporating Nesterov Momentum into Adam <https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ>`_,
     ICLR 2016 workshop, Algorithm 2.

@@ -10,11 +10,20 @@ from goptim._step import GoStep
 
 
 class RAdam(GoStep, torch.optim.RAdam):
-    """torch.optim.RAdam with its update in Go: the same arguments, state and bits.
+    r"""torch.optim.RAdam with its update in Go: the same arguments, state and bits.
 
     The state of a parameter is ``step``, ``exp_avg`` and ``exp_avg_sq``. Parameters are float32 or float64 tensors
     of any shape on the CPU; others are updated by torch's own step. ``foreach`` is accepted and checked as torch
     does; Go's one path serves all.
+
+    .. math::
+        g_t &\leftarrow \pm\nabla f_t(\theta_{t-1}) + \lambda\theta_{t-1}
+        \text{ or, decoupled, } \theta_{t-1} \leftarrow \theta_{t-1} - \gamma\lambda\theta_{t-1} \\
+        m_t &\leftarrow \beta_1 m_{t-1} + (1-\beta_1) g_t, \quad v_t \leftarrow \beta_2 v_{t-1} + (1-\beta_2) g_t^2 \\
+        \rho_\infty &= 2/(1-\beta_2) - 1, \quad \rho_t = \rho_\infty - 2t\beta_2^t/(1-\beta_2^t) \\
+        r_t &= \sqrt{\tfrac{(\rho_t-4)(\rho_t-2)\rho_\infty}{(\rho_\infty-4)(\rho_\infty-2)\rho_t}},
+        \quad l_t = \sqrt{1-\beta_2^t}/(\sqrt{v_t}+\epsilon) \text{ if } \rho_t > 5, \text{ else both } 1 \\
+        \theta_t &\leftarrow \theta_{t-1} - \gamma\, r_t l_t\, m_t/(1-\beta_1^t)
 
     Liu et al., `On the Variance of the Adaptive Learning Rate and Beyond <https://arxiv.org/abs/1908.03265>`_,
     Algorithm 2.

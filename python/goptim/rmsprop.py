@@ -10,11 +10,20 @@ from goptim._step import GoStep
 
 
 class RMSprop(GoStep, torch.optim.RMSprop):
-    """torch.optim.RMSprop with its update in Go: the same arguments, state and bits.
+    r"""torch.optim.RMSprop with its update in Go: the same arguments, state and bits.
 
     The state of a parameter is ``step``, ``square_avg``, with ``momentum`` ``momentum_buffer`` and, ``centered``,
     ``grad_avg``. Parameters are float32 or float64 tensors of any shape on the CPU; others are updated by torch's
     own step. ``foreach`` is accepted and checked as torch does; Go's one path serves all.
+
+    .. math::
+        g_t &\leftarrow \pm\nabla f_t(\theta_{t-1}) + \lambda\theta_{t-1} \\
+        v_t &\leftarrow \alpha v_{t-1} + (1-\alpha) g_t^2,
+        \quad \bar g_t \leftarrow \alpha \bar g_{t-1} + (1-\alpha) g_t \text{ if centered} \\
+        d_t &= g_t / (\sqrt{v_t - \bar g_t^2 \text{ if centered}} + \epsilon),
+        \quad b_t \leftarrow \mu b_{t-1} + d_t \\
+        \theta_t &\leftarrow \theta_{t-1} - \gamma b_t \text{ with momentum } \mu,
+        \text{ else } \theta_{t-1} - \gamma d_t
 
     Tieleman & Hinton, Lecture 6.5 of COURSERA: Neural Networks for Machine Learning (2012); centered: Graves,
     `Generating Sequences With Recurrent Neural Networks <https://arxiv.org/abs/1308.0850>`_, equations 38 to 45.
