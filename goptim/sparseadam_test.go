@@ -107,6 +107,6 @@ func TestSparseAdamRefuses(t *testing.T) {
 	require.ErrorIs(t, err, goptim.ErrOption)
 	_, err = goptim.NewSparseAdam[float32](nil, goptim.SparseAdamOptions{})
 	require.ErrorIs(t, err, goptim.ErrParam)
-	require.ErrorIs(t, goptim.SparseAdamOptions{}.StepTable(goptim.SparseTable{Rows: 1, Width: 1, N: 1}), goptim.ErrParam)
-	require.ErrorIs(t, goptim.SparseAdamOptions{}.StepTable(goptim.SparseTable{Rows: 1, Width: 0}), goptim.ErrParam)
+	require.ErrorIs(t, goptim.SparseAdamOptions{}.StepSparse(goptim.SparseTable{Rows: 1, Width: 1, N: 1}), goptim.ErrParam)
+	require.ErrorIs(t, goptim.SparseAdamOptions{}.StepSparse(goptim.SparseTable{Rows: 1, Width: 0}), goptim.ErrParam)
 }

@@ -119,6 +119,9 @@ type SparseAdam struct {
 	Step   float64 // -lr * sqrt(1 - beta2^t) / (1 - beta1^t)
 }
 
+// None holds none.
+type None struct{}
+
 // Flag is a flag among scalars.
 func Flag(on bool) float64 {
 	if on {

@@ -6,6 +6,9 @@ package f32
 
 import lane "github.com/goptim/goptim/goptim/internal/kernel/lane/f32"
 
+// Accumulate is lane's.
+var Accumulate = lane.Accumulate
+
 // Adadelta is lane's.
 var Adadelta = lane.Adadelta
 
@@ -35,6 +38,9 @@ var Rprop = lane.Rprop
 
 // SGD is lane's.
 var SGD = lane.SGD
+
+// SparseAdagrad is lane's.
+var SparseAdagrad = lane.SparseAdagrad
 
 // SparseAdam is lane's.
 var SparseAdam = lane.SparseAdam
