@@ -132,6 +132,6 @@ func (o sparseAdagrad) check() error {
 
 func (o sparseAdagrad) sums() bool { return true }
 
-func (o sparseAdagrad) kernels() kernels[kernel.Adagrad] {
-	return kernels[kernel.Adagrad]{f32.SparseAdagrad, f64.SparseAdagrad}
+func (o sparseAdagrad) rowKernels() rowKernels[kernel.Adagrad] {
+	return rowKernels[kernel.Adagrad]{f32.SparseAdagrad, f64.SparseAdagrad}
 }

@@ -77,7 +77,9 @@ func (s *SparseSGD[T]) Step() error {
 
 // StepSparse runs one step over a table without states, for Momentum and WeightDecay of 0. It takes the options
 // unchecked, as torch's step does. On an error that wraps ErrParam nothing has changed.
-func (o SGDOptions) StepSparse(t SparseTable) error { return stepSparse(sparseSGD{&o}, &sparseSGDPasses, t) }
+func (o SGDOptions) StepSparse(t SparseTable) error {
+	return stepSparse(sparseSGD{&o}, &sparseSGDPasses, t)
+}
 
 var sgdPasses, sparseSGDPasses sync.Pool
 
@@ -132,3 +134,7 @@ func (o sparseSGD) check() error {
 }
 
 func (o sparseSGD) sums() bool { return false }
+
+func (o sparseSGD) rowKernels() rowKernels[kernel.SGD] {
+	return rowKernels[kernel.SGD]{f32.SparseSGD, f64.SparseSGD}
+}

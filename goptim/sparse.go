@@ -26,11 +26,22 @@ type SparseParam[T Float] struct {
 	Grad    []T     // a row of Width elements for every index; only read; nil leaves the parameter out of the step
 }
 
-// A sparseRule is a rule that takes rows. Its states are columns.
+// A sparseRule is what optimizers differ in that move rows, whose states are columns: see rule.
 type sparseRule[S any] interface {
-	rule[S]
+	name() string
+	check() error
+	layout() engine.Layout
+	initial(state int) float64
+	scalars(n now) S
+	rowKernels() rowKernels[S]
 	// sums reports whether the gradients of one row are added up first; else each is a step of its own.
 	sums() bool
+}
+
+// rowKernels are one step's arithmetic for either type of elements.
+type rowKernels[S any] struct {
+	f32 kernel.RowsFunc[S, float32]
+	f64 kernel.RowsFunc[S, float64]
 }
 
 // sparseBase is what every sparse optimizer for Go programs has.
@@ -199,7 +210,7 @@ func stepSparse[S any](r sparseRule[S], passes *sync.Pool, t SparseTable) error 
 	if now.pow == nil {
 		now.pow = cpow.Pow
 	}
-	p.table, p.kernels, p.h, p.sums = t, r.kernels(), r.scalars(now), r.sums()
+	p.table, p.kernels, p.h, p.sums = t, r.rowKernels(), r.scalars(now), r.sums()
 	if err := engine.Run(p, rows, t.Threads, t.Team); err != nil {
 		return fmt.Errorf("goptim: %s: %w", r.name(), err)
 	}
@@ -287,7 +298,7 @@ func (r *touched) sort(rows int) {
 // A sparsePass is one step over the rows that have a gradient.
 type sparsePass[S any] struct {
 	table   SparseTable
-	kernels kernels[S]
+	kernels rowKernels[S]
 	h       S
 	sums    bool
 	rows    touched
@@ -302,82 +313,122 @@ func (p *sparsePass[S]) Update(_, lo, hi int) {
 	}
 }
 
-// ahead is how many rows before its turn a row is asked for: they lie anywhere in memory, and a processor that waits for
-// each in turn does little else.
-const ahead = 8
+// Rows lie anywhere in memory, and a processor that waits for each in turn does little else: they are asked for so many
+// cache lines of a column before their turn, or so many rows, if they are long.
+const aheadLines, aheadRows = 32, 4
 
-func updateRows[S any, T Float](p *sparsePass[S], f kernel.Func[S, T], accumulate kernel.Func[kernel.None, T], lo, hi int) {
+// batch is how many rows a kernel takes in a call.
+const batch = 8
+
+// A bench is where a thread prepares rows for a kernel: on the heap, see kernel.Apply.
+type bench[T Float] struct {
+	parts [batch]kernel.Part[T]
+	adds  [batch]kernel.Part[T]
+	sums  []T // a row for every part whose gradients are added up
+	asked [16]uintptr
+}
+
+var benches32, benches64 sync.Pool
+
+func benches[T Float]() *sync.Pool {
+	if dtype[T]() == engine.Float32 {
+		return &benches32
+	}
+	return &benches64
+}
+
+func updateRows[S any, T Float](p *sparsePass[S], f kernel.RowsFunc[S, T], accumulate kernel.RowsFunc[kernel.None, T], lo, hi int) {
 	t, r, width := &p.table, &p.rows, p.table.Width
 	size := t.Rows * width
-	rowBytes := uintptr(width) * unsafe.Sizeof(T(0))
-	lines := min(int(rowBytes+63)/64, 16)
 	param, values := elements[T](t.Param, size), elements[T](t.Values, t.N*width)
+	columns := append(make([]uintptr, 0, 1+engine.States), t.Param)
 	var states [engine.States][]T
 	for k, a := range t.State {
 		if a != 0 {
 			states[k] = elements[T](a, size)
+			columns = append(columns, a)
 		}
 	}
-	memory := sums.Get().(*[]float64)
-	defer sums.Put(memory)
-	sum := scratch[T](memory, width)
-	asked := int(r.starts[lo/width])
+	b, _ := benches[T]().Get().(*bench[T])
+	if b == nil {
+		b = new(bench[T])
+	}
+	defer func() {
+		clear(b.parts[:])
+		clear(b.adds[:])
+		benches[T]().Put(b)
+	}()
+	b.sums = slices.Grow(b.sums[:0], batch*width)[:batch*width]
+
+	rowBytes := uintptr(width) * unsafe.Sizeof(T(0))
+	lines := min(int(rowBytes+63)/64, 16)
+	ahead := max(aheadRows, aheadLines/lines)
+	asked := int(r.starts[lo/width]) // entries whose gradient has been asked for
+	filled, length := 0, 0           // parts, and the length of each
+	flush := func() {
+		kernel.ApplyRows(f, &p.h, param, states, b.parts[:filled], length)
+		filled = 0
+	}
 	for lo < hi {
 		row, first := lo/width, lo%width
 		n := min(width-first, hi-lo)
+		start, end := int(r.starts[row]), int(r.starts[row+1])
+		ask := b.asked[:0]
 		if next := row + ahead; next < r.len() {
 			at := uintptr(r.index(r.entries[r.starts[next]])) * rowBytes
-			kernel.Prefetch(t.Param+at, lines)
-			for _, a := range t.State {
-				if a != 0 {
-					kernel.Prefetch(a+at, lines)
-				}
+			for _, a := range columns {
+				ask = append(ask, a+at)
 			}
 		}
-		start, end := int(r.starts[row]), int(r.starts[row+1])
 		for ; asked < min(end+ahead, len(r.entries)); asked++ {
-			kernel.Prefetch(t.Values+uintptr(r.place(r.entries[asked]))*rowBytes, lines)
+			if len(ask) == cap(ask) {
+				kernel.Prefetch(ask, lines)
+				ask = ask[:0]
+			}
+			ask = append(ask, t.Values+uintptr(r.place(r.entries[asked]))*rowBytes)
 		}
+		kernel.Prefetch(ask, lines)
+
+		if n != length && filled > 0 {
+			flush()
+		}
+		length = n
 		at := r.index(r.entries[start])*width + first
-		x := param[at : at+n]
-		var s [engine.States][]T
-		for k := range states {
-			if states[k] != nil {
-				s[k] = states[k][at : at+n]
-			}
-		}
-		g := sum[:n]
-		for i := start; i < end; i++ {
+		gradient := func(i int) []T {
 			from := r.place(r.entries[i])*width + first
-			v := values[from : from+n]
-			switch {
-			case !p.sums:
-				kernel.Apply(f, &p.h, x, v, s)
-			case end-start == 1:
-				g = v
-			case i == start:
-				copy(g, v)
-			default:
-				kernel.Apply(accumulate, nil, g, v, [engine.States][]T{})
-			}
+			return values[from : from+n : from+n]
 		}
-		if p.sums {
-			kernel.Apply(f, &p.h, x, g, s)
+		i := start
+		if p.sums && end-start > 1 {
+			sum := b.sums[filled*width:][:n]
+			copy(sum, gradient(start))
+			for i = start + 1; i < end; {
+				k := 0
+				for ; k < batch && i < end; k, i = k+1, i+1 {
+					b.adds[k] = kernel.Part[T]{Grad: gradient(i)}
+				}
+				kernel.ApplyRows(accumulate, nil, sum, [engine.States][]T{}, b.adds[:k], n)
+			}
+			b.parts[filled] = kernel.Part[T]{At: at, Grad: sum}
+			filled++
+		}
+		for ; i < end; i++ {
+			if filled == batch {
+				flush()
+			}
+			b.parts[filled] = kernel.Part[T]{At: at, Grad: gradient(i)}
+			filled++
+		}
+		if filled == batch {
+			flush()
 		}
 		lo += n
+	}
+	if filled > 0 {
+		flush()
 	}
 }
 
 func elements[T Float](address uintptr, n int) []T {
 	return unsafe.Slice((*T)(engine.Pointer(address)), n)
-}
-
-// sums is memory for the sum of a row's gradients. It is not on the stack: see kernel.Apply.
-var sums = sync.Pool{New: func() any { return new([]float64) }}
-
-func scratch[T Float](memory *[]float64, n int) []T {
-	if n > len(*memory) {
-		*memory = make([]float64, n)
-	}
-	return unsafe.Slice((*T)(unsafe.Pointer(unsafe.SliceData(*memory))), n)
 }

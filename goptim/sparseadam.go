@@ -89,6 +89,6 @@ func (o *SparseAdamOptions) scalars(n now) kernel.SparseAdam {
 	}
 }
 
-func (o *SparseAdamOptions) kernels() kernels[kernel.SparseAdam] {
-	return kernels[kernel.SparseAdam]{f32.SparseAdam, f64.SparseAdam}
+func (o *SparseAdamOptions) rowKernels() rowKernels[kernel.SparseAdam] {
+	return rowKernels[kernel.SparseAdam]{f32.SparseAdam, f64.SparseAdam}
 }

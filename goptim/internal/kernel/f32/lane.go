@@ -6,9 +6,6 @@ package f32
 
 import lane "github.com/goptim/goptim/goptim/internal/kernel/lane/f32"
 
-// Accumulate is lane's.
-var Accumulate = lane.Accumulate
-
 // Adadelta is lane's.
 var Adadelta = lane.Adadelta
 
@@ -39,8 +36,14 @@ var Rprop = lane.Rprop
 // SGD is lane's.
 var SGD = lane.SGD
 
+// SparseSGD is lane's.
+var SparseSGD = lane.SparseSGD
+
 // SparseAdagrad is lane's.
 var SparseAdagrad = lane.SparseAdagrad
 
 // SparseAdam is lane's.
 var SparseAdam = lane.SparseAdam
+
+// Accumulate is lane's.
+var Accumulate = lane.Accumulate
