@@ -97,6 +97,8 @@ func variants[T kernel.Float](k kernels[T]) []variant[T] {
 	first := sgd
 	first.First = 1
 	adagrad := kernel.Adagrad{Coupled: coupledTo, Step: -.1, Eps: 1e-8}
+	loud := adagrad // without weight decay, some squares would be lost in the sum
+	loud.Sign = 100
 	adadelta := kernel.Adadelta{Coupled: coupledTo, Rho: .9, C: .1, Eps: 1e-6, Step: -1}
 	adamax := kernel.Adamax{Coupled: coupledTo, C1: kernel.WeightOf[T](.1), Beta2: .3, Eps: 1e-8, Step: -.1}
 	asgd := kernel.ASGD{Coupled: coupledTo, Decay: .99, Step: -.1, Mu: .5, Averages: 1}
@@ -132,7 +134,7 @@ func variants[T kernel.Float](k kernels[T]) []variant[T] {
 		variantOf("rmsprop momentum", 4, k.rmsprop, rmsprop),
 		variantOf("rprop", 4, k.rprop, rprop),
 		rowsVariantOf("sparse sgd", 2, k.sparseSGD, sgd),
-		rowsVariantOf("sparse adagrad", 3, k.sparseAdagrad, adagrad),
+		rowsVariantOf("sparse adagrad", 3, k.sparseAdagrad, loud),
 		rowsVariantOf("sparse adam", 4, k.sparseAdam, kernel.SparseAdam{Sign: 1, C1: .1, C2: .001, Eps: 1e-8, Step: -.1}),
 		rowsVariantOf("accumulate", 2, k.accumulate, kernel.None{}),
 	}
