@@ -9,7 +9,6 @@ makes them; a figure is the best of all rounds. Ratios of one run can be compare
 from __future__ import annotations
 
 import argparse
-import os
 import time
 import warnings
 

@@ -358,7 +358,6 @@ func updateRows[S any, T Float](p *sparsePass[S], f kernel.RowsFunc[S, T], accum
 		clear(b.adds[:])
 		benches[T]().Put(b)
 	}()
-	b.sums = slices.Grow(b.sums[:0], batch*width)[:batch*width]
 
 	rowBytes := uintptr(width) * unsafe.Sizeof(T(0))
 	lines := min(int(rowBytes+63)/64, 16)
@@ -400,7 +399,8 @@ func updateRows[S any, T Float](p *sparsePass[S], f kernel.RowsFunc[S, T], accum
 		}
 		i := start
 		if p.sums && end-start > 1 {
-			sum := b.sums[filled*width:][:n]
+			b.sums = slices.Grow(b.sums[:0], batch*n)[:batch*n]
+			sum := b.sums[filled*n:][:n]
 			copy(sum, gradient(start))
 			for i = start + 1; i < end; {
 				k := 0

@@ -29,8 +29,8 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # that hypothesis is not installed
     from torch.testing._internal.common_optimizers import OptimizerErrorEnum, optim_db
 
-OURS = {name: c for name in torch.optim.__all__ if isinstance(c := getattr(goptim, name), type) and issubclass(c, GoStep)}
-NAMES = [name for name, c in OURS.items() if c.dense]
+CLASSES = {name: getattr(goptim, name) for name in torch.optim.__all__}
+NAMES = [name for name, c in CLASSES.items() if isinstance(c, type) and issubclass(c, GoStep) and c.dense]
 INFOS = {info.name: info for info in optim_db if info.name in NAMES}
 
 # Arguments under which every optimizer keeps tensors in its state.

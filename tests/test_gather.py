@@ -18,8 +18,8 @@ from goptim import _core, _native
 from goptim._step import GoStep, _Table
 from goptim.testing import assert_bit_equal, ieee_sqrt
 
-OURS = {name: c for name in torch.optim.__all__ if isinstance(c := getattr(goptim, name), type) and issubclass(c, GoStep)}
-NAMES = [name for name, c in OURS.items() if c.dense]
+CLASSES = {name: getattr(goptim, name) for name in torch.optim.__all__}
+NAMES = [name for name, c in CLASSES.items() if isinstance(c, type) and issubclass(c, GoStep) and c.dense]
 OPTIONS = {
     "SGD with momentum": {"momentum": 0.9},
     "Adam with amsgrad": {"amsgrad": True},

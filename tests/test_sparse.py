@@ -305,9 +305,11 @@ def test_momentum_is_torchs(momentum, go):
 
 
 def error_of(opt):
-    with pytest.raises(Exception) as caught:
+    try:
         opt.step()
-    return type(caught.value), str(caught.value)
+    except Exception as e:
+        return type(e), str(e)
+    raise AssertionError("no error")
 
 
 CLASSES = {name: c for name in torch.optim.__all__ if isinstance(c := getattr(goptim, name), type)}
@@ -357,7 +359,7 @@ def test_rows_that_are_not_there(name, rows, go):
     bad.grad = torch.sparse_coo_tensor([rows], torch.ones(len(rows), 2), (4, 2), check_invariants=False)
     opt = ours(name, [{"params": [good, dense]}, {"params": [bad]}])
     wrong = next(row for row in rows if not 0 <= row < 4)
-    says = rf"{name}: parameter 0 of group 1, of shape \(4, 2\) .*: index {wrong} in its gradient, expected one of 4 rows"
+    says = rf"{name}: parameter 0 of group 1, of shape .*: index {wrong} in its gradient, expected one of 4 rows"
     with pytest.raises(ValueError, match=says):
         opt.step()
     assert all((p == 1).all() for p in (good, dense, bad))
