@@ -14,13 +14,12 @@ _RADIX = 1 << 15
 
 
 def takes(p: Tensor, g: Tensor, sums: bool) -> bool:
-    """Whether Go takes a sparse gradient of a parameter that it takes.
+    """Whether Go takes a sparse COO gradient of a parameter that it takes.
 
     torch adds up the rows of values that are not contiguous: only where ``sums`` says that all are, this is the same.
     """
     if not (
         type(g) is Tensor
-        and g.layout is torch.sparse_coo
         and g.is_cpu
         and g.dtype == p.dtype
         and g.shape == p.shape

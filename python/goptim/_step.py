@@ -221,7 +221,9 @@ class _Table:
             self._add(p, g, state)
 
     def _takes_sparse(self, p: Tensor, g: Tensor, state: dict[str, Any]) -> bool:
-        if self.sparse_scalars is None or not (_go_takes(p) and _sparse.takes(p, g, self.optimizer.sums)):
+        if g.layout is not torch.sparse_coo or self.sparse_scalars is None:
+            return False
+        if not (_go_takes(p) and _sparse.takes(p, g, self.optimizer.sums)):
             return False
         if self.optimizer.dense and p.dim() == 1:  # torch fuses product and sum for some of these, and not for others
             return False
