@@ -144,16 +144,25 @@ func Rprop(table, rows, threads int64, lr, etaMinus, etaPlus, minStep, maxStep f
 	return rows, o.StepTable(tableOf(table, rows, threads))
 }
 
-// SparseAdam steps one parameter: see goptim.SparseTable and goptim.SparseAdamOptions.StepTable.
-func SparseAdam(param, expAvg, expAvgSq, rows, width, float64s, indices, values, order, count, threads int64, step, lr, beta1, beta2, eps float64, maximize int64) (n int64, err error) {
+// SparseSGD steps one parameter: see goptim.SGDOptions.StepSparse.
+func SparseSGD(param, state1, state2, rows, width, float64s, indices, values, order, count, threads int64, step, lr float64, maximize int64) (n int64, err error) {
+	defer enter(&err)()
+	o := goptim.SGDOptions{LR: lr, Maximize: maximize != 0}
+	return count, o.StepSparse(sparseTableOf(param, state1, state2, rows, width, float64s, indices, values, order, count, threads, step))
+}
+
+// SparseAdagrad steps one parameter: see goptim.AdagradOptions.StepSparse.
+func SparseAdagrad(param, state1, state2, rows, width, float64s, indices, values, order, count, threads int64, step, lr, lrDecay, eps float64, maximize int64) (n int64, err error) {
+	defer enter(&err)()
+	o := goptim.AdagradOptions{LR: lr, LRDecay: lrDecay, Eps: eps, Maximize: maximize != 0}
+	return count, o.StepSparse(sparseTableOf(param, state1, state2, rows, width, float64s, indices, values, order, count, threads, step))
+}
+
+// SparseAdam steps one parameter: see goptim.SparseAdamOptions.StepSparse.
+func SparseAdam(param, state1, state2, rows, width, float64s, indices, values, order, count, threads int64, step, lr, beta1, beta2, eps float64, maximize int64) (n int64, err error) {
 	defer enter(&err)()
 	o := goptim.SparseAdamOptions{LR: lr, Betas: [2]float64{beta1, beta2}, Eps: eps, Maximize: maximize != 0}
-	return count, o.StepTable(goptim.SparseTable{
-		Param: uintptr(param), ExpAvg: uintptr(expAvg), ExpAvgSq: uintptr(expAvgSq),
-		Rows: int(rows), Width: int(width), Float64: float64s != 0,
-		Indices: uintptr(indices), Values: uintptr(values), Order: uintptr(order), N: int(count),
-		Step: step, Threads: int(threads), Team: openmp.Team(), Pow: cmath.Pow,
-	})
+	return count, o.StepSparse(sparseTableOf(param, state1, state2, rows, width, float64s, indices, values, order, count, threads, step))
 }
 
 // OpenMP has steps run on the threads of OpenMP instead of Go's: address is that of libgomp's GOMP_parallel, or 0.
@@ -167,6 +176,16 @@ func tableOf(address, rows, threads int64) goptim.Table {
 	return goptim.Table{
 		Address: uintptr(address), Rows: int(rows), Threads: int(threads), Team: openmp.Team(), Pow: cmath.Pow,
 	}
+}
+
+func sparseTableOf(param, state1, state2, rows, width, float64s, indices, values, order, count, threads int64, step float64) goptim.SparseTable {
+	t := goptim.SparseTable{
+		Param: uintptr(param), Rows: int(rows), Width: int(width), Float64: float64s != 0,
+		Indices: uintptr(indices), Values: uintptr(values), Order: uintptr(order), N: int(count),
+		Step: step, Threads: int(threads), Team: openmp.Team(), Pow: cmath.Pow,
+	}
+	t.State[0], t.State[1] = uintptr(state1), uintptr(state2)
+	return t
 }
 
 // enter makes a fault at a bad address a panic; what it returns, deferred, makes a panic an error.

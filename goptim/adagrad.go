@@ -30,12 +30,7 @@ type Adagrad[T Float] struct {
 
 // NewAdagrad makes an Adagrad of params. The error wraps ErrOption or ErrParam.
 func NewAdagrad[T Float](params []*Param[T], o AdagradOptions) (*Adagrad[T], error) {
-	if o.LR == 0 {
-		o.LR = 1e-2
-	}
-	if o.Eps == 0 {
-		o.Eps = 1e-10
-	}
+	o.setDefaults()
 	b, err := newBase(&o, params)
 	if err != nil {
 		return nil, err
@@ -50,7 +45,46 @@ func (a *Adagrad[T]) Step() error { return a.base.step(&a.AdagradOptions, a.Work
 // unchecked, as torch's step does. On an error that wraps ErrParam nothing has changed.
 func (o AdagradOptions) StepTable(t Table) error { return stepTable(&o, &adagradPasses, t) }
 
-var adagradPasses sync.Pool
+// SparseAdagrad is Adagrad on the rows that have a gradient. Gradients of a row that comes more than once are added up.
+// Its bits are those of torch.optim.Adagrad with sparse gradients, which are rounded otherwise than dense ones.
+type SparseAdagrad[T Float] struct {
+	AdagradOptions     // as the next Step uses them
+	Workers        int // as many threads as a Step may use; 0 means GOMAXPROCS
+	base           sparseBase[T, kernel.Adagrad]
+}
+
+// NewSparseAdagrad makes a SparseAdagrad of params. WeightDecay must be 0: it would move the rows without a gradient
+// too. The error wraps ErrOption or ErrParam.
+func NewSparseAdagrad[T Float](params []*SparseParam[T], o AdagradOptions) (*SparseAdagrad[T], error) {
+	o.setDefaults()
+	b, err := newSparseBase(sparseAdagrad{&o}, params)
+	if err != nil {
+		return nil, err
+	}
+	return &SparseAdagrad[T]{AdagradOptions: o, base: b}, nil
+}
+
+// Step updates every row that has a gradient. On an error that wraps ErrOption or ErrParam nothing has changed.
+func (a *SparseAdagrad[T]) Step() error {
+	return a.base.step(sparseAdagrad{&a.AdagradOptions}, &sparseAdagradPasses, a.Workers)
+}
+
+// StepSparse runs one step over a table whose state is sum. It takes the options unchecked, as torch's step does. On an
+// error that wraps ErrParam nothing has changed.
+func (o AdagradOptions) StepSparse(t SparseTable) error {
+	return stepSparse(sparseAdagrad{&o}, &sparseAdagradPasses, t)
+}
+
+var adagradPasses, sparseAdagradPasses sync.Pool
+
+func (o *AdagradOptions) setDefaults() {
+	if o.LR == 0 {
+		o.LR = 1e-2
+	}
+	if o.Eps == 0 {
+		o.Eps = 1e-10
+	}
+}
 
 func (o *AdagradOptions) name() string { return "Adagrad" }
 
@@ -82,4 +116,22 @@ func (o *AdagradOptions) scalars(n now) kernel.Adagrad {
 
 func (o *AdagradOptions) kernels() kernels[kernel.Adagrad] {
 	return kernels[kernel.Adagrad]{f32.Adagrad, f64.Adagrad}
+}
+
+// sparseAdagrad is what is different with sparse gradients.
+type sparseAdagrad struct{ *AdagradOptions }
+
+func (o sparseAdagrad) name() string { return "SparseAdagrad" }
+
+func (o sparseAdagrad) check() error {
+	return errors.Join(
+		o.AdagradOptions.check(),
+		require(o.WeightDecay == 0, o.name(), "WeightDecay", o.WeightDecay, "0 with sparse gradients"),
+	)
+}
+
+func (o sparseAdagrad) sums() bool { return true }
+
+func (o sparseAdagrad) rowKernels() rowKernels[kernel.Adagrad] {
+	return rowKernels[kernel.Adagrad]{f32.SparseAdagrad, f64.SparseAdagrad}
 }

@@ -49,7 +49,39 @@ func (s *SGD[T]) Step() error { return s.base.step(&s.SGDOptions, s.Workers) }
 // unchecked, as torch's step does. On an error that wraps ErrParam nothing has changed.
 func (o SGDOptions) StepTable(t Table) error { return stepTable(&o, &sgdPasses, t) }
 
-var sgdPasses sync.Pool
+// SparseSGD is SGD without momentum on the rows that have a gradient. Gradients of a row that comes more than once are
+// steps one after the other. Its bits are those of torch.optim.SGD with sparse gradients.
+type SparseSGD[T Float] struct {
+	SGDOptions     // as the next Step uses them
+	Workers    int // as many threads as a Step may use; 0 means GOMAXPROCS
+	base       sparseBase[T, kernel.SGD]
+}
+
+// NewSparseSGD makes a SparseSGD of params. Momentum and WeightDecay must be 0: they would move the rows without a
+// gradient too. The error wraps ErrOption or ErrParam.
+func NewSparseSGD[T Float](params []*SparseParam[T], o SGDOptions) (*SparseSGD[T], error) {
+	if o.LR == 0 {
+		o.LR = 1e-3
+	}
+	b, err := newSparseBase(sparseSGD{&o}, params)
+	if err != nil {
+		return nil, err
+	}
+	return &SparseSGD[T]{SGDOptions: o, base: b}, nil
+}
+
+// Step updates every row that has a gradient. On an error that wraps ErrOption or ErrParam nothing has changed.
+func (s *SparseSGD[T]) Step() error {
+	return s.base.step(sparseSGD{&s.SGDOptions}, &sparseSGDPasses, s.Workers)
+}
+
+// StepSparse runs one step over a table without states, for Momentum and WeightDecay of 0. It takes the options
+// unchecked, as torch's step does. On an error that wraps ErrParam nothing has changed.
+func (o SGDOptions) StepSparse(t SparseTable) error {
+	return stepSparse(sparseSGD{&o}, &sparseSGDPasses, t)
+}
+
+var sgdPasses, sparseSGDPasses sync.Pool
 
 func (o *SGDOptions) name() string { return "SGD" }
 
@@ -87,3 +119,22 @@ func (o *SGDOptions) scalars(n now) kernel.SGD {
 }
 
 func (o *SGDOptions) kernels() kernels[kernel.SGD] { return kernels[kernel.SGD]{f32.SGD, f64.SGD} }
+
+// sparseSGD is what is different with sparse gradients.
+type sparseSGD struct{ *SGDOptions }
+
+func (o sparseSGD) name() string { return "SparseSGD" }
+
+func (o sparseSGD) check() error {
+	return errors.Join(
+		o.SGDOptions.check(),
+		require(o.Momentum == 0, o.name(), "Momentum", o.Momentum, "0 with sparse gradients"),
+		require(o.WeightDecay == 0, o.name(), "WeightDecay", o.WeightDecay, "0 with sparse gradients"),
+	)
+}
+
+func (o sparseSGD) sums() bool { return false }
+
+func (o sparseSGD) rowKernels() rowKernels[kernel.SGD] {
+	return rowKernels[kernel.SGD]{f32.SparseSGD, f64.SparseSGD}
+}

@@ -18,9 +18,8 @@ import goptim
 from goptim._step import GoStep, _Table
 
 # What Go steps through a table, and of these what treats every element alike.
-IN_TABLES = [
-    name for name in torch.optim.__all__ if isinstance(c := getattr(goptim, name), type) and issubclass(c, GoStep)
-]
+CLASSES = {name: getattr(goptim, name) for name in torch.optim.__all__}
+IN_TABLES = [name for name, c in CLASSES.items() if isinstance(c, type) and issubclass(c, GoStep) and c.dense]
 ELEMENTWISE = [name for name in IN_TABLES if getattr(goptim, name)._table is _Table]
 
 FLAG = [False, True]

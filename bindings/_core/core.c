@@ -426,13 +426,48 @@ _wrap__core_SGD(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kw
 PyObject * _wrap__core_SGD(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs);
 
 PyObject *
+_wrap__core_SparseAdagrad(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs)
+{
+    PyObject *py_retval;
+    int64_t retval;
+    int64_t param;
+    int64_t state1;
+    int64_t state2;
+    int64_t rows;
+    int64_t width;
+    int64_t float64s;
+    int64_t indices;
+    int64_t values;
+    int64_t order;
+    int64_t count;
+    int64_t threads;
+    double step;
+    double lr;
+    double lr_decay;
+    double eps;
+    int64_t maximize;
+    const char *keywords[] = {"param", "state1", "state2", "rows", "width", "float64s", "indices", "values", "order", "count", "threads", "step", "lr", "lr_decay", "eps", "maximize", NULL};
+
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LLLLLLLLLLLddddL", (char **) keywords, &param, &state1, &state2, &rows, &width, &float64s, &indices, &values, &order, &count, &threads, &step, &lr, &lr_decay, &eps, &maximize)) {
+        return NULL;
+    }
+    retval = bindings_SparseAdagrad(param, state1, state2, rows, width, float64s, indices, values, order, count, threads, step, lr, lr_decay, eps, maximize);
+    if (PyErr_Occurred()) {
+        return NULL;
+    }
+    py_retval = Py_BuildValue((char *) "L", retval);
+    return py_retval;
+}
+PyObject * _wrap__core_SparseAdagrad(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs);
+
+PyObject *
 _wrap__core_SparseAdam(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs)
 {
     PyObject *py_retval;
     int64_t retval;
     int64_t param;
-    int64_t exp_avg;
-    int64_t exp_avg_sq;
+    int64_t state1;
+    int64_t state2;
     int64_t rows;
     int64_t width;
     int64_t float64s;
@@ -447,12 +482,12 @@ _wrap__core_SparseAdam(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObj
     double beta2;
     double eps;
     int64_t maximize;
-    const char *keywords[] = {"param", "exp_avg", "exp_avg_sq", "rows", "width", "float64s", "indices", "values", "order", "count", "threads", "step", "lr", "beta1", "beta2", "eps", "maximize", NULL};
+    const char *keywords[] = {"param", "state1", "state2", "rows", "width", "float64s", "indices", "values", "order", "count", "threads", "step", "lr", "beta1", "beta2", "eps", "maximize", NULL};
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LLLLLLLLLLLdddddL", (char **) keywords, &param, &exp_avg, &exp_avg_sq, &rows, &width, &float64s, &indices, &values, &order, &count, &threads, &step, &lr, &beta1, &beta2, &eps, &maximize)) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LLLLLLLLLLLdddddL", (char **) keywords, &param, &state1, &state2, &rows, &width, &float64s, &indices, &values, &order, &count, &threads, &step, &lr, &beta1, &beta2, &eps, &maximize)) {
         return NULL;
     }
-    retval = bindings_SparseAdam(param, exp_avg, exp_avg_sq, rows, width, float64s, indices, values, order, count, threads, step, lr, beta1, beta2, eps, maximize);
+    retval = bindings_SparseAdam(param, state1, state2, rows, width, float64s, indices, values, order, count, threads, step, lr, beta1, beta2, eps, maximize);
     if (PyErr_Occurred()) {
         return NULL;
     }
@@ -460,6 +495,39 @@ _wrap__core_SparseAdam(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObj
     return py_retval;
 }
 PyObject * _wrap__core_SparseAdam(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs);
+
+PyObject *
+_wrap__core_SparseSGD(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs)
+{
+    PyObject *py_retval;
+    int64_t retval;
+    int64_t param;
+    int64_t state1;
+    int64_t state2;
+    int64_t rows;
+    int64_t width;
+    int64_t float64s;
+    int64_t indices;
+    int64_t values;
+    int64_t order;
+    int64_t count;
+    int64_t threads;
+    double step;
+    double lr;
+    int64_t maximize;
+    const char *keywords[] = {"param", "state1", "state2", "rows", "width", "float64s", "indices", "values", "order", "count", "threads", "step", "lr", "maximize", NULL};
+
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LLLLLLLLLLLddL", (char **) keywords, &param, &state1, &state2, &rows, &width, &float64s, &indices, &values, &order, &count, &threads, &step, &lr, &maximize)) {
+        return NULL;
+    }
+    retval = bindings_SparseSGD(param, state1, state2, rows, width, float64s, indices, values, order, count, threads, step, lr, maximize);
+    if (PyErr_Occurred()) {
+        return NULL;
+    }
+    py_retval = Py_BuildValue((char *) "L", retval);
+    return py_retval;
+}
+PyObject * _wrap__core_SparseSGD(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs);
 
 PyObject *
 _wrap__core_Version(PyObject *PYBINDGEN_UNUSED(_args), PyObject *PYBINDGEN_UNUSED(_kwargs))
@@ -496,7 +564,9 @@ static PyMethodDef _core_functions[] = {
     {(char *) "RMSprop", (PyCFunction) _wrap__core_RMSprop, METH_KEYWORDS|METH_VARARGS, "RMSprop($module, /, table, rows, threads, lr, alpha, eps, weight_decay, momentum, centered, maximize)\n--\n\ntype: table: int64_t\ntype: rows: int64_t\ntype: threads: int64_t\ntype: lr: double\ntype: alpha: double\ntype: eps: double\ntype: weight_decay: double\ntype: momentum: double\ntype: centered: int64_t\ntype: maximize: int64_t" },
     {(char *) "Rprop", (PyCFunction) _wrap__core_Rprop, METH_KEYWORDS|METH_VARARGS, "Rprop($module, /, table, rows, threads, lr, eta_minus, eta_plus, min_step, max_step, maximize)\n--\n\ntype: table: int64_t\ntype: rows: int64_t\ntype: threads: int64_t\ntype: lr: double\ntype: eta_minus: double\ntype: eta_plus: double\ntype: min_step: double\ntype: max_step: double\ntype: maximize: int64_t" },
     {(char *) "SGD", (PyCFunction) _wrap__core_SGD, METH_KEYWORDS|METH_VARARGS, "SGD($module, /, table, rows, threads, lr, momentum, dampening, weight_decay, nesterov, maximize)\n--\n\ntype: table: int64_t\ntype: rows: int64_t\ntype: threads: int64_t\ntype: lr: double\ntype: momentum: double\ntype: dampening: double\ntype: weight_decay: double\ntype: nesterov: int64_t\ntype: maximize: int64_t" },
-    {(char *) "SparseAdam", (PyCFunction) _wrap__core_SparseAdam, METH_KEYWORDS|METH_VARARGS, "SparseAdam($module, /, param, exp_avg, exp_avg_sq, rows, width, float64s, indices, values, order, count, threads, step, lr, beta1, beta2, eps, maximize)\n--\n\ntype: param: int64_t\ntype: exp_avg: int64_t\ntype: exp_avg_sq: int64_t\ntype: rows: int64_t\ntype: width: int64_t\ntype: float64s: int64_t\ntype: indices: int64_t\ntype: values: int64_t\ntype: order: int64_t\ntype: count: int64_t\ntype: threads: int64_t\ntype: step: double\ntype: lr: double\ntype: beta1: double\ntype: beta2: double\ntype: eps: double\ntype: maximize: int64_t" },
+    {(char *) "SparseAdagrad", (PyCFunction) _wrap__core_SparseAdagrad, METH_KEYWORDS|METH_VARARGS, "SparseAdagrad($module, /, param, state1, state2, rows, width, float64s, indices, values, order, count, threads, step, lr, lr_decay, eps, maximize)\n--\n\ntype: param: int64_t\ntype: state1: int64_t\ntype: state2: int64_t\ntype: rows: int64_t\ntype: width: int64_t\ntype: float64s: int64_t\ntype: indices: int64_t\ntype: values: int64_t\ntype: order: int64_t\ntype: count: int64_t\ntype: threads: int64_t\ntype: step: double\ntype: lr: double\ntype: lr_decay: double\ntype: eps: double\ntype: maximize: int64_t" },
+    {(char *) "SparseAdam", (PyCFunction) _wrap__core_SparseAdam, METH_KEYWORDS|METH_VARARGS, "SparseAdam($module, /, param, state1, state2, rows, width, float64s, indices, values, order, count, threads, step, lr, beta1, beta2, eps, maximize)\n--\n\ntype: param: int64_t\ntype: state1: int64_t\ntype: state2: int64_t\ntype: rows: int64_t\ntype: width: int64_t\ntype: float64s: int64_t\ntype: indices: int64_t\ntype: values: int64_t\ntype: order: int64_t\ntype: count: int64_t\ntype: threads: int64_t\ntype: step: double\ntype: lr: double\ntype: beta1: double\ntype: beta2: double\ntype: eps: double\ntype: maximize: int64_t" },
+    {(char *) "SparseSGD", (PyCFunction) _wrap__core_SparseSGD, METH_KEYWORDS|METH_VARARGS, "SparseSGD($module, /, param, state1, state2, rows, width, float64s, indices, values, order, count, threads, step, lr, maximize)\n--\n\ntype: param: int64_t\ntype: state1: int64_t\ntype: state2: int64_t\ntype: rows: int64_t\ntype: width: int64_t\ntype: float64s: int64_t\ntype: indices: int64_t\ntype: values: int64_t\ntype: order: int64_t\ntype: count: int64_t\ntype: threads: int64_t\ntype: step: double\ntype: lr: double\ntype: maximize: int64_t" },
     {(char *) "Version", (PyCFunction) _wrap__core_Version, METH_NOARGS, "Version($module, /)\n--\n\n" },
     {"gather", gather, METH_VARARGS, gather_doc},
     {NULL, NULL, 0, NULL}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from goptim import _native
+from goptim import _native, _sparse
 
 # Where a table's columns are (goptim/table.go).
 _WORDS = 8
@@ -39,6 +39,12 @@ class GoStep(Optimizer):
     numbers: ClassVar[int] = 0
     """How many of the columns, the first ones, are one number a parameter."""
 
+    dense: ClassVar[bool] = True
+    """Whether Go takes dense gradients."""
+
+    sums: ClassVar[bool] = True
+    """Whether sparse gradients of one row are added up before a step, instead of being steps themselves."""
+
     _table: ClassVar[type[_Table]]  # below
 
     _layouts = False  # whether there has been a tensor without strides
@@ -50,6 +56,10 @@ class GoStep(Optimizer):
     def scalars(self, group: dict[str, Any]) -> tuple[Any, ...]:
         """The arguments of the Go function behind table, rows and threads."""
         raise NotImplementedError
+
+    def sparse_scalars(self, group: dict[str, Any]) -> tuple[Any, ...] | None:
+        """The arguments of the Go function for sparse gradients, behind ``step``; None where such are torch's."""
+        return None
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         _native.core()
@@ -65,7 +75,8 @@ class GoStep(Optimizer):
             What the closure returned, or None.
 
         Raises:
-            ValueError: a gradient or a state has another shape than its parameter. Nothing has been written then.
+            ValueError: a gradient or a state has another shape than its parameter, or a sparse gradient names a row
+                that its parameter has not. Nothing has been written then.
         """
         if torch.compiler.is_compiling():
             return _undecorated(self.twin)(self, closure)
@@ -131,6 +142,7 @@ class _Table:
         self.rest: list[Tensor] = []  # for torch
         self.misfits: list[str] = []  # what is wrong with some of rest, which torch will refuse, or convert
         self.fresh: list[Tensor] = []  # for Go, without a state yet
+        self.sparse: list[tuple[Tensor, Tensor]] = []  # for Go, with their gradients
         self.written: list[Tensor] = []
         self.made: list[tuple[dict[str, Any], str, Tensor]] = []  # states without a value yet
         self.grads: list[Tensor] = []  # held, so that no other thread frees them during the step
@@ -141,13 +153,14 @@ class _Table:
         if not _go_takes_group(group, optimizer.scalars(group)):
             self.rest = params
             return
+        self.sparse_scalars = optimizer.sparse_scalars(group)
         for p in self._gather(params):
             self._sort(p)
 
     def _gather(self, params: list[Tensor]) -> list[Tensor]:
         """Make the rows that gather.c can make; what it leaves is returned."""
         core = _native.core()
-        if core is None or _native.dlpack_api is None or type(params) is not list:
+        if not self.optimizer.dense or core is None or _native.dlpack_api is None or type(params) is not list:
             return params
         odd: list[Tensor] = []
         self.n, self.at = core.gather(
@@ -174,10 +187,16 @@ class _Table:
             return
         if p.layout is not torch.strided or g.layout is not torch.strided:
             self.optimizer._layouts = True
-        if not (self._takes(p) and _go_takes_grad(g)):
+        state = self.optimizer.state.get(p, {})
+        if self._takes_sparse(p, g, state):
+            row = _sparse.wrong_row(p, g)
+            if row is not None:
+                raise ValueError(f"{self._describe(p)}: index {row} in its gradient, expected one of {p.shape[0]} rows")
+            self.sparse.append((p, g))
+            return
+        if not (self.optimizer.dense and self._takes(p) and _go_takes_grad(g)):
             self.rest.append(p)
             return
-        state = self.optimizer.state.get(p, {})
         fresh = not state and bool(self.alike or self.numbers)
         found = [("its gradient", g, p.shape)]
         if not fresh:
@@ -219,6 +238,34 @@ class _Table:
     def _places(self, p: Tensor) -> tuple[str | int | None, ...]:
         """What stands in the places of the states: a state's key, for its address; or a word."""
         return self.columns
+
+    def _takes_sparse(self, p: Tensor, g: Tensor, state: dict[str, Any]) -> bool:
+        if g.layout is not torch.sparse_coo or self.sparse_scalars is None:
+            return False
+        if not (_go_takes(p) and _sparse.takes(p, g, self.optimizer.sums)):
+            return False
+        if self.optimizer.dense and p.dim() == 1:  # torch fuses product and sum for some of these, and not for others
+            return False
+        if not state:
+            return True
+        for key in self.numbers:
+            n = state.get(key)
+            if self.optimizer.dense:
+                if type(n) is not Tensor or n.dim() or not n.is_cpu or n.dtype not in _DTYPES:
+                    return False
+            elif type(n) is not int:
+                return False
+        states = [state.get(key) for key in self.alike]
+        return all(
+            type(t) is Tensor
+            and t.layout is torch.strided
+            and t.is_cpu
+            and t.dtype == p.dtype
+            and t.shape == p.shape
+            and t.is_contiguous()
+            and not t.is_neg()
+            for t in states
+        )
 
     def _add(self, p: Tensor, g: Tensor, state: dict[str, Any], kind: int = 0) -> None:
         places = self._places(p)
@@ -269,8 +316,14 @@ class _Table:
         if self.fresh:
             with torch.no_grad():
                 self._make_states()
-        if not self.n:
-            return
+        if self.n:
+            self._step_dense()
+        if self.sparse:
+            with torch.no_grad():
+                for p, g in self.sparse:
+                    self._step_sparse(p, g)
+
+    def _step_dense(self) -> None:
         core = _native.core()
         function = getattr(core, type(self.optimizer).twin.__name__)
         address = self.words.buffer_info()[0]
@@ -278,6 +331,21 @@ class _Table:
         function(address, self.n, torch.get_num_threads(), *self.optimizer.scalars(self.group))
         for state, key, t in self.made:  # an interrupt before this leaves no state without a value
             state[key] = t
+
+    def _step_sparse(self, p: Tensor, g: Tensor) -> None:
+        optimizer = self.optimizer
+        if self.numbers and not optimizer.state.get(p):
+            _init_group(optimizer, self.group | {"params": [p]})
+        state = optimizer.state[p] if self.numbers else {}
+        count = float(state["step"] + 1) if self.numbers else 1.0
+        if p.numel() and g._nnz():
+            assert self.sparse_scalars is not None
+            name = type(optimizer).twin.__name__
+            function = getattr(_native.core(), name if name.startswith("Sparse") else f"Sparse{name}")
+            states = [state[key] for key in self.alike]
+            _sparse.step(function, p, g, states, count, optimizer.sums, self.sparse_scalars)
+        if self.numbers:
+            state["step"] += 1
 
 
 GoStep._table = _Table

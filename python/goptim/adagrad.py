@@ -13,8 +13,9 @@ class Adagrad(GoStep, torch.optim.Adagrad):
     """torch.optim.Adagrad with its update in Go: the same arguments, state and bits.
 
     The state of a parameter is ``step`` and ``sum``. Parameters are float32 or float64 tensors of any shape on the
-    CPU; others, and sparse gradients, are updated by torch's own step. ``foreach`` and ``fused`` are accepted and
-    checked as torch does; Go's one path serves all.
+    CPU; others are updated by torch's own step. Gradients are dense, or sparse COO tensors over a parameter's first
+    dimension, as ``torch.nn.Embedding(…, sparse=True)`` makes them. ``foreach`` and ``fused`` are accepted and checked
+    as torch does; Go's one path serves all.
 
     Duchi, Hazan & Singer, `Adaptive Subgradient Methods for Online Learning and Stochastic Optimization
     <https://jmlr.org/papers/v12/duchi11a.html>`_, JMLR 12 (2011), with a diagonal matrix.
@@ -30,6 +31,16 @@ class Adagrad(GoStep, torch.optim.Adagrad):
             group["lr"],
             group["lr_decay"],
             group["weight_decay"],
+            group["eps"],
+            bool(group["maximize"]),
+        )
+
+    def sparse_scalars(self, group: dict[str, Any]) -> tuple[Any, ...] | None:
+        if group["weight_decay"] != 0 or group["fused"]:
+            return None
+        return (
+            group["lr"],
+            group["lr_decay"],
             group["eps"],
             bool(group["maximize"]),
         )

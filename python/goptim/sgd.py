@@ -12,8 +12,10 @@ from goptim._step import GoStep
 class SGD(GoStep, torch.optim.SGD):
     """torch.optim.SGD with its update in Go: the same arguments, state (``momentum_buffer``) and bits.
 
-    Parameters are float32 or float64 tensors of any shape on the CPU; others, and sparse gradients, are updated by
-    torch's own step. ``foreach`` and ``fused`` are accepted and checked as torch does; Go's one path serves all.
+    Parameters are float32 or float64 tensors of any shape on the CPU; others are updated by torch's own step.
+    Gradients are dense, or, without momentum and weight decay, sparse COO tensors over a parameter's first dimension,
+    as ``torch.nn.Embedding(…, sparse=True)`` makes them; other sparse ones are torch's. ``foreach`` and ``fused`` are
+    accepted and checked as torch does; Go's one path serves all.
 
     With the momentum of Sutskever et al., `On the importance of initialization and momentum in deep learning
     <https://proceedings.mlr.press/v28/sutskever13.html>`_, ICML 2013, in torch's form.
@@ -21,6 +23,7 @@ class SGD(GoStep, torch.optim.SGD):
 
     twin = torch.optim.SGD
     counts = False
+    sums = False
 
     def columns(self, group: dict[str, Any]) -> tuple[str | None, ...]:
         return ("momentum_buffer",) if group["momentum"] != 0 else ()
@@ -34,3 +37,8 @@ class SGD(GoStep, torch.optim.SGD):
             bool(group["nesterov"]),
             bool(group["maximize"]),
         )
+
+    def sparse_scalars(self, group: dict[str, Any]) -> tuple[Any, ...] | None:
+        if group["momentum"] != 0 or group["weight_decay"] != 0 or group["fused"]:
+            return None
+        return (group["lr"], bool(group["maximize"]))

@@ -29,6 +29,18 @@ func variantOf[S any, T kernel.Float](name string, columns int, f kernel.Func[S,
 	}}
 }
 
+// rowsVariantOf gives a kernel of rows the columns in two parts of one length, and what is left.
+func rowsVariantOf[S any, T kernel.Float](name string, columns int, f kernel.RowsFunc[S, T], h S) variant[T] {
+	return variant[T]{name, columns, func(c [][]T) {
+		var states [3][]T
+		copy(states[:], c[2:])
+		n := len(c[0]) / 2
+		parts := []kernel.Part[T]{{At: n, Grad: c[1][n:]}, {At: 0, Grad: c[1]}}
+		kernel.ApplyRows(f, &h, c[0], states, parts, n)
+		kernel.ApplyRows(f, &h, c[0], states, []kernel.Part[T]{{At: 2 * n, Grad: c[1][2*n:]}}, len(c[0])-2*n)
+	}}
+}
+
 // behind gives a kernel its columns behind a number of states that are not columns.
 func behind[S any, T kernel.Float](numbers int, f kernel.Func[S, T]) kernel.Func[S, T] {
 	return func(h *S, p, g []T, s [3][]T) {
@@ -55,7 +67,11 @@ type kernels[T kernel.Float] struct {
 	radam    kernel.Func[kernel.RAdam, T]
 	rmsprop  kernel.Func[kernel.RMSprop, T]
 	rprop    kernel.Func[kernel.Rprop, T]
-	sparse   kernel.Func[kernel.SparseAdam, T]
+
+	sparseSGD     kernel.RowsFunc[kernel.SGD, T]
+	sparseAdagrad kernel.RowsFunc[kernel.Adagrad, T]
+	sparseAdam    kernel.RowsFunc[kernel.SparseAdam, T]
+	accumulate    kernel.RowsFunc[kernel.None, T]
 
 	adafactor   []kernel.Func[kernel.Adafactor, T]
 	hfAdafactor []kernel.Func[kernel.HFAdafactor, T]
@@ -64,7 +80,7 @@ type kernels[T kernel.Float] struct {
 func variants32() []variant[float32] {
 	return variants(kernels[float32]{
 		f32.Adam, f32.SGD, f32.Adagrad, f32.Adadelta, f32.Adamax, f32.ASGD, f32.NAdam, f32.RAdam, f32.RMSprop, f32.Rprop,
-		f32.SparseAdam,
+		f32.SparseSGD, f32.SparseAdagrad, f32.SparseAdam, f32.Accumulate,
 		[]kernel.Func[kernel.Adafactor, float32]{
 			f32.AdafactorMean, f32.AdafactorRow, f32.AdafactorProduct, f32.AdafactorVector, f32.AdafactorSingles,
 			f32.AdafactorStep,
@@ -79,7 +95,7 @@ func variants32() []variant[float32] {
 func variants64() []variant[float64] {
 	return variants(kernels[float64]{
 		f64.Adam, f64.SGD, f64.Adagrad, f64.Adadelta, f64.Adamax, f64.ASGD, f64.NAdam, f64.RAdam, f64.RMSprop, f64.Rprop,
-		f64.SparseAdam,
+		f64.SparseSGD, f64.SparseAdagrad, f64.SparseAdam, f64.Accumulate,
 		[]kernel.Func[kernel.Adafactor, float64]{
 			f64.AdafactorMean, f64.AdafactorRow, f64.AdafactorProduct, f64.AdafactorVector, f64.AdafactorSingles,
 			f64.AdafactorStep,
@@ -105,6 +121,8 @@ func variants[T kernel.Float](k kernels[T]) []variant[T] {
 	first := sgd
 	first.First = 1
 	adagrad := kernel.Adagrad{Coupled: coupledTo, Step: -.1, Eps: 1e-8}
+	loud := adagrad // without weight decay, some squares would be lost in the sum
+	loud.Sign = 100
 	adadelta := kernel.Adadelta{Coupled: coupledTo, Rho: .9, C: .1, Eps: 1e-6, Step: -1}
 	adamax := kernel.Adamax{Coupled: coupledTo, C1: kernel.WeightOf[T](.1), Beta2: .3, Eps: 1e-8, Step: -.1}
 	asgd := kernel.ASGD{Coupled: coupledTo, Decay: .99, Step: -.1, Mu: .5, Averages: 1}
@@ -157,7 +175,10 @@ func variants[T kernel.Float](k kernels[T]) []variant[T] {
 		variantOf("rmsprop", 3, k.rmsprop, rmsprop),
 		variantOf("rmsprop momentum", 4, k.rmsprop, rmsprop),
 		variantOf("rprop", 4, k.rprop, rprop),
-		variantOf("sparse adam", 4, k.sparse, kernel.SparseAdam{Sign: 1, C1: .1, C2: .001, Eps: 1e-8, Step: -.1}),
+		rowsVariantOf("sparse sgd", 2, k.sparseSGD, sgd),
+		rowsVariantOf("sparse adagrad", 3, k.sparseAdagrad, loud),
+		rowsVariantOf("sparse adam", 4, k.sparseAdam, kernel.SparseAdam{Sign: 1, C1: .1, C2: .001, Eps: 1e-8, Step: -.1}),
+		rowsVariantOf("accumulate", 2, k.accumulate, kernel.None{}),
 	}
 }
 
@@ -300,8 +321,8 @@ func testQuotient[T kernel.Float](t *testing.T, f kernel.Func[kernel.Adam, T]) {
 }
 
 func TestPrefetchOfWrongAddressesIsHarmless(t *testing.T) {
-	for _, address := range []uintptr{0, 1, 1 << 62, ^uintptr(0)} {
-		kernel.Prefetch(address, 3)
-		kernel.Prefetch(address, 0)
+	for _, lines := range []int{0, 1, 3} {
+		kernel.Prefetch([]uintptr{0, 1, 1 << 62, ^uintptr(0)}, lines)
+		kernel.Prefetch(nil, lines)
 	}
 }

@@ -1,12 +1,20 @@
 #include "textflag.h"
 
-// func Prefetch(address uintptr, lines int)
-TEXT ·Prefetch(SB), NOSPLIT, $0-16
-	MOVQ address+0(FP), AX
-	MOVQ lines+8(FP), CX
+// func Prefetch(addresses []uintptr, lines int)
+TEXT ·Prefetch(SB), NOSPLIT, $0-32
+	MOVQ addresses_base+0(FP), SI
+	MOVQ addresses_len+8(FP), DX
 next:
-	PREFETCHT0 (AX)
-	ADDQ $64, AX
+	DECQ DX
+	JLT  done
+	MOVQ (SI), AX
+	ADDQ $8, SI
+	MOVQ lines+24(FP), CX
+line:
 	DECQ CX
-	JGT  next
+	JLT  next
+	PREFETCHT1 (AX)
+	ADDQ $64, AX
+	JMP  line
+done:
 	RET

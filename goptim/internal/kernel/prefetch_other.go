@@ -2,5 +2,5 @@
 
 package kernel
 
-// Prefetch asks for cache lines of 64 bytes from an address on, where the machine can be asked.
-func Prefetch(address uintptr, lines int) {}
+// Prefetch asks for cache lines of 64 bytes from every address on, where the machine can be asked.
+func Prefetch(addresses []uintptr, lines int) {}

@@ -149,6 +149,9 @@ type HFAdafactor struct {
 	Decay     float64 // -weight_decay * lr
 }
 
+// None holds none.
+type None struct{}
+
 // Flag is a flag among scalars.
 func Flag(on bool) float64 {
 	if on {

@@ -75,5 +75,14 @@ var Rprop = lane.Rprop
 // SGD is lane's.
 var SGD = lane.SGD
 
+// SparseSGD is lane's.
+var SparseSGD = lane.SparseSGD
+
+// SparseAdagrad is lane's.
+var SparseAdagrad = lane.SparseAdagrad
+
 // SparseAdam is lane's.
 var SparseAdam = lane.SparseAdam
+
+// Accumulate is lane's.
+var Accumulate = lane.Accumulate

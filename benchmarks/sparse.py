@@ -1,0 +1,95 @@
+"""Print what a step with sparse gradients costs: goptim beside torch.optim.
+
+    python benchmarks/sparse.py [--optimizer SparseAdam …] [--case "1M x 64, 100k" …] [--threads 1 2] [--rounds 30]
+
+Both are timed in one process, in turn, with gradients freshly made before every step, as an embedding's backward pass
+makes them; a figure is the best of all rounds. Ratios of one run can be compared; times of two runs cannot.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+import warnings
+
+import torch
+from step import conditions
+from torch import Tensor
+from tqdm import tqdm
+
+import goptim
+
+OPTIMIZERS = ["SparseAdam", "Adagrad", "SGD"]
+
+# Rows, the width of one, the number of indices, how they are drawn, and whether the gradient is coalesced.
+CASES: dict[str, tuple[int, int, int, str, bool]] = {
+    "1M x 64, 100k": (1_000_000, 64, 100_000, "uniform", False),
+    "1M x 64, 100k Zipf": (1_000_000, 64, 100_000, "zipf", False),
+    "1M x 64, 100k coalesced": (1_000_000, 64, 100_000, "uniform", True),
+    "1M x 16, 100k": (1_000_000, 16, 100_000, "uniform", False),
+    "1M x 16, 100k Zipf": (1_000_000, 16, 100_000, "zipf", False),
+    "250k x 256, 50k": (250_000, 256, 50_000, "uniform", False),
+    "250k x 256, 50k Zipf": (250_000, 256, 50_000, "zipf", False),
+    "1M x 64, 10k": (1_000_000, 64, 10_000, "uniform", False),
+    "1M x 64, 100": (1_000_000, 64, 100, "uniform", False),
+    "1000 x 16, 4k": (1000, 16, 4000, "uniform", False),
+    "10 x 8, 4": (10, 8, 4, "uniform", False),
+}
+
+
+def indices_of(rows: int, n: int, drawn: str) -> Tensor:
+    """Uniform; or by Zipf's law with exponent 1, the frequent rows anywhere in the table."""
+    if drawn == "uniform":
+        return torch.randint(0, rows, (n,))
+    ranks = (torch.rand(n, dtype=torch.float64) * torch.tensor(rows).log()).exp().long().clamp(1, rows) - 1
+    return torch.randperm(rows)[ranks]
+
+
+def measure(name: str, case: str, threads: int, rounds: int) -> tuple[float, float]:
+    """The best times in seconds of a step, ours and torch's."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    rows, width, n, drawn, coalesced = CASES[case]
+    optimizers = []
+    for module in (goptim, torch.optim):
+        p = torch.randn(rows, width, requires_grad=True)
+        optimizers.append(getattr(module, name)([p], lr=1e-3))
+    values, best = torch.randn(n, width), [float("inf")] * 2
+    rounds = rounds if n * width > 1e6 else 20 * rounds
+    for i in tqdm(range(rounds), desc=f"{name}, {case}, {threads} threads", leave=False, disable=None):
+        indices = indices_of(rows, n, drawn)[None]
+        for k, optimizer in enumerate(optimizers):
+            [p] = optimizer.param_groups[0]["params"]
+            p.grad = torch.sparse_coo_tensor(indices.clone(), values.clone(), p.shape, check_invariants=False)
+            if coalesced:
+                p.grad = p.grad.coalesce()
+            start = time.perf_counter()
+            optimizer.step()
+            seconds = time.perf_counter() - start
+            if i > 0:
+                best[k] = min(best[k], seconds)
+    return best[0], best[1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--optimizer", nargs="+", choices=OPTIMIZERS, default=OPTIMIZERS)
+    parser.add_argument("--case", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--rounds", type=int, default=30, help="of a large case; small ones take twenty times as many")
+    args = parser.parse_args()
+    warnings.filterwarnings("ignore", "Sparse invariant checks")
+
+    print(f"{conditions(torch.float32)}.\n")
+    print("| optimizer | embedding, indices | threads | a step, µs | torch's, µs | torch's to ours |")
+    print("|---|---|--:|--:|--:|--:|")
+    for name in args.optimizer:
+        for case in args.case:
+            for threads in args.threads:
+                ours, torchs = measure(name, case, threads, args.rounds)
+                figures = f"{ours * 1e6:.0f} | {torchs * 1e6:.0f} | {torchs / ours:.2f}"
+                print(f"| {name} | {case} | {threads} | {figures} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

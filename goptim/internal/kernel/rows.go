@@ -1,0 +1,37 @@
+package kernel
+
+// A Part is a stretch of a row: where it begins in the columns, and its gradient.
+type Part[T Float] struct {
+	At   int
+	Grad []T
+}
+
+// A RowsFunc applies one step with the scalars h to parts of columns, one after the other: to n elements of each, a
+// multiple of the lanes of a vector. A call for every row would take as long as the arithmetic on it.
+type RowsFunc[S any, T Float] func(h *S, p []T, s [3][]T, parts []Part[T], n int)
+
+// ApplyRows applies a step to parts of any length. What does not fill a vector goes through a copy that does.
+func ApplyRows[S any, T Float](f RowsFunc[S, T], h *S, p []T, s [3][]T, parts []Part[T], n int) {
+	whole := n - n%Lanes[T]()
+	if whole > 0 {
+		f(h, p, s, parts, whole)
+	}
+	if whole < n {
+		for i := range parts {
+			applyPartsRest(f, h, p, s, &parts[i], whole, n)
+		}
+	}
+	Leave()
+}
+
+func applyPartsRest[S any, T Float](f RowsFunc[S, T], h *S, p []T, s [3][]T, part *Part[T], whole, n int) {
+	lo, hi := part.At+whole, part.At+n
+	var rest [3][]T
+	for i := range s {
+		if s[i] != nil {
+			rest[i] = s[i][lo:hi]
+		}
+	}
+	one := func(h *S, p, g []T, s [3][]T) { f(h, p, s, []Part[T]{{Grad: g}}, len(p)) }
+	applyRest(one, h, p[lo:hi], part.Grad[whole:n], rest, 0)
+}

@@ -1,0 +1,84 @@
+"""Sparse gradients, as of embeddings: which of them Go takes, and the step of one parameter."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# From so many on, torch's builds with fbgemm sort integers by radix.
+_RADIX = 1 << 15
+
+
+def takes(p: Tensor, g: Tensor, sums: bool) -> bool:
+    """Whether Go takes a sparse COO gradient of a parameter that it takes.
+
+    torch adds up the rows of values that are not contiguous: only where ``sums`` says that all are, this is the same.
+    """
+    if not (
+        type(g) is Tensor
+        and g.is_cpu
+        and g.dtype == p.dtype
+        and g.shape == p.shape
+        and g.sparse_dim() == 1
+        and p.is_contiguous()
+    ):
+        return False
+    indices, values = g._indices(), g._values()
+    return (indices.shape[1] < 2 or indices.stride(1) != 0) and (sums or values.is_contiguous())
+
+
+def wrong_row(p: Tensor, g: Tensor) -> int | None:
+    """An index in a gradient of a row that its parameter has not."""
+    indices = g._indices()
+    if indices.numel() == 0:
+        return None
+    low, high = (int(x) for x in indices.aminmax())
+    return low if low < 0 else high if high >= p.shape[0] else None
+
+
+def step(
+    function: Callable[..., int],
+    p: Tensor,
+    g: Tensor,
+    states: list[Tensor],
+    count: float,
+    sums: bool,
+    scalars: tuple[Any, ...],
+) -> None:
+    """Have Go step the rows of one parameter that have a gradient, of which there are some."""
+    indices, values = g._indices().contiguous(), g._values().contiguous().resolve_neg()
+    order = _order(g) if sums else None
+    addresses = [p.data_ptr(), *(t.data_ptr() for t in states)] + [0] * (2 - len(states))
+    torch.autograd.graph.increment_version([p, *states])
+    function(
+        *addresses,
+        p.shape[0],
+        p.numel() // p.shape[0],
+        p.dtype is torch.float64,
+        indices.data_ptr(),
+        values.data_ptr(),
+        0 if order is None else order.data_ptr(),
+        values.shape[0],
+        torch.get_num_threads(),
+        count,
+        *scalars,
+    )
+
+
+def _order(g: Tensor) -> Tensor | None:
+    """The order in which torch's coalesce adds rows that repeat; None if that is the one in which they come."""
+    n = g._nnz()
+    if n < 2 or g.is_coalesced() or (n >= _RADIX and _sorts_by_radix()):
+        return None
+    return g._indices()[0].sort(0)[1]
+
+
+@functools.cache
+def _sorts_by_radix() -> bool:
+    """Whether torch sorts many integers in a way that leaves equal ones in order, without being asked to."""
+    repeated = torch.arange(_RADIX) % 1000
+    return torch.equal(repeated.sort()[1], repeated.sort(stable=True)[1])
