@@ -10,12 +10,18 @@ from goptim._step import GoStep
 
 
 class Adagrad(GoStep, torch.optim.Adagrad):
-    """torch.optim.Adagrad with its update in Go: the same arguments, state and bits.
+    r"""torch.optim.Adagrad with its update in Go: the same arguments, state and bits.
 
     The state of a parameter is ``step`` and ``sum``. Parameters are float32 or float64 tensors of any shape on the
     CPU; others are updated by torch's own step. Gradients are dense, or sparse COO tensors over a parameter's first
     dimension, as ``torch.nn.Embedding(…, sparse=True)`` makes them. ``foreach`` and ``fused`` are accepted and checked
     as torch does; Go's one path serves all.
+
+    .. math::
+        g_t &\leftarrow \pm\nabla f_t(\theta_{t-1}) + \lambda\theta_{t-1},
+        \quad \tilde\gamma = \gamma/(1+(t-1)\eta) \\
+        s_t &\leftarrow s_{t-1} + g_t^2 \\
+        \theta_t &\leftarrow \theta_{t-1} - \tilde\gamma\, g_t/(\sqrt{s_t}+\epsilon)
 
     Duchi, Hazan & Singer, `Adaptive Subgradient Methods for Online Learning and Stochastic Optimization
     <https://jmlr.org/papers/v12/duchi11a.html>`_, JMLR 12 (2011), with a diagonal matrix.

@@ -10,12 +10,18 @@ from goptim._step import GoStep
 
 
 class SGD(GoStep, torch.optim.SGD):
-    """torch.optim.SGD with its update in Go: the same arguments, state (``momentum_buffer``) and bits.
+    r"""torch.optim.SGD with its update in Go: the same arguments, state (``momentum_buffer``) and bits.
 
     Parameters are float32 or float64 tensors of any shape on the CPU; others are updated by torch's own step.
     Gradients are dense, or, without momentum and weight decay, sparse COO tensors over a parameter's first dimension,
     as ``torch.nn.Embedding(…, sparse=True)`` makes them; other sparse ones are torch's. ``foreach`` and ``fused`` are
     accepted and checked as torch does; Go's one path serves all.
+
+    .. math::
+        g_t &\leftarrow \pm\nabla f_t(\theta_{t-1}) + \lambda\theta_{t-1} \\
+        b_t &\leftarrow g_1 \text{ at first, then } \mu b_{t-1} + (1-\tau) g_t \\
+        \theta_t &\leftarrow \theta_{t-1} - \gamma\, (b_t \text{; nesterov: } g_t + \mu b_t
+        \text{; without momentum: } g_t)
 
     With the momentum of Sutskever et al., `On the importance of initialization and momentum in deep learning
     <https://proceedings.mlr.press/v28/sutskever13.html>`_, ICML 2013, in torch's form.

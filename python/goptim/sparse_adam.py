@@ -10,12 +10,17 @@ from goptim._step import GoStep
 
 
 class SparseAdam(GoStep, torch.optim.SparseAdam):
-    """torch.optim.SparseAdam with its update in Go: the same arguments, state and bits.
+    r"""torch.optim.SparseAdam with its update in Go: the same arguments, state and bits.
 
     The state of a parameter is ``step``, a Python int, ``exp_avg`` and ``exp_avg_sq``. Gradients are sparse COO tensors
     over a parameter's first dimension, as ``torch.nn.Embedding(…, sparse=True)`` makes them, coalesced or not; rows
     that come more than once are added up in Go. Parameters are contiguous float32 or float64 tensors on the CPU;
     others are updated by torch's own step.
+
+    .. math::
+        m_t &\leftarrow m_{t-1} + (1-\beta_1)(g_t - m_{t-1}),
+        \quad v_t \leftarrow v_{t-1} + (1-\beta_2)(g_t^2 - v_{t-1}) \\
+        \theta_t &\leftarrow \theta_{t-1} - \gamma \frac{\sqrt{1-\beta_2^t}}{1-\beta_1^t}\, m_t/(\sqrt{v_t}+\epsilon)
 
     Lazy Adam, after Kingma & Ba, `Adam: A Method for Stochastic Optimization <https://arxiv.org/abs/1412.6980>`_,
     Algorithm 1: rows without a gradient, and their moments, stay.
