@@ -51,19 +51,21 @@ type kernels[T kernel.Float] struct {
 	rmsprop  kernel.Func[kernel.RMSprop, T]
 	rprop    kernel.Func[kernel.Rprop, T]
 	sparse   kernel.Func[kernel.SparseAdam, T]
+	momentum kernel.Func[kernel.MuonMomentum, T]
+	update   kernel.Func[kernel.MuonUpdate, T]
 }
 
 func variants32() []variant[float32] {
 	return variants(kernels[float32]{
 		f32.Adam, f32.SGD, f32.Adagrad, f32.Adadelta, f32.Adamax, f32.ASGD, f32.NAdam, f32.RAdam, f32.RMSprop, f32.Rprop,
-		f32.SparseAdam,
+		f32.SparseAdam, f32.MuonMomentum, f32.MuonUpdate,
 	})
 }
 
 func variants64() []variant[float64] {
 	return variants(kernels[float64]{
 		f64.Adam, f64.SGD, f64.Adagrad, f64.Adadelta, f64.Adamax, f64.ASGD, f64.NAdam, f64.RAdam, f64.RMSprop, f64.Rprop,
-		f64.SparseAdam,
+		f64.SparseAdam, f64.MuonMomentum, f64.MuonUpdate,
 	})
 }
 
@@ -115,6 +117,9 @@ func variants[T kernel.Float](k kernels[T]) []variant[T] {
 		variantOf("rmsprop", 3, k.rmsprop, rmsprop),
 		variantOf("rmsprop momentum", 4, k.rmsprop, rmsprop),
 		variantOf("rprop", 4, k.rprop, rprop),
+		variantOf("muon momentum", 3, k.momentum, kernel.MuonMomentum{C: kernel.WeightOf[T](.1), Momentum: kernel.WeightOf[T](.9)}),
+		variantOf("muon nesterov", 3, k.momentum, kernel.MuonMomentum{C: kernel.WeightOf[T](.7), Momentum: kernel.WeightOf[T](.3), Nesterov: 1}),
+		variantOf("muon update", 2, k.update, kernel.MuonUpdate{Decay: .99, Step: -.1}),
 		variantOf("sparse adam", 4, k.sparse, kernel.SparseAdam{Sign: 1, C1: .1, C2: .001, Eps: 1e-8, Step: -.1}),
 	}
 }

@@ -21,6 +21,15 @@ var Adamax = lane.Adamax
 // ASGD is lane's.
 var ASGD = lane.ASGD
 
+// MuonMomentum is lane's.
+var MuonMomentum = lane.MuonMomentum
+
+// MuonUpdate is lane's.
+var MuonUpdate = lane.MuonUpdate
+
+// Combine is lane's.
+var Combine = lane.Combine
+
 // NAdam is lane's.
 var NAdam = lane.NAdam
 
