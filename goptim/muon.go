@@ -7,7 +7,6 @@ import (
 	"runtime"
 	"slices"
 	"sync"
-	"unsafe"
 
 	"github.com/goptim/goptim/goptim/internal/engine"
 	"github.com/goptim/goptim/goptim/internal/kernel"
@@ -67,7 +66,7 @@ type Muon[T Float] struct {
 	Workers     int // as many threads as a Step may use; 0 means GOMAXPROCS
 	params      []*MuonParam[T]
 	momenta     [][]T
-	update      []uint16
+	update      []T
 	schulz      newtonSchulz
 	row         [1]engine.Row
 }
@@ -157,11 +156,11 @@ func (m *Muon[T]) Step() error {
 			Kind:  engine.KindOf(dtype[T](), engine.None),
 			Param: address(p.Value),
 			Grad:  address(p.Grad),
-			State: [engine.States]uintptr{address(m.momenta[i]), uintptr(unsafe.Pointer(unsafe.SliceData(m.update)))},
+			State: [engine.States]uintptr{address(m.momenta[i]), address(m.update)},
 		}
-		err := runMuon(muonPass{momentum: m.Momentum, nesterov: m.Nesterov, rows: m.row[:]}, threads, nil)
+		err := runMuon(m.toward(m.row[:]), threads, nil)
 		if err == nil {
-			err = m.schulz.orthogonalize(m.update, p.Rows, p.Cols, &m.MuonOptions, threads)
+			err = orthogonalize(&m.schulz, m.update, p.Rows, p.Cols, &m.MuonOptions, threads)
 		}
 		if err == nil {
 			err = runMuon(m.movement(m.row[:], p.Rows, p.Cols), threads, nil)
@@ -174,28 +173,38 @@ func (m *Muon[T]) Step() error {
 	return nil
 }
 
-// muonLayout is the layout of Muon's rows: momentum_buffer, and the update, which has two bytes an element.
+// muonLayout is the layout of Muon's rows: momentum_buffer, and the update.
 var muonLayout = engine.Layout{State: [engine.States]engine.Use{engine.Column, engine.Column}}
 
-// MomentumTable runs the first half of a step over a table whose states are momentum_buffer and the update, a bfloat16
-// matrix laid out as the parameter: momentum moves, and the update is written, for the caller to make orthogonal. It takes
-// the options unchecked. On an error that wraps ErrParam nothing has changed.
+// MomentumTable runs the first half of a step over a table whose states are momentum_buffer and the update: momentum
+// moves, and the update is written, for the caller to make orthogonal. It takes the options unchecked. On an error that
+// wraps ErrParam nothing has changed.
 func (o MuonOptions) MomentumTable(t Table) error {
 	rows, err := t.rows("Muon", muonLayout)
 	if err != nil {
 		return err
 	}
-	return runMuon(muonPass{momentum: o.Momentum, nesterov: o.Nesterov, rows: rows}, t.Threads, t.Team)
+	return runMuon(o.toward(rows), t.Threads, t.Team)
 }
 
-// UpdateTable runs the second half of a step over the table of the first: parameters, matrices of one shape, decay, and
-// move by their updates.
+// UpdateTable runs the second half of a step over the table of the first, its updates now orthogonal: parameters, all of one
+// shape, decay, and move by their updates.
 func (o MuonOptions) UpdateTable(t Table, rows, cols int) error {
 	table, err := t.rows("Muon", muonLayout)
 	if err != nil {
 		return err
 	}
 	return runMuon(o.movement(table, rows, cols), t.Threads, t.Team)
+}
+
+func (o *MuonOptions) toward(table []engine.Row) muonPass {
+	p := muonPass{rows: table}
+	for i := range p.momentum {
+		p.momentum[i].Nesterov = kernel.Flag(o.Nesterov)
+	}
+	p.momentum[0].C, p.momentum[0].Momentum = kernel.WeightOf[float32](1-o.Momentum), kernel.WeightOf[float32](o.Momentum)
+	p.momentum[1].C, p.momentum[1].Momentum = kernel.WeightOf[float64](1-o.Momentum), kernel.WeightOf[float64](o.Momentum)
+	return p
 }
 
 func (o *MuonOptions) movement(table []engine.Row, rows, cols int) muonPass {
@@ -212,9 +221,8 @@ func (o *MuonOptions) movement(table []engine.Row, rows, cols int) muonPass {
 // A muonPass is one of the two halves of a step, before and after the update is made orthogonal.
 type muonPass struct {
 	rows     []engine.Row
-	momentum float64
-	nesterov bool
-	moves    bool // it is the second half
+	momentum [2]kernel.MuonMomentum // for float32 and for float64
+	moves    bool                   // it is the second half
 	movement kernel.MuonUpdate
 }
 
@@ -232,78 +240,31 @@ func runMuon(pass muonPass, threads int, team engine.Team) error {
 
 // Update implements engine.Pass.
 func (p *muonPass) Update(row, lo, hi int) {
-	if p.rows[row].DType() == engine.Float32 {
-		muonUpdate(p, &p.rows[row], muonKernels[float32]{&scratch32, f32.MuonMomentum, f32.MuonUpdate}, lo, hi)
-	} else {
-		muonUpdate(p, &p.rows[row], muonKernels[float64]{&scratch64, f64.MuonMomentum, f64.MuonUpdate}, lo, hi)
-	}
-}
-
-type muonKernels[T Float] struct {
-	scratch  *sync.Pool
-	momentum kernel.Func[kernel.MuonMomentum, T]
-	update   kernel.Func[kernel.MuonUpdate, T]
-}
-
-// A muonScratch is what one thread works on: updates as the kernels take them, a piece that stays in cache.
-type muonScratch[T Float] struct {
-	momentum kernel.MuonMomentum
-	movement kernel.MuonUpdate
-	update   [1024]T
-}
-
-var (
-	scratch32 = sync.Pool{New: func() any { return new(muonScratch[float32]) }}
-	scratch64 = sync.Pool{New: func() any { return new(muonScratch[float64]) }}
-)
-
-func muonUpdate[T Float](p *muonPass, r *engine.Row, k muonKernels[T], lo, hi int) {
-	s := k.scratch.Get().(*muonScratch[T])
-	defer k.scratch.Put(s)
-	s.momentum = kernel.MuonMomentum{
-		C:        kernel.WeightOf[T](1 - p.momentum),
-		Momentum: kernel.WeightOf[T](p.momentum),
-		Nesterov: kernel.Flag(p.nesterov),
-	}
-	s.movement = p.movement
-	halves := unsafe.Slice((*uint16)(engine.Pointer(r.State[1])), r.N)
-	for ; lo < hi; lo += len(s.update) {
-		end := min(lo+len(s.update), hi)
-		param, grad, states := engine.View[T](r, engine.Layout{State: [engine.States]engine.Use{engine.Column}}, lo, end)
-		update := s.update[:end-lo]
+	if r := &p.rows[row]; r.DType() == engine.Float32 {
+		param, grad, states := engine.View[float32](r, muonLayout, lo, hi)
 		if p.moves {
-			widen(update, halves[lo:end])
-			kernel.Apply(k.update, &s.movement, param, update, [3][]T{})
+			kernel.Apply(f32.MuonUpdate, &p.movement, param, states[1], [3][]float32{})
 		} else {
-			kernel.Apply(k.momentum, &s.momentum, update, grad, states)
-			narrow(halves[lo:end], update)
+			kernel.Apply(f32.MuonMomentum, &p.momentum[0], states[1], grad, [3][]float32{states[0]})
+		}
+	} else {
+		param, grad, states := engine.View[float64](r, muonLayout, lo, hi)
+		if p.moves {
+			kernel.Apply(f64.MuonUpdate, &p.movement, param, states[1], [3][]float64{})
+		} else {
+			kernel.Apply(f64.MuonMomentum, &p.momentum[1], states[1], grad, [3][]float64{states[0]})
 		}
 	}
 }
 
-// narrow rounds to bfloat16, by way of float32 as torch does.
-func narrow[T Float](to []uint16, from []T) {
-	for i, x := range from {
-		to[i] = bfloat16(float32(x))
-	}
-}
-
-func widen[T Float](to []T, from []uint16) {
-	for i, x := range from {
-		to[i] = T(math.Float32frombits(uint32(x) << 16))
-	}
-}
-
-// bfloat16 rounds to the nearest, ties to even: the upper half of a float32.
-func bfloat16(x float32) uint16 {
+// bfloat16 rounds to the nearest bfloat16, ties to even: to the upper half of a float32.
+func bfloat16(x float32) float32 {
 	bits := math.Float32bits(x)
 	if bits&0x7fffffff > 0x7f800000 {
-		return 0x7fc0 // NaN, which rounding could turn into another thing
+		return x // NaN, which rounding could turn into another thing
 	}
-	return uint16((bits + 0x7fff + bits>>16&1) >> 16)
+	return math.Float32frombits((bits + 0x7fff + bits>>16&1) &^ 0xffff)
 }
-
-func rounded(x float32) float32 { return math.Float32frombits(uint32(bfloat16(x)) << 16) }
 
 // A newtonSchulz makes matrices orthogonal, nearly: it moves all their singular values toward 1. Its memory is kept for the
 // next one. Matrices are float32 whose values are bfloat16's.
@@ -312,26 +273,27 @@ type newtonSchulz struct {
 	product                           product
 }
 
-// orthogonalize replaces a bfloat16 matrix X, with at most as many rows as columns or else transposed, by X/‖X‖ and then
-// as often as the options say by aX + (bA + cA²)X, where A is XXᵀ. As in torch every product is rounded to bfloat16.
-func (s *newtonSchulz) orthogonalize(update []uint16, rows, cols int, o *MuonOptions, threads int) error {
+// orthogonalize rounds a matrix X to bfloat16, with at most as many rows as columns or else transposed, and replaces it by
+// X/‖X‖ and then as often as the options say by aX + (bA + cA²)X, where A is XXᵀ. As in torch every product is rounded.
+func orthogonalize[T Float](s *newtonSchulz, update []T, rows, cols int, o *MuonOptions, threads int) error {
 	m, k := min(rows, cols), max(rows, cols)
 	s.x, s.next, s.transposed = sized(s.x, m*k), sized(s.next, m*k), sized(s.transposed, m*k)
 	s.gram, s.square = sized(s.gram, m*m), sized(s.square, m*m)
 	x, next := s.x, s.next
+	for i, v := range update {
+		x[i] = bfloat16(float32(v))
+	}
 	if rows > cols {
-		widen(s.transposed, update)
-		transpose(x, s.transposed, rows, cols)
-	} else {
-		widen(x, update)
+		transpose(s.transposed, x, rows, cols)
+		copy(x, s.transposed)
 	}
 	sum := 0.0
 	for _, v := range x {
 		sum += float64(v) * float64(v)
 	}
-	norm := max(rounded(float32(math.Sqrt(sum))), rounded(float32(o.Eps)))
+	norm := max(bfloat16(float32(math.Sqrt(sum))), bfloat16(float32(o.Eps)))
 	for i := range x {
-		x[i] = rounded(x[i] / norm)
+		x[i] = bfloat16(x[i] / norm)
 	}
 	a, b, c := o.NSCoefficients[0], o.NSCoefficients[1], o.NSCoefficients[2]
 	for range o.NSSteps {
@@ -350,7 +312,9 @@ func (s *newtonSchulz) orthogonalize(update []uint16, rows, cols int, o *MuonOpt
 		transpose(s.transposed, x, m, k)
 		x = s.transposed
 	}
-	narrow(update, x)
+	for i, v := range x {
+		update[i] = T(v)
+	}
 	return nil
 }
 
@@ -403,7 +367,7 @@ func (p *product) Update(_, lo, hi int) {
 		if p.c != nil {
 			x += float32(p.beta * p.c[i])
 		}
-		p.out[i] = rounded(x)
+		p.out[i] = bfloat16(x)
 	}
 }
 

@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.optim._muon import _zeropower_via_newtonschulz as _newton_schulz
 
 from goptim import _native
-from goptim._step import _WORDS, GoStep, _alike, _Table
+from goptim._step import _WORDS, GoStep, _Table
 
 # Go's numbers for the names (LRAdjustment in goptim/muon.go). torch leaves lr as it is under any other name.
 _ADJUSTMENTS = {None: 0, "original": 0, "match_rms_adamw": 1, "spectral_unclamped": 2}
 _NO_ADJUSTMENT = 3
 
-# Where a matrix lies in memory does not matter to Go, only that its update lies alike; this is the update's column.
+# Where the update's address is in a row.
 _UPDATE = 6
 
 # Matrices beyond this many elements take torch longer to multiply than to be called; and a batch's own bound.
@@ -78,21 +78,17 @@ class Muon(GoStep, torch.optim.Muon):
         with torch.no_grad():
             for params, words in _batches(table):
                 first, n, at = params[0], len(params), words.buffer_info()[0]
-                update = (
-                    torch.empty_like(first, dtype=torch.bfloat16, memory_format=torch.preserve_format)
-                    if n == 1
-                    else torch.empty((n, *first.shape), dtype=torch.bfloat16, device=first.device)
-                )
-                _place(words, update, n)
+                update = torch.empty_like(first) if n == 1 else first.new_empty((n, *first.shape))
+                for i, matrix in enumerate([update] if n == 1 else update):
+                    words[i * _WORDS + _UPDATE] = matrix.data_ptr()
                 core.MuonMomentum(at, n, threads, group["momentum"], bool(group["nesterov"]))
                 if n == 1:
-                    x = _newton_schulz(update, *orthogonalize)
-                    x = x if _alike(first, x) else torch.empty_like(update).copy_(x)
+                    update.copy_(_newton_schulz(update, *orthogonalize))
                 elif _batch_is_exact(update.shape, orthogonalize[0], *_ways()):
-                    x = _newton_schulz_batch(update, *orthogonalize)
+                    update.copy_(_newton_schulz_batch(update, *orthogonalize))
                 else:
-                    x = torch.stack([_newton_schulz(u, *orthogonalize) for u in update])
-                _place(words, x, n)
+                    for matrix in update:
+                        matrix.copy_(_newton_schulz(matrix, *orthogonalize))
                 core.MuonUpdate(at, n, threads, *first.shape, group["lr"], group["weight_decay"], adjustment)
 
 
@@ -116,15 +112,9 @@ def _batches(table: _Table) -> Iterator[tuple[list[Tensor], array[int]]]:
             yield [params[i] for i in batch], words
 
 
-def _place(words: array[int], update: Tensor, n: int) -> None:
-    """Put the addresses of n updates that lie behind each other into their rows."""
-    bytes_each = update.numel() // n * update.element_size()
-    for i in range(n):
-        words[i * _WORDS + _UPDATE] = update.data_ptr() + i * bytes_each
-
-
 def _newton_schulz_batch(x: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
-    """torch's Newton-Schulz on a stack of matrices, of which it keeps nothing."""
+    """torch's Newton-Schulz on a stack of matrices."""
+    x = x.to(torch.bfloat16, copy=True)
     tall = x.shape[1] > x.shape[2]
     if tall:
         x = x.mT
@@ -134,7 +124,7 @@ def _newton_schulz_batch(x: Tensor, coefficients: tuple[float, float, float], st
     for _ in range(steps):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return (x.mT if tall else x).contiguous()
+    return x.mT if tall else x
 
 
 def _ways() -> tuple[object, ...]:
