@@ -96,6 +96,12 @@ func NewMuon[T Float](params []*MuonParam[T], o MuonOptions) (*Muon[T], error) {
 	}
 	m := &Muon[T]{MuonOptions: o, params: params, momenta: make([][]T, len(params))}
 	for i, p := range params {
+		if p == nil {
+			return nil, fmt.Errorf("goptim: Muon: parameter %d is nil: %w", i, ErrParam)
+		}
+		if slices.Contains(params[:i], p) {
+			return nil, fmt.Errorf("goptim: Muon: %s is given twice: %w", (&Param[T]{Name: p.Name}).describe(i), ErrParam)
+		}
 		if err := p.check(i, len(p.Value)); err != nil {
 			return nil, err
 		}

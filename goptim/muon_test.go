@@ -187,6 +187,10 @@ func TestMuonRefuses(t *testing.T) {
 		_, err := goptim.NewMuon([]*goptim.MuonParam[float32]{&good}, o)
 		require.ErrorIs(t, err, goptim.ErrOption)
 	}
+	_, err = goptim.NewMuon([]*goptim.MuonParam[float32]{&good, &good}, muon)
+	require.ErrorContains(t, err, "parameter 1 (w) is given twice")
+	_, err = goptim.NewMuon([]*goptim.MuonParam[float32]{&good, nil}, muon)
+	require.ErrorContains(t, err, "parameter 1 is nil")
 	_, err = goptim.NewMuon[float32](nil, muon)
 	require.ErrorIs(t, err, goptim.ErrParam)
 	require.ErrorIs(t, muon.MomentumTable(goptim.Table{Address: 8, Rows: 1}), goptim.ErrParam)

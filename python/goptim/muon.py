@@ -129,7 +129,7 @@ def _newton_schulz_batch(x: Tensor, coefficients: tuple[float, float, float], st
 
 def _ways() -> tuple[object, ...]:
     """What decides how torch multiplies matrices, beside their shapes."""
-    return torch.get_num_threads(), torch._C._get_mkldnn_enabled(), torch.is_autocast_enabled("cpu")
+    return torch.get_num_threads(), torch.backends.mkldnn.enabled, torch.is_autocast_enabled("cpu")
 
 
 @functools.lru_cache(maxsize=4096)
