@@ -11,15 +11,18 @@ export GOEXPERIMENT := simd
 # The widths of vector that this machine has; a plus asks for one that Go would not choose by itself.
 WIDTHS := $(if $(shell grep -m 1 avx512bw /proc/cpuinfo),+512) $(if $(shell grep -m 1 avx2 /proc/cpuinfo),+256) +128
 # What depends on the version of torch.
-PARITY := tests/test_parity.py tests/test_state.py tests/test_dropin.py tests/test_faults.py tests/test_gather.py tests/test_sparse.py tests/test_adafactor.py tests/test_hf.py
+PARITY := tests/test_parity.py tests/test_state.py tests/test_dropin.py tests/test_faults.py tests/test_gather.py tests/test_sparse.py tests/test_adafactor.py tests/test_hf.py tests/test_muon.py
 
-.PHONY: help demo test test-go test-python test-oldest test-packaging lint build generate bindings golden bench wheel sdist clean
+.PHONY: help demo tour test test-go test-python test-oldest test-packaging lint build generate bindings golden bench wheel sdist clean
 
 help: ## print the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 demo: build ## train a network on real digits with torch.optim and with goptim, and compare
 	$(PY) examples/digits.py
+
+tour: build ## train with every optimizer, beside torch's, and draw their losses and paths
+	$(PY) examples/tour.py
 
 test: lint test-go test-python ## everything that must pass: lint, Go tests, Python tests
 

@@ -42,13 +42,29 @@ OPTIMIZERS = {
     "RMSprop momentum, centered": ("RMSprop", {"momentum": 0.9, "centered": True}),
     "Rprop": ("Rprop", {}),
     "ASGD": ("ASGD", {}),
+    "Muon": ("Muon", {}),
 }
 SHAPES = {
     "8 x 2M": [(1 << 21,)] * 8,
     "1000 x 1024": [(1024,)] * 1000,
     "1000 x 64": [(64,)] * 1000,
     "20 x 64": [(64,)] * 20,
+    "8 x 1024 x 1024": [(1024, 1024)] * 8,
+    "100 x 64 x 64": [(64, 64)] * 100,
 }
+# How many rounds a figure is the best of, as a multiple of --rounds: a step of Muon's large matrices takes a second.
+ROUNDS = {"8 x 2M": 1, "8 x 1024 x 1024": 1 / 8, "100 x 64 x 64": 1}
+EVERY_SHAPE = ("SGD", "SGD momentum", "AdamW", "AdamW amsgrad")
+
+
+def shapes_of(name: str) -> list[str]:
+    """What an optimizer is measured on: many sizes for the most used, a large and a small one for others."""
+    if name == "Muon":
+        return ["8 x 1024 x 1024", "100 x 64 x 64"]
+    sizes = ["8 x 2M", "1000 x 1024"]
+    return [*sizes, "1000 x 64", "20 x 64"] if name in EVERY_SHAPE else sizes
+
+
 PATHS: dict[str, dict[str, bool]] = {
     "for": {"foreach": False, "fused": False},
     "foreach": {"foreach": True},
@@ -145,16 +161,18 @@ def update(path: Path, table: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--optimizer", nargs="+", choices=OPTIMIZERS, default=["SGD", "SGD momentum", "AdamW", "AdamW amsgrad"]
-    )
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--optimizer", nargs="+", choices=OPTIMIZERS, default=list(OPTIMIZERS))
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, help="for all optimizers; else each has its own")
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--dtype", choices=["float32", "float64"], default="float32")
-    parser.add_argument("--rounds", type=int, default=40, help="of 8 x 2M; smaller shapes take more")
+    parser.add_argument("--rounds", type=int, default=40, help="of 8 x 2M; smaller tensors take more")
     parser.add_argument("--update", type=Path, help="a page to put the table in")
     args = parser.parse_args()
     dtype, bound = getattr(torch, args.dtype), compile_bound()
+    if "Muon" in args.optimizer and not hasattr(torch.optim, "Muon"):
+        args.optimizer.remove("Muon")
+    if "Muon" in args.optimizer and any(len(SHAPES[shape][0]) != 2 for shape in args.shapes or []):
+        parser.error(f"Muon takes matrices: --shapes {' or '.join(repr(shape) for shape in shapes_of('Muon'))}")
 
     lines = [
         f"{conditions(dtype)}.",
@@ -164,10 +182,11 @@ def main() -> None:
     ]
     print("\n".join(lines))
     for name in args.optimizer:
-        for shape in args.shapes:
+        for shape in args.shapes or shapes_of(name):
             for threads in args.threads:
-                many = 1 if shape == "8 x 2M" else 4
-                best = measure(name, SHAPES[shape], dtype, threads, args.rounds * many, bound)
+                rounds = max(2, int(args.rounds * ROUNDS.get(shape, 4)))
+                memory = None if name == "Muon" else bound  # matrix products are not bound by it
+                best = measure(name, SHAPES[shape], dtype, threads, rounds, memory)
                 ratios = [f"{best[path] / best['goptim']:.2f}" if path in best else "" for path in [*PATHS, "bound"]]
                 lines.append(f"| {name} | {shape} | {threads} | {best['goptim'] * 1e6:.0f} | {' | '.join(ratios)} |")
                 print(lines[-1], flush=True)

@@ -165,6 +165,21 @@ func SparseAdam(param, state1, state2, rows, width, float64s, indices, values, o
 	return count, o.StepSparse(sparseTableOf(param, state1, state2, rows, width, float64s, indices, values, order, count, threads, step))
 }
 
+// MuonMomentum runs the first half of a step: see goptim.MuonOptions.MomentumTable.
+func MuonMomentum(table, rows, threads int64, momentum float64, nesterov int64) (n int64, err error) {
+	defer enter(&err)()
+	o := goptim.MuonOptions{Momentum: momentum, Nesterov: nesterov != 0}
+	return rows, o.MomentumTable(tableOf(table, rows, threads))
+}
+
+// MuonUpdate runs the second half, on parameters of one shape: see goptim.MuonOptions.UpdateTable. adjustLR is a
+// goptim.LRAdjustment.
+func MuonUpdate(table, rows, threads, height, width int64, lr, weightDecay float64, adjustLR int64) (n int64, err error) {
+	defer enter(&err)()
+	o := goptim.MuonOptions{LR: lr, WeightDecay: weightDecay, AdjustLR: goptim.LRAdjustment(adjustLR)}
+	return rows, o.UpdateTable(tableOf(table, rows, threads), int(height), int(width))
+}
+
 // OpenMP has steps run on the threads of OpenMP instead of Go's: address is that of libgomp's GOMP_parallel, or 0.
 func OpenMP(address int64) (n int64, err error) {
 	defer enter(&err)()

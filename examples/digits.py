@@ -53,11 +53,21 @@ def digits() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     return x[:cut], y[:cut], x[cut:], y[cut:]
 
 
+def network() -> nn.Module:
+    """From 64 pixels to 10 digits, the same at every call."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 256), nn.GELU(), nn.Linear(256, 10))
+
+
+def accuracy(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
+    with torch.no_grad():
+        return (model(x).argmax(1) == y).float().mean().item()
+
+
 def train(title: str, module: object, name: str, epochs: int, **options: object) -> Run:
     """Train from one seed with an optimizer of a module, timing its step."""
     x, y, test_x, test_y = digits()
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 256), nn.GELU(), nn.Linear(256, 10))
+    model = network()
     run = Run(model, getattr(module, name)(model.parameters(), **SETTINGS[name], **options))
     batches = torch.Generator().manual_seed(1)
     for _ in tqdm(range(epochs), desc=f"{title:>30}", unit="epoch"):
@@ -70,8 +80,7 @@ def train(title: str, module: object, name: str, epochs: int, **options: object)
             run.step_seconds += time.perf_counter() - start
             run.steps += 1
             run.losses.append(loss.item())
-    with torch.no_grad():
-        run.accuracy = (model(test_x).argmax(1) == test_y).float().mean().item()
+    run.accuracy = accuracy(model, test_x, test_y)
     return run
 
 

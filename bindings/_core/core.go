@@ -136,6 +136,36 @@ func bindings_HFAdafactor(table C.longlong, rows C.longlong, threads C.longlong,
 	return C.longlong(cret)
 }
 
+//export bindings_MuonMomentum
+func bindings_MuonMomentum(table C.longlong, rows C.longlong, threads C.longlong, momentum C.double, nesterov C.longlong) C.longlong {
+	_saved_thread := C.PyEval_SaveThread()
+	cret, __err := bindings.MuonMomentum(int64(table), int64(rows), int64(threads), float64(momentum), int64(nesterov))
+
+	C.PyEval_RestoreThread(_saved_thread)
+	if __err != nil {
+		estr := C.CString(__err.Error())
+		C.PyErr_SetString(C.PyExc_RuntimeError, estr)
+		C.free(unsafe.Pointer(estr))
+		return C.longlong(0)
+	}
+	return C.longlong(cret)
+}
+
+//export bindings_MuonUpdate
+func bindings_MuonUpdate(table C.longlong, rows C.longlong, threads C.longlong, height C.longlong, width C.longlong, lr C.double, weightDecay C.double, adjustLR C.longlong) C.longlong {
+	_saved_thread := C.PyEval_SaveThread()
+	cret, __err := bindings.MuonUpdate(int64(table), int64(rows), int64(threads), int64(height), int64(width), float64(lr), float64(weightDecay), int64(adjustLR))
+
+	C.PyEval_RestoreThread(_saved_thread)
+	if __err != nil {
+		estr := C.CString(__err.Error())
+		C.PyErr_SetString(C.PyExc_RuntimeError, estr)
+		C.free(unsafe.Pointer(estr))
+		return C.longlong(0)
+	}
+	return C.longlong(cret)
+}
+
 //export bindings_NAdam
 func bindings_NAdam(table C.longlong, rows C.longlong, threads C.longlong, lr C.double, beta1 C.double, beta2 C.double, eps C.double, weightDecay C.double, momentumDecay C.double, decoupledWeightDecay C.longlong, maximize C.longlong) C.longlong {
 	_saved_thread := C.PyEval_SaveThread()

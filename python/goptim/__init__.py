@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys as _sys
 
 import torch.optim as _torch_optim
+from torch import __version__ as _torch_version
 from torch.optim import (
     LBFGS as LBFGS,
     Optimizer as Optimizer,
@@ -30,6 +31,9 @@ from goptim.rprop import Rprop as Rprop
 from goptim.sgd import SGD as SGD
 from goptim.sparse_adam import SparseAdam as SparseAdam
 
+if hasattr(_torch_optim, "Muon"):
+    from goptim.muon import Muon as Muon
+
 __version__ = "0.1.0"
 
 __all__ = [*_torch_optim.__all__, "AMSGrad"]
@@ -44,7 +48,13 @@ def __getattr__(name: str) -> object:
     try:
         return getattr(_torch_optim, name)
     except AttributeError:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+        message = f"module {__name__!r} has no attribute {name!r}"
+    if name == "Muon":
+        message += f": it needs torch 2.9 or later, and this is torch {_torch_version}"
+        # `from goptim import Muon` asks by hasattr first, and what it says of an AttributeError is less than this.
+        if _sys._getframe(1).f_globals.get("__name__") == "importlib._bootstrap":
+            raise ImportError(message)
+    raise AttributeError(message)
 
 
 def __dir__() -> list[str]:

@@ -219,6 +219,23 @@ def SparseAdam(
     eps: float,
     maximize: int,
 ) -> int: ...
+def MuonMomentum(
+    table: int,
+    rows: int,
+    threads: int,
+    momentum: float,
+    nesterov: int,
+) -> int: ...
+def MuonUpdate(
+    table: int,
+    rows: int,
+    threads: int,
+    height: int,
+    width: int,
+    lr: float,
+    weight_decay: float,
+    adjust_lr: int,
+) -> int: ...
 def OpenMP(address: int) -> int: ...
 def Version() -> str: ...
 def gather(

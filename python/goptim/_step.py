@@ -61,6 +61,11 @@ class GoStep(Optimizer):
         """The arguments of the Go function for sparse gradients, behind ``step``; None where such are torch's."""
         return None
 
+    def go(self, table: _Table) -> None:
+        """Have Go step the rows of a table."""
+        function = getattr(_native.core(), self.twin.__name__)
+        function(table.words.buffer_info()[0], table.n, torch.get_num_threads(), *self.scalars(table.group))
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         _native.core()
         super().add_param_group(param_group)
@@ -324,11 +329,8 @@ class _Table:
                     self._step_sparse(p, g)
 
     def _step_dense(self) -> None:
-        core = _native.core()
-        function = getattr(core, type(self.optimizer).twin.__name__)
-        address = self.words.buffer_info()[0]
         _bump_versions(self.written)
-        function(address, self.n, torch.get_num_threads(), *self.optimizer.scalars(self.group))
+        self.optimizer.go(self)
         for state, key, t in self.made:  # an interrupt before this leaves no state without a value
             state[key] = t
 

@@ -75,6 +75,9 @@ type kernels[T kernel.Float] struct {
 
 	adafactor   []kernel.Func[kernel.Adafactor, T]
 	hfAdafactor []kernel.Func[kernel.HFAdafactor, T]
+
+	momentum kernel.Func[kernel.MuonMomentum, T]
+	update   kernel.Func[kernel.MuonUpdate, T]
 }
 
 func variants32() []variant[float32] {
@@ -89,6 +92,7 @@ func variants32() []variant[float32] {
 			f32.HFAdafactorMoment, f32.HFAdafactorSquares, f32.HFAdafactorFactor, f32.HFAdafactorRow, f32.HFAdafactorVector,
 			f32.HFAdafactorStep,
 		},
+		f32.MuonMomentum, f32.MuonUpdate,
 	})
 }
 
@@ -104,6 +108,7 @@ func variants64() []variant[float64] {
 			f64.HFAdafactorMoment, f64.HFAdafactorSquares, f64.HFAdafactorFactor, f64.HFAdafactorRow, f64.HFAdafactorVector,
 			f64.HFAdafactorStep,
 		},
+		f64.MuonMomentum, f64.MuonUpdate,
 	})
 }
 
@@ -179,6 +184,9 @@ func variants[T kernel.Float](k kernels[T]) []variant[T] {
 		rowsVariantOf("sparse adagrad", 3, k.sparseAdagrad, loud),
 		rowsVariantOf("sparse adam", 4, k.sparseAdam, kernel.SparseAdam{Sign: 1, C1: .1, C2: .001, Eps: 1e-8, Step: -.1}),
 		rowsVariantOf("accumulate", 2, k.accumulate, kernel.None{}),
+		variantOf("muon momentum", 3, k.momentum, kernel.MuonMomentum{C: kernel.WeightOf[T](.1), Momentum: kernel.WeightOf[T](.9)}),
+		variantOf("muon nesterov", 3, k.momentum, kernel.MuonMomentum{C: kernel.WeightOf[T](.7), Momentum: kernel.WeightOf[T](.3), Nesterov: 1}),
+		variantOf("muon update", 2, k.update, kernel.MuonUpdate{Decay: .99, Step: -.1}),
 	}
 }
 

@@ -152,6 +152,22 @@ type HFAdafactor struct {
 // None holds none.
 type None struct{}
 
+// MuonMomentum holds those of Muon before its update is made orthogonal.
+type MuonMomentum struct {
+	C        Weight // 1 - momentum
+	Momentum Weight
+	Nesterov float64 // flag
+}
+
+// MuonUpdate holds those of Muon after that.
+type MuonUpdate struct {
+	Decay float64 // 1 - lr*weight_decay
+	Step  float64 // -lr, adjusted to the shape
+}
+
+// Combine holds the factors of four columns.
+type Combine struct{ A [4]float64 }
+
 // Flag is a flag among scalars.
 func Flag(on bool) float64 {
 	if on {

@@ -60,6 +60,15 @@ var HFAdafactorVector = lane.HFAdafactorVector
 // HFAdafactorStep is lane's.
 var HFAdafactorStep = lane.HFAdafactorStep
 
+// MuonMomentum is lane's.
+var MuonMomentum = lane.MuonMomentum
+
+// MuonUpdate is lane's.
+var MuonUpdate = lane.MuonUpdate
+
+// Combine is lane's.
+var Combine = lane.Combine
+
 // NAdam is lane's.
 var NAdam = lane.NAdam
 

@@ -1,0 +1,59 @@
+//go:build goexperiment.simd
+
+package f32
+
+import (
+	"simd"
+
+	"github.com/goptim/goptim/goptim/internal/kernel"
+	lane "github.com/goptim/goptim/goptim/internal/kernel/lane/f32"
+)
+
+// MuonMomentum moves the momentum, a state, to the gradient, and makes p the update that is to be orthogonalized.
+func MuonMomentum(h *kernel.MuonMomentum, p, g []float32, s [3][]float32) {
+	if simd.Emulated() { // emulation rounds MulAdd twice
+		lane.MuonMomentum(h, p, g, s)
+		return
+	}
+	c, momentum, nesterov := weight{set(h.C.W), flag(h.C.FromX)}, weight{set(h.Momentum.W), flag(h.Momentum.FromX)}, flag(h.Nesterov)
+	buf, w := s[0], c.w.Len()
+	for i := 0; i < len(p); i += w {
+		gi := *at(g, i)
+		b := lerp(*at(buf, i), gi, c)
+		*at(buf, i) = b
+		*at(p, i) = lerp(gi, b, momentum).IfElse(nesterov, b)
+	}
+}
+
+// MuonUpdate lets the parameter decay, and moves it by the orthogonalized update g.
+func MuonUpdate(h *kernel.MuonUpdate, p, g []float32, s [3][]float32) {
+	if simd.Emulated() {
+		lane.MuonUpdate(h, p, g, s)
+		return
+	}
+	decay, step := set(h.Decay), set(h.Step)
+	w := step.Len()
+	for i := 0; i < len(p); i += w {
+		*at(p, i) = moved(*at(p, i), *at(g, i), decay, step)
+	}
+}
+
+func moved(p, update, decay, step simd.Float32s) simd.Float32s {
+	return axpy(p.Mul(decay), update, step)
+}
+
+// Combine adds four columns to p, each with a factor: a part of a row of a product of matrices, whose rows they are.
+func Combine(h *kernel.Combine, p, g []float32, s [3][]float32) {
+	if simd.Emulated() {
+		lane.Combine(h, p, g, s)
+		return
+	}
+	a0, a1, a2, a3 := set(h.A[0]), set(h.A[1]), set(h.A[2]), set(h.A[3])
+	s0, s1, s2, w := s[0], s[1], s[2], a0.Len()
+	for i := 0; i < len(p); i += w {
+		x := at(g, i).MulAdd(a0, *at(p, i))
+		x = at(s0, i).MulAdd(a1, x)
+		x = at(s1, i).MulAdd(a2, x)
+		*at(p, i) = at(s2, i).MulAdd(a3, x)
+	}
+}

@@ -1,0 +1,415 @@
+package goptim
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"runtime"
+	"slices"
+	"sync"
+
+	"github.com/goptim/goptim/goptim/internal/engine"
+	"github.com/goptim/goptim/goptim/internal/kernel"
+	"github.com/goptim/goptim/goptim/internal/kernel/f32"
+	"github.com/goptim/goptim/goptim/internal/kernel/f64"
+)
+
+// MuonOptions are the hyperparameters of Muon.
+type MuonOptions struct {
+	LR             float64      // learning rate, ≥ 0; New takes 0 as 1e-3
+	WeightDecay    float64      // shrinks the parameter itself, ≥ 0; torch's default is 0.1
+	Momentum       float64      // decay of the momentum, ≥ 0; New takes 0 as 0.95
+	Nesterov       bool         // torch's default is true
+	NSCoefficients [3]float64   // of the quintic polynomial; New takes zeros as {3.4445, -4.7750, 2.0315}
+	Eps            float64      // the least norm that an update is divided by; New takes 0 as 1e-7
+	NSSteps        int          // of Newton-Schulz, from 0 to 99; New takes 0 as 5
+	AdjustLR       LRAdjustment // to the shape of a matrix
+}
+
+// An LRAdjustment is a factor of Muon's learning rate, by the shape of a matrix of A rows and B columns.
+type LRAdjustment int64
+
+const (
+	AdjustOriginal          LRAdjustment = iota // √max(1, A/B): Jordan's
+	AdjustMatchRMSAdamW                         // 0.2·√max(A, B): Moonshot's, as large an update as AdamW's
+	AdjustSpectralUnclamped                     // √(A/B): Bernstein's
+	AdjustNone                                  // 1
+)
+
+func (a LRAdjustment) ratio(rows, cols int) float64 {
+	switch height, width := float64(rows), float64(cols); a {
+	case AdjustOriginal:
+		return math.Sqrt(max(1, height/width))
+	case AdjustMatchRMSAdamW:
+		return 0.2 * math.Sqrt(max(height, width))
+	case AdjustSpectralUnclamped:
+		return math.Sqrt(height / width)
+	}
+	return 1
+}
+
+// A MuonParam is a matrix to optimize, a hidden layer's weight.
+type MuonParam[T Float] struct {
+	Name       string // for error messages; may be empty
+	Value      []T    // Rows times Cols elements, row after row; changed in place by Step
+	Rows, Cols int
+	Grad       []T // as long as Value and only read; nil leaves the parameter out of the step
+}
+
+// Muon is the optimizer of Jordan et al., "Muon: An optimizer for hidden layers in neural networks",
+// https://kellerjordan.github.io/posts/muon, with the weight decay of Liu et al., "Muon is Scalable for LLM Training",
+// arXiv:2502.16982: momentum, made orthogonal by Newton-Schulz iterations in bfloat16. Momentum and the movement of the
+// parameter have torch.optim.Muon's bits; the matrix products are summed in an order of their own, in float32, so that
+// updates agree with torch's as closely as two orders of summation in bfloat16 do: in norm, to some percent.
+type Muon[T Float] struct {
+	MuonOptions     // as the next Step uses them
+	Workers     int // as many threads as a Step may use; 0 means GOMAXPROCS
+	params      []*MuonParam[T]
+	momenta     [][]T
+	update      []T
+	schulz      newtonSchulz
+	row         [1]engine.Row
+}
+
+// NewMuon makes a Muon of params. The error wraps ErrOption or ErrParam.
+func NewMuon[T Float](params []*MuonParam[T], o MuonOptions) (*Muon[T], error) {
+	if o.LR == 0 {
+		o.LR = 1e-3
+	}
+	if o.Momentum == 0 {
+		o.Momentum = 0.95
+	}
+	if o.NSCoefficients == [3]float64{} {
+		o.NSCoefficients = [3]float64{3.4445, -4.7750, 2.0315}
+	}
+	if o.Eps == 0 {
+		o.Eps = 1e-7
+	}
+	if o.NSSteps == 0 {
+		o.NSSteps = 5
+	}
+	if err := o.check(); err != nil {
+		return nil, err
+	}
+	if len(params) == 0 {
+		return nil, fmt.Errorf("goptim: Muon: no parameters: %w", ErrParam)
+	}
+	m := &Muon[T]{MuonOptions: o, params: params, momenta: make([][]T, len(params))}
+	for i, p := range params {
+		if p == nil {
+			return nil, fmt.Errorf("goptim: Muon: parameter %d is nil: %w", i, ErrParam)
+		}
+		if slices.Contains(params[:i], p) {
+			return nil, fmt.Errorf("goptim: Muon: %s is given twice: %w", (&Param[T]{Name: p.Name}).describe(i), ErrParam)
+		}
+		if err := p.check(i, len(p.Value)); err != nil {
+			return nil, err
+		}
+		m.momenta[i] = make([]T, len(p.Value))
+	}
+	return m, nil
+}
+
+func (o *MuonOptions) check() error {
+	return errors.Join(
+		require(o.LR >= 0, "Muon", "LR", o.LR, "at least 0"),
+		require(o.WeightDecay >= 0, "Muon", "WeightDecay", o.WeightDecay, "at least 0"),
+		require(o.Momentum >= 0, "Muon", "Momentum", o.Momentum, "at least 0"),
+		require(o.Eps >= 0, "Muon", "Eps", o.Eps, "at least 0"),
+		require(o.NSSteps >= 0 && o.NSSteps < 100, "Muon", "NSSteps", float64(o.NSSteps), "at least 0 and below 100"),
+		require(o.AdjustLR >= 0 && o.AdjustLR <= AdjustNone, "Muon", "AdjustLR", float64(o.AdjustLR), "one of the constants"),
+	)
+}
+
+func (p *MuonParam[T]) check(i, elements int) error {
+	refuse := func(format string, a ...any) error {
+		what := (&Param[T]{Name: p.Name}).describe(i)
+		return fmt.Errorf("goptim: Muon: %s: %s: %w", what, fmt.Sprintf(format, a...), ErrParam)
+	}
+	switch {
+	case p.Rows < 1 || p.Cols < 1:
+		return refuse("a matrix of %d rows and %d columns, expected at least 1 of both", p.Rows, p.Cols)
+	case len(p.Value)/p.Cols != p.Rows || len(p.Value)%p.Cols != 0:
+		return refuse("%d elements, expected %d rows of %d", len(p.Value), p.Rows, p.Cols)
+	case len(p.Value) != elements:
+		return refuse("%d elements, expected %d as at first", len(p.Value), elements)
+	case p.Grad != nil && len(p.Grad) != len(p.Value):
+		return refuse("the gradient has %d elements, expected %d", len(p.Grad), len(p.Value))
+	}
+	return nil
+}
+
+// Step updates every parameter that has a gradient. On an error that wraps ErrOption or ErrParam nothing has changed.
+func (m *Muon[T]) Step() error {
+	err := m.check()
+	for i, p := range m.params {
+		err = errors.Join(err, p.check(i, len(m.momenta[i])))
+	}
+	if err != nil {
+		return err
+	}
+	threads := m.Workers
+	if threads <= 0 {
+		threads = runtime.GOMAXPROCS(0)
+	}
+	for i, p := range m.params {
+		if p.Grad == nil {
+			continue
+		}
+		m.update = sized(m.update, len(p.Value))
+		m.row[0] = engine.Row{
+			N:     int64(len(p.Value)),
+			Kind:  engine.KindOf(dtype[T](), engine.None),
+			Param: address(p.Value),
+			Grad:  address(p.Grad),
+			State: [engine.States]uintptr{address(m.momenta[i]), address(m.update)},
+		}
+		err := runMuon(m.toward(m.row[:]), threads, nil)
+		if err == nil {
+			err = orthogonalize(&m.schulz, m.update, p.Rows, p.Cols, &m.MuonOptions, threads)
+		}
+		if err == nil {
+			err = runMuon(m.movement(m.row[:], p.Rows, p.Cols), threads, nil)
+		}
+		runtime.KeepAlive(m) // the row holds addresses
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// muonLayout is the layout of Muon's rows: momentum_buffer, and the update.
+var muonLayout = engine.Layout{State: [engine.States]engine.Use{engine.Column, engine.Column}}
+
+// MomentumTable runs the first half of a step over a table whose states are momentum_buffer and the update: momentum
+// moves, and the update is written, for the caller to make orthogonal. It takes the options unchecked. On an error that
+// wraps ErrParam nothing has changed.
+func (o MuonOptions) MomentumTable(t Table) error {
+	rows, err := t.rows("Muon", muonLayout)
+	if err != nil {
+		return err
+	}
+	return runMuon(o.toward(rows), t.Threads, t.Team)
+}
+
+// UpdateTable runs the second half of a step over the table of the first, its updates now orthogonal: parameters, all of one
+// shape, decay, and move by their updates.
+func (o MuonOptions) UpdateTable(t Table, rows, cols int) error {
+	table, err := t.rows("Muon", muonLayout)
+	if err != nil {
+		return err
+	}
+	return runMuon(o.movement(table, rows, cols), t.Threads, t.Team)
+}
+
+func (o *MuonOptions) toward(table []engine.Row) muonPass {
+	p := muonPass{rows: table}
+	for i := range p.momentum {
+		p.momentum[i].Nesterov = kernel.Flag(o.Nesterov)
+	}
+	p.momentum[0].C, p.momentum[0].Momentum = kernel.WeightOf[float32](1-o.Momentum), kernel.WeightOf[float32](o.Momentum)
+	p.momentum[1].C, p.momentum[1].Momentum = kernel.WeightOf[float64](1-o.Momentum), kernel.WeightOf[float64](o.Momentum)
+	return p
+}
+
+func (o *MuonOptions) movement(table []engine.Row, rows, cols int) muonPass {
+	return muonPass{
+		moves: true,
+		rows:  table,
+		movement: kernel.MuonUpdate{
+			Decay: 1 - float64(o.LR*o.WeightDecay),
+			Step:  -float64(o.LR * o.AdjustLR.ratio(rows, cols)),
+		},
+	}
+}
+
+// A muonPass is one of the two halves of a step, before and after the update is made orthogonal.
+type muonPass struct {
+	rows     []engine.Row
+	momentum [2]kernel.MuonMomentum // for float32 and for float64
+	moves    bool                   // it is the second half
+	movement kernel.MuonUpdate
+}
+
+var muonPasses = sync.Pool{New: func() any { return new(muonPass) }}
+
+func runMuon(pass muonPass, threads int, team engine.Team) error {
+	p := muonPasses.Get().(*muonPass)
+	defer muonPasses.Put(p)
+	*p = pass
+	if err := engine.Run(p, p.rows, threads, team); err != nil {
+		return fmt.Errorf("goptim: Muon: %w", err)
+	}
+	return nil
+}
+
+// Update implements engine.Pass.
+func (p *muonPass) Update(row, lo, hi int) {
+	if r := &p.rows[row]; r.DType() == engine.Float32 {
+		param, grad, states := engine.View[float32](r, muonLayout, lo, hi)
+		if p.moves {
+			kernel.Apply(f32.MuonUpdate, &p.movement, param, states[1], [3][]float32{})
+		} else {
+			kernel.Apply(f32.MuonMomentum, &p.momentum[0], states[1], grad, [3][]float32{states[0]})
+		}
+	} else {
+		param, grad, states := engine.View[float64](r, muonLayout, lo, hi)
+		if p.moves {
+			kernel.Apply(f64.MuonUpdate, &p.movement, param, states[1], [3][]float64{})
+		} else {
+			kernel.Apply(f64.MuonMomentum, &p.momentum[1], states[1], grad, [3][]float64{states[0]})
+		}
+	}
+}
+
+// bfloat16 rounds to the nearest bfloat16, ties to even: to the upper half of a float32.
+func bfloat16(x float32) float32 {
+	bits := math.Float32bits(x)
+	if bits&0x7fffffff > 0x7f800000 {
+		return x // NaN, which rounding could turn into another thing
+	}
+	return math.Float32frombits((bits + 0x7fff + bits>>16&1) &^ 0xffff)
+}
+
+// A newtonSchulz makes matrices orthogonal, nearly: it moves all their singular values toward 1. Its memory is kept for the
+// next one. Matrices are float32 whose values are bfloat16's.
+type newtonSchulz struct {
+	x, next, transposed, gram, square []float32
+	product                           product
+}
+
+// orthogonalize rounds a matrix X to bfloat16, with at most as many rows as columns or else transposed, and replaces it by
+// X/‖X‖ and then as often as the options say by aX + (bA + cA²)X, where A is XXᵀ. As in torch every product is rounded.
+func orthogonalize[T Float](s *newtonSchulz, update []T, rows, cols int, o *MuonOptions, threads int) error {
+	m, k := min(rows, cols), max(rows, cols)
+	s.x, s.next, s.transposed = sized(s.x, m*k), sized(s.next, m*k), sized(s.transposed, m*k)
+	s.gram, s.square = sized(s.gram, m*m), sized(s.square, m*m)
+	x, next := s.x, s.next
+	for i, v := range update {
+		x[i] = bfloat16(float32(v))
+	}
+	if rows > cols {
+		transpose(s.transposed, x, rows, cols)
+		copy(x, s.transposed)
+	}
+	sum := 0.0
+	for _, v := range x {
+		sum += float64(v) * float64(v)
+	}
+	norm := max(bfloat16(float32(math.Sqrt(sum))), bfloat16(float32(o.Eps)))
+	for i := range x {
+		x[i] = bfloat16(x[i] / norm)
+	}
+	a, b, c := o.NSCoefficients[0], o.NSCoefficients[1], o.NSCoefficients[2]
+	for range o.NSSteps {
+		transpose(s.transposed, x, m, k)
+		err := errors.Join(
+			s.product.run(s.gram, x, s.transposed, nil, m, k, m, 1, 0, threads),
+			s.product.run(s.square, s.gram, s.gram, s.gram, m, m, m, c, b, threads),
+			s.product.run(next, s.square, x, x, m, m, k, 1, a, threads),
+		)
+		if err != nil {
+			return err
+		}
+		x, next = next, x
+	}
+	if rows > cols {
+		transpose(s.transposed, x, m, k)
+		x = s.transposed
+	}
+	for i, v := range x {
+		update[i] = T(v)
+	}
+	return nil
+}
+
+// A product of matrices is alpha·AB + beta·C, rounded to bfloat16; A has inner columns, B and C have cols.
+type product struct {
+	out, a, b, c []float32
+	inner, cols  int
+	alpha, beta  float32
+	row          [1]engine.Row
+}
+
+func (p *product) run(out, a, b, c []float32, rows, inner, cols int, alpha, beta float64, threads int) error {
+	p.out, p.a, p.b, p.c, p.inner, p.cols, p.alpha, p.beta = out, a, b, c, inner, cols, float32(alpha), float32(beta)
+	// The engine splits the multiplications; an element of the product is of the chunk in which its first one is.
+	p.row[0] = engine.Row{
+		N:     int64(rows) * int64(inner) * int64(cols),
+		Kind:  engine.KindOf(engine.Float32, engine.None),
+		Param: address(out),
+	}
+	if err := engine.Run(p, p.row[:], threads, nil); err != nil {
+		return fmt.Errorf("goptim: Muon: %w", err)
+	}
+	return nil
+}
+
+// A tile of B of so many rows and columns stays in a core's cache while all rows of A in a chunk pass it.
+const tileRows, tileCols = 128, 512
+
+// Update implements engine.Pass.
+func (p *product) Update(_, lo, hi int) {
+	lo, hi = (lo+p.inner-1)/p.inner, (hi+p.inner-1)/p.inner
+	if lo >= hi {
+		return
+	}
+	factors := factorsPool.Get().(*kernel.Combine)
+	defer factorsPool.Put(factors)
+	clear(p.out[lo:hi])
+	for col := 0; col < p.cols; col += tileCols {
+		for k := 0; k < p.inner; k += tileRows {
+			for row := lo / p.cols; row*p.cols < hi; row++ {
+				from, to := max(lo, row*p.cols+col), min(hi, row*p.cols+min(col+tileCols, p.cols))
+				if from < to {
+					p.accumulate(factors, row, k, min(k+tileRows, p.inner), from, to)
+				}
+			}
+		}
+	}
+	for i := lo; i < hi; i++ {
+		x := p.alpha * p.out[i]
+		if p.c != nil {
+			x += float32(p.beta * p.c[i])
+		}
+		p.out[i] = bfloat16(x)
+	}
+}
+
+var factorsPool = sync.Pool{New: func() any { return new(kernel.Combine) }}
+
+// accumulate adds the products of elements k to end of a row of A with those rows of B to elements from to to of the product.
+func (p *product) accumulate(factors *kernel.Combine, row, k, end, from, to int) {
+	a := p.a[row*p.inner:][:p.inner]
+	at := from - row*p.cols
+	column := func(k int) []float32 { return p.b[k*p.cols+at:][:to-from] }
+	for ; k < end; k += 4 {
+		var columns [4][]float32
+		for i := range columns {
+			if k+i < end {
+				factors.A[i], columns[i] = float64(a[k+i]), column(k+i)
+			} else {
+				factors.A[i], columns[i] = 0, columns[0]
+			}
+		}
+		kernel.Apply(f32.Combine, factors, p.out[from:to], columns[0], [3][]float32(columns[1:]))
+	}
+}
+
+// transpose makes to, of cols rows, the transpose of from, in squares that stay in cache.
+func transpose(to, from []float32, rows, cols int) {
+	const side = 32
+	for i0 := 0; i0 < rows; i0 += side {
+		for j0 := 0; j0 < cols; j0 += side {
+			for i := i0; i < min(i0+side, rows); i++ {
+				for j := j0; j < min(j0+side, cols); j++ {
+					to[j*rows+i] = from[i*cols+j]
+				}
+			}
+		}
+	}
+}
+
+// sized is a slice of n elements, of s's memory if that is enough.
+func sized[E any](s []E, n int) []E { return slices.Grow(s[:0], n)[:n] }
