@@ -371,6 +371,7 @@ func updateRows[S any, T Float](p *sparsePass[S], f kernel.RowsFunc[S, T], accum
 	for lo < hi {
 		row, first := lo/width, lo%width
 		n := min(width-first, hi-lo)
+		whole := n - n%kernel.Lanes[T]()
 		start, end := int(r.starts[row]), int(r.starts[row+1])
 		ask := b.asked[:0]
 		if next := row + ahead; next < r.len() {
@@ -405,9 +406,13 @@ func updateRows[S any, T Float](p *sparsePass[S], f kernel.RowsFunc[S, T], accum
 			for i = start + 1; i < end; {
 				k := 0
 				for ; k < batch && i < end; k, i = k+1, i+1 {
-					b.adds[k] = kernel.Part[T]{Grad: gradient(i)}
+					g := gradient(i)
+					b.adds[k] = kernel.Part[T]{Grad: g}
+					for j := whole; j < n; j++ { // a copy into a vector would take longer
+						sum[j] += g[j]
+					}
 				}
-				kernel.ApplyRows(accumulate, nil, sum, [engine.States][]T{}, b.adds[:k], n)
+				kernel.ApplyRows(accumulate, nil, sum, [engine.States][]T{}, b.adds[:k], whole)
 			}
 			b.parts[filled] = kernel.Part[T]{At: at, Grad: sum}
 			filled++
