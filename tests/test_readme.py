@@ -50,7 +50,7 @@ def test_go_snippets_compile(tmp_path: Path) -> None:
 
 
 def test_commands_are_tested() -> None:
-    """pip install is test_packaging's; make test is what runs this; make demo is below, make tour in test_examples.py; the rest must exist."""
+    """pip install is test_packaging's, make tour test_examples', make demo's test is below; the rest must exist."""
     commands = [line for block in snippets("sh") for line in block.splitlines()]
     assert sorted(commands) == ["make demo", "make test", "make tour", "pip install ."]
     for target in re.findall(r"`make ([a-z-]+)", README):
