@@ -60,20 +60,24 @@ func newBase[T Float, S any](r rule[S], params []*Param[T]) (base[T, S], error) 
 	if err := r.check(); err != nil {
 		return b, err
 	}
+	return b, checkParams(r.name(), params)
+}
+
+func checkParams[T Float](name string, params []*Param[T]) error {
 	if len(params) == 0 {
-		return b, fmt.Errorf("goptim: %s: no parameters: %w", r.name(), ErrParam)
+		return fmt.Errorf("goptim: %s: no parameters: %w", name, ErrParam)
 	}
 	seen := make(map[*Param[T]]bool, len(params))
 	for i, p := range params {
 		if p == nil {
-			return b, fmt.Errorf("goptim: %s: parameter %d is nil: %w", r.name(), i, ErrParam)
+			return fmt.Errorf("goptim: %s: parameter %d is nil: %w", name, i, ErrParam)
 		}
 		if seen[p] {
-			return b, fmt.Errorf("goptim: %s: %s is given twice: %w", r.name(), p.describe(i), ErrParam)
+			return fmt.Errorf("goptim: %s: %s is given twice: %w", name, p.describe(i), ErrParam)
 		}
 		seen[p] = true
 	}
-	return b, nil
+	return nil
 }
 
 func (p *Param[T]) describe(i int) string {

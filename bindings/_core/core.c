@@ -198,6 +198,28 @@ _wrap__core_Adamax(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject 
 PyObject * _wrap__core_Adamax(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs);
 
 PyObject *
+_wrap__core_LBFGS(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs)
+{
+    PyObject *py_retval;
+    int64_t retval;
+    int64_t machine;
+    int64_t size;
+    int64_t threads;
+    const char *keywords[] = {"machine", "size", "threads", NULL};
+
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LLL", (char **) keywords, &machine, &size, &threads)) {
+        return NULL;
+    }
+    retval = bindings_LBFGS(machine, size, threads);
+    if (PyErr_Occurred()) {
+        return NULL;
+    }
+    py_retval = Py_BuildValue((char *) "L", retval);
+    return py_retval;
+}
+PyObject * _wrap__core_LBFGS(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs);
+
+PyObject *
 _wrap__core_NAdam(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs)
 {
     PyObject *py_retval;
@@ -424,6 +446,7 @@ static PyMethodDef _core_functions[] = {
     {(char *) "Adam", (PyCFunction) _wrap__core_Adam, METH_KEYWORDS|METH_VARARGS, "Adam($module, /, table, rows, threads, lr, beta1, beta2, eps, weight_decay, amsgrad, maximize, decoupled_weight_decay)\n--\n\ntype: table: int64_t\ntype: rows: int64_t\ntype: threads: int64_t\ntype: lr: double\ntype: beta1: double\ntype: beta2: double\ntype: eps: double\ntype: weight_decay: double\ntype: amsgrad: int64_t\ntype: maximize: int64_t\ntype: decoupled_weight_decay: int64_t" },
     {(char *) "AdamW", (PyCFunction) _wrap__core_AdamW, METH_KEYWORDS|METH_VARARGS, "AdamW($module, /, table, rows, threads, lr, beta1, beta2, eps, weight_decay, amsgrad, maximize)\n--\n\ntype: table: int64_t\ntype: rows: int64_t\ntype: threads: int64_t\ntype: lr: double\ntype: beta1: double\ntype: beta2: double\ntype: eps: double\ntype: weight_decay: double\ntype: amsgrad: int64_t\ntype: maximize: int64_t" },
     {(char *) "Adamax", (PyCFunction) _wrap__core_Adamax, METH_KEYWORDS|METH_VARARGS, "Adamax($module, /, table, rows, threads, lr, beta1, beta2, eps, weight_decay, maximize)\n--\n\ntype: table: int64_t\ntype: rows: int64_t\ntype: threads: int64_t\ntype: lr: double\ntype: beta1: double\ntype: beta2: double\ntype: eps: double\ntype: weight_decay: double\ntype: maximize: int64_t" },
+    {(char *) "LBFGS", (PyCFunction) _wrap__core_LBFGS, METH_KEYWORDS|METH_VARARGS, "LBFGS($module, /, machine, size, threads)\n--\n\ntype: machine: int64_t\ntype: size: int64_t\ntype: threads: int64_t" },
     {(char *) "NAdam", (PyCFunction) _wrap__core_NAdam, METH_KEYWORDS|METH_VARARGS, "NAdam($module, /, table, rows, threads, lr, beta1, beta2, eps, weight_decay, momentum_decay, decoupled_weight_decay, maximize)\n--\n\ntype: table: int64_t\ntype: rows: int64_t\ntype: threads: int64_t\ntype: lr: double\ntype: beta1: double\ntype: beta2: double\ntype: eps: double\ntype: weight_decay: double\ntype: momentum_decay: double\ntype: decoupled_weight_decay: int64_t\ntype: maximize: int64_t" },
     {(char *) "OpenMP", (PyCFunction) _wrap__core_OpenMP, METH_KEYWORDS|METH_VARARGS, "OpenMP($module, /, address)\n--\n\ntype: address: int64_t" },
     {(char *) "RAdam", (PyCFunction) _wrap__core_RAdam, METH_KEYWORDS|METH_VARARGS, "RAdam($module, /, table, rows, threads, lr, beta1, beta2, eps, weight_decay, decoupled_weight_decay, maximize)\n--\n\ntype: table: int64_t\ntype: rows: int64_t\ntype: threads: int64_t\ntype: lr: double\ntype: beta1: double\ntype: beta2: double\ntype: eps: double\ntype: weight_decay: double\ntype: decoupled_weight_decay: int64_t\ntype: maximize: int64_t" },

@@ -106,6 +106,21 @@ func bindings_Adamax(table C.longlong, rows C.longlong, threads C.longlong, lr C
 	return C.longlong(cret)
 }
 
+//export bindings_LBFGS
+func bindings_LBFGS(machine C.longlong, size C.longlong, threads C.longlong) C.longlong {
+	_saved_thread := C.PyEval_SaveThread()
+	cret, __err := bindings.LBFGS(int64(machine), int64(size), int64(threads))
+
+	C.PyEval_RestoreThread(_saved_thread)
+	if __err != nil {
+		estr := C.CString(__err.Error())
+		C.PyErr_SetString(C.PyExc_RuntimeError, estr)
+		C.free(unsafe.Pointer(estr))
+		return C.longlong(0)
+	}
+	return C.longlong(cret)
+}
+
 //export bindings_NAdam
 func bindings_NAdam(table C.longlong, rows C.longlong, threads C.longlong, lr C.double, beta1 C.double, beta2 C.double, eps C.double, weightDecay C.double, momentumDecay C.double, decoupledWeightDecay C.longlong, maximize C.longlong) C.longlong {
 	_saved_thread := C.PyEval_SaveThread()

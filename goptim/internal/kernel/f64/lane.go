@@ -21,6 +21,27 @@ var Adamax = lane.Adamax
 // ASGD is lane's.
 var ASGD = lane.ASGD
 
+// LBFGSFirst is lane's.
+var LBFGSFirst = lane.LBFGSFirst
+
+// LBFGSPair is lane's.
+var LBFGSPair = lane.LBFGSPair
+
+// LBFGSDot is lane's.
+var LBFGSDot = lane.LBFGSDot
+
+// LBFGSAxpy is lane's.
+var LBFGSAxpy = lane.LBFGSAxpy
+
+// LBFGSTurn is lane's.
+var LBFGSTurn = lane.LBFGSTurn
+
+// LBFGSScale is lane's.
+var LBFGSScale = lane.LBFGSScale
+
+// LBFGSMove is lane's.
+var LBFGSMove = lane.LBFGSMove
+
 // NAdam is lane's.
 var NAdam = lane.NAdam
 
