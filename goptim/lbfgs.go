@@ -349,7 +349,7 @@ func (m *LBFGSMachine) Resume(threads int, team func(threads int, work func())) 
 	if err != nil {
 		return 0, err
 	}
-	defer vectorsPool.Put(v)
+	defer v.release()
 	r := lbfgsRun{m, v, numbers{single: m.Float64 == 0}}
 	ask := r.resume()
 	return ask, v.err

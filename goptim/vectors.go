@@ -131,6 +131,12 @@ func vectorsOf(m *LBFGSMachine, threads int, team func(threads int, work func())
 // mapped refuses addresses in the first page, which no memory has.
 func mapped(addresses ...uintptr) bool { return slices.Min(addresses) >= 4096 }
 
+// release gives v back, without the addresses of memory that is the machine's.
+func (v *vectors) release() {
+	v.m, v.team, v.segments, v.pairs, v.ros, v.alphas, v.columns, v.row = nil, nil, nil, nil, nil, nil, [6]uintptr{}, [1]engine.Row{}
+	vectorsPool.Put(v)
+}
+
 func (v *vectors) y(i int) uintptr { return v.pairs[i][0] }
 func (v *vectors) s(i int) uintptr { return v.pairs[i][1] }
 

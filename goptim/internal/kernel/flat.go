@@ -34,6 +34,7 @@ type Scratch[T Float] struct {
 // ApplyFlat applies a pass to columns of any length, of which the first few are written, and returns its sums: lanes are
 // added in an order that depends on nothing but the length.
 func ApplyFlat[T Float](f FlatFunc[T], h LBFGS, c Columns[T], written int, s *Scratch[T]) [4]float64 {
+	defer s.forget()
 	group := 128 / int(unsafe.Sizeof(T(0)))
 	n := len(c[0])
 	whole := n - n%group
@@ -69,6 +70,10 @@ func ApplyFlat[T Float](f FlatFunc[T], h LBFGS, c Columns[T], written int, s *Sc
 	}
 	return total
 }
+
+// forget drops the addresses of columns: what is pooled must not hold any to memory that is not Go's, where Go's own may
+// lie one day.
+func (s *Scratch[T]) forget() { s.columns = Columns[T]{} }
 
 // fold adds the lanes of every sum, halves upon each other.
 func fold[T Float](s *Sums[T], group int) (total [4]float64) {
