@@ -22,7 +22,9 @@ import goptim
 ITERATIONS = 10
 
 
-def contender(cls: type[torch.optim.LBFGS], n: int, dtype: torch.dtype, history: int, search: str | None) -> Callable[[], float]:
+def contender(
+    cls: type[torch.optim.LBFGS], n: int, dtype: torch.dtype, history: int, search: str | None
+) -> Callable[[], float]:
     """A step, which returns the time of one iteration without the closure."""
     torch.manual_seed(0)
     p = torch.nn.Parameter(torch.randn(n, dtype=dtype))
@@ -86,9 +88,7 @@ def main() -> None:
     print("| elements | history | threads | an iteration, µs | torch, µs | ratio |\n|--:|--:|--:|--:|--:|--:|")
     for n in args.n:
         for history in args.history:
-            steps = {
-                cls: contender(cls, n, dtype, history, search) for cls in (goptim.LBFGS, torch.optim.LBFGS)
-            }
+            steps = {cls: contender(cls, n, dtype, history, search) for cls in (goptim.LBFGS, torch.optim.LBFGS)}
             for threads in args.threads:
                 torch.set_num_threads(threads)
                 best = dict.fromkeys(steps, float("inf"))
@@ -96,7 +96,10 @@ def main() -> None:
                     for cls, step in steps.items():
                         best[cls] = min(best[cls], step())
                 ours, torchs = best.values()
-                print(f"| {n} | {history} | {threads} | {ours * 1e6:.0f} | {torchs * 1e6:.0f} | {torchs / ours:.2f} |", flush=True)
+                print(
+                    f"| {n} | {history} | {threads} | {ours * 1e6:.0f} | {torchs * 1e6:.0f} | {torchs / ours:.2f} |",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":
