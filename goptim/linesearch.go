@@ -2,10 +2,12 @@ package goptim
 
 import "math"
 
-// The constants of the strong Wolfe conditions: sufficient decrease, and curvature.
 const (
+	// The constants of the strong Wolfe conditions: sufficient decrease, and curvature.
 	wolfeC1 = 1e-4
 	wolfeC2 = 0.9
+	// smallestBracket ends a search, by the change of an element within it. It is not ToleranceChange, in torch neither.
+	smallestBracket = 1e-9
 )
 
 // A lineSearch looks along a direction for a step length that meets the strong Wolfe conditions: Nocedal & Wright,
@@ -136,7 +138,7 @@ func (r *lbfgsRun) zoom() LBFGSAsk {
 	s := &r.search
 	a, b := &s.bracket[0], &s.bracket[1]
 	if s.found != 0 || s.iter >= s.maxIter ||
-		r.less(r.mul(r.abs(r.sub(b.t, a.t)), r.tensor(r.dMost)), LBFGSNumber{r.ToleranceChange, lbfgsFloat}) {
+		r.less(r.mul(r.abs(r.sub(b.t, a.t)), r.tensor(r.dMost)), LBFGSNumber{smallestBracket, lbfgsFloat}) {
 		return r.finish()
 	}
 	bounds := [2]LBFGSNumber{a.t, b.t}

@@ -114,23 +114,30 @@ BLOCK = 4096
 def in_our_order(x: Tensor, y: Tensor) -> Tensor:
     """x·y as goptim sums it: blocks of 4096 elements, lanes of 128 bytes within them, and what is left at their end."""
     group = 128 // x.element_size()
-    total = 0.0
-    for at in range(0, x.numel(), BLOCK):
-        a, b = x[at : at + BLOCK], y[at : at + BLOCK]
-        whole = len(a) // group * group
-        for lo, hi in ((0, whole), (whole, len(a))):
-            if lo < hi:
-                pad = -(hi - lo) % group
-                rows = [torch.nn.functional.pad(t[lo:hi], (0, pad)).view(-1, group) for t in (a, b)]
-                lanes = torch.zeros(group, dtype=x.dtype)
-                for u, v in zip(*rows, strict=True):
-                    lanes = torch.addcmul(lanes, u, v)  # fused
-                lanes = lanes.double()
-                while len(lanes) > 1:
-                    lanes = lanes[: len(lanes) // 2] + lanes[len(lanes) // 2 :]
-                part = lanes.item()
-                block = part if lo == 0 else block + part
+
+    def sums(x: Tensor, y: Tensor) -> Tensor:
+        """One for each row."""
+        lanes = x.new_zeros(len(x), group)
+        for at in range(0, x.shape[1], group):
+            lanes = torch.addcmul(lanes, x[:, at : at + group], y[:, at : at + group])  # fused
+        lanes = lanes.double()
+        while lanes.shape[1] > 1:
+            half = lanes.shape[1] // 2
+            lanes = lanes[:, :half] + lanes[:, half:]
+        return lanes[:, 0]
+
+    def part(lo: int, hi: int) -> float:
+        padding = (0, -(hi - lo) % group)
+        return sums(*(torch.nn.functional.pad(t[lo:hi], padding)[None] for t in (x, y))).item()
+
+    n, total = x.numel(), 0.0
+    blocks = n // BLOCK * BLOCK
+    for block in sums(*(t[:blocks].view(-1, BLOCK) for t in (x, y))).tolist() if blocks else ():
         total += block
+    if n > blocks:
+        whole = blocks + (n - blocks) // group * group
+        last = part(blocks, whole) if whole > blocks else 0.0
+        total += last + part(whole, n) if n > whole else last
     return torch.tensor(total, dtype=x.dtype)
 
 

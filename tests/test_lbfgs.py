@@ -38,6 +38,9 @@ EVERY = pytest.mark.parametrize("name", PROBLEMS)
 HAS_MAXIMIZE = "maximize" in torch.optim.LBFGS([torch.ones(1)]).defaults
 
 
+pytestmark = pytest.mark.usefixtures("threads")
+
+
 @pytest.fixture
 def exact():
     """torch with IEEE square roots and our order of sums."""
@@ -102,7 +105,7 @@ def assert_same_types(ours, expected):
 @FLOATS
 def test_every_problem(name, search, dtype, exact, go):
     for history in (1, 4, 100):
-        ours, error, _ = assert_same(PROBLEMS[name], dtype, line_search_fn=search, history_size=history)
+        ours, error, _ = assert_same(PROBLEMS[name], dtype, 2, line_search_fn=search, history_size=history)
         assert error is None
         assert ours.state()["n_iter"] > 3
     assert go
@@ -142,8 +145,8 @@ OPTIONS = {
 @SEARCH
 @FLOATS
 def test_options(what, search, dtype, exact, go):
-    for problem in (PROBLEMS["network"], Problem(at(-1.2, 1.0), rosenbrock), Problem(at(0.0, 0.5), himmelblau)):
-        _, error, expected = assert_same(problem, dtype, **{"line_search_fn": search} | OPTIONS[what])
+    for problem in (PROBLEMS["logistic regression"], Problem(at(-1.2, 1.0), rosenbrock)):
+        _, error, expected = assert_same(problem, dtype, 2, **{"line_search_fn": search} | OPTIONS[what])
         assert str(error) == str(expected)
     assert go
 
@@ -157,8 +160,8 @@ def scaled(problem, factor):
 @FLOATS
 def test_scales(factor, search, dtype, exact):
     """Steep, flat, and without a minimum."""
-    for name in ("quadratic", "rosenbrock", "network", "himmelblau"):
-        assert_same(scaled(PROBLEMS[name], factor), dtype, line_search_fn=search)
+    for name in ("quadratic", "rosenbrock", "himmelblau"):
+        assert_same(scaled(PROBLEMS[name], factor), dtype, 2, line_search_fn=search)
 
 
 @FLOATS
@@ -175,8 +178,8 @@ def test_line_search_on_wild_functions(dtype, seed, exact):
             + (x**2).sum().sqrt()
         )
 
-    for options in ({}, {"tolerance_change": 0}, {"lr": 7.5, "max_eval": 60}, {"lr": 0.01}, {"lr": 50}):
-        assert_same(Problem(normal((6,)), waves), dtype, steps=4, line_search_fn="strong_wolfe", **options)
+    for options in ({}, {"tolerance_change": 0}, {"lr": 7.5, "max_eval": 60}, {"lr": 0.01}):
+        assert_same(Problem(normal((6,)), waves), dtype, steps=2, line_search_fn="strong_wolfe", **options)
 
 
 @pytest.mark.skipif(not HAS_MAXIMIZE, reason="torch 2.6 has no maximize")
