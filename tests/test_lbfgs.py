@@ -5,6 +5,7 @@ An iteration's products of vectors are torch's only arithmetic whose order is no
 
 import contextlib
 import copy
+import ctypes
 import io
 import itertools
 import math
@@ -429,7 +430,9 @@ def test_numbers_that_are_none(search, bad, where, call, dtype, exact):
 
 
 @pytest.mark.parametrize(
-    "returned", [float, lambda x: x, lambda x: x.detach().numpy(), lambda x: x.reshape(1), int], ids=range(5)
+    "returned",
+    [torch.Tensor.item, lambda x: x, lambda x: x.detach().numpy(), lambda x: x.reshape(1), lambda x: int(x.item())],
+    ids=range(5),
 )
 def test_what_a_closure_returns(returned, exact):
     runs = []
@@ -501,9 +504,7 @@ def test_what_changes_in_the_closure(which):
             (run.params[1] if which == "parameter" else run.params[1].grad).data = torch.ones(9, dtype=torch.float64)
         return loss
 
-    with pytest.raises(
-        RuntimeError, match=r"parameter 1 has become torch.float64 on cpu, torch.strided, of shape \(9,\)"
-    ):
+    with pytest.raises(RuntimeError, match=r"parameter 1 has become torch\.float64 on cpu, .* of shape \(9,\)"):
         run.opt.step(closure)
 
 
@@ -700,8 +701,6 @@ def test_inference_mode(exact):
 
 def test_default_dtype_and_device(double_default, exact):
     assert_same(PROBLEMS["network"], torch.float32)
-    with torch.device("meta"):
-        run = Run.__new__(Run)
     p = Parameter(torch.ones(3, dtype=torch.float32))
     opt = goptim.LBFGS([p])
 
@@ -712,11 +711,10 @@ def test_default_dtype_and_device(double_default, exact):
     with torch.device("meta"):
         opt.step(closure)
     assert all(t.is_cpu for t in (*opt.state[p]["ro"], opt.state[p]["d"], opt.state[p]["prev_flat_grad"]))
-    assert run is not None
 
 
 def test_machine_that_does_not_fit():
-    with pytest.raises(RuntimeError, match="a machine of 8 bytes at 0x1000, expected [0-9]+ bytes"):
+    with pytest.raises(RuntimeError, match=r"a machine of 8 bytes at 0x1000, expected \d+ bytes"):
         _core.LBFGS(4096, 8, 1)
     run = Run(goptim.LBFGS, PROBLEMS["rosenbrock"], torch.float64)
     run.closure()
@@ -732,7 +730,7 @@ def test_machine_that_does_not_fit():
         before = getattr(step.machine, field)
         setattr(step.machine, field, value)
         with pytest.raises(RuntimeError, match=says):
-            _core.LBFGS(step.at, __import__("ctypes").sizeof(step.machine), 1)
+            _core.LBFGS(step.at, ctypes.sizeof(step.machine), 1)
         setattr(step.machine, field, before)
 
 

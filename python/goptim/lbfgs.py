@@ -96,6 +96,7 @@ class LBFGS(torch.optim.LBFGS):
             and callable(closure)
             and len(self.param_groups) == 1
             and self._params
+            and not torch.is_inference_mode_enabled()
             and not torch._C._len_torch_dispatch_stack()
             and torch._C._functorch.peek_interpreter_stack() is None
         ):
@@ -109,7 +110,7 @@ class LBFGS(torch.optim.LBFGS):
             and type(history) is int
             and history > 0
             and (search is None or search == "strong_wolfe")
-            and abs(lr) < 1e300
+            and (type(lr) is float or lr < 1 << 53)
         ):
             return False
         dtype, spans = self._params[0].dtype, []
