@@ -1,11 +1,10 @@
 """Print what a step of LBFGS costs beside the closure: goptim beside torch.optim.
 
-    python benchmarks/lbfgs.py [--n 1000000 …] [--history 10 …] [--threads 1 2] [--dtype float64] [--search] [--rounds 10]
+    python benchmarks/lbfgs.py [--n 100 …] [--history 10 …] [--threads 1 2] [--dtype float64] [--search] [--rounds 9]
 
 A step is of ten iterations with a full history. Its closure sets a gradient and a loss that make every iteration go on,
 and is timed itself, within the step, and taken off. Both are timed in one process, in turn; a figure is the best of all
-rounds. The bound is the time in which torch reads the history twice, by dot products. Ratios of one run can be compared;
-times of two runs cannot.
+rounds. Ratios of one run can be compared; times of two runs cannot.
 """
 
 from __future__ import annotations
@@ -57,21 +56,6 @@ def contender(
         with torch.no_grad():
             p.normal_()
     return step
-
-
-def bound_of(n: int, dtype: torch.dtype, history: int) -> Callable[[], float]:
-    vectors = [torch.ones(n, dtype=dtype) for _ in range(2 * history)]
-    q = torch.ones(min(n, 1 << 12), dtype=dtype)
-
-    def read() -> float:
-        start = time.perf_counter()
-        for v in (*vectors, *vectors):
-            for at in range(0, n, q.numel()):
-                part = v[at : at + q.numel()]
-                part.dot(q[: part.numel()])
-        return time.perf_counter() - start
-
-    return read
 
 
 def main() -> None:

