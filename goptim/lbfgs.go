@@ -273,6 +273,7 @@ type LBFGSMachine struct {
 	MaxIter, MaxEval               int
 	ToleranceGrad, ToleranceChange float64
 	StrongWolfe                    int // not 0: with the line search
+	MaxSearch                      int // evaluations in a line search after its first; 0: those that MaxEval leaves
 
 	// What the last evaluation left, a loss that is to be minimized, and the parameters.
 	Loss         float64

@@ -36,6 +36,9 @@ type point struct {
 func (r *lbfgsRun) begin() LBFGSAsk {
 	first := point{LBFGSNumber{0, lbfgsInt}, r.Loss, r.gtd, r.most, fromKept}
 	r.search = lineSearch{first: first, prev: first, iter: -1, maxIter: r.MaxEval - r.evals}
+	if r.MaxSearch > 0 {
+		r.search.maxIter = r.MaxSearch
+	}
 	r.v.begin(r.T.Value)
 	r.Phase = atBracketing
 	return LBFGSEvaluate
