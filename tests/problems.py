@@ -143,8 +143,9 @@ def in_our_order(x: Tensor, y: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def sums_in_our_order() -> Iterator[None]:
-    """Within it, torch's LBFGS sums in goptim's order, so that all its other arithmetic can be held against ours bit for
-    bit. Closures sum as ever, for they run with gradients enabled."""
+    """Within it, torch's LBFGS sums in goptim's order, so that all its other arithmetic can be held against our bits.
+
+    Closures sum as ever, for they run with gradients enabled."""
     dot, total = torch.Tensor.dot, torch.Tensor.sum
     torch.Tensor.dot = in_our_order
     torch.Tensor.sum = lambda x, *args, **kwargs: (
