@@ -42,7 +42,7 @@ class LBFGS(torch.optim.LBFGS):
     and 3.6 with cubic interpolation.
 
     The state, on the first parameter, has torch's keys and types, and goes both ways. Sums over vectors are not rounded
-    in torch's order, which is its BLAS's; all other bits are torch's. On twelve functions in float64, losses were within
+    in torch's order, which is its BLAS's; all other bits are torch's. On twelve functions in float64 losses were within
     1e-9 of torch's for twenty iterations, and evaluations as many for sixty; in float32 within 1e-4 for
     five iterations. Then the two part, as L-BFGS makes any difference grow. Our sums depend on neither the
     number of threads nor the width of the machine's vectors.
