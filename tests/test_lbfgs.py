@@ -321,7 +321,7 @@ def edit(**changes):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"lr": 0.25}, {"lr": 1}, {"max_iter": 3}, {"tolerance_change": 1e-3}, {"history_size": 3}, {"history_size": 200},
+        {"lr": 0.25}, {"lr": 1}, {"max_iter": 3}, {"tolerance_change": 1e-3}, {"history_size": 3}, {"history_size": 99},
         {"line_search_fn": "strong_wolfe"}, {"line_search_fn": None}, {"max_eval": 2}, {"lr": torch.tensor(2.0)},
     ],
     ids=str,
