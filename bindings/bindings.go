@@ -180,6 +180,13 @@ func MuonUpdate(table, rows, threads, height, width int64, lr, weightDecay float
 	return rows, o.UpdateTable(tableOf(table, rows, threads), int(height), int(width))
 }
 
+// LBFGS goes on with a goptim.LBFGSMachine of size bytes until it asks for something: see its Resume and goptim.LBFGSAsk.
+func LBFGS(machine, size, threads int64) (ask int64, err error) {
+	defer enter(&err)()
+	a, err := goptim.ResumeLBFGS(uintptr(machine), int(size), int(threads), openmp.Team())
+	return int64(a), err
+}
+
 // OpenMP has steps run on the threads of OpenMP instead of Go's: address is that of libgomp's GOMP_parallel, or 0.
 func OpenMP(address int64) (n int64, err error) {
 	defer enter(&err)()

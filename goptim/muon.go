@@ -236,7 +236,10 @@ var muonPasses = sync.Pool{New: func() any { return new(muonPass) }}
 
 func runMuon(pass muonPass, threads int, team engine.Team) error {
 	p := muonPasses.Get().(*muonPass)
-	defer muonPasses.Put(p)
+	defer func() {
+		*p = muonPass{} // see stepTable
+		muonPasses.Put(p)
+	}()
 	*p = pass
 	if err := engine.Run(p, p.rows, threads, team); err != nil {
 		return fmt.Errorf("goptim: Muon: %w", err)

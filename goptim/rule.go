@@ -110,7 +110,10 @@ func stepTable[S any](r rule[S], passes *sync.Pool, t Table) error {
 	if p == nil {
 		p = new(pass[S])
 	}
-	defer passes.Put(p)
+	defer func() {
+		p.rows = nil // memory that is not Go's has no place in a pool, where Go's collector would look at it
+		passes.Put(p)
+	}()
 	p.begin(r, rows, now{pow: t.pow(), wide: t.Float64})
 	if err := engine.Run(p, rows, t.Threads, t.Team); err != nil {
 		return fmt.Errorf("goptim: %s: %w", r.name(), err)

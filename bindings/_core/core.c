@@ -262,6 +262,28 @@ _wrap__core_HFAdafactor(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyOb
 PyObject * _wrap__core_HFAdafactor(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs);
 
 PyObject *
+_wrap__core_LBFGS(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs)
+{
+    PyObject *py_retval;
+    int64_t retval;
+    int64_t machine;
+    int64_t size;
+    int64_t threads;
+    const char *keywords[] = {"machine", "size", "threads", NULL};
+
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LLL", (char **) keywords, &machine, &size, &threads)) {
+        return NULL;
+    }
+    retval = bindings_LBFGS(machine, size, threads);
+    if (PyErr_Occurred()) {
+        return NULL;
+    }
+    py_retval = Py_BuildValue((char *) "L", retval);
+    return py_retval;
+}
+PyObject * _wrap__core_LBFGS(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs);
+
+PyObject *
 _wrap__core_MuonMomentum(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs)
 {
     PyObject *py_retval;
@@ -609,6 +631,7 @@ static PyMethodDef _core_functions[] = {
     {(char *) "AdamW", (PyCFunction) _wrap__core_AdamW, METH_KEYWORDS|METH_VARARGS, "AdamW($module, /, table, rows, threads, lr, beta1, beta2, eps, weight_decay, amsgrad, maximize)\n--\n\ntype: table: int64_t\ntype: rows: int64_t\ntype: threads: int64_t\ntype: lr: double\ntype: beta1: double\ntype: beta2: double\ntype: eps: double\ntype: weight_decay: double\ntype: amsgrad: int64_t\ntype: maximize: int64_t" },
     {(char *) "Adamax", (PyCFunction) _wrap__core_Adamax, METH_KEYWORDS|METH_VARARGS, "Adamax($module, /, table, rows, threads, lr, beta1, beta2, eps, weight_decay, maximize)\n--\n\ntype: table: int64_t\ntype: rows: int64_t\ntype: threads: int64_t\ntype: lr: double\ntype: beta1: double\ntype: beta2: double\ntype: eps: double\ntype: weight_decay: double\ntype: maximize: int64_t" },
     {(char *) "HFAdafactor", (PyCFunction) _wrap__core_HFAdafactor, METH_KEYWORDS|METH_VARARGS, "HFAdafactor($module, /, table, rows, threads, lr, eps1, eps2, clip_threshold, decay_rate, beta1, weight_decay, averages, scale_parameter, relative_step, warmup_init, fused_norms)\n--\n\ntype: table: int64_t\ntype: rows: int64_t\ntype: threads: int64_t\ntype: lr: double\ntype: eps1: double\ntype: eps2: double\ntype: clip_threshold: double\ntype: decay_rate: double\ntype: beta1: double\ntype: weight_decay: double\ntype: averages: int64_t\ntype: scale_parameter: int64_t\ntype: relative_step: int64_t\ntype: warmup_init: int64_t\ntype: fused_norms: int64_t" },
+    {(char *) "LBFGS", (PyCFunction) _wrap__core_LBFGS, METH_KEYWORDS|METH_VARARGS, "LBFGS($module, /, machine, size, threads)\n--\n\ntype: machine: int64_t\ntype: size: int64_t\ntype: threads: int64_t" },
     {(char *) "MuonMomentum", (PyCFunction) _wrap__core_MuonMomentum, METH_KEYWORDS|METH_VARARGS, "MuonMomentum($module, /, table, rows, threads, momentum, nesterov)\n--\n\ntype: table: int64_t\ntype: rows: int64_t\ntype: threads: int64_t\ntype: momentum: double\ntype: nesterov: int64_t" },
     {(char *) "MuonUpdate", (PyCFunction) _wrap__core_MuonUpdate, METH_KEYWORDS|METH_VARARGS, "MuonUpdate($module, /, table, rows, threads, height, width, lr, weight_decay, adjust_lr)\n--\n\ntype: table: int64_t\ntype: rows: int64_t\ntype: threads: int64_t\ntype: height: int64_t\ntype: width: int64_t\ntype: lr: double\ntype: weight_decay: double\ntype: adjust_lr: int64_t" },
     {(char *) "NAdam", (PyCFunction) _wrap__core_NAdam, METH_KEYWORDS|METH_VARARGS, "NAdam($module, /, table, rows, threads, lr, beta1, beta2, eps, weight_decay, momentum_decay, decoupled_weight_decay, maximize)\n--\n\ntype: table: int64_t\ntype: rows: int64_t\ntype: threads: int64_t\ntype: lr: double\ntype: beta1: double\ntype: beta2: double\ntype: eps: double\ntype: weight_decay: double\ntype: momentum_decay: double\ntype: decoupled_weight_decay: int64_t\ntype: maximize: int64_t" },

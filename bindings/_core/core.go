@@ -136,6 +136,21 @@ func bindings_HFAdafactor(table C.longlong, rows C.longlong, threads C.longlong,
 	return C.longlong(cret)
 }
 
+//export bindings_LBFGS
+func bindings_LBFGS(machine C.longlong, size C.longlong, threads C.longlong) C.longlong {
+	_saved_thread := C.PyEval_SaveThread()
+	cret, __err := bindings.LBFGS(int64(machine), int64(size), int64(threads))
+
+	C.PyEval_RestoreThread(_saved_thread)
+	if __err != nil {
+		estr := C.CString(__err.Error())
+		C.PyErr_SetString(C.PyExc_RuntimeError, estr)
+		C.free(unsafe.Pointer(estr))
+		return C.longlong(0)
+	}
+	return C.longlong(cret)
+}
+
 //export bindings_MuonMomentum
 func bindings_MuonMomentum(table C.longlong, rows C.longlong, threads C.longlong, momentum C.double, nesterov C.longlong) C.longlong {
 	_saved_thread := C.PyEval_SaveThread()

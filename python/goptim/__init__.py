@@ -11,7 +11,6 @@ import sys as _sys
 import torch.optim as _torch_optim
 from torch import __version__ as _torch_version
 from torch.optim import (
-    LBFGS as LBFGS,
     Optimizer as Optimizer,
     lr_scheduler as lr_scheduler,
     swa_utils as swa_utils,
@@ -24,6 +23,7 @@ from goptim.adagrad import Adagrad as Adagrad
 from goptim.adam import Adam as Adam, AdamW as AdamW, AMSGrad as AMSGrad
 from goptim.adamax import Adamax as Adamax
 from goptim.asgd import ASGD as ASGD
+from goptim.lbfgs import LBFGS as LBFGS
 from goptim.nadam import NAdam as NAdam
 from goptim.radam import RAdam as RAdam
 from goptim.rmsprop import RMSprop as RMSprop

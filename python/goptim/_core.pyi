@@ -219,6 +219,7 @@ def SparseAdam(
     eps: float,
     maximize: int,
 ) -> int: ...
+def LBFGS(machine: int, size: int, threads: int) -> int: ...
 def MuonMomentum(
     table: int,
     rows: int,

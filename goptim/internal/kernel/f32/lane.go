@@ -60,6 +60,27 @@ var HFAdafactorVector = lane.HFAdafactorVector
 // HFAdafactorStep is lane's.
 var HFAdafactorStep = lane.HFAdafactorStep
 
+// LBFGSFirst is lane's.
+var LBFGSFirst = lane.LBFGSFirst
+
+// LBFGSPair is lane's.
+var LBFGSPair = lane.LBFGSPair
+
+// LBFGSDot is lane's.
+var LBFGSDot = lane.LBFGSDot
+
+// LBFGSAxpy is lane's.
+var LBFGSAxpy = lane.LBFGSAxpy
+
+// LBFGSTurn is lane's.
+var LBFGSTurn = lane.LBFGSTurn
+
+// LBFGSScale is lane's.
+var LBFGSScale = lane.LBFGSScale
+
+// LBFGSMove is lane's.
+var LBFGSMove = lane.LBFGSMove
+
 // MuonMomentum is lane's.
 var MuonMomentum = lane.MuonMomentum
 

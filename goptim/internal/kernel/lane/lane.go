@@ -33,6 +33,7 @@ func (a Float32s) Div(b Float32s) Float32s { return Float32s{a.x / b.x} }
 func (a Float32s) Sqrt() Float32s          { return Float32s{float32(math.Sqrt(float64(a.x)))} }
 
 func (a Float32s) Abs() Float32s { return Float32s{float32(math.Abs(float64(a.x)))} }
+func (a Float32s) Neg() Float32s { return Float32s{-a.x} }
 
 func (a Float32s) Greater(b Float32s) Mask  { return a.x > b.x }
 func (a Float32s) Equal(b Float32s) Mask    { return a.x == b.x }
@@ -78,6 +79,7 @@ func (a Float64s) Sqrt() Float64s                { return Float64s{math.Sqrt(a.x
 func (a Float64s) MulAdd(b, c Float64s) Float64s { return Float64s{math.FMA(a.x, b.x, c.x)} }
 
 func (a Float64s) Abs() Float64s { return Float64s{math.Abs(a.x)} }
+func (a Float64s) Neg() Float64s { return Float64s{-a.x} }
 
 func (a Float64s) Greater(b Float64s) Mask  { return a.x > b.x }
 func (a Float64s) Equal(b Float64s) Mask    { return a.x == b.x }

@@ -1,0 +1,175 @@
+//go:build goexperiment.simd
+
+package f32
+
+import (
+	"simd"
+	"unsafe"
+
+	"github.com/goptim/goptim/goptim/internal/kernel"
+	lane "github.com/goptim/goptim/goptim/internal/kernel/lane/f32"
+)
+
+// The passes of L-BFGS over flat vectors, which also sum: element i of a column is added to lane i%group, so that a sum
+// does not depend on the width of vectors. A sweep over the columns takes the lanes that fill two vectors.
+
+// group is the number of lanes of a sum, those of two of the widest vectors. Columns are a multiple of it long.
+const group = 128 / int(unsafe.Sizeof(float32(0)))
+
+// LBFGSFirst sets the first direction: d = -g, and keeps g. It sums |g| and g·g.
+// The columns are d, the kept gradient, g.
+func LBFGSFirst(h *kernel.LBFGS, c *kernel.Columns[float32], out *kernel.Sums[float32]) {
+	if simd.Emulated() { // emulation rounds MulAdd twice
+		lane.LBFGSFirst(h, c, out)
+		return
+	}
+	zero := set(0)
+	d, kept, g, w := c[0], c[1], c[2], zero.Len()
+	for l := 0; l < group; l += 2 * w {
+		abs0, abs1, square0, square1, most0, most1 := zero, zero, zero, zero, zero, zero
+		for i, k := l, l+w; i < len(d); i, k = i+group, k+group {
+			g0, g1 := *at(g, i), *at(g, k)
+			*at(kept, i), *at(kept, k) = g0, g1
+			*at(d, i), *at(d, k) = g0.Neg(), g1.Neg()
+			square0, square1 = g0.MulAdd(g0, square0), g1.MulAdd(g1, square1)
+			g0, g1 = g0.Abs(), g1.Abs()
+			abs0, abs1 = abs0.Add(g0), abs1.Add(g1)
+			most0, most1 = maximum(most0, g0), maximum(most1, g1)
+		}
+		put(&out[0], l, abs0, abs1)
+		put(&out[1], l, square0, square1)
+		put(&out[kernel.Most], l, most0, most1)
+	}
+}
+
+// LBFGSPair makes a pair of the history, y = g - kept and s = A*last, and sets d = -g and keeps g. It sums y·s, y·y and
+// s·g. The columns are y, s, d, the kept gradient, g, the last direction, which may be d.
+func LBFGSPair(h *kernel.LBFGS, c *kernel.Columns[float32], out *kernel.Sums[float32]) {
+	if simd.Emulated() { // emulation rounds MulAdd twice
+		lane.LBFGSPair(h, c, out)
+		return
+	}
+	zero, t := set(0), set(h.A)
+	y, s, d, kept, g, last, w := c[0], c[1], c[2], c[3], c[4], c[5], zero.Len()
+	for l := 0; l < group; l += 2 * w {
+		ys0, ys1, yy0, yy1, sg0, sg1 := zero, zero, zero, zero, zero, zero
+		for i, k := l, l+w; i < len(d); i, k = i+group, k+group {
+			g0, g1 := *at(g, i), *at(g, k)
+			y0, y1 := g0.Sub(*at(kept, i)), g1.Sub(*at(kept, k))
+			s0, s1 := at(last, i).Mul(t), at(last, k).Mul(t)
+			*at(y, i), *at(y, k) = y0, y1
+			*at(s, i), *at(s, k) = s0, s1
+			*at(kept, i), *at(kept, k) = g0, g1
+			*at(d, i), *at(d, k) = g0.Neg(), g1.Neg()
+			ys0, ys1 = y0.MulAdd(s0, ys0), y1.MulAdd(s1, ys1)
+			yy0, yy1 = y0.MulAdd(y0, yy0), y1.MulAdd(y1, yy1)
+			sg0, sg1 = s0.MulAdd(g0, sg0), s1.MulAdd(g1, sg1)
+		}
+		put(&out[0], l, ys0, ys1)
+		put(&out[1], l, yy0, yy1)
+		put(&out[2], l, sg0, sg1)
+	}
+}
+
+// LBFGSDot sums x·y and finds the largest |x|. The columns are x, y.
+func LBFGSDot(h *kernel.LBFGS, c *kernel.Columns[float32], out *kernel.Sums[float32]) {
+	if simd.Emulated() { // emulation rounds MulAdd twice
+		lane.LBFGSDot(h, c, out)
+		return
+	}
+	zero := set(0)
+	x, y, w := c[0], c[1], zero.Len()
+	for l := 0; l < group; l += 2 * w {
+		dot0, dot1, most0, most1 := zero, zero, zero, zero
+		for i, k := l, l+w; i < len(x); i, k = i+group, k+group {
+			x0, x1 := *at(x, i), *at(x, k)
+			dot0, dot1 = at(y, i).MulAdd(x0, dot0), at(y, k).MulAdd(x1, dot1)
+			most0, most1 = maximum(most0, x0.Abs()), maximum(most1, x1.Abs())
+		}
+		put(&out[0], l, dot0, dot1)
+		put(&out[kernel.Most], l, most0, most1)
+	}
+}
+
+// LBFGSAxpy is a step of the two-loop recursion, r += A*x, and sums the next one's r·y. It finds the largest |r|.
+// The columns are r, x, y.
+func LBFGSAxpy(h *kernel.LBFGS, c *kernel.Columns[float32], out *kernel.Sums[float32]) {
+	if simd.Emulated() { // emulation rounds MulAdd twice
+		lane.LBFGSAxpy(h, c, out)
+		return
+	}
+	zero, alpha := set(0), set(h.A)
+	r, x, y, w := c[0], c[1], c[2], zero.Len()
+	for l := 0; l < group; l += 2 * w {
+		dot0, dot1, most0, most1 := zero, zero, zero, zero
+		for i, k := l, l+w; i < len(r); i, k = i+group, k+group {
+			r0, r1 := axpy(*at(r, i), *at(x, i), alpha), axpy(*at(r, k), *at(x, k), alpha)
+			*at(r, i), *at(r, k) = r0, r1
+			dot0, dot1 = at(y, i).MulAdd(r0, dot0), at(y, k).MulAdd(r1, dot1)
+			most0, most1 = maximum(most0, r0.Abs()), maximum(most1, r1.Abs())
+		}
+		put(&out[0], l, dot0, dot1)
+		put(&out[kernel.Most], l, most0, most1)
+	}
+}
+
+// LBFGSTurn ends the first loop and begins the second, r = (r + A*x) * B, and sums r·x, as both are about one pair.
+// The columns are r, x.
+func LBFGSTurn(h *kernel.LBFGS, c *kernel.Columns[float32], out *kernel.Sums[float32]) {
+	if simd.Emulated() { // emulation rounds MulAdd twice
+		lane.LBFGSTurn(h, c, out)
+		return
+	}
+	zero, alpha, scale := set(0), set(h.A), set(h.B)
+	r, x, w := c[0], c[1], zero.Len()
+	for l := 0; l < group; l += 2 * w {
+		dot0, dot1 := zero, zero
+		for i, k := l, l+w; i < len(r); i, k = i+group, k+group {
+			x0, x1 := *at(x, i), *at(x, k)
+			r0, r1 := axpy(*at(r, i), x0, alpha).Mul(scale), axpy(*at(r, k), x1, alpha).Mul(scale)
+			*at(r, i), *at(r, k) = r0, r1
+			dot0, dot1 = x0.MulAdd(r0, dot0), x1.MulAdd(r1, dot1)
+		}
+		put(&out[0], l, dot0, dot1)
+	}
+}
+
+// LBFGSScale is the recursion without a history, r *= B. It sums r·y and finds the largest |r|. The columns are r, y.
+func LBFGSScale(h *kernel.LBFGS, c *kernel.Columns[float32], out *kernel.Sums[float32]) {
+	if simd.Emulated() { // emulation rounds MulAdd twice
+		lane.LBFGSScale(h, c, out)
+		return
+	}
+	zero, scale := set(0), set(h.B)
+	r, y, w := c[0], c[1], zero.Len()
+	for l := 0; l < group; l += 2 * w {
+		dot0, dot1, most0, most1 := zero, zero, zero, zero
+		for i, k := l, l+w; i < len(r); i, k = i+group, k+group {
+			r0, r1 := at(r, i).Mul(scale), at(r, k).Mul(scale)
+			*at(r, i), *at(r, k) = r0, r1
+			dot0, dot1 = at(y, i).MulAdd(r0, dot0), at(y, k).MulAdd(r1, dot1)
+			most0, most1 = maximum(most0, r0.Abs()), maximum(most1, r1.Abs())
+		}
+		put(&out[0], l, dot0, dot1)
+		put(&out[kernel.Most], l, most0, most1)
+	}
+}
+
+// LBFGSMove is p = x + A*d. The columns are p, x, which may be p, d.
+func LBFGSMove(h *kernel.LBFGS, c *kernel.Columns[float32], out *kernel.Sums[float32]) {
+	if simd.Emulated() { // emulation rounds MulAdd twice
+		lane.LBFGSMove(h, c, out)
+		return
+	}
+	alpha := set(h.A)
+	p, x, d, w := c[0], c[1], c[2], alpha.Len()
+	for i := 0; i < len(p); i += w {
+		*at(p, i) = axpy(*at(x, i), *at(d, i), alpha)
+	}
+}
+
+// put writes two vectors of lanes from lane l on.
+func put(lanes *[kernel.SumLanes]float32, l int, a, b simd.Float32s) {
+	*at(lanes[:], l) = a
+	*at(lanes[:], l+a.Len()) = b
+}

@@ -1,0 +1,187 @@
+"""What LBFGS is held against torch's on: functions to minimize, each with its parameters where a run begins."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.nn.functional import binary_cross_entropy_with_logits, tanh
+
+
+class Problem(NamedTuple):
+    """A function of several parameters. Without a line search a run needs a shorter step than 1 on some."""
+
+    start: Callable[[torch.dtype], list[Tensor]]
+    loss: Callable[..., Tensor]
+    lr: float = 1
+
+
+def at(*values: float) -> Callable[[torch.dtype], list[Tensor]]:
+    return lambda dtype: [torch.tensor(values, dtype=dtype)]
+
+
+def normal(*shapes: tuple[int, ...], scale: float = 1.0) -> Callable[[torch.dtype], list[Tensor]]:
+    def start(dtype: torch.dtype) -> list[Tensor]:
+        generator = torch.Generator().manual_seed(len(shapes))
+        return [torch.randn(s, generator=generator, dtype=torch.float64).mul(scale).to(dtype) for s in shapes]
+
+    return start
+
+
+def data(*shape: int, seed: int = 7) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def rosenbrock(x: Tensor) -> Tensor:
+    return (100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum()
+
+
+def beale(v: Tensor) -> Tensor:
+    x, y = v
+    return (1.5 - x + x * y) ** 2 + (2.25 - x + x * y**2) ** 2 + (2.625 - x + x * y**3) ** 2
+
+
+def himmelblau(v: Tensor) -> Tensor:
+    x, y = v
+    return (x**2 + y - 11) ** 2 + (x + y**2 - 7) ** 2
+
+
+def powell(v: Tensor) -> Tensor:
+    a, b, c, d = v
+    return (a + 10 * b) ** 2 + 5 * (c - d) ** 2 + (b - 2 * c) ** 4 + 10 * (a - d) ** 4
+
+
+def quadratic(x: Tensor) -> Tensor:
+    curvature = torch.logspace(0, 3, x.numel(), dtype=torch.float64).to(x.dtype)
+    return 0.5 * (curvature * (x - 1) ** 2).sum() + 2
+
+
+def trigonometric(x: Tensor) -> Tensor:
+    n = x.numel()
+    i = torch.arange(1, n + 1, dtype=x.dtype)
+    return ((n - x.cos().sum() + i * (1 - x.cos()) - x.sin()) ** 2).sum()
+
+
+def least_squares(w: Tensor, b: Tensor) -> Tensor:
+    x, y = data(60, 12).to(w.dtype), data(60, 3, seed=8).to(w.dtype)
+    return ((x @ w + b - y) ** 2).mean()
+
+
+def logistic(w: Tensor, b: Tensor) -> Tensor:
+    x = data(80, 9).to(w.dtype)
+    labels = (x[:, 0] + 0.5 * x[:, 1] + data(80, seed=9).to(w.dtype) > 0).to(w.dtype)
+    return binary_cross_entropy_with_logits(x @ w + b, labels) + 1e-2 * (w**2).sum()
+
+
+def network(w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+    x = data(50, 4).to(w1.dtype)
+    y = torch.sin(x[:, :1]) + 0.3 * x[:, 1:2] * x[:, 2:3]
+    return ((tanh(x @ w1 + b1) @ w2 + b2 - y) ** 2).mean() + 1e-3 * ((w1**2).sum() + (w2**2).sum())
+
+
+def softmax(w: Tensor, b: Tensor, unused: Tensor) -> Tensor:
+    x, labels = data(60, 6).to(w.dtype), data(60, seed=11).mul(2).long().remainder(3)
+    return torch.nn.functional.cross_entropy(x @ w + b, labels) + 1e-3 * (w**2).sum()
+
+
+PROBLEMS = {
+    "quadratic": Problem(normal((40,)), quadratic),
+    "rosenbrock": Problem(at(-1.2, 1.0), rosenbrock, 0.01),
+    "rosenbrock of 30": Problem(normal((30,), scale=0.3), rosenbrock, 0.01),
+    "beale": Problem(at(1.0, 1.0), beale, 0.1),
+    "himmelblau": Problem(at(0.0, 0.5), himmelblau, 0.1),
+    "powell": Problem(at(3.0, -1.0, 0.0, 1.0), powell, 0.1),
+    "trigonometric": Problem(lambda dtype: [torch.full((10,), 0.1, dtype=dtype)], trigonometric, 0.5),
+    "least squares": Problem(normal((12, 3), (3,)), least_squares),
+    "logistic regression": Problem(normal((9,), ()), logistic),
+    "network": Problem(normal((4, 8), (8,), (8, 1), (1,), scale=0.5), network, 0.5),
+    "softmax, and a parameter without a gradient": Problem(normal((6, 3), (3,), (2, 2)), softmax),
+    "large quadratic": Problem(
+        normal((70, 130), (5,), (1, 3, 1)), lambda a, b, c: sum(map(quadratic_of_all, (a, b, c)))
+    ),
+}
+
+
+def quadratic_of_all(x: Tensor) -> Tensor:
+    return quadratic(x.reshape(-1))
+
+
+BLOCK = 4096
+
+
+def in_our_order(x: Tensor, y: Tensor) -> Tensor:
+    """x·y as goptim sums it: blocks of 4096 elements, lanes of 128 bytes within them, and what is left at their end."""
+    group = 128 // x.element_size()
+
+    def sums(x: Tensor, y: Tensor) -> Tensor:
+        """One for each row."""
+        lanes = x.new_zeros(len(x), group)
+        for at in range(0, x.shape[1], group):
+            lanes = torch.addcmul(lanes, x[:, at : at + group], y[:, at : at + group])  # fused
+        lanes = lanes.double()
+        while lanes.shape[1] > 1:
+            half = lanes.shape[1] // 2
+            lanes = lanes[:, :half] + lanes[:, half:]
+        return lanes[:, 0]
+
+    def part(lo: int, hi: int) -> float:
+        padding = (0, -(hi - lo) % group)
+        return sums(*(torch.nn.functional.pad(t[lo:hi], padding)[None] for t in (x, y))).item()
+
+    n, total = x.numel(), 0.0
+    blocks = n // BLOCK * BLOCK
+    for block in sums(*(t[:blocks].view(-1, BLOCK) for t in (x, y))).tolist() if blocks else ():
+        total += block
+    if n > blocks:
+        whole = blocks + (n - blocks) // group * group
+        last = part(blocks, whole) if whole > blocks else 0.0
+        total += last + part(whole, n) if n > whole else last
+    return torch.tensor(total, dtype=x.dtype)
+
+
+@contextlib.contextmanager
+def sums_in_our_order() -> Iterator[None]:
+    """Within it, torch's LBFGS sums in goptim's order, so that all its other arithmetic can be held against our bits.
+
+    Closures sum as ever, for they run with gradients enabled."""
+    dot, total = torch.Tensor.dot, torch.Tensor.sum
+    torch.Tensor.dot = in_our_order
+    torch.Tensor.sum = lambda x, *args, **kwargs: (
+        total(x, *args, **kwargs)
+        if torch.is_grad_enabled() or args or kwargs
+        else in_our_order(x.view(-1), torch.ones_like(x).view(-1))
+    )
+    try:
+        yield
+    finally:
+        torch.Tensor.dot, torch.Tensor.sum = dot, total
+
+
+class Run:
+    """Some steps of an optimizer on a problem, with the losses of all its evaluations."""
+
+    def __init__(self, cls: type, problem: Problem, dtype: torch.dtype, **options: object) -> None:
+        self.problem = problem
+        self.params = [Parameter(t) for t in problem.start(dtype)]
+        self.opt = cls(self.params, **{"lr": 1 if options.get("line_search_fn") else problem.lr, **options})
+        self.losses: list[float] = []
+        self.returned: list[float] = []
+
+    def closure(self) -> Tensor:
+        self.opt.zero_grad()
+        loss = self.problem.loss(*self.params)
+        loss.backward()
+        self.losses.append(loss.item())
+        return loss
+
+    def steps(self, n: int) -> "Run":
+        self.returned += [self.opt.step(self.closure).item() for _ in range(n)]
+        return self
+
+    def state(self) -> dict:
+        return dict(self.opt.state.get(self.params[0], {}))
+
+    def everything(self) -> tuple:
+        return self.losses, self.returned, self.params, self.state()
