@@ -61,6 +61,8 @@ bindings: $(VENV)/ready ## write bindings/_core, after a change of the functions
 
 bench: build ## print what a step costs beside torch's, and beside memory itself
 	$(PY) benchmarks/step.py
+	$(PY) benchmarks/sparse.py
+	$(PY) benchmarks/lbfgs.py
 
 wheel: $(VENV)/ready ## a manylinux wheel for Python 3.10 and later, in dist/
 	$(PY) -m pip install -q --no-build-isolation -e '.[wheel]'

@@ -42,8 +42,25 @@ OPTIMIZERS = {
     "RMSprop momentum, centered": ("RMSprop", {"momentum": 0.9, "centered": True}),
     "Rprop": ("Rprop", {}),
     "ASGD": ("ASGD", {}),
+    "Adafactor": ("Adafactor", {}),
     "Muon": ("Muon", {}),
 }
+
+
+def resnet50() -> list[tuple[int, ...]]:
+    """The parameters of torchvision's ResNet-50, in order."""
+    shapes: list[tuple[int, ...]] = [(64, 3, 7, 7), (64,), (64,)]
+    inputs = 64
+    for blocks, width in ((3, 64), (4, 128), (6, 256), (3, 512)):
+        for block in range(blocks):
+            for kernel in ((width, inputs, 1, 1), (width, width, 3, 3), (4 * width, width, 1, 1)):
+                shapes += [kernel, kernel[:1], kernel[:1]]
+            if block == 0:
+                shapes += [(4 * width, inputs, 1, 1), (4 * width,), (4 * width,)]
+            inputs = 4 * width
+    return [*shapes, (1000, 2048), (1000,)]
+
+
 SHAPES = {
     "8 x 2M": [(1 << 21,)] * 8,
     "1000 x 1024": [(1024,)] * 1000,
@@ -51,9 +68,10 @@ SHAPES = {
     "20 x 64": [(64,)] * 20,
     "8 x 1024 x 1024": [(1024, 1024)] * 8,
     "100 x 64 x 64": [(64, 64)] * 100,
+    "ResNet-50": resnet50(),
 }
 # How many rounds a figure is the best of, as a multiple of --rounds: a step of Muon's large matrices takes a second.
-ROUNDS = {"8 x 2M": 1, "8 x 1024 x 1024": 1 / 8, "100 x 64 x 64": 1}
+ROUNDS = {"8 x 2M": 1, "8 x 1024 x 1024": 1 / 8, "100 x 64 x 64": 1, "ResNet-50": 1 / 4}
 EVERY_SHAPE = ("SGD", "SGD momentum", "AdamW", "AdamW amsgrad")
 
 
@@ -61,6 +79,8 @@ def shapes_of(name: str) -> list[str]:
     """What an optimizer is measured on: many sizes for the most used, a large and a small one for others."""
     if name == "Muon":
         return ["8 x 1024 x 1024", "100 x 64 x 64"]
+    if name == "Adafactor":
+        return ["ResNet-50", "8 x 1024 x 1024", "1000 x 1024"]
     sizes = ["8 x 2M", "1000 x 1024"]
     return [*sizes, "1000 x 64", "20 x 64"] if name in EVERY_SHAPE else sizes
 
@@ -88,10 +108,14 @@ def compile_bound() -> ctypes.CDLL | None:
 
 
 def bound_of(library: ctypes.CDLL, optimizer: torch.optim.Optimizer, threads: int) -> Callable[[], None]:
-    """The pass over what the optimizer's next step reads and writes, for where pages lie makes a tenth of a time."""
+    """The pass over what the optimizer's next step reads and writes, for where pages lie makes a tenth of a time.
+
+    Adafactor's states are left out: most have a number for a row or column.
+    """
     columns, words, n_columns = array("Q"), array("q"), 0
     for p in optimizer.param_groups[0]["params"]:
         state = [s for s in optimizer.state[p].values() if s.dim()] if p in optimizer.state else []
+        state = [] if isinstance(optimizer, goptim.Adafactor) else state
         tensors = [p, p.grad, *state]
         n_columns = len(tensors)
         columns.extend([t.data_ptr() for t in tensors] + [0] * (5 - n_columns))
