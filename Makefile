@@ -59,6 +59,9 @@ generate: $(VENV)/ready ## write the copies of the kernels, after a change in ke
 bindings: $(VENV)/ready ## write bindings/_core, after a change of the functions of package bindings
 	$(PY) bindings/generate.py
 
+golden: build ## write torch's bits for the Go tests, after a change of the cases in tests/golden.py
+	$(PY) tests/golden.py
+
 bench: build ## print what a step costs beside torch's, and beside memory itself
 	$(PY) benchmarks/step.py
 	$(PY) benchmarks/sparse.py

@@ -79,6 +79,9 @@ func generate(root string) (map[string][]byte, error) {
 		names += exported
 		single := string(text)
 		oneLane := handOver.ReplaceAllString(single[len(tag):], "")
+		if !strings.Contains(oneLane, "simd.") { // the compiler would find its import unused
+			return nil, fmt.Errorf("%s: a kernel file has a function whose signature names a type of package simd", path)
+		}
 		oneLane = laneOf.ReplaceAllString(portable.ReplaceAllString(oneLane, `simd "`+laneImport+`"`), "")
 		for name, text := range map[string]string{
 			"f64/" + base:      doubles.Replace(single),
