@@ -4,6 +4,7 @@ The rows of the parity table step it as they step every optimizer, on vectors mo
 """
 
 from array import array
+from dataclasses import replace
 from unittest import mock
 
 import pytest
@@ -71,6 +72,22 @@ def test_special_values(configuration, shape, dtype):
         twins = Twins(configuration, [normal(shape, dtype, 0)])
         for step in range(3):
             twins.step([normal(shape, dtype, step) * scale])
+
+
+@FLOATS
+def test_a_division_near_its_limits(dtype):
+    """Where v / mean has a remainder that underflows, where v overflows, and where the update has its least root."""
+    scale = torch.finfo(dtype).tiny ** 0.25
+    twins = Twins(ROW[1], [normal((23, 529), dtype, 0)])
+    for step in range(3):
+        twins.step([normal((23, 529), dtype, step) * scale])
+    twins = Twins(ROW[0], [normal((23, 529), dtype, 0)])
+    (g,) = gradients(twins.params, 0)
+    g[5, 100] = 8e10
+    twins.step([g])
+    for eps in (0.0123, 0.017):  # of whose squares float32 has other roots than of the squares rounded first
+        least = replace(ROW[0], options={**ROW[0].options, "eps": (eps, 1e-3)})
+        Twins(least, [normal((2, 529), dtype, 0) * 0.01]).step([normal((2, 529), dtype, 1) * 1e-4])
 
 
 def test_layouts_that_are_torchs():

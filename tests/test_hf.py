@@ -127,12 +127,21 @@ def test_late_steps(options, dtype, go_only):
 @FLOATS
 def test_scale_of_a_parameter_at_its_least(dtype, go_only):
     """Which of the two is taken decides which products torch rounds."""
-    least = torch.tensor(1e-3, dtype=dtype)
-    for x in (least, torch.nextafter(least, torch.zeros_like(least)), torch.nextafter(least, torch.ones_like(least))):
-        for rate in RATES[:2]:
-            Twins([x.reshape(1), x.reshape(1, 1)], rate | {"weight_decay": 0.037}).step(
-                [torch.ones(1, dtype=dtype), torch.ones(1, 1, dtype=dtype)]
-            )
+    for least in (1e-3, 1e-2, 0.3):
+        x = torch.tensor(2 * least, dtype=dtype)  # with three zeros: twice the root mean square
+        for end in (0, 1, 10):
+            value = torch.stack([*torch.zeros(3, dtype=dtype), x.nextafter(torch.full_like(x, end)) if end < 10 else x])
+            for rate in RATES[:2]:
+                twins = Twins([value, value.view(2, 2)], rate | {"eps": (1e-30, least), "weight_decay": 0.037})
+                twins.step([torch.ones(4, dtype=dtype), torch.ones(2, 2, dtype=dtype)])
+
+
+@FLOATS
+def test_a_column_sum_of_five_bits_a_level(dtype, threads, go_only):
+    """From 2 to the power of 19 rows on, a level of torch's sum takes more rows."""
+    threads(1)
+    twins = Twins([normal((rows, 4), dtype, 0) for rows in (1 << 19, 600_000)], {})
+    twins.step()
 
 
 @FLOATS
