@@ -4,6 +4,7 @@ The rows of the parity table step it as they step every optimizer, on vectors mo
 """
 
 from array import array
+from dataclasses import replace
 from unittest import mock
 
 import pytest
@@ -28,6 +29,7 @@ SHAPES = [
     *[(300, 257), (2000, 17), (17, 2000), (16, 16), (4, 15), (4, 7, 1), (7, 1, 5), (100, 1, 50), (1, 33, 1)],
     *[(33, 1, 1), (3, 5, 6), (40, 5, 2), (40, 2, 13), (40, 13, 2), (9, 15, 15), (8, 9, 14), (40, 11, 11), (40, 1, 3)],
     *[(40, 3, 1), (6, 6, 1, 1), (16, 5, 3, 3), (3, 5, 3, 3), (17, 3, 5, 5), (8, 9, 7, 7), (70, 1, 1, 33), (9, 7, 8, 2)],
+    *[(17, 20, 3), (17, 3, 20)],
 ]
 
 
@@ -41,11 +43,12 @@ def test_shapes(configuration, dtype):
 
 
 @FLOATS
-@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize("n", [1, 2, 3, 8])
 def test_long_sums(n, dtype, threads):
     """From 32768 numbers on, torch cuts a sum between as many threads as it has."""
     threads(n)
     shapes = [(40_000, 1), (40_000, 4), (4, 40_000), (3, 40_000, 2), (32_768, 3), (32_767, 2), (70_000, 16), (99_999,)]
+    shapes += [(65_537, 2), (150_001, 2)]
     Twins(ROW[0], [normal(shape, dtype, i) for i, shape in enumerate(shapes)]).run(STEPS // 3)
 
 
@@ -69,6 +72,22 @@ def test_special_values(configuration, shape, dtype):
         twins = Twins(configuration, [normal(shape, dtype, 0)])
         for step in range(3):
             twins.step([normal(shape, dtype, step) * scale])
+
+
+@FLOATS
+def test_a_division_near_its_limits(dtype):
+    """Where v / mean has a remainder that underflows, where v overflows, and where the update has its least root."""
+    scale = torch.finfo(dtype).tiny ** 0.25
+    twins = Twins(ROW[1], [normal((23, 529), dtype, 0)])
+    for step in range(3):
+        twins.step([normal((23, 529), dtype, step) * scale])
+    twins = Twins(ROW[0], [normal((23, 529), dtype, 0)])
+    (g,) = gradients(twins.params, 0)
+    g[5, 100] = 8e10
+    twins.step([g])
+    for eps in (0.0123, 0.017):  # of whose squares float32 has other roots than of the squares rounded first
+        least = replace(ROW[0], options={**ROW[0].options, "eps": (eps, 1e-3)})
+        Twins(least, [normal((2, 529), dtype, 0) * 0.01]).step([normal((2, 529), dtype, 1) * 1e-4])
 
 
 def test_layouts_that_are_torchs():

@@ -110,6 +110,50 @@ def test_special_values(shape, one, dtype, go_only):
             twins.step([g])
 
 
+@FLOATS
+@pytest.mark.parametrize("options", [*RATES[:3], {"weight_decay": 0.037}], ids=str)
+def test_late_steps(options, dtype, go_only):
+    """The rate of a relative step is the inverse root from step 10000 on, with or without a warm-up."""
+    twins = Twins([normal(shape, dtype, i) for i, shape in enumerate([(5, 7), (9,)])], options)
+    twins.step()
+    for step in (9_997, 30_000, 1_000_000):
+        for opt in (twins.ours, twins.theirs):
+            for state in opt.state.values():
+                state["step"] = step
+        for _ in range(4):
+            twins.step()
+
+
+@FLOATS
+def test_scale_of_a_parameter_at_its_least(dtype, go_only):
+    """Which of the two is taken decides which products torch rounds."""
+    for least in (1e-3, 1e-2, 0.3):
+        x = torch.tensor(2 * least, dtype=dtype)  # with three zeros: twice the root mean square
+        for end in (0, 1, 10):
+            value = torch.stack([*torch.zeros(3, dtype=dtype), x.nextafter(torch.full_like(x, end)) if end < 10 else x])
+            for rate in RATES[:2]:
+                twins = Twins([value, value.view(2, 2)], rate | {"eps": (1e-30, least), "weight_decay": 0.037})
+                twins.step([torch.ones(4, dtype=dtype), torch.ones(2, 2, dtype=dtype)])
+
+
+@FLOATS
+def test_a_column_sum_of_five_bits_a_level(dtype, threads, go_only):
+    """From 2 to the power of 19 rows on, a level of torch's sum takes more rows."""
+    threads(1)
+    twins = Twins([normal((rows, 4), dtype, 0) for rows in (1 << 19, 600_000)], {})
+    twins.step()
+
+
+@FLOATS
+def test_no_weight_decay_of_infinities_and_zeros(dtype, go_only):
+    """0 times an infinity is NaN, and -0 plus 0 is 0."""
+    values = torch.tensor([-0.0, 0.0, torch.inf, -torch.inf, torch.nan], dtype=dtype)
+    for options in ({}, {"weight_decay": 0.037}):
+        twins = Twins([values, values[:2].clone()], options | {"scale_parameter": False})
+        for _ in range(2):
+            twins.step([torch.zeros_like(values), torch.zeros_like(values[:2])])
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_16_bits(dtype):
     twins = Twins(
