@@ -174,13 +174,19 @@ def conditions(dtype: torch.dtype) -> str:
     )
 
 
-def update(path: Path, table: str) -> None:
-    """Put the table between the two marks in a page."""
-    before, begin, rest = path.read_text().partition("<!-- benchmarks/step.py --update README.md -->\n")
-    _, end, after = rest.partition("<!-- end -->")
-    if not end:
+def update(path: Path, head: list[str], rows: dict[tuple[str, str, int], str]) -> None:
+    """Put the table between two marks in a page. A brief one has the large tensors alone, on all threads."""
+    begin, end = f"<!-- benchmarks/step.py --update {path} -->\n", "<!-- end -->"
+    before, found, rest = path.read_text().partition(begin)
+    if not found:
+        begin = begin.replace(" -->", ", brief -->")
+        before, found, rest = path.read_text().partition(begin)
+        most = max(threads for _, _, threads in rows)
+        rows = {k: row for k, row in rows.items() if k[2] == most and k[1] == shapes_of(k[0])[0]}
+    _, stop, after = rest.partition(end)
+    if not found or not stop:
         raise SystemExit(f"{path} has no marks for the table")
-    path.write_text(f"{before}{begin}{table}\n{end}{after}")
+    path.write_text(before + begin + "\n".join([*head, *rows.values()]) + "\n" + end + after)
 
 
 def main() -> None:
@@ -190,7 +196,7 @@ def main() -> None:
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--dtype", choices=["float32", "float64"], default="float32")
     parser.add_argument("--rounds", type=int, default=40, help="of 8 x 2M; smaller tensors take more")
-    parser.add_argument("--update", type=Path, help="a page to put the table in")
+    parser.add_argument("--update", type=Path, nargs="+", default=[], help="pages to put the table in")
     args = parser.parse_args()
     dtype, bound = getattr(torch, args.dtype), compile_bound()
     if "Muon" in args.optimizer and not hasattr(torch.optim, "Muon"):
@@ -198,13 +204,14 @@ def main() -> None:
     if "Muon" in args.optimizer and any(len(SHAPES[shape][0]) != 2 for shape in args.shapes or []):
         parser.error(f"Muon takes matrices: --shapes {' or '.join(repr(shape) for shape in shapes_of('Muon'))}")
 
-    lines = [
+    head = [
         f"{conditions(dtype)}.",
         "",
         "| optimizer | tensors | threads | a step, µs | against for-loop | foreach | fused | memory's speed |",
         "|---|---|--:|--:|--:|--:|--:|--:|",
     ]
-    print("\n".join(lines))
+    rows: dict[tuple[str, str, int], str] = {}
+    print("\n".join(head))
     for name in args.optimizer:
         for shape in args.shapes or shapes_of(name):
             for threads in args.threads:
@@ -212,10 +219,11 @@ def main() -> None:
                 memory = None if name == "Muon" else bound  # matrix products are not bound by it
                 best = measure(name, SHAPES[shape], dtype, threads, rounds, memory)
                 ratios = [f"{best[path] / best['goptim']:.2f}" if path in best else "" for path in [*PATHS, "bound"]]
-                lines.append(f"| {name} | {shape} | {threads} | {best['goptim'] * 1e6:.0f} | {' | '.join(ratios)} |")
-                print(lines[-1], flush=True)
-    if args.update:
-        update(args.update, "\n".join(lines))
+                row = f"| {name} | {shape} | {threads} | {best['goptim'] * 1e6:.0f} | {' | '.join(ratios)} |"
+                rows[name, shape, threads] = row
+                print(row, flush=True)
+    for page in args.update:
+        update(page, head, rows)
 
 
 if __name__ == "__main__":
