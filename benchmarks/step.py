@@ -14,6 +14,7 @@ import ctypes
 import inspect
 import os
 import platform
+import re
 import shutil
 import subprocess
 import tempfile
@@ -176,17 +177,16 @@ def conditions(dtype: torch.dtype) -> str:
 
 def update(path: Path, head: list[str], rows: dict[tuple[str, str, int], str]) -> None:
     """Put the table between two marks in a page. A brief one has the large tensors alone, on all threads."""
-    begin, end = f"<!-- benchmarks/step.py --update {path} -->\n", "<!-- end -->"
-    before, found, rest = path.read_text().partition(begin)
+    marks = re.compile(r"(<!-- benchmarks/step\.py --update \S+?(, brief)? -->\n).*?(<!-- end -->)", re.DOTALL)
+    text = path.read_text()
+    found = marks.search(text)
     if not found:
-        begin = begin.replace(" -->", ", brief -->")
-        before, found, rest = path.read_text().partition(begin)
+        raise SystemExit(f"{path} has no marks for the table")
+    if found[2]:
         most = max(threads for _, _, threads in rows)
         rows = {k: row for k, row in rows.items() if k[2] == most and k[1] == shapes_of(k[0])[0]}
-    _, stop, after = rest.partition(end)
-    if not found or not stop:
-        raise SystemExit(f"{path} has no marks for the table")
-    path.write_text(before + begin + "\n".join([*head, *rows.values()]) + "\n" + end + after)
+    table = "\n".join([*head, *rows.values()]) + "\n"
+    path.write_text(text[: found.end(1)] + table + text[found.start(3) :])
 
 
 def main() -> None:

@@ -73,7 +73,9 @@ def test_demo(optimizer: str, tmp_path: Path) -> None:
 def test_benchmark_prints_a_table(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("above\n<!-- benchmarks/step.py --update README.md -->\nold\n<!-- end -->\nbelow\n")
-    arguments = ["--optimizer", "AdamW", "--shapes", "20 x 64", "--threads", 1, "--rounds", 2, "--update", page]
+    brief = tmp_path / "brief.md"
+    brief.write_text("<!-- benchmarks/step.py --update README.md, brief -->\nold\n<!-- end -->\n")
+    arguments = ["--optimizer", "AdamW", "--shapes", "20 x 64", "--threads", 1, "--rounds", 2, "--update", page, brief]
     out = run(sys.executable, "benchmarks/step.py", *arguments)
     assert re.search(r"(?m)^\| AdamW \| 20 x 64 \| 1 \| \d+ \|( \d+\.\d\d \|){3,4}$", out), out
     text = page.read_text()
@@ -81,3 +83,5 @@ def test_benchmark_prints_a_table(tmp_path: Path) -> None:
     assert text.endswith("\n<!-- end -->\nbelow\n")
     assert out.strip() in text
     assert "old" not in text
+    assert "| AdamW |" not in brief.read_text()  # large tensors alone
+    assert "| optimizer |" in brief.read_text()
