@@ -2,10 +2,8 @@
 
 import copy
 import ctypes
-import faulthandler
 import itertools
 import mmap
-import sys
 
 import numpy as np
 import pytest
@@ -416,16 +414,6 @@ def test_embedding(name, bag, go):
 
 
 # --- Memory that Go cannot use
-
-
-@pytest.fixture
-def to_go():
-    """Lets a fault go to Go: Python's faulthandler, which pytest enables, would make it fatal if it came after Go."""
-    enabled = faulthandler.is_enabled()
-    faulthandler.disable()
-    yield
-    if enabled:
-        faulthandler.enable(sys.__stderr__)
 
 
 @every
