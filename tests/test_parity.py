@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 from unittest import mock
 
 import golden
@@ -267,6 +268,7 @@ def test_vector_widths(bits, capability):
         pytest.skip("this CPU has no vectors of 512 bits")
     env = os.environ | {"GODEBUG": f"simd=+{bits}", "ATEN_CPU_CAPABILITY": capability}
     tests = [f"{__file__}::test_{name}" for name in ("every_configuration", "special_values", "layouts")]
+    tests.append(f"{Path(__file__).with_name('test_adafactor.py')}::test_shapes")
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-k", "not long", *tests], env=env, capture_output=True, text=True
     )
