@@ -1,5 +1,6 @@
 """Bit for bit: goptim against torch.optim's for-loop with IEEE square roots, and against torch's fused kernels."""
 
+import json
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import torch
 from configurations import CONFIGURATIONS, FEW, TABLE, Configuration, gradients, needs_late_state, normal, oracle_of
 from torch import Tensor
 
+from goptim.adafactor import fused_norms
 from goptim.testing import assert_bit_equal, ieee_sqrt, ulp_distance
 
 CAPABILITY = torch.backends.cpu.get_cpu_capability()
@@ -278,5 +280,9 @@ def test_vector_widths(bits, capability):
 
 
 def test_golden_file_is_fresh():
-    fresh = golden.PATH.read_text() == golden.text()
-    assert fresh, "run `python tests/golden.py`"
+    have, fresh = golden.PATH.read_text(), golden.text()
+    if fused_norms():  # an older torch, whose Adafactor has other bits than the file's, in Go too
+        have, fresh = (
+            [case for case in json.loads(text)["cases"] if case["optimizer"] != "Adafactor"] for text in (have, fresh)
+        )
+    assert have == fresh, "run `make golden`"
