@@ -290,7 +290,12 @@ func (k *adafactorKernels[T]) updateSmall(h *kernel.Adafactor, shape matrices, u
 	brow, bcol := block[3*w*size:][:w*rows], block[w*(3*size+rows):]
 	matrix, column := kernel.TransposeOf(rows, cols, middle), kernel.TransposeOf(rows, 1, middle)
 	line := kernel.TransposeOf(1, cols, middle)
-	for b := 0; b < shape.batch; b += w {
+	b := 0
+	for n := 1; n > 0 && rows == 3 && cols == 3; b += n {
+		n = kernel.AdafactorConvolutions(h, u[b*size:], g[b*size:], row[b*rows:], col[b*cols:])
+		s.extendNorm(u[:(b+n)*size])
+	}
+	for ; b < shape.batch; b += w {
 		m := min(w, shape.batch-b)
 		matrix.Across(bg, g[b*size:], m)
 		column.Across(brow, row[b*rows:], m)
