@@ -200,15 +200,12 @@ func updateAdafactor[T Float](o *AdafactorOptions, r *engine.Row, t float64, f *
 	defer k.scratches.Put(s)
 	u := grown(&s.update, n)
 	s.norm = reduce.Norm[T]{Order: f.order}
+	s.paramNorm = s.norm
 
 	count := f.pow(float64(n), 0.5)
 	rho := o.LR
 	if x := 1 / f.pow(t, 0.5); x < rho {
 		rho = x
-	}
-	scale := o.Eps[1]
-	if x := float64(reduce.Sqrt(reduce.SumSquares(p, f.order))) / count; x > scale {
-		scale = x
 	}
 	h := &s.adafactor
 	*h = kernel.Adafactor{
@@ -223,7 +220,11 @@ func updateAdafactor[T Float](o *AdafactorOptions, r *engine.Row, t float64, f *
 		kernel.Apply(k.vector, h, u, g, [3][]T{elements[T](r.State[0], n)})
 	} else {
 		row, col := elements[T](r.State[0], shape.batch*shape.rows), elements[T](r.State[1], shape.batch*shape.cols)
-		k.update(h, shape, u, g, row, col, f, s)
+		k.update(h, shape, p, u, g, row, col, f, s)
+	}
+	scale := o.Eps[1]
+	if x := float64(s.paramNorm.Of(p)) / count; x > scale {
+		scale = x
 	}
 	clip := float64(s.norm.Of(u)) / (count * o.D)
 	if !(clip > 1) {
@@ -234,13 +235,17 @@ func updateAdafactor[T Float](o *AdafactorOptions, r *engine.Row, t float64, f *
 }
 
 // update writes the unclipped update of a batch of matrices to u, and moves row_var and col_var.
-func (k *adafactorKernels[T]) update(h *kernel.Adafactor, shape matrices, u, g, row, col []T, f *factorings, s *scratch[T]) {
+func (k *adafactorKernels[T]) update(h *kernel.Adafactor, shape matrices, p, u, g, row, col []T, f *factorings, s *scratch[T]) {
 	switch {
 	case shape.rows == 1 && shape.cols == 1:
-		kernel.Apply(k.singles, h, u, g, [3][]T{row, col})
+		for at, n := 0, len(u); at < n; at += cached {
+			end := min(at+cached, n)
+			kernel.Apply(k.singles, h, u[at:end], g[at:], [3][]T{row[at:], col[at:]})
+			s.extendNorms(p[:end], u)
+		}
 		return
 	case shape.small():
-		k.updateSmall(h, shape, u, g, row, col, s)
+		k.updateSmall(h, shape, p, u, g, row, col, s)
 		return
 	}
 	size, meanThreads, update := shape.rows*shape.cols, 1, u
@@ -264,7 +269,7 @@ func (k *adafactorKernels[T]) update(h *kernel.Adafactor, shape matrices, u, g, 
 			for i, x := range row {
 				h.Row = float64(x)
 				kernel.Apply(k.row, h, u[i*shape.cols:][:shape.cols], g[i*shape.cols:], [3][]T{col})
-				s.extendNorm(update[:b*size+(i+1)*shape.cols])
+				s.extendNorms(p[:b*size+(i+1)*shape.cols], update)
 			}
 			continue
 		}
@@ -282,7 +287,7 @@ func (k *adafactorKernels[T]) update(h *kernel.Adafactor, shape matrices, u, g, 
 func largest[T Float](s []T) float64 { return float64(slices.Max(s)) }
 
 // updateSmall takes as many matrices at a time as a vector has lanes.
-func (k *adafactorKernels[T]) updateSmall(h *kernel.Adafactor, shape matrices, u, g, row, col []T, s *scratch[T]) {
+func (k *adafactorKernels[T]) updateSmall(h *kernel.Adafactor, shape matrices, p, u, g, row, col []T, s *scratch[T]) {
 	w, rows, cols := kernel.Lanes[T](), shape.rows, shape.cols
 	size := rows * cols
 	block := grown(&s.product, w*(3*size+rows+cols))
@@ -290,7 +295,12 @@ func (k *adafactorKernels[T]) updateSmall(h *kernel.Adafactor, shape matrices, u
 	brow, bcol := block[3*w*size:][:w*rows], block[w*(3*size+rows):]
 	matrix, column := kernel.TransposeOf(rows, cols, middle), kernel.TransposeOf(rows, 1, middle)
 	line := kernel.TransposeOf(1, cols, middle)
-	for b := 0; b < shape.batch; b += w {
+	b := 0
+	for n := 1; n > 0 && rows == 3 && cols == 3; b += n {
+		n = kernel.AdafactorConvolutions(h, u[b*size:], g[b*size:], row[b*rows:], col[b*cols:])
+		extend(&s.norm, u[:(b+n)*size]) // no norm of p, for which the first cache has no room
+	}
+	for ; b < shape.batch; b += w {
 		m := min(w, shape.batch-b)
 		matrix.Across(bg, g[b*size:], m)
 		column.Across(brow, row[b*rows:], m)
@@ -299,7 +309,7 @@ func (k *adafactorKernels[T]) updateSmall(h *kernel.Adafactor, shape matrices, u
 		matrix.Back(u[b*size:], bu, m)
 		column.Back(row[b*rows:], brow, m)
 		line.Back(col[b*cols:], bcol, m)
-		s.extendNorm(u[:(b+m)*size])
+		s.extendNorms(p[:(b+m)*size], u)
 	}
 	kernel.Leave()
 }

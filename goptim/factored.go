@@ -113,7 +113,7 @@ func (f *factorings) each(rows []engine.Row, do func(i int)) error {
 // scratch is memory for one parameter's step.
 type scratch[T Float] struct {
 	update, rows, cols, product []T
-	norm                        reduce.Norm[T] // of update
+	norm, paramNorm             reduce.Norm[T] // of update and of the parameter
 	columns                     reduce.Columns[T]
 	adafactor                   kernel.Adafactor // on the heap, as a kernel's scalars must be
 	hfAdafactor                 kernel.HFAdafactor
@@ -126,11 +126,21 @@ func takeScratch[T Float](pool *sync.Pool) *scratch[T] {
 	return new(scratch[T])
 }
 
-// extendNorm adds what update has more than before, if it is enough for a call and not too much for a cache.
-func (s *scratch[T]) extendNorm(update []T) {
-	if len(update)-s.norm.Done() >= 2048 {
-		s.norm.Extend(update)
+// cached is how many elements are worth a call, and stay in the first cache until the next.
+const cached = 2048
+
+// extend adds what x has more than before, if it is enough for a call.
+func extend[T Float](n *reduce.Norm[T], x []T) {
+	if len(x)-n.Done() >= cached {
+		n.Extend(x)
 	}
+}
+
+// extendNorms adds to the norm of a parameter, which comes from memory while the CPU waits for its divider, and to that
+// of as much of its update, while it is in the first cache.
+func (s *scratch[T]) extendNorms(param, update []T) {
+	extend(&s.paramNorm, param)
+	extend(&s.norm, update[:len(param)])
 }
 
 // grown is n elements of memory that is kept for the next.

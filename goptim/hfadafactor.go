@@ -207,7 +207,7 @@ func (k *hfAdafactorKernels[T]) update(h *kernel.HFAdafactor, shape matrices, u,
 		for i, x := range rowMeans {
 			h.Row = float64(x)
 			kernel.Apply(k.row, h, u[i*cols:][:cols], g[i*cols:], [3][]T{colMeans})
-			s.extendNorm(update[:b*size+(i+1)*cols])
+			extend(&s.norm, update[:b*size+(i+1)*cols])
 		}
 	}
 }

@@ -62,8 +62,7 @@ func AdafactorSingles(h *kernel.Adafactor, p, g []float64, s [3][]float64) {
 	row, col, w := s[0], s[1], one.Len()
 	for i := 0; i < len(p); i += w {
 		d := at(g, i).Mul(sgn)
-		root := d.Mul(d).Sqrt()
-		mean := root.Mul(root)
+		mean := d.Mul(d) // torch's, the square of this one's root, is the same number, also where it underflows
 		r, k := lerp(*at(row, i), mean, c), lerp(*at(col, i), mean, c)
 		*at(row, i) = r
 		*at(col, i) = k
