@@ -58,14 +58,17 @@ def _run_file(main: types.ModuleType, path: str, arguments: list[str]) -> None:
     """As ``python path …`` runs it."""
     sys.argv[:] = [path, *arguments]
     if os.path.isdir(path) or _is_archive(path):
-        _set_first_path(path)
+        _set_first_path(os.path.abspath(path))
         runpy._run_module_as_main("__main__", alter_argv=False)  # type: ignore[attr-defined]
         return
     try:
         with open(path, "rb") as file:
             source = file.read()
     except OSError as e:
-        print(f"{sys.executable}: can't open file {os.path.abspath(path)!r}: {e}", file=sys.stderr)
+        print(
+            f"{sys.executable}: can't open file {os.path.abspath(path)!r}: [Errno {e.errno}] {e.strerror}",
+            file=sys.stderr,
+        )
         raise SystemExit(2) from None
     _set_first_path(os.path.dirname(os.path.realpath(path)))
     main.__file__ = os.path.abspath(path)

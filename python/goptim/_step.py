@@ -416,7 +416,11 @@ def not_numbers(group: dict[str, Any]) -> str:
         for key, value in named.items()
         if any(isinstance(x, Tensor) for x in (value if isinstance(value, (tuple, list)) else [value]))
     ]
-    return f"its group's {', '.join(tensors)} is a Tensor" if tensors else "its group has an argument that is no number"
+    if tensors:
+        return f"its group's {', '.join(tensors)} is a Tensor"
+    if isinstance(named.get("eps"), tuple) and None in named["eps"]:  # Adafactor's
+        return "its group's eps depends on the dtype, and there are several, or none that Go takes"
+    return "its group has an argument that is no number"
 
 
 def _why_not(p: Tensor) -> str | None:

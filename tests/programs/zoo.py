@@ -24,7 +24,7 @@ class Lookahead(torch.optim.AdamW):
         if self.count % 5 == 0:
             with torch.no_grad():
                 for group in self.param_groups:
-                    for p, slow in zip(group["params"], self.slow):
+                    for p, slow in zip(group["params"], self.slow, strict=True):
                         slow.lerp_(p, 0.5)
                         p.copy_(slow)
         return loss
@@ -33,8 +33,12 @@ class Lookahead(torch.optim.AdamW):
 class Trainer:
     optimizer_class = torch.optim.Adagrad
 
-    def build(self, params, optimizer=torch.optim.NAdam):
-        return self.optimizer_class(params, lr=0.05), optimizer(params, lr=0.01)
+    def build(self, params):
+        return self.optimizer_class(params, lr=0.05)
+
+
+def build_default(params, optimizer=torch.optim.NAdam):
+    return optimizer(params, lr=0.01)
 
 
 REGISTRY = {
@@ -42,8 +46,8 @@ REGISTRY = {
     "adam": Adam,
     "adamw": functools.partial(DecayedAdam, weight_decay=0.1),
     "rmsprop": RMSprop,
-    "class attribute": lambda params: Trainer().build(params)[0],
-    "default argument": lambda params: Trainer().build(params)[1],
+    "class attribute": Trainer().build,
+    "default argument": build_default,
     "subclass": Lookahead,
 }
 
