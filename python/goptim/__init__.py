@@ -17,6 +17,7 @@ from torch.optim import (
 )
 
 from goptim import hf as hf, testing as testing
+from goptim._explain import explain as explain
 from goptim.adadelta import Adadelta as Adadelta
 from goptim.adafactor import Adafactor as Adafactor
 from goptim.adagrad import Adagrad as Adagrad
@@ -33,6 +34,8 @@ from goptim.sparse_adam import SparseAdam as SparseAdam
 
 if hasattr(_torch_optim, "Muon"):
     from goptim.muon import Muon as Muon
+
+from goptim._patch import patch as patch, unpatch as unpatch
 
 __version__ = "0.1.0"
 

@@ -13,22 +13,23 @@ from torch import Tensor
 _RADIX = 1 << 15
 
 
-def takes(p: Tensor, g: Tensor, sums: bool) -> bool:
-    """Whether Go takes a sparse COO gradient of a parameter that it takes.
+def why_not(p: Tensor, g: Tensor, sums: bool) -> str | None:
+    """Why Go does not take a sparse COO gradient of a parameter that it takes; None if it does.
 
     torch adds up the rows of values that are not contiguous: only where ``sums`` says that all are, this is the same.
     """
-    if not (
-        type(g) is Tensor
-        and g.is_cpu
-        and g.dtype == p.dtype
-        and g.shape == p.shape
-        and g.sparse_dim() == 1
-        and p.is_contiguous()
-    ):
-        return False
+    if type(g) is not Tensor:
+        return f"its gradient is a {type(g).__name__}, not a plain tensor"
+    if not g.is_cpu or g.dtype != p.dtype or g.shape != p.shape:
+        return f"its gradient is {g.dtype} on {g.device}, sparse, of shape {tuple(g.shape)}"
+    if g.sparse_dim() != 1:
+        return f"its gradient is sparse over {g.sparse_dim()} dimensions"
+    if not p.is_contiguous():
+        return "its gradient is sparse and it is not contiguous"
     indices, values = g._indices(), g._values()
-    return (indices.shape[1] < 2 or indices.stride(1) != 0) and (sums or values.is_contiguous())
+    if not (indices.shape[1] < 2 or indices.stride(1) != 0) or not (sums or values.is_contiguous()):
+        return "its sparse gradient is not contiguous"
+    return None
 
 
 def wrong_row(p: Tensor, g: Tensor) -> int | None:

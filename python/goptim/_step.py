@@ -22,6 +22,13 @@ _NEW = 1 << 16
 # A subclass of these may give torch's operations another meaning, which Go would not see.
 _PLAIN = (Tensor, torch.nn.Parameter)
 
+# Called at every step, while somebody counts, with how many parameters go to Go and why others go to torch.
+watch: Callable[[Optimizer, int, list[str]], None] | None = None
+
+
+class _Misfit(str):
+    """A reason why Go does not take a parameter that torch will refuse too, or convert."""
+
 
 class GoStep(Optimizer):
     """An optimizer of torch.optim whose update runs in Go.
@@ -83,9 +90,11 @@ class GoStep(Optimizer):
             ValueError: a gradient or a state has another shape than its parameter, or a sparse gradient names a row
                 that its parameter has not. Nothing has been written then.
         """
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():  # before what a compiler cannot trace
             return _undecorated(self.twin)(self, closure)
-        if not self._go_can_step():
+        if (why := why_torch(self)) is not None:
+            if watch is not None:
+                watch(self, 0, [why for group in self.param_groups for p in group["params"] if p.grad is not None])
             with _threads_after_fork():
                 return _undecorated(self.twin)(self, closure)
         loss = None
@@ -95,21 +104,13 @@ class GoStep(Optimizer):
         tables: list[_Table] = []
         for i, group in enumerate(self.param_groups):
             tables.append(self._table(self, i, group, tables[-1].at if tables else 0))
+        if watch is not None:
+            watch(self, sum(table.count() for table in tables), [why for table in tables for why in table.reasons()])
         if any(table.rest for table in tables):
             self._torch_step(tables)
         for table in tables:
             table.step()
         return loss
-
-    def _go_can_step(self) -> bool:
-        """Whether Go may write to memory behind torch's back, which a tracer or a loss scaler must not miss."""
-        return (
-            _native.core() is not None
-            and not torch._C._len_torch_dispatch_stack()
-            and torch._C._functorch.peek_interpreter_stack() is None
-            and getattr(self, "grad_scale", None) is None
-            and getattr(self, "found_inf", None) is None
-        )
 
     def _torch_step(self, tables: list[_Table]) -> None:
         """Have torch step what Go does not take. If torch fails where there is a misfit, all it wrote is undone."""
@@ -136,7 +137,7 @@ class GoStep(Optimizer):
 class _Table:
     """One group's part of a step: a row for every parameter that Go takes, and a list of those that it does not."""
 
-    def __init__(self, optimizer: GoStep, index: int, group: dict[str, Any], at: int = 0) -> None:
+    def __init__(self, optimizer: GoStep, index: int, group: dict[str, Any], at: int | None = 0) -> None:
         self.optimizer = optimizer
         self.index = index
         self.group = group
@@ -145,6 +146,7 @@ class _Table:
         self.alike = keys[optimizer.numbers :]  # of states that are shaped as their parameter
         self.numbers = (["step"] if optimizer.counts else []) + keys[: optimizer.numbers]  # of one number
         self.rest: list[Tensor] = []  # for torch
+        self.why: list[str] = []  # of each of rest, or of the whole group
         self.misfits: list[str] = []  # what is wrong with some of rest, which torch will refuse, or convert
         self.fresh: list[Tensor] = []  # for Go, without a state yet
         self.sparse: list[tuple[Tensor, Tensor]] = []  # for Go, with their gradients
@@ -154,13 +156,28 @@ class _Table:
         params: list[Tensor] = group["params"]
         self.words = array("Q", bytes(8 * _WORDS * len(params)))
         self.n = 0
-        self.at = at  # in the optimizer's state, where the search goes on
-        if not _go_takes_group(group, optimizer.scalars(group)):
+        self.at = at or 0  # in the optimizer's state, where the search goes on; None asks for no rows
+        scalars = optimizer.scalars(group)
+        self.why_group = _why_not_group(group, scalars)
+        if self.why_group is None:
+            self.sparse_scalars = optimizer.sparse_scalars(group)
+        if at is None:
+            return
+        if self.why_group is not None:
             self.rest = params
             return
-        self.sparse_scalars = optimizer.sparse_scalars(group)
         for p in self._gather(params):
             self._sort(p)
+
+    def count(self) -> int:
+        """How many parameters go to Go."""
+        return self.n + len(self.fresh) + len(self.sparse)
+
+    def reasons(self) -> list[str]:
+        """Why parameters that have a gradient go to torch, one for each."""
+        if self.why_group is None:
+            return self.why
+        return [self.why_group for p in self.rest if p.grad is not None]
 
     def _gather(self, params: list[Tensor]) -> list[Tensor]:
         """Make the rows that gather.c can make; what it leaves is returned."""
@@ -193,21 +210,41 @@ class _Table:
         if p.layout is not torch.strided or g.layout is not torch.strided:
             self.optimizer._layouts = True
         state = self.optimizer.state.get(p, {})
-        if self._takes_sparse(p, g, state):
-            row = _sparse.wrong_row(p, g)
-            if row is not None:
-                raise ValueError(f"{self._describe(p)}: index {row} in its gradient, expected one of {p.shape[0]} rows")
-            self.sparse.append((p, g))
-            return
-        if not (self.optimizer.dense and self._takes(p) and _go_takes_grad(g)):
+        why = self.why_torch(p, g, state)
+        if why is not None:
+            if isinstance(why, _Misfit):
+                self.misfits.append(f"{self._describe(p)} on {p.device}: {why}")
             self.rest.append(p)
-            return
-        fresh = not state and bool(self.alike or self.numbers)
-        found = [("its gradient", g, p.shape)]
+            self.why.append(why)
+        elif g.layout is torch.sparse_coo:
+            self.sparse.append((p, g))
+        elif self._is_fresh(state):
+            self.fresh.append(p)
+        else:
+            self._add(p, g, state)
+
+    def _is_fresh(self, state: dict[str, Any]) -> bool:
+        return not state and bool(self.alike or self.numbers)
+
+    def why_torch(self, p: Tensor, g: Tensor, state: dict[str, Any]) -> str | None:
+        """Why a parameter with this gradient and this state is torch's to step; None if it is Go's.
+
+        Raises:
+            ValueError: it can go nowhere.
+        """
+        if g.layout is torch.sparse_coo and self.sparse_scalars is not None:
+            return self._why_torch_sparse(p, g, state)
+        why = self._why_not(p) or _why_not_grad(g)
+        if why is not None:
+            return why
+        if not self.optimizer.dense:
+            return "its gradient is dense"
+        fresh = self._is_fresh(state)
+        found: list[tuple[str, Any, torch.Size]] = [("its gradient", g, p.shape)]
         if not fresh:
             found += [(f"its state {key!r}", state.get(key), shape) for key, shape in self._shapes(p).items()]
         wrong = []
-        fits = True
+        odd = None
         for what, t, shape in found:
             if not isinstance(t, Tensor):
                 wrong.append(f"{what} is a {type(t).__name__}")
@@ -216,25 +253,20 @@ class _Table:
                 self._require_shape(p, what, t, shape)
             if t.dtype != p.dtype or t.device != p.device or t.layout != p.layout or t.is_nested:
                 wrong.append(f"{what} is {t.dtype} on {t.device}, {t.layout}")
-                continue
-            fits = fits and type(t) is Tensor and (_alike(p, t) if shape == p.shape else t.is_contiguous())
+            elif type(t) is not Tensor:
+                odd = odd or f"{what} is a {type(t).__name__}"
+            elif not (_alike(p, t) if shape == p.shape else t.is_contiguous()):
+                odd = odd or f"{what} is laid out otherwise than the parameter"
         for key in self.numbers if not fresh else ():
             n = state.get(key)
             if not isinstance(n, Tensor) or n.dim() or not n.is_cpu or n.is_sparse or n.is_complex():
                 wrong.append(f"its {key} is {n!r}")
-            else:
-                fits = fits and type(n) is Tensor and n.dtype in _DTYPES
-        if wrong:
-            self.misfits.append(f"{self._describe(p)} on {p.device}: {', '.join(wrong)}")
-        if wrong or not fits:
-            self.rest.append(p)
-        elif fresh:
-            self.fresh.append(p)
-        else:
-            self._add(p, g, state)
+            elif type(n) is not Tensor or n.dtype not in _DTYPES:
+                odd = odd or f"its {key} is a {type(n).__name__} of {n.dtype}"
+        return _Misfit(", ".join(wrong)) if wrong else odd
 
-    def _takes(self, p: Tensor) -> bool:
-        return _go_takes(p)
+    def _why_not(self, p: Tensor) -> str | None:
+        return _why_not(p)
 
     def _shapes(self, p: Tensor) -> dict[str, torch.Size]:
         """The states of a parameter that are tensors, but for single numbers, and their shapes."""
@@ -244,33 +276,31 @@ class _Table:
         """What stands in the places of the states: a state's key, for its address; or a word."""
         return self.columns
 
-    def _takes_sparse(self, p: Tensor, g: Tensor, state: dict[str, Any]) -> bool:
-        if g.layout is not torch.sparse_coo or self.sparse_scalars is None:
-            return False
-        if not (_go_takes(p) and _sparse.takes(p, g, self.optimizer.sums)):
-            return False
+    def _why_torch_sparse(self, p: Tensor, g: Tensor, state: dict[str, Any]) -> str | None:
+        why = _why_not(p) or _sparse.why_not(p, g, self.optimizer.sums)
+        if why is not None:
+            return why
         if self.optimizer.dense and p.dim() == 1:  # torch fuses product and sum for some of these, and not for others
-            return False
-        if not state:
-            return True
-        for key in self.numbers:
+            return "its gradient is sparse and it is a vector"
+        for key in self.numbers if state else ():
             n = state.get(key)
             if self.optimizer.dense:
                 if type(n) is not Tensor or n.dim() or not n.is_cpu or n.dtype not in _DTYPES:
-                    return False
+                    return f"its {key} is {n!r}"
             elif type(n) is not int:
-                return False
-        states = [state.get(key) for key in self.alike]
-        return all(
-            type(t) is Tensor
-            and t.layout is torch.strided
-            and t.is_cpu
-            and t.dtype == p.dtype
-            and t.shape == p.shape
-            and t.is_contiguous()
-            and not t.is_neg()
-            for t in states
-        )
+                return f"its {key} is {n!r}"
+        for key in self.alike if state else ():
+            t = state.get(key)
+            if type(t) is not Tensor:
+                return f"its state {key!r} is a {type(t).__name__}"
+            if t.layout is not torch.strided or not t.is_cpu or t.dtype != p.dtype or t.shape != p.shape:
+                return f"its state {key!r} is {t.dtype} on {t.device}, {t.layout}, of shape {tuple(t.shape)}"
+            if not t.is_contiguous() or t.is_neg():
+                return f"its state {key!r} is not contiguous"
+        row = _sparse.wrong_row(p, g)
+        if row is not None:
+            raise ValueError(f"{self._describe(p)}: index {row} in its gradient, expected one of {p.shape[0]} rows")
+        return None
 
     def _add(self, p: Tensor, g: Tensor, state: dict[str, Any], kind: int = 0) -> None:
         places = self._places(p)
@@ -353,28 +383,72 @@ class _Table:
 GoStep._table = _Table
 
 
-def _go_takes_group(group: dict[str, Any], scalars: tuple[Any, ...]) -> bool:
-    return (
-        not group.get("differentiable", False)
-        and not group.get("capturable", False)
-        and all(isinstance(x, (float, int)) for x in scalars)
-    )
+def why_torch(optimizer: Optimizer) -> str | None:
+    """Why Go may not write to memory behind torch's back, which a tracer or a loss scaler must not miss."""
+    if _native.core() is None:
+        return "this process was forked after goptim had been used"
+    if torch._C._len_torch_dispatch_stack():
+        return "a dispatch mode is active"
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return "functorch is active"
+    if getattr(optimizer, "grad_scale", None) is not None or getattr(optimizer, "found_inf", None) is not None:
+        return "a GradScaler hands its scale to the optimizer"
+    return None
 
 
-def _go_takes(p: Tensor) -> bool:
-    return (
-        type(p) in _PLAIN
-        and p.layout is torch.strided
-        and p.dtype in _DTYPES
-        and p.is_cpu
-        and not p.is_nested
-        and not p.is_neg()
-        and _dense(p)
-    )
+def why_compiling() -> str | None:
+    """Why a step that a compiler traces is torch's; a question of its own, for a compiler cannot trace the others."""
+    return "the step is being compiled" if torch.compiler.is_compiling() else None
 
 
-def _go_takes_grad(g: Tensor) -> bool:
-    return type(g) is Tensor and g.layout is torch.strided and not g.is_nested and not g.is_neg() and not g.is_conj()
+def _why_not_group(group: dict[str, Any], scalars: tuple[Any, ...]) -> str | None:
+    for flag in ("differentiable", "capturable"):
+        if group.get(flag, False):
+            return f"its group is {flag}"
+    return None if all(isinstance(x, (float, int)) for x in scalars) else not_numbers(group)
+
+
+def not_numbers(group: dict[str, Any]) -> str:
+    """Says which of a group's hyperparameters are not the numbers that Go needs."""
+    named = {key: value for key, value in group.items() if key not in ("params", "param_names")}
+    tensors = [
+        key
+        for key, value in named.items()
+        if any(isinstance(x, Tensor) for x in (value if isinstance(value, (tuple, list)) else [value]))
+    ]
+    if tensors:
+        return f"its group's {', '.join(tensors)} is a Tensor"
+    if isinstance(named.get("eps"), tuple) and None in named["eps"]:  # Adafactor's
+        return "its group's eps depends on the dtype, and there are several, or none that Go takes"
+    return "its group has an argument that is no number"
+
+
+def _why_not(p: Tensor) -> str | None:
+    """Why Go does not take a parameter; None if it does."""
+    if type(p) not in _PLAIN:
+        return f"it is a {type(p).__name__}, not a plain tensor"
+    if p.layout is not torch.strided:
+        return f"it is {p.layout}"
+    if p.dtype not in _DTYPES:
+        return f"it is {p.dtype}"
+    if not p.is_cpu:
+        return f"it is on {p.device}"
+    if p.is_nested:
+        return "it is a nested tensor"
+    if p.is_neg():
+        return "it is a negative view"
+    return None if _dense(p) else "its elements have gaps between them, or overlap"
+
+
+def _why_not_grad(g: Tensor) -> str | None:
+    """Why Go does not take a gradient, whatever its parameter is."""
+    if type(g) is not Tensor:
+        return f"its gradient is a {type(g).__name__}, not a plain tensor"
+    if g.layout is not torch.strided:
+        return f"its gradient is {g.layout}"
+    if g.is_nested:
+        return "its gradient is a nested tensor"
+    return "its gradient is a negative or conjugate view" if g.is_neg() or g.is_conj() else None
 
 
 def _dense(t: Tensor) -> bool:

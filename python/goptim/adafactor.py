@@ -28,8 +28,8 @@ class _FactoredTable(_Table):
             return params
         return odd
 
-    def _takes(self, p: Tensor) -> bool:
-        return super()._takes(p) and p.numel() > 0 and p.is_contiguous()
+    def _why_not(self, p: Tensor) -> str | None:
+        return super()._why_not(p) or why_not_factored(p)
 
     def _shapes(self, p: Tensor) -> dict[str, torch.Size]:
         if p.dim() < 2:
@@ -41,6 +41,13 @@ class _FactoredTable(_Table):
         if p.dim() < 2:
             return ("variance",)
         return ("row_var", "col_var", p.shape[-2] | p.shape[-1] << 32)
+
+
+def why_not_factored(p: Tensor) -> str | None:
+    """Why Go does not take a parameter for Adafactor that it takes for others."""
+    if p.numel() == 0:
+        return "it has no elements"
+    return None if p.is_contiguous() else "it is not contiguous"
 
 
 class Adafactor(GoStep, torch.optim.Adafactor):

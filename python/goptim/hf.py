@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from goptim import _native
-from goptim._step import _DTYPES, _bump_versions, _go_takes, _go_takes_grad
-from goptim.adafactor import fused_norms
+from goptim import _native, _step
+from goptim._step import _DTYPES, _bump_versions, _why_not, _why_not_grad
+from goptim.adafactor import fused_norms, why_not_factored
 
 _WORDS = 10  # of a row (goptim/hfadafactor.go)
 
@@ -118,46 +118,62 @@ class Adafactor(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         with torch.no_grad():
-            work = [(i, group, *self._sort(i, group)) for i, group in enumerate(self.param_groups)]
-            for _, group, ours, others in work:
-                for p in others:
+            work = [(group, *self._sort(i, group)) for i, group in enumerate(self.param_groups)]
+            if _step.watch is not None:
+                reasons = [why for _, _, others in work for _, why in others]
+                _step.watch(self, sum(len(ours) for _, ours, _ in work), reasons)
+            for group, ours, others in work:
+                for p, _ in others:
                     self._torch_step(p, group)
                 self._go_step(ours, group)
         return loss
 
-    def _sort(self, index: int, group: dict[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
-        """The parameters with a gradient: those that Go takes, and the others."""
-        numbers = [v for k, v in group.items() if k in self.defaults and k != "eps"] + [*group["eps"]]
-        all_numbers = _native.core() is not None and all(x is None or isinstance(x, (float, int)) for x in numbers)
-        all_numbers = all_numbers and (group["lr"] is not None or group["relative_step"])
-        all_numbers = all_numbers and not torch.compiler.is_compiling() and not torch._C._len_torch_dispatch_stack()
+    def _sort(self, index: int, group: dict[str, Any]) -> tuple[list[Tensor], list[tuple[Tensor, str]]]:
+        """The parameters with a gradient: those that Go takes, and the others, with the reason."""
+        why_group = self._why_torch(group)
         ours: list[Tensor] = []
-        others: list[Tensor] = []
+        others: list[tuple[Tensor, str]] = []
         for i, p in enumerate(group["params"]):
-            if p.grad is None:
+            g = p.grad
+            if g is None:
                 continue
-            if p.grad.is_sparse:
-                raise RuntimeError("Adafactor does not support sparse gradients.")
-            takes = all_numbers and self._go_takes(p, group, f"parameter {i} of group {index}")
-            (ours if takes else others).append(p)
+            why = self._why_not(p, g, group, f"parameter {i} of group {index}", why_group)
+            if why is None:
+                ours.append(p)
+            else:
+                others.append((p, why))
         return ours, others
 
-    def _go_takes(self, p: Tensor, group: dict[str, Any], name: str) -> bool:
-        g, state = p.grad, self.state.get(p, {})
-        assert g is not None
-        if not (_go_takes(p) and p.numel() > 0 and p.is_contiguous() and _go_takes_grad(g)):
-            return False
+    def _why_torch(self, group: dict[str, Any]) -> str | None:
+        """Why Go takes nothing of a group; None if it may."""
+        numbers = [v for k, v in group.items() if k in self.defaults and k != "eps"] + [*group["eps"]]
+        if not all(x is None or isinstance(x, (float, int)) for x in numbers):
+            return _step.not_numbers(group)
+        if group["lr"] is None and not group["relative_step"]:
+            return "its group has no lr"
+        return _step.why_compiling() or _step.why_torch(self)
+
+    def _why_not(self, p: Tensor, g: Tensor, group: dict[str, Any], name: str, why_group: str | None) -> str | None:
+        """Why Go does not take a parameter; None if it does."""
+        if g.is_sparse:
+            raise RuntimeError("Adafactor does not support sparse gradients.")
+        state = self.state.get(p, {})
+        why = why_group or _why_not(p) or why_not_factored(p) or _why_not_grad(g)
+        if why is not None:
+            return why
         if g.dtype != p.dtype or not g.is_cpu or g.shape != p.shape or not g.is_contiguous():
-            return False
-        if not state:
-            return True
-        for key, shape in _shapes(p, group).items():
+            return f"its gradient is {g.dtype} on {g.device}, of shape {tuple(g.shape)} and strides {g.stride()}"
+        for key, shape in _shapes(p, group).items() if state else ():
             t = state.get(key)
             if isinstance(t, Tensor) and t.shape != shape:
                 raise ValueError(f"Adafactor: {name}: its {key} has shape {tuple(t.shape)}, expected {tuple(shape)}")
-            if type(t) is not Tensor or t.dtype != p.dtype or not t.is_cpu or not t.is_contiguous():
-                return False
-        return type(state.get("step")) is int and state["step"] >= 0
+            if type(t) is not Tensor:
+                return f"its state {key!r} is a {type(t).__name__}"
+            if t.dtype != p.dtype or not t.is_cpu or not t.is_contiguous():
+                return f"its state {key!r} is {t.dtype} on {t.device}, or not contiguous"
+        if state and (type(state.get("step")) is not int or state["step"] < 0):
+            return f"its step is {state.get('step')!r}"
+        return None
 
     def _go_step(self, params: list[Tensor], group: dict[str, Any]) -> None:
         if not params:

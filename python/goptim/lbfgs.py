@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from goptim import _native
+from goptim import _native, _step
 from goptim._step import _DTYPES, _PLAIN, _bump_versions, _threads_after_fork, _undecorated
 
 
@@ -75,7 +75,10 @@ class LBFGS(torch.optim.LBFGS):
         """
         if torch.compiler.is_compiling():
             return _undecorated(torch.optim.LBFGS)(self, closure)
-        if not self._go_takes(closure):
+        why = self._why_torch() if callable(closure) else "its closure cannot be called"
+        if why is not None:
+            if _step.watch is not None:
+                _step.watch(self, 0, [why] * len(self._params))
             with _threads_after_fork():
                 return _undecorated(torch.optim.LBFGS)(self, closure)
         with torch.no_grad():
@@ -89,21 +92,23 @@ class LBFGS(torch.optim.LBFGS):
             run = _Run(self, state)
             if not run.see(loss):
                 state["func_evals"] -= 1
+                if _step.watch is not None:
+                    _step.watch(self, 0, [_GRADIENTS] * len(self._params))
                 return _undecorated(torch.optim.LBFGS)(self, _Replay(first, closure))
+            if _step.watch is not None:
+                _step.watch(self, len(self._params), [])
             run.go(closure)
             return first
 
-    def _go_takes(self, closure: object) -> bool:
-        if not (
-            _native.core() is not None
-            and callable(closure)
-            and len(self.param_groups) == 1
-            and self._params
-            and not torch.is_inference_mode_enabled()
-            and not torch._C._len_torch_dispatch_stack()
-            and torch._C._functorch.peek_interpreter_stack() is None
-        ):
-            return False
+    def _why_torch(self) -> str | None:
+        """Why Go does not take a step, as far as is known before the closure runs; None if it does."""
+        why = _step.why_torch(self)
+        if why is not None:
+            return why
+        if torch.is_inference_mode_enabled():
+            return "inference mode is on"
+        if len(self.param_groups) != 1 or not self._params:
+            return "there is not one group with parameters"
         group = self.param_groups[0]
         lr, search, history = group["lr"], group["line_search_fn"], group["history_size"]
         if not (
@@ -115,19 +120,26 @@ class LBFGS(torch.optim.LBFGS):
             and (search is None or search == "strong_wolfe")
             and (type(lr) is float or lr < 1 << 53)
         ):
-            return False
+            return "an argument is not a number, or out of range"
         dtype, spans = self._params[0].dtype, []
-        for p in self._params:
+        if dtype not in _DTYPES:
+            return f"parameter 0 is {dtype}"
+        for i, p in enumerate(self._params):
             if not _is_flat(p, _PLAIN, dtype):
-                return False
+                return f"parameter {i} is not a plain contiguous tensor on the CPU of {dtype}, as parameter 0"
             spans.append((p.data_ptr(), p.data_ptr() + p.numel() * p.element_size()))
         spans.sort()
-        return (
-            dtype in _DTYPES
-            and spans[-1][1] > spans[-1][0]
-            and all(a[1] <= b[0] for a, b in itertools.pairwise(spans))
-            and self._go_takes_state(sum(p.numel() for p in self._params), dtype, history)
-        )
+        if spans[-1][1] == spans[-1][0]:
+            return "there are no elements"
+        if any(a[1] > b[0] for a, b in itertools.pairwise(spans)):
+            return "parameters share memory"
+        if not self._go_takes_state(sum(p.numel() for p in self._params), dtype, history):
+            return "its state is not as this optimizer leaves it"
+        return None
+
+    def _why_gradients(self) -> str | None:
+        """The same for the gradients that there are, were they what the closure leaves."""
+        return None if _Run(self, {}).see(0.0) else _GRADIENTS
 
     def _go_takes_state(self, n: int, dtype: torch.dtype, history: int) -> bool:
         state = self.state.get(self._params[0], {})
@@ -172,6 +184,9 @@ def _is_flat(t: object, types: tuple[type, ...], dtype: torch.dtype) -> bool:
         and (t.data_ptr() != 0 or t.numel() == 0)
     )
 
+
+# Why a step that has begun is torch's.
+_GRADIENTS = "the gradients are not plain tensors of their parameters' dtype and size on the CPU"
 
 # Whether max_eval bounds a line search, as in later versions of torch; else 25 evaluations do.
 _SEARCH_COUNTS = "max_ls=" in inspect.getsource(torch.optim.LBFGS)

@@ -1,0 +1,27 @@
+"""``python -m goptim``: its subcommands, each a function that adds a parser and one that it calls."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from goptim import _run
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the subcommand that the arguments name.
+
+    Args:
+        arguments: those of the command line, by default.
+    """
+    parser = argparse.ArgumentParser(prog="python -m goptim", description="torch.optim with its arithmetic in Go.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+    for add in (_run.add_command,):
+        add(commands)
+    options = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
+    options.call(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+"""``python -m goptim run``: a program as it is, with torch.optim's optimizers in Go, and a report."""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import builtins
+import importlib.machinery
+import os
+import runpy
+import sys
+import threading
+import types
+import weakref
+from collections import Counter
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from goptim import _patch, _step, hf, lbfgs
+
+
+def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``run`` to the subcommands of ``python -m goptim``."""
+    parser = commands.add_parser(
+        "run",
+        help="run a program with torch.optim's optimizers in Go",
+        description="Run a Python program as it is, with torch.optim's optimizers in Go. When it ends, say on stderr "
+        "what went to Go, what to torch, and why.",
+    )
+    parser.add_argument("-q", "--quiet", action="store_true", help="say nothing at the end")
+    parser.add_argument("-m", "--module", action="store_true", help="the program is a module's name, as in python -m")
+    parser.add_argument("program", help="a file, or with -m a module")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the program's own")
+    parser.set_defaults(call=_run)
+
+
+def _run(options: argparse.Namespace) -> None:
+    _patch.patch()
+    if not options.quiet:
+        _Report().begin()
+    main = types.ModuleType("__main__")
+    vars(main)["__builtins__"] = builtins
+    ours = sys.modules["__main__"]  # held: this is running it
+    try:
+        sys.modules["__main__"] = main
+        if options.module:
+            _run_module(options.program, options.arguments)
+        else:
+            _run_file(main, options.program, options.arguments)
+    except BaseException as e:
+        _hide_our_frames(e, ours)
+        raise
+
+
+def _run_file(main: types.ModuleType, path: str, arguments: list[str]) -> None:
+    """As ``python path …`` runs it."""
+    sys.argv[:] = [path, *arguments]
+    if os.path.isdir(path) or _is_archive(path):
+        _set_first_path(os.path.abspath(path))
+        runpy._run_module_as_main("__main__", alter_argv=False)  # type: ignore[attr-defined]
+        return
+    try:
+        with open(path, "rb") as file:
+            source = file.read()
+    except OSError as e:
+        print(
+            f"{sys.executable}: can't open file {os.path.abspath(path)!r}: [Errno {e.errno}] {e.strerror}",
+            file=sys.stderr,
+        )
+        raise SystemExit(2) from None
+    _set_first_path(os.path.dirname(os.path.realpath(path)))
+    main.__file__ = os.path.abspath(path)
+    main.__loader__ = importlib.machinery.SourceFileLoader("__main__", main.__file__)
+    vars(main)["__cached__"] = None
+    exec(compile(source, main.__file__, "exec", dont_inherit=True), vars(main))
+
+
+def _is_archive(path: str) -> bool:
+    import zipfile
+
+    return not path.endswith((".py", ".pyw")) and zipfile.is_zipfile(path)
+
+
+def _set_first_path(folder: str) -> None:
+    """Put the program's folder where ``python -m`` has put the current one."""
+    if not getattr(sys.flags, "safe_path", False):  # which puts none there
+        sys.path[0] = folder
+
+
+def _run_module(name: str, arguments: list[str]) -> None:
+    """As ``python -m name …`` runs it."""
+    sys.argv[:] = ["-m", *arguments]
+    runpy._run_module_as_main(name)  # type: ignore[attr-defined]
+
+
+def _hide_our_frames(error: BaseException, ours: types.ModuleType) -> None:
+    """Have the traceback that Python prints begin in the program, as it would without us."""
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_code.co_filename in (
+        __file__,
+        ours.__file__,
+        runpy.__file__,
+        "<frozen runpy>",
+    ):
+        frames = frames.tb_next
+    hook = sys.excepthook  # the program's, if it has set one
+
+    def show(kind: Any, error: Any, _: Any) -> None:
+        hook(kind, error.with_traceback(frames), frames)
+
+    sys.excepthook = show
+
+
+class _Count:
+    """The steps of one optimizer."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.steps = 0
+        self.go = self.torch = 0  # the most parameters in a step
+        self.go_updates = 0
+        self.reasons: Counter[str] = Counter()  # of updates that were torch's
+
+
+class _Report:
+    """What all optimizers of this process have done, in Go and in torch."""
+
+    def __init__(self) -> None:
+        self.counts: list[_Count] = []
+        self.of: weakref.WeakKeyDictionary[Optimizer, _Count] = weakref.WeakKeyDictionary()
+        self.lock = threading.Lock()
+        self.process = os.getpid()
+        self.twins = _patch.twins()
+
+    def begin(self) -> None:
+        """Count from now on, and print at exit, behind what the program itself prints there."""
+        _step.watch = self.add
+        register_optimizer_step_post_hook(self.add_foreign)
+        atexit.register(self.print)
+
+    def add(self, optimizer: Optimizer, go: int, reasons: list[str]) -> None:
+        with self.lock:
+            count = self.of.get(optimizer)
+            if count is None:
+                count = self.of[optimizer] = _Count(type(optimizer).__qualname__)
+                self.counts.append(count)
+            count.steps += 1
+            count.go, count.torch = max(count.go, go), max(count.torch, len(reasons))
+            count.go_updates += go
+            count.reasons.update(reasons)
+
+    def add_foreign(self, optimizer: Optimizer, *_: object) -> None:
+        """A step of an optimizer that is not goptim's."""
+        if isinstance(optimizer, (_step.GoStep, lbfgs.LBFGS, hf.Adafactor)):
+            return
+        twin = next((c for c in type(optimizer).__mro__ if c in self.twins), None)
+        if twin is None:
+            why = "its class is not one of torch.optim's"
+        elif twin is type(optimizer):
+            why = "it is a copy of an optimizer of torch.optim's, was unpickled, or was built before"
+        else:
+            why = f"its class is derived from torch.optim.{twin.__name__}, and may override what Go would not ask"
+        self.add(optimizer, 0, [why for group in optimizer.param_groups for p in group["params"]])
+
+    def print(self) -> None:
+        if os.getpid() == self.process and sys.stderr is not None:
+            print(self, file=sys.stderr)
+
+    def __str__(self) -> str:
+        if not self.counts:
+            return "goptim: no optimizer took a step"
+        lines = []
+        for kind in dict.fromkeys(count.kind for count in self.counts):
+            counts = [count for count in self.counts if count.kind == kind]
+            steps = sum(count.steps for count in counts)
+            line = f"goptim: {kind}: {_many(len(counts), 'optimizer')}, {_many(steps, 'step')}"
+            go, others = sum(count.go for count in counts), sum(count.torch for count in counts)
+            updates = sum(count.go_updates for count in counts)
+            reasons = sum((count.reasons for count in counts), Counter[str]())
+            if go or not others:
+                line += f"; Go took {_many(go, 'parameter')} ({_many(updates, 'update')})"
+            if others:
+                line += f"; torch took {_many(others, 'parameter')} ({_many(reasons.total(), 'update')}):"
+            lines.append(line)
+            lines += [f"goptim:   {_many(n, 'update')}: {why}" for why, n in reasons.most_common()]
+        return "\n".join(lines)
+
+
+def _many(n: int, thing: str) -> str:
+    return f"{n} {thing}" if n == 1 else f"{n} {thing}s"

@@ -1,0 +1,297 @@
+"""What goptim.explain says before a step is what the step does; and it changes nothing."""
+
+import pytest
+import torch
+from configurations import ELEMENTWISE, IN_TABLES
+from test_dropin import NAMES, TAKEN, WITH_STATE, Logged, Operations, Quiet, go, leaf, transposed, twins  # noqa: F401
+from torch.nn import Parameter
+
+import goptim
+from goptim import _native, _step
+
+pytestmark = pytest.mark.filterwarnings("ignore:Sparse invariant checks")
+
+
+@pytest.fixture
+def watched(monkeypatch):
+    """What each step has counted: how many parameters for Go, and why others are torch's."""
+    seen = []
+    monkeypatch.setattr(_step, "watch", lambda opt, n, reasons: seen.append((n, sorted(reasons))))
+    return seen
+
+
+def picture(opt):
+    """All that explain might change."""
+    tensors = [t for group in opt.param_groups for p in group["params"] for t in (p, p.grad) if t is not None]
+    tensors += [t for state in opt.state.values() for t in state.values() if isinstance(t, torch.Tensor)]
+    states = [(id(p), [(key, id(value)) for key, value in state.items()]) for p, state in opt.state.items()]
+    return [(id(t), None if t.is_inference() else t._version) for t in tensors], states, list(vars(opt))
+
+
+def explained(opt):
+    before = picture(opt)
+    rows = goptim.explain(opt)
+    assert picture(opt) == before
+    assert len(rows) == sum(len(group["params"]) for group in opt.param_groups)
+    assert all(bool(row.reason) == (row.to != "go") for row in rows)
+    return rows
+
+
+def check(opt, watched, steps=2, step=None):
+    """Hold explain against steps, and return what it said before the last of them."""
+    for _ in range(steps):
+        rows = [row for row in explained(opt) if row.has_grad]
+        watched.clear()
+        (step or opt.step)()
+        says = [row.reason for row in rows if row.to == "torch"]
+        assert watched == [(sum(row.to == "go" for row in rows), sorted(says))]
+    return explained(opt)
+
+
+def with_gradients(params, grad=torch.randn_like):
+    for p in params:
+        p.grad = grad(p)
+    return params
+
+
+@pytest.mark.parametrize("name", ELEMENTWISE)
+@pytest.mark.parametrize("what", TAKEN)
+def test_who_steps_what(name, what, go, watched):  # noqa: F811
+    make, grad, taken = TAKEN[what]
+    opt = twins(name)[1](with_gradients(make(), grad), **WITH_STATE.get(name, {}))
+    rows = check(opt, watched)
+    assert sum(row.to == "go" for row in rows) == taken
+    assert go == [taken] * 2 * bool(taken)
+
+
+@pytest.mark.parametrize("name", IN_TABLES)
+def test_without_the_extensions_gather(name, go, watched, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(_native, "dlpack_api", None)
+    gaps = Parameter(torch.randn(6, 4)[::2])
+    opt = twins(name)[1](with_gradients([leaf(3, 4), gaps]), **WITH_STATE.get(name, {}))
+    assert [row.to for row in check(opt, watched)] == ["go", "torch"]
+    assert go == [1, 1]
+
+
+def quiet(p):
+    return torch.randn_like(p).as_subclass(Quiet)
+
+
+# A parameter, its gradient, arguments, and a word of the reason.
+REASONS = {
+    "16 bit": (lambda: leaf(3, 4, dtype=torch.bfloat16), torch.randn_like, {}, "bfloat16"),
+    "complex": (lambda: leaf(3, 4, dtype=torch.complex64), torch.randn_like, {}, "complex64"),
+    "subclass": (lambda: torch.randn(3, 4).as_subclass(Quiet).requires_grad_(), torch.randn_like, {}, "a Quiet"),
+    "gaps": (lambda: Parameter(torch.randn(6, 4)[::2]), torch.randn_like, {}, "gaps"),
+    "gradient's subclass": (lambda: leaf(3, 4), quiet, {}, "its gradient is a Quiet"),
+    "gradient's layout": (lambda: leaf(3, 4), transposed, {}, "laid out otherwise"),
+    "gradient's gaps": (lambda: leaf(3, 4), lambda p: torch.randn(6, 4)[::2], {}, "laid out otherwise"),
+    "gradient negative": (
+        lambda: leaf(3, 4),
+        lambda p: torch.randn(3, 4, dtype=torch.complex64).conj().imag,
+        {},
+        "negative",
+    ),
+    "differentiable": (
+        lambda: leaf(3, 4).requires_grad_(False),
+        torch.randn_like,
+        {"differentiable": True},
+        "differentiable",
+    ),
+    "Tensor lr": (lambda: leaf(3, 4), torch.randn_like, {"lr": torch.tensor(0.1)}, "lr is a Tensor"),
+}
+
+
+@pytest.mark.parametrize("name", ELEMENTWISE)
+@pytest.mark.parametrize("why", REASONS)
+def test_reasons(name, why, go, watched):  # noqa: F811
+    make, grad, kwargs, word = REASONS[why]
+    opt = twins(name)[1](with_gradients([make()], grad), **kwargs, **WITH_STATE.get(name, {}))
+    [row] = check(opt, watched)
+    assert row.to == "torch"
+    assert word in row.reason
+    assert go == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_states(name, go, watched):  # noqa: F811
+    opt = twins(name)[1](with_gradients([p := leaf(3, 4)]), **WITH_STATE.get(name, {}))
+    assert explained(opt)[0].to == "go"
+    opt.step()
+    key = next(key for key, t in opt.state[p].items() if key != "step" and t.dim())
+    kept = opt.state[p][key]
+    opt.state[p][key] = kept.as_subclass(Quiet)
+    [row] = check(opt, watched, steps=1)
+    assert f"its state {key!r} is a Quiet" in row.reason
+    opt.state[p][key] = torch.zeros(7)
+    [row] = explained(opt)
+    assert row.to == "error"
+    with pytest.raises(ValueError, match="has shape"):
+        opt.step()
+    assert go == [1]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_whole_steps(name, go, watched, monkeypatch):  # noqa: F811
+    opt = twins(name)[1](with_gradients([leaf(3, 4)]))
+    with Operations():
+        [row] = explained(opt)
+        assert row.reason == "a dispatch mode is active"
+        check(opt, watched, steps=1)
+    opt.found_inf = torch.zeros(())
+    [row] = explained(opt)
+    assert row.reason == "a GradScaler hands its scale to the optimizer"
+    del opt.found_inf
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.compiler, "is_compiling", lambda: True)
+        assert explained(opt)[0].reason == "the step is being compiled"
+    with monkeypatch.context() as patch:
+        patch.setattr(_native, "_forked", True)
+        assert "forked" in check(opt, watched, steps=1)[0].reason
+    assert go == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_without_gradients(name, go, watched):  # noqa: F811
+    eps = {"eps": (1e-30, 1e-3)} if name == "Adafactor" else {}  # else it follows from the one dtype that there is
+    opt = twins(name)[1]([("w", leaf(3, 4)), ("h", leaf(3, dtype=torch.float16))], **eps)
+    w, h = check(opt, watched, steps=1)
+    assert (w.name, w.to, w.has_grad) == ("w", "go", False)
+    assert (h.name, h.to, h.has_grad) == ("h", "torch", False)
+    assert go == []
+
+
+def sparse(rows=(1, 2), of=5):
+    indices = torch.tensor([list(rows)])
+    return lambda p: torch.sparse_coo_tensor(
+        indices, torch.randn(len(rows), *p.shape[1:], dtype=p.dtype), (of, *p.shape[1:])
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "shape", "word"),
+    [
+        ("SGD", {}, (5, 3), ""),
+        ("SGD", {"momentum": 0.9}, (5, 3), "sparse_coo"),
+        ("SGD", {}, (5,), "vector"),
+        ("Adagrad", {}, (5, 3), ""),
+        ("Adagrad", {}, (5,), "vector"),
+        ("SparseAdam", {}, (5, 3), ""),
+        ("SparseAdam", {}, (5,), ""),
+    ],
+)
+def test_sparse_gradients(name, kwargs, shape, word, watched):
+    opt = twins(name)[1](with_gradients([leaf(*shape)], sparse()), **kwargs)
+    [row] = check(opt, watched)
+    assert row.to == ("torch" if word else "go")
+    assert word in row.reason
+    [p] = opt.param_groups[0]["params"]
+    p.grad = None
+    [row] = explained(opt)
+    assert row.to == ("torch" if kwargs else "go")  # the buffer has become sparse
+    if not word:
+        p.grad = torch.sparse_coo_tensor([[7]], torch.ones(1, *shape[1:]), shape, check_invariants=False)
+        [row] = explained(opt)
+        assert (row.to, "index 7" in row.reason) == ("error", True)
+
+
+def test_sparse_adam_and_a_dense_gradient():
+    opt = goptim.SparseAdam(with_gradients([leaf(5, 3)]))
+    [row] = explained(opt)
+    assert (row.to, row.reason) == ("torch", "its gradient is dense")
+
+
+@pytest.mark.parametrize("name", ["Adafactor", "hf.Adafactor"])
+def test_adafactors(name, watched):
+    make = goptim.hf.Adafactor if name.startswith("hf") else goptim.Adafactor
+    params = [leaf(3, 4), Parameter(torch.randn(4, 3).t()), torch.randn(2).as_subclass(Quiet).requires_grad_()]
+    opt = make(with_gradients(params, lambda p: torch.randn_like(p, memory_format=torch.preserve_format)))
+    rows = check(opt, watched)
+    assert [row.to for row in rows] == ["go", "torch", "torch"]
+    assert rows[1].reason == "it is not contiguous"
+    assert "Quiet" in rows[2].reason
+    params[0].grad = None
+    assert [row.to for row in explained(opt)] == ["go", "torch", "torch"]
+    if name.startswith("hf"):
+        params[0].grad = sparse(of=3)(params[0])
+        assert [row.to for row in explained(opt)] == ["error", "torch", "torch"]
+
+
+def test_hf_adafactor_with_a_tensor_for_lr(watched):
+    opt = goptim.hf.Adafactor(with_gradients([leaf(3, 4)]), lr=torch.tensor(0.1), relative_step=False)
+    [row] = check(opt, watched)
+    assert row.reason == "its group's lr is a Tensor"
+
+
+def test_muon(watched):
+    if not hasattr(goptim, "Muon"):
+        pytest.skip("this torch has no Muon")
+    opt = goptim.Muon(with_gradients([leaf(3, 4), leaf(3, 4, dtype=torch.bfloat16)]))
+    assert [row.to for row in check(opt, watched)] == ["go", "torch"]
+
+
+@pytest.mark.parametrize(
+    ("make", "kwargs", "word"),
+    [
+        (lambda: [leaf(3, 4), leaf(2)], {}, ""),
+        (lambda: [leaf(3, 4), leaf(2, dtype=torch.float64)], {}, "parameter 1 is not"),
+        (lambda: [Parameter(torch.randn(6, 4)[::2])], {}, "parameter 0 is not"),
+        (lambda: [leaf(3, 4, dtype=torch.bfloat16)], {}, "bfloat16"),
+        (lambda: [leaf(3, 4)], {"lr": torch.tensor(0.1)}, "an argument"),
+    ],
+)
+def test_lbfgs(make, kwargs, word, watched):
+    opt = goptim.LBFGS(params := make(), **kwargs)
+
+    def closure():
+        opt.zero_grad()
+        loss = sum(p.float().pow(2).sum() for p in params)
+        loss.backward()
+        return loss
+
+    assert {row.has_grad for row in explained(opt)} == {False}
+    closure()
+    rows = check(opt, watched, step=lambda: opt.step(closure))
+    assert {row.to for row in rows} == {"torch" if word else "go"}
+    assert all(word in row.reason for row in rows)
+
+
+def test_lbfgs_and_a_gradient_that_go_does_not_take(monkeypatch):
+    monkeypatch.setattr(Logged, "seen", [])
+    opt = goptim.LBFGS(with_gradients([leaf(3, 4)], lambda p: torch.randn_like(p).as_subclass(Logged)))
+    [row] = explained(opt)
+    assert row.to == "torch"
+    assert "gradients" in row.reason
+
+
+def test_a_table():
+    opt = goptim.SGD(
+        [
+            {"params": [("body.weight", leaf(3, 4)), ("scale", leaf())]},
+            {"params": [("head", leaf(2, dtype=torch.half))]},
+        ]
+    )
+    assert str(goptim.explain(opt)).splitlines() == [
+        "parameter  name         shape  dtype    device  to     why",
+        "0.0        body.weight  3 x 4  float32  cpu     go     it has no gradient now",
+        "0.1        scale        ()     float32  cpu     go     it has no gradient now",
+        "1.0        head         2      float16  cpu     torch  it is torch.float16; it has no gradient now",
+    ]
+
+
+class Derived(torch.optim.AdamW):
+    pass
+
+
+@pytest.mark.parametrize("make", [torch.optim.AdamW, Derived, lambda params: 3], ids=["torch", "derived", "a number"])
+def test_others_are_refused(make):
+    with pytest.raises(TypeError, match="explain: expected an optimizer of goptim, got a"):
+        goptim.explain(make([leaf(3)]))
+
+
+class Ours(goptim.AdamW):
+    pass
+
+
+def test_derived_from_ours(watched):
+    assert [row.to for row in check(Ours(with_gradients([leaf(3)])), watched)] == ["go"]

@@ -1,0 +1,257 @@
+"""``python -m goptim run`` runs programs that were written for torch.optim: the same output, in Go."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from goptim.testing import assert_bit_equal
+
+ROOT = Path(__file__).parents[1]
+PROGRAMS = ROOT / "tests" / "programs"
+RUN = ("-m", "goptim", "run")
+
+# The oracle's square roots, for all of a process.
+IEEE = "import goptim.testing\n_roots = goptim.testing.ieee_sqrt()\n_roots.__enter__()\n"
+
+
+@pytest.fixture
+def python(tmp_path):
+    """Run Python in a folder of its own, where torch rounds square roots correctly."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(IEEE)
+    path = os.pathsep.join([str(folder), str(ROOT / "python")])
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+
+    def run(*words, code=0, flags=()):
+        command = [sys.executable, *flags, *map(str, words)]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == code, done.stderr
+        return done.stdout, done.stderr
+
+    return run
+
+
+@pytest.fixture
+def script(tmp_path):
+    def write(text, name="program.py"):
+        path = tmp_path / name
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def report(err):
+    return [line for line in err.splitlines() if line.startswith("goptim: ")]
+
+
+def load(*paths):
+    return [torch.load(path) for path in paths]
+
+
+def test_digits(python, tmp_path):
+    pytest.importorskip("sklearn")
+    program, saved = PROGRAMS / "digits.py", [tmp_path / "torch.pt", tmp_path / "go.pt"]
+    expected, _ = python(program, "--epochs", 2, "--save-model", saved[0])
+    out, err = python(*RUN, program, "--epochs", 2, "--save-model", saved[1])
+    assert out == expected
+    assert "Accuracy" in out
+    assert_bit_equal(*load(*saved))
+    assert report(err) == ["goptim: Adadelta: 1 optimizer, 44 steps; Go took 8 parameters (352 updates)"]
+
+
+def test_names_from_everywhere(python, tmp_path):
+    program, saved = PROGRAMS / "zoo.py", [tmp_path / "torch.pt", tmp_path / "go.pt"]
+    expected, _ = python(program, saved[0])
+    out, err = python(*RUN, program, saved[1])
+    assert out == expected
+    assert_bit_equal(*load(*saved))
+    took = "1 optimizer, 20 steps; Go took 4 parameters (80 updates)"
+    assert report(err) == [
+        *(f"goptim: {name}: {took}" for name in ("SGD", "Adam", "AdamW", "RMSprop", "Adagrad", "NAdam")),
+        "goptim: Lookahead: 1 optimizer, 20 steps; torch took 4 parameters (80 updates):",
+        "goptim:   80 updates: its class is derived from torch.optim.AdamW, and may override what Go would not ask",
+        "goptim: LBFGS: 1 optimizer, 3 steps; Go took 4 parameters (12 updates)",
+    ]
+
+
+def test_checkpoints_go_both_ways(python, tmp_path):
+    """Half of a run by each is the run by one."""
+    program = PROGRAMS / "embeddings.py"
+    whole, _ = python(program, tmp_path / "whole.pt")
+    for first, then in (((), RUN), (RUN, ()), (RUN, RUN)):
+        saved = tmp_path / "halves.pt"
+        saved.unlink(missing_ok=True)
+        out, _ = python(*first, program, saved, "--until", 10)
+        more, err = python(*then, program, saved)
+        assert more.startswith("resumes at 10\n")
+        assert out + more.removeprefix("resumes at 10\n") == whole
+        assert_bit_equal(*load(saved, tmp_path / "whole.pt"))
+        if then:
+            assert report(err) == [
+                "goptim: SparseAdam: 1 optimizer, 10 steps; Go took 2 parameters (20 updates)",
+                "goptim: Adam: 1 optimizer, 10 steps; Go took 2 parameters (20 updates)",
+            ]
+
+
+REASONS = """
+import copy, pickle, torch
+from torch.nn import Parameter
+
+p, q, none = Parameter(torch.ones(3)), Parameter(torch.ones(3, dtype=torch.bfloat16)), Parameter(torch.ones(3))
+p.grad, q.grad = torch.ones(3), torch.ones(3, dtype=torch.bfloat16)
+for _ in range(2):
+    opt = torch.optim.SGD([p, q, none])
+    opt.step()
+opt = torch.optim.Adam([p, none], lr=torch.tensor(0.1))
+opt.step()
+
+class Mine(torch.optim.Optimizer):
+    def step(self, closure=None): pass
+
+Mine([p], {}).step()
+"""
+
+
+def test_report_says_why(python, script):
+    _, err = python(*RUN, script(REASONS))
+    assert report(err) == [
+        "goptim: SGD: 2 optimizers, 2 steps; Go took 2 parameters (2 updates); torch took 2 parameters (2 updates):",
+        "goptim:   2 updates: it is torch.bfloat16",
+        "goptim: Adam: 1 optimizer, 1 step; torch took 1 parameter (1 update):",
+        "goptim:   1 update: its group's lr is a Tensor",
+        "goptim: Mine: 1 optimizer, 1 step; torch took 1 parameter (1 update):",
+        "goptim:   1 update: its class is not one of torch.optim's",
+    ]
+    _, err = python(*RUN, "-q", script(REASONS))
+    assert report(err) == []
+
+
+def test_a_program_without_optimizers(python, script):
+    assert python(*RUN, script("print(1)")) == ("1\n", "goptim: no optimizer took a step\n")
+
+
+SELF = """
+import sys, os, inspect
+print(__name__, __file__, sys.argv, sys.path[0], __doc__, __package__, __spec__ and __spec__.name)
+print(sys.modules["__main__"].__dict__ is globals(), sorted(k for k in globals() if not k.startswith("__")))
+import beside
+def f(): pass
+import pickle
+print(pickle.loads(pickle.dumps(f)) is f, beside.__name__, __annotations__ if "__annotations__" in globals() else {})
+"""
+
+
+@pytest.mark.parametrize("how", ["file", "module", "folder"])
+def test_a_program_finds_itself_as_ever(python, script, tmp_path, how):
+    (tmp_path / "pack").mkdir()
+    for name in ("pack/program.py", "pack/__main__.py"):
+        script(SELF, name)
+    for name in ("pack/__init__.py", "pack/beside.py", "beside.py"):
+        script("", name)
+    words = {"file": ["pack/program.py"], "module": ["-m", "pack.program"], "folder": ["pack"]}[how]
+    words += ["--lr", "1", "-m", "x", "--", "-q"]
+    expected, _ = python(*words)
+    out, _ = python(*RUN, *words)
+    assert out == expected
+
+
+ENDS = {
+    "returns": ("", 0),
+    "exits": ("import sys; sys.exit(3)", 3),
+    "exits with a word": ("raise SystemExit('word')", 1),
+    "raises": (
+        "def f():\n    raise ValueError('why')\ntry:\n    f()\nexcept ValueError as e:\n    raise KeyError(1) from e",
+        1,
+    ),
+    "has a hook": (
+        "import sys\nsys.excepthook = lambda *e: print(len(__import__('traceback').extract_tb(e[2])))\n1 / 0",
+        1,
+    ),
+    "is interrupted": ("raise KeyboardInterrupt", -signal.SIGINT),
+    "does not compile": ("x = (", 1),
+    "exits at once": ("import os; os._exit(5)", 5),
+    "forks": ("import os, sys\nif os.fork() == 0: sys.exit(0)\nos.wait()", 0),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_program_ends_as_ever(python, script, end):
+    text, code = ENDS[end]
+    program = script(text)
+    out, err = python(*RUN, program, code=code)
+    says = "" if end == "exits at once" else "goptim: no optimizer took a step\n"
+    expected = python(program, code=code)
+    assert (out, err) == (expected[0], expected[1] + says)
+
+
+@pytest.mark.parametrize("words", [["nowhere.py"], ["-m", "nowhere"]], ids=str)
+def test_a_program_that_is_not_there(python, words):
+    code = 1 if "-m" in words else 2
+    _, err = python(*RUN, "-q", *words, code=code)
+    assert err == python(*words, code=code)[1]
+
+
+SPAWNS = """
+import multiprocessing, torch
+
+def kind(*_):
+    return type(torch.optim.SGD([torch.zeros(1)])).__module__
+
+if __name__ == "__main__":
+    print(kind())
+    for method in ("fork", "spawn"):
+        with multiprocessing.get_context(method).Pool(1) as pool:
+            print(method, *pool.map(kind, [0]))
+"""
+
+
+def test_child_processes(python, script):
+    """A forked one has what its parent has; a spawned one is a Python of its own, unless the program itself patches."""
+    ours, theirs = "goptim.sgd", "torch.optim.sgd"
+    out, err = python(*RUN, script(SPAWNS))
+    assert out.split() == [ours, "fork", ours, "spawn", theirs]
+    assert report(err) == ["goptim: no optimizer took a step"]
+    out, _ = python(script("import goptim\ngoptim.patch()\n" + SPAWNS))
+    assert out.split() == [ours, "fork", ours, "spawn", ours]
+
+
+def test_help(python):
+    out, _ = python("-m", "goptim", "--help")
+    assert re.search(r"(?m)^ +run +run a program with torch.optim's optimizers in Go", out)
+    _, err = python("-m", "goptim", code=2)
+    assert "command" in err
+
+
+PAGE = (ROOT / "docs" / "run.md").read_text()
+
+
+def test_snippets_of_the_page_run(capsys):
+    snippets = re.findall(r"(?ms)^```python\n(.*?)^```", PAGE)
+    assert len(snippets) == 3
+    for code in snippets:
+        names = {"torch": torch, "model": torch.nn.Linear(3, 2)}
+        exec(code, names)
+        assert type(names["optimizer"]) is names["goptim"].AdamW
+        assert type(torch.optim.AdamW([torch.zeros(1)])) is torch.optim.AdamW
+    assert capsys.readouterr().out in PAGE
+
+
+def test_commands_of_the_page_run(python, script, tmp_path):
+    commands = re.findall(r"(?ms)^```sh\n(.*?)^```", PAGE)[0].splitlines()
+    (tmp_path / "package").mkdir()
+    for name in ("train.py", "package/train.py"):
+        script("import sys; print(sys.argv[1:])", name)
+    for command in commands:
+        word, *words = command.split()
+        assert word == "python"
+        out, err = python(*words)
+        assert out == "['--epochs', '3']\n"
+        assert " ".join(err.split()) in " ".join(PAGE.split())
