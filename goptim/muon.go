@@ -48,14 +48,6 @@ func (a LRAdjustment) ratio(rows, cols int) float64 {
 	return 1
 }
 
-// A MuonParam is a matrix to optimize, a hidden layer's weight.
-type MuonParam[T Float] struct {
-	Name       string // for error messages; may be empty
-	Value      []T    // Rows times Cols elements, row after row; changed in place by Step
-	Rows, Cols int
-	Grad       []T // as long as Value and only read; nil leaves the parameter out of the step
-}
-
 // Muon is the optimizer of Jordan et al., "Muon: An optimizer for hidden layers in neural networks",
 // https://kellerjordan.github.io/posts/muon, with the weight decay of Liu et al., "Muon is Scalable for LLM Training",
 // arXiv:2502.16982: momentum, made orthogonal by Newton-Schulz iterations in bfloat16. Momentum and the movement of the
@@ -64,15 +56,16 @@ type MuonParam[T Float] struct {
 type Muon[T Float] struct {
 	MuonOptions     // as the next Step uses them
 	Workers     int // as many threads as a Step may use; 0 means GOMAXPROCS
-	params      []*MuonParam[T]
+	params      []*Param[T]
 	momenta     [][]T
 	update      []T
 	schulz      newtonSchulz
 	row         [1]engine.Row
 }
 
-// NewMuon makes a Muon of params. The error wraps ErrOption or ErrParam.
-func NewMuon[T Float](params []*MuonParam[T], o MuonOptions) (*Muon[T], error) {
+// NewMuon makes a Muon of params, each a matrix by its Shape of two dimensions: a hidden layer's weight. The error wraps
+// ErrOption or ErrParam.
+func NewMuon[T Float](params []*Param[T], o MuonOptions) (*Muon[T], error) {
 	if o.LR == 0 {
 		o.LR = 1e-3
 	}
@@ -91,18 +84,12 @@ func NewMuon[T Float](params []*MuonParam[T], o MuonOptions) (*Muon[T], error) {
 	if err := o.check(); err != nil {
 		return nil, err
 	}
-	if len(params) == 0 {
-		return nil, fmt.Errorf("goptim: Muon: no parameters: %w", ErrParam)
+	if err := checkParams("Muon", params); err != nil {
+		return nil, err
 	}
 	m := &Muon[T]{MuonOptions: o, params: params, momenta: make([][]T, len(params))}
 	for i, p := range params {
-		if p == nil {
-			return nil, fmt.Errorf("goptim: Muon: parameter %d is nil: %w", i, ErrParam)
-		}
-		if slices.Contains(params[:i], p) {
-			return nil, fmt.Errorf("goptim: Muon: %s is given twice: %w", (&Param[T]{Name: p.Name}).describe(i), ErrParam)
-		}
-		if err := p.check(i, len(p.Value)); err != nil {
+		if err := p.checkMatrix(i, len(p.Value)); err != nil {
 			return nil, err
 		}
 		m.momenta[i] = make([]T, len(p.Value))
@@ -121,20 +108,20 @@ func (o *MuonOptions) check() error {
 	)
 }
 
-func (p *MuonParam[T]) check(i, elements int) error {
-	refuse := func(format string, a ...any) error {
-		what := (&Param[T]{Name: p.Name}).describe(i)
-		return fmt.Errorf("goptim: Muon: %s: %s: %w", what, fmt.Sprintf(format, a...), ErrParam)
-	}
+// checkMatrix reports what is wrong with a parameter that had a number of elements at first.
+func (p *Param[T]) checkMatrix(i, elements int) error {
+	m, err := p.matrices()
 	switch {
-	case p.Rows < 1 || p.Cols < 1:
-		return refuse("a matrix of %d rows and %d columns, expected at least 1 of both", p.Rows, p.Cols)
-	case len(p.Value)/p.Cols != p.Rows || len(p.Value)%p.Cols != 0:
-		return refuse("%d elements, expected %d rows of %d", len(p.Value), p.Rows, p.Cols)
+	case err != nil:
+	case m.batch != 1 || len(p.Shape) != 2:
+		err = fmt.Errorf("shape %v, expected two dimensions of at least 1: %w", p.Shape, ErrParam)
 	case len(p.Value) != elements:
-		return refuse("%d elements, expected %d as at first", len(p.Value), elements)
+		err = fmt.Errorf("%d elements, expected %d as at first: %w", len(p.Value), elements, ErrParam)
 	case p.Grad != nil && len(p.Grad) != len(p.Value):
-		return refuse("the gradient has %d elements, expected %d", len(p.Grad), len(p.Value))
+		err = fmt.Errorf("the gradient has %d elements, expected %d: %w", len(p.Grad), len(p.Value), ErrParam)
+	}
+	if err != nil {
+		return fmt.Errorf("goptim: Muon: %s: %w", p.describe(i), err)
 	}
 	return nil
 }
@@ -143,7 +130,7 @@ func (p *MuonParam[T]) check(i, elements int) error {
 func (m *Muon[T]) Step() error {
 	err := m.check()
 	for i, p := range m.params {
-		err = errors.Join(err, p.check(i, len(m.momenta[i])))
+		err = errors.Join(err, p.checkMatrix(i, len(m.momenta[i])))
 	}
 	if err != nil {
 		return err
@@ -156,6 +143,7 @@ func (m *Muon[T]) Step() error {
 		if p.Grad == nil {
 			continue
 		}
+		rows, cols := p.Shape[0], p.Shape[1]
 		m.update = sized(m.update, len(p.Value))
 		m.row[0] = engine.Row{
 			N:     int64(len(p.Value)),
@@ -166,10 +154,10 @@ func (m *Muon[T]) Step() error {
 		}
 		err := runMuon(m.toward(m.row[:]), threads, nil)
 		if err == nil {
-			err = orthogonalize(&m.schulz, m.update, p.Rows, p.Cols, &m.MuonOptions, threads)
+			err = orthogonalize(&m.schulz, m.update, rows, cols, &m.MuonOptions, threads)
 		}
 		if err == nil {
-			err = runMuon(m.movement(m.row[:], p.Rows, p.Cols), threads, nil)
+			err = runMuon(m.movement(m.row[:], rows, cols), threads, nil)
 		}
 		runtime.KeepAlive(m) // the row holds addresses
 		if err != nil {

@@ -16,8 +16,8 @@ import (
 
 func ExampleNewMuon() {
 	// A step of Muon turns and stretches as little as it can: all singular values of the update are near 1.
-	w := &goptim.MuonParam[float32]{Name: "w", Value: make([]float32, 6), Rows: 2, Cols: 3}
-	opt, err := goptim.NewMuon([]*goptim.MuonParam[float32]{w}, goptim.MuonOptions{LR: 1})
+	w := &goptim.Param[float32]{Name: "w", Value: make([]float32, 6), Shape: []int{2, 3}}
+	opt, err := goptim.NewMuon([]*goptim.Param[float32]{w}, goptim.MuonOptions{LR: 1})
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -70,13 +70,13 @@ func testMuon[T goptim.Float](t *testing.T) {
 func testMuonOf[T goptim.Float](t *testing.T, rows, cols, workers int) {
 	r := rand.New(rand.NewPCG(1, uint64(rows)))
 	n := rows * cols
-	p := &goptim.MuonParam[T]{Name: "w", Value: make([]T, n), Rows: rows, Cols: cols, Grad: make([]T, n)}
+	p := &goptim.Param[T]{Name: "w", Value: make([]T, n), Shape: []int{rows, cols}, Grad: make([]T, n)}
 	for i := range p.Value {
 		p.Value[i] = T(r.NormFloat64())
 	}
 	o := muon
 	o.Nesterov = workers == 2
-	opt, err := goptim.NewMuon([]*goptim.MuonParam[T]{p}, o)
+	opt, err := goptim.NewMuon([]*goptim.Param[T]{p}, o)
 	require.NoError(t, err)
 	opt.Workers = workers
 	momentum := mat.NewDense(rows, cols, nil)
@@ -116,10 +116,10 @@ func testMuonOf[T goptim.Float](t *testing.T, rows, cols, workers int) {
 func TestMuonAdjustsTheLearningRate(t *testing.T) {
 	moved := map[goptim.LRAdjustment]float64{}
 	for adjust := goptim.AdjustOriginal; adjust <= goptim.AdjustNone; adjust++ {
-		p := &goptim.MuonParam[float64]{Value: make([]float64, 8), Rows: 2, Cols: 4, Grad: []float64{1, 0, 2, 0, 0, 3, 0, 4}}
+		p := &goptim.Param[float64]{Value: make([]float64, 8), Shape: []int{2, 4}, Grad: []float64{1, 0, 2, 0, 0, 3, 0, 4}}
 		o := muon
 		o.AdjustLR = adjust
-		opt, err := goptim.NewMuon([]*goptim.MuonParam[float64]{p}, o)
+		opt, err := goptim.NewMuon([]*goptim.Param[float64]{p}, o)
 		require.NoError(t, err)
 		require.NoError(t, opt.Step())
 		moved[adjust] = p.Value[0]
@@ -131,8 +131,8 @@ func TestMuonAdjustsTheLearningRate(t *testing.T) {
 }
 
 func TestMuonDoesNotAllocate(t *testing.T) {
-	p := &goptim.MuonParam[float32]{Value: make([]float32, 50*70), Rows: 50, Cols: 70, Grad: make([]float32, 50*70)}
-	opt, err := goptim.NewMuon([]*goptim.MuonParam[float32]{p}, muon)
+	p := &goptim.Param[float32]{Value: make([]float32, 50*70), Shape: []int{50, 70}, Grad: make([]float32, 50*70)}
+	opt, err := goptim.NewMuon([]*goptim.Param[float32]{p}, muon)
 	require.NoError(t, err)
 	assert.Zero(t, testing.AllocsPerRun(10, func() {
 		if err := opt.Step(); err != nil {
@@ -142,8 +142,8 @@ func TestMuonDoesNotAllocate(t *testing.T) {
 }
 
 func TestMuonLeavesOutWhatHasNoGradient(t *testing.T) {
-	p := &goptim.MuonParam[float32]{Value: []float32{1, 2}, Rows: 1, Cols: 2}
-	opt, err := goptim.NewMuon([]*goptim.MuonParam[float32]{p}, muon)
+	p := &goptim.Param[float32]{Value: []float32{1, 2}, Shape: []int{1, 2}}
+	opt, err := goptim.NewMuon([]*goptim.Param[float32]{p}, muon)
 	require.NoError(t, err)
 	require.NoError(t, opt.Step())
 	assert.Equal(t, []float32{1, 2}, p.Value)
@@ -155,24 +155,28 @@ func TestMuonLeavesOutWhatHasNoGradient(t *testing.T) {
 }
 
 func TestMuonRefuses(t *testing.T) {
-	good := goptim.MuonParam[float32]{Name: "w", Value: make([]float32, 6), Rows: 2, Cols: 3, Grad: make([]float32, 6)}
-	for says, spoil := range map[string]func(p *goptim.MuonParam[float32]){
-		"parameter 0 (w): a matrix of 0 rows and 3 columns": func(p *goptim.MuonParam[float32]) { p.Rows = 0 },
-		"a matrix of 2 rows and -1 columns":                 func(p *goptim.MuonParam[float32]) { p.Cols = -1 },
-		"6 elements, expected 2 rows of 4":                  func(p *goptim.MuonParam[float32]) { p.Cols = 4 },
-		"6 elements, expected 3 rows of 3":                  func(p *goptim.MuonParam[float32]) { p.Rows = 3 },
-		"the gradient has 5 elements, expected 6":           func(p *goptim.MuonParam[float32]) { p.Grad = make([]float32, 5) },
+	good := goptim.Param[float32]{Name: "w", Value: make([]float32, 6), Shape: []int{2, 3}, Grad: make([]float32, 6)}
+	for says, spoil := range map[string]func(p *goptim.Param[float32]){
+		"parameter 0 (w): shape [0 3], expected one of 6 elements": func(p *goptim.Param[float32]) { p.Shape = []int{0, 3} },
+		"shape [2 -1], expected one of 6 elements":                 func(p *goptim.Param[float32]) { p.Shape = []int{2, -1} },
+		"shape [2 4], expected one of 6 elements":                  func(p *goptim.Param[float32]) { p.Shape = []int{2, 4} },
+		"shape [6], expected two dimensions":                       func(p *goptim.Param[float32]) { p.Shape = []int{6} },
+		"shape [1 2 3], expected two dimensions":                   func(p *goptim.Param[float32]) { p.Shape = []int{1, 2, 3} },
+		"shape [2 3 1], expected two dimensions":                   func(p *goptim.Param[float32]) { p.Shape = []int{2, 3, 1} },
+		"shape [], expected two dimensions":                        func(p *goptim.Param[float32]) { p.Shape = nil },
+		"shape [0 3], expected two dimensions":                     func(p *goptim.Param[float32]) { p.Shape, p.Value, p.Grad = []int{0, 3}, nil, nil },
+		"the gradient has 5 elements, expected 6":                  func(p *goptim.Param[float32]) { p.Grad = make([]float32, 5) },
 	} {
 		p := good
 		spoil(&p)
-		_, err := goptim.NewMuon([]*goptim.MuonParam[float32]{&p}, muon)
+		_, err := goptim.NewMuon([]*goptim.Param[float32]{&p}, muon)
 		require.ErrorIs(t, err, goptim.ErrParam)
 		require.ErrorContains(t, err, says)
 	}
 	p := good
-	opt, err := goptim.NewMuon([]*goptim.MuonParam[float32]{&p}, muon)
+	opt, err := goptim.NewMuon([]*goptim.Param[float32]{&p}, muon)
 	require.NoError(t, err)
-	p.Value, p.Rows, p.Grad = make([]float32, 9), 3, nil
+	p.Value, p.Shape, p.Grad = make([]float32, 9), []int{3, 3}, nil
 	require.ErrorContains(t, opt.Step(), "9 elements, expected 6 as at first")
 	for _, spoil := range []func(o *goptim.MuonOptions){
 		func(o *goptim.MuonOptions) { o.LR = -1 },
@@ -184,12 +188,12 @@ func TestMuonRefuses(t *testing.T) {
 	} {
 		o := muon
 		spoil(&o)
-		_, err := goptim.NewMuon([]*goptim.MuonParam[float32]{&good}, o)
+		_, err := goptim.NewMuon([]*goptim.Param[float32]{&good}, o)
 		require.ErrorIs(t, err, goptim.ErrOption)
 	}
-	_, err = goptim.NewMuon([]*goptim.MuonParam[float32]{&good, &good}, muon)
+	_, err = goptim.NewMuon([]*goptim.Param[float32]{&good, &good}, muon)
 	require.ErrorContains(t, err, "parameter 1 (w) is given twice")
-	_, err = goptim.NewMuon([]*goptim.MuonParam[float32]{&good, nil}, muon)
+	_, err = goptim.NewMuon([]*goptim.Param[float32]{&good, nil}, muon)
 	require.ErrorContains(t, err, "parameter 1 is nil")
 	_, err = goptim.NewMuon[float32](nil, muon)
 	require.ErrorIs(t, err, goptim.ErrParam)
@@ -200,11 +204,11 @@ func TestMuonRefuses(t *testing.T) {
 func BenchmarkMuon(b *testing.B) {
 	for _, n := range []int{64, 1024} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
-			p := &goptim.MuonParam[float32]{Value: make([]float32, n*n), Rows: n, Cols: n, Grad: make([]float32, n*n)}
+			p := &goptim.Param[float32]{Value: make([]float32, n*n), Shape: []int{n, n}, Grad: make([]float32, n*n)}
 			for i := range p.Grad {
 				p.Grad[i] = rand.Float32()
 			}
-			opt, err := goptim.NewMuon([]*goptim.MuonParam[float32]{p}, muon)
+			opt, err := goptim.NewMuon([]*goptim.Param[float32]{p}, muon)
 			require.NoError(b, err)
 			for b.Loop() {
 				if err := opt.Step(); err != nil {
