@@ -1,8 +1,15 @@
 package kernel_test
 
 import (
+	"go/ast"
+	"go/parser"
+	"go/token"
 	"math"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
 	"testing"
 	"unsafe"
 
@@ -50,9 +57,9 @@ func behind[S any, T kernel.Float](numbers int, f kernel.Func[S, T]) kernel.Func
 	}
 }
 
-// withGrad gives a kernel its gradient for a state, which it only reads.
+// withGrad gives a kernel its gradient for states, which it only reads.
 func withGrad[S any, T kernel.Float](f kernel.Func[S, T]) kernel.Func[S, T] {
-	return func(h *S, p, g []T, _ [3][]T) { f(h, p, g, [3][]T{g}) }
+	return func(h *S, p, g []T, _ [3][]T) { f(h, p, g, [3][]T{g, g, g}) }
 }
 
 // kernels are those of one type of elements.
@@ -78,6 +85,7 @@ type kernels[T kernel.Float] struct {
 
 	momentum kernel.Func[kernel.MuonMomentum, T]
 	update   kernel.Func[kernel.MuonUpdate, T]
+	combine  kernel.Func[kernel.Combine, T]
 }
 
 func variants32() []variant[float32] {
@@ -92,7 +100,7 @@ func variants32() []variant[float32] {
 			f32.HFAdafactorMoment, f32.HFAdafactorSquares, f32.HFAdafactorFactor, f32.HFAdafactorRow, f32.HFAdafactorVector,
 			f32.HFAdafactorStep,
 		},
-		f32.MuonMomentum, f32.MuonUpdate,
+		f32.MuonMomentum, f32.MuonUpdate, f32.Combine,
 	})
 }
 
@@ -108,7 +116,7 @@ func variants64() []variant[float64] {
 			f64.HFAdafactorMoment, f64.HFAdafactorSquares, f64.HFAdafactorFactor, f64.HFAdafactorRow, f64.HFAdafactorVector,
 			f64.HFAdafactorStep,
 		},
-		f64.MuonMomentum, f64.MuonUpdate,
+		f64.MuonMomentum, f64.MuonUpdate, f64.Combine,
 	})
 }
 
@@ -187,6 +195,7 @@ func variants[T kernel.Float](k kernels[T]) []variant[T] {
 		variantOf("muon momentum", 3, k.momentum, kernel.MuonMomentum{C: kernel.WeightOf[T](.1), Momentum: kernel.WeightOf[T](.9)}),
 		variantOf("muon nesterov", 3, k.momentum, kernel.MuonMomentum{C: kernel.WeightOf[T](.7), Momentum: kernel.WeightOf[T](.3), Nesterov: 1}),
 		variantOf("muon update", 2, k.update, kernel.MuonUpdate{Decay: .99, Step: -.1}),
+		variantOf("combine", 2, withGrad(k.combine), kernel.Combine{A: [4]float64{.1, .2, .3, .4}}),
 	}
 }
 
@@ -333,4 +342,32 @@ func TestPrefetchOfWrongAddressesIsHarmless(t *testing.T) {
 		kernel.Prefetch([]uintptr{0, 1, 1 << 62, ^uintptr(0)}, lines)
 		kernel.Prefetch(nil, lines)
 	}
+}
+
+// TestEveryKernelIsTested looks for every kernel's name in the tests of this folder, for both types of elements.
+func TestEveryKernelIsTested(t *testing.T) {
+	tests, err := filepath.Glob("*_test.go")
+	require.NoError(t, err)
+	var text strings.Builder
+	for _, name := range tests {
+		content, err := os.ReadFile(name)
+		require.NoError(t, err)
+		text.Write(content)
+	}
+	kernels, err := filepath.Glob("f32/*.go")
+	require.NoError(t, err)
+	found := 0
+	for _, name := range kernels {
+		file, err := parser.ParseFile(token.NewFileSet(), name, nil, parser.SkipObjectResolution)
+		require.NoError(t, err)
+		for _, d := range file.Decls {
+			if f, ok := d.(*ast.FuncDecl); ok && f.Name.IsExported() {
+				found++
+				for _, of := range []string{"f32.", "f64."} {
+					assert.True(t, regexp.MustCompile(regexp.QuoteMeta(of+f.Name.Name)+`\b`).MatchString(text.String()), "%s%s has no test", of, f.Name.Name)
+				}
+			}
+		}
+	}
+	assert.Greater(t, found, 30)
 }
