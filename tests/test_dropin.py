@@ -921,3 +921,24 @@ def test_every_class_says_what_it_computes(optimizer):
     assert "state" in text
     assert re.search("bits|tolerance", text)
     assert re.search(r"\(\d{4}\)| \d{4}|arxiv|openreview", text), "no paper"
+
+
+def test_adamw_whose_group_says_that_it_is_adams():
+    """torch keeps the flag in the group, where it can be changed, as by a state that Adam has saved."""
+    if "decoupled_weight_decay" not in torch.optim.AdamW([leaf(1)]).defaults:
+        pytest.skip("this torch has no such flag")
+
+    def make(optimizer, **flags):
+        torch.manual_seed(0)
+        opt = optimizer([leaf(3, 4)], lr=0.1, weight_decay=0.3, **flags)
+        opt.param_groups[0]["decoupled_weight_decay"] = False
+        for _ in range(3):
+            params_of(opt)[0].grad = torch.randn(3, 4)
+            opt.step()
+        return opt
+
+    with ieee_sqrt():
+        ours, theirs = make(goptim.AdamW), make(torch.optim.AdamW, foreach=False)
+    assert_bit_equal(params_of(ours), params_of(theirs))
+    assert_bit_equal(states_of(ours), states_of(theirs))
+    assert [row.to for row in goptim.explain(ours)] == ["torch"]

@@ -112,4 +112,7 @@ class AdamW(_AdamWBase, torch.optim.AdamW):  # type: ignore[misc, valid-type]
     """
 
     twin = torch.optim.AdamW
-    scalars = _Moments.scalars
+
+    def scalars(self, group: dict[str, Any]) -> tuple[Any, ...]:
+        # A group may say that it is Adam's, after all: None leaves it to torch.
+        return (*_Moments.scalars(self, group), *(() if group.get("decoupled_weight_decay", True) else (None,)))
