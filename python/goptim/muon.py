@@ -26,6 +26,9 @@ _UPDATE = 6
 _SMALL = 1 << 16
 _BATCH = 1 << 22
 
+# So many sums are tried out: whether a product is fused into one shows in one of a hundred, if they cancel to 8 bits.
+_TRIED = 1 << 11
+
 
 class Muon(GoStep, torch.optim.Muon):
     r"""torch.optim.Muon with its elementwise work in Go: the same arguments, state and bits.
@@ -50,6 +53,7 @@ class Muon(GoStep, torch.optim.Muon):
 
     twin = torch.optim.Muon
     counts = False
+    elementwise = False
 
     def columns(self, group: dict[str, Any]) -> tuple[str | None, ...]:
         return ("momentum_buffer",)
@@ -136,8 +140,9 @@ def _ways() -> tuple[object, ...]:
 def _batch_is_exact(shape: torch.Size, coefficients: tuple[float, float, float], *ways: object) -> bool:
     """Whether a batch's products have the bits of their matrices' own, here and now.
 
-    torch may sum them in another order. So they are tried out on matrices whose products cancel, but for what rounding
-    has left, and that is another number in another order.
+    torch may sum them in another order, or fuse what it adds to them. So they are tried out on matrices whose products
+    cancel, but for what rounding has left, and that is another number in another order; and on sums of a product and
+    a matrix that cancel each other.
     """
     n, m, k = shape[0], min(shape[1:]), max(shape[1:])
     a, b, c = coefficients
@@ -161,6 +166,10 @@ def _batch_is_exact(shape: torch.Size, coefficients: tuple[float, float, float],
         one_by_one = [torch.addmm(*terms, beta=beta, alpha=alpha) for terms in zip(start, left, right, strict=True)]
         return torch.equal(torch.baddbmm(start, left, right, beta=beta, alpha=alpha), torch.stack(one_by_one))
 
+    def opposite(left: Tensor, right: Tensor, beta: float, alpha: float) -> Tensor:
+        product = torch.stack([x @ y for x, y in zip(left.float(), right.float(), strict=True)])
+        return (product * (-alpha / (beta or 1))).bfloat16()
+
     left, right = cancelling(m, k, m)
     for x, y in zip(laid_out(left), laid_out(right.mT), strict=True):
         if not torch.equal(x @ y.mT, torch.stack([p @ q.T for p, q in zip(x, y, strict=True)])):
@@ -170,4 +179,14 @@ def _batch_is_exact(shape: torch.Size, coefficients: tuple[float, float, float],
         return False
     left, right = cancelling(m, m, k)
     starts = laid_out(normal(n, m, k))
-    return all(exact(start, left, x, a, 1) for start, x in zip(starts, laid_out(right), strict=True))
+    if not all(exact(start, left, x, a, 1) for start, x in zip(starts, laid_out(right), strict=True)):
+        return False
+    for _ in range(1 + _TRIED // (n * m * m)):
+        left, right = normal(n, m, m), normal(n, m, m)
+        if not exact(opposite(left, right, b, c), left, right, b, c):
+            return False
+        right = normal(n, m, k)
+        starts = laid_out(opposite(left, right, a, 1))
+        if not all(exact(start, left, x, a, 1) for start, x in zip(starts, laid_out(right), strict=True)):
+            return False
+    return True
