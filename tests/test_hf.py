@@ -191,7 +191,7 @@ def test_hyperparameters_change_between_steps():
         twins.step(step=step)
 
 
-def test_schedule_of_transformers():
+def test_schedule_of_transformers(go_only):
     twins = Twins([normal((5, 7), torch.float32, 0)], {"warmup_init": True})
     schedules = [transformers.AdafactorSchedule(opt) for opt in (twins.ours, twins.theirs)]
     for step in range(4):

@@ -146,7 +146,9 @@ class Adafactor(Optimizer):
 
     def _why_torch(self, group: dict[str, Any]) -> str | None:
         """Why Go takes nothing of a group; None if it may."""
-        numbers = [v for k, v in group.items() if k in self.defaults and k != "eps"] + [*group["eps"]]
+        # With a relative step nothing reads lr, where transformers' AdafactorSchedule then leaves a tensor.
+        unread = ("eps", "lr") if group["relative_step"] else ("eps",)
+        numbers = [v for k, v in group.items() if k in self.defaults and k not in unread] + [*group["eps"]]
         if not all(x is None or isinstance(x, (float, int)) for x in numbers):
             return _step.not_numbers(group)
         if group["lr"] is None and not group["relative_step"]:
