@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from goptim import _native, _sparse
+from goptim import _dtensor, _native, _sparse
 
 # Where a table's columns are (goptim/table.go).
 _WORDS = 8
@@ -51,6 +51,9 @@ class GoStep(Optimizer):
 
     sums: ClassVar[bool] = True
     """Whether sparse gradients of one row are added up before a step, instead of being steps themselves."""
+
+    elementwise: ClassVar[bool] = True
+    """Whether an element's update depends on no other element, so that a part of a parameter can be stepped alone."""
 
     _table: ClassVar[type[_Table]]  # below
 
@@ -234,7 +237,7 @@ class _Table:
         """
         if g.layout is torch.sparse_coo and self.sparse_scalars is not None:
             return self._why_torch_sparse(p, g, state)
-        why = self._why_not(p) or _why_not_grad(g)
+        why = self._why_not(p) or _why_not_grad(_dtensor.local(g))
         if why is not None:
             return why
         if not self.optimizer.dense:
@@ -253,10 +256,8 @@ class _Table:
                 self._require_shape(p, what, t, shape)
             if t.dtype != p.dtype or t.device != p.device or t.layout != p.layout or t.is_nested:
                 wrong.append(f"{what} is {t.dtype} on {t.device}, {t.layout}")
-            elif type(t) is not Tensor:
-                odd = odd or f"{what} is a {type(t).__name__}"
-            elif not (_alike(p, t) if shape == p.shape else t.is_contiguous()):
-                odd = odd or f"{what} is laid out otherwise than the parameter"
+            elif odd is None and (why := _why_unlike(p, t)) is not None:
+                odd = f"{what} {why}"
         for key in self.numbers if not fresh else ():
             n = state.get(key)
             if not isinstance(n, Tensor) or n.dim() or not n.is_cpu or n.is_sparse or n.is_complex():
@@ -266,6 +267,8 @@ class _Table:
         return _Misfit(", ".join(wrong)) if wrong else odd
 
     def _why_not(self, p: Tensor) -> str | None:
+        if self.optimizer.elementwise and _dtensor.is_dtensor(p):
+            return _dtensor.why_not(p) or _why_not(_dtensor.local(p))
         return _why_not(p)
 
     def _shapes(self, p: Tensor) -> dict[str, torch.Size]:
@@ -304,7 +307,13 @@ class _Table:
 
     def _add(self, p: Tensor, g: Tensor, state: dict[str, Any], kind: int = 0) -> None:
         places = self._places(p)
-        words = [state[x].data_ptr() if isinstance(x, str) else x or 0 for x in places]
+        states = [state[x] for x in places if isinstance(x, str)]
+        self.written += [p, *states]
+        if type(p) not in _PLAIN:
+            p, g, *states = (_dtensor.local(t) for t in (p, g, *states))
+            self.written += [p, *states]
+        addresses = iter([t.data_ptr() for t in states])
+        words = [next(addresses) if isinstance(x, str) else x or 0 for x in places]
         words += [0] * (3 - len(words))
         kind |= _DTYPES[p.dtype]
         step = 0
@@ -317,7 +326,6 @@ class _Table:
         at = self.n * _WORDS
         self.words[at : at + _WORDS] = array("Q", [p.numel(), kind, p.data_ptr(), g.data_ptr(), step, *words])
         self.n += 1
-        self.written += [p, *(state[key] for key in places if isinstance(key, str))]
         self.grads.append(g)
 
     def _require_shape(self, p: Tensor, what: str, t: Tensor, shape: torch.Size) -> None:
@@ -449,6 +457,16 @@ def _why_not_grad(g: Tensor) -> str | None:
     if g.is_nested:
         return "its gradient is a nested tensor"
     return "its gradient is a negative or conjugate view" if g.is_neg() or g.is_conj() else None
+
+
+def _why_unlike(p: Tensor, t: Tensor) -> str | None:
+    """Why Go does not take a gradient or a state beside its parameter, whose dtype and device it has."""
+    if type(t) is not (Tensor if type(p) in _PLAIN else type(p)):
+        return f"is a {type(t).__name__}"
+    if type(p) not in _PLAIN and (why := _dtensor.why_apart(p, t)) is not None:
+        return why
+    alike = t.is_contiguous() if t.shape != p.shape else _alike(_dtensor.local(p), _dtensor.local(t))
+    return None if alike else "is laid out otherwise than the parameter"
 
 
 def _dense(t: Tensor) -> bool:

@@ -76,6 +76,7 @@ class Adafactor(GoStep, torch.optim.Adafactor):
 
     twin = torch.optim.Adafactor
     _table = _FactoredTable
+    elementwise = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         foreign = sorted(_HUGGING_FACE & kwargs.keys())

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from goptim import _dtensor
+
 __all__ = ["assert_bit_equal", "ieee_sqrt", "ulp_distance"]
 
 _BITS = {
@@ -36,13 +38,15 @@ def ieee_sqrt() -> Iterator[None]:
     The builds of torch on PyPI take the square roots of float32 and float64 tensors on the CPU from Intel's MKL, which
     is one ulp off for up to one value in six, differently on AMD and Intel. goptim, torch's fused optimizers, and
     builds of torch without MKL round correctly; so does torch's for-loop within this context. It is for the whole
-    process, not for one thread, and needs NumPy.
+    process, not for one thread, and needs NumPy. Of a DTensor, each process takes the roots of its part.
     """
     import numpy as np
 
     sqrt, sqrt_ = torch.Tensor.sqrt, torch.Tensor.sqrt_
 
     def exact(x: Tensor) -> Tensor:
+        if _dtensor.is_dtensor(x):
+            return _dtensor.like(x, exact(_dtensor.local(x)))
         if type(x) not in (Tensor, torch.nn.Parameter) or not x.is_cpu or x.dtype not in (torch.float32, torch.float64):
             return sqrt(x)
         with np.errstate(invalid="ignore"):

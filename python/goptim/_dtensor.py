@@ -1,0 +1,60 @@
+"""DTensors, as FSDP2 makes them: where every element is updated alone, each process steps its own part."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from torch import Tensor
+
+
+def is_dtensor(t: Tensor) -> bool:
+    """Whether t is a DTensor, and of no class derived from it."""
+    module = sys.modules.get("torch.distributed.tensor")  # without it, nobody has made any
+    return module is not None and type(t) is getattr(module, "DTensor", None)
+
+
+def local(t: Tensor) -> Tensor:
+    """This process's part of a DTensor, when it is complete; any other tensor itself."""
+    if not is_dtensor(t):
+        return t
+    part: Any = t._local_tensor  # type: ignore[attr-defined]  # to_local makes a view, which autograd would follow
+    if type(part) is not Tensor:
+        from torch.distributed._functional_collectives import AsyncCollectiveTensor
+
+        if isinstance(part, AsyncCollectiveTensor):
+            part.trigger_wait()  # type: ignore[no-untyped-call]
+            return part.elem
+    return part  # type: ignore[no-any-return]
+
+
+def like(t: Any, part: Tensor) -> Tensor:
+    """A DTensor of another part, placed as t."""
+    return type(t).from_local(  # type: ignore[no-any-return]
+        part, t.device_mesh, t.placements, run_check=False, shape=t.shape, stride=t.stride()
+    )
+
+
+def why_not(p: Any) -> str | None:
+    """Why the parts of a DTensor cannot be stepped alone; None if they can."""
+    if any(placement.is_partial() for placement in p.placements):
+        return f"it is a DTensor placed as {p.placements}"
+    return None
+
+
+def why_apart(p: Any, t: Any) -> str | None:
+    """Why the parts of a DTensor's gradient or state do not belong to its own parts; None if they do.
+
+    torch then brings them there, with its collectives.
+    """
+    if t.placements != p.placements or t.device_mesh != p.device_mesh or _shard_order(t) != _shard_order(p):
+        return f"is placed as {t.placements}, and the parameter as {p.placements}"
+    a, b = local(p), local(t)
+    if type(b) is not Tensor or (b.shape, b.dtype, b.device, b.layout) != (a.shape, a.dtype, a.device, a.layout):
+        return f"is here a {type(b).__name__} of {b.dtype}, {b.layout} and shape {tuple(b.shape)}"
+    return None
+
+
+def _shard_order(t: Any) -> object:
+    """Which of two meshes' dimensions divides a dimension first; before torch 2.10 there is no choice."""
+    return getattr(t._spec, "shard_order", None)

@@ -1,0 +1,553 @@
+"""goptim in two processes that train together: DTensors, DDP, ZeRO, FSDP and checkpoints, over gloo.
+
+Every test does the same with torch's class and with ours, on both ranks, and compares bits. The two processes live as
+long as the module, because importing torch and meeting each other takes seconds.
+"""
+
+import contextlib
+import functools
+import multiprocessing
+import tempfile
+import time
+import traceback
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from configurations import ELEMENTWISE
+from torch.nn import Parameter
+
+import goptim
+from goptim import _core
+from goptim.testing import assert_bit_equal, ieee_sqrt
+
+pytestmark = pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="torch without gloo")
+
+RANKS = 2
+PATIENCE = 20  # seconds for one test, beyond which both ranks are killed
+OPTIONS = {"SGD": {"lr": 0.1, "momentum": 0.9}}
+OLD = torch.__version__.startswith("2.6.")
+
+every = pytest.mark.parametrize("name", ELEMENTWISE)
+few = pytest.mark.parametrize("name", ["AdamW", "SGD", "ASGD"])
+
+
+class Ranks:
+    """Processes with one process group; calling it runs a function of this module in each of them."""
+
+    def __init__(self):
+        self.processes = []
+
+    def start(self):
+        context = multiprocessing.get_context("spawn")
+        self.folder = tempfile.TemporaryDirectory()
+        pipes = [context.Pipe() for _ in range(RANKS)]
+        self.connections = [ours for ours, _ in pipes]
+        args = [(rank, theirs, self.folder.name) for rank, (_, theirs) in enumerate(pipes)]
+        self.processes = [context.Process(target=serve, args=a, daemon=True) for a in args]
+        for process in self.processes:
+            process.start()
+
+    def stop(self):
+        for process in self.processes:
+            process.kill()
+            process.join()
+        if self.processes:
+            self.folder.cleanup()
+        self.processes = []
+
+    def __call__(self, function, *args):
+        if not self.processes:
+            self.start()
+        errors = {}
+        try:
+            for connection in self.connections:
+                connection.send((function, args))
+            end = time.monotonic() + PATIENCE
+            for rank, connection in enumerate(self.connections):
+                if not connection.poll(max(0, end - time.monotonic())):
+                    errors[rank] = "it hangs"
+                elif (error := connection.recv()) is not None:
+                    errors[rank] = error
+        except (EOFError, OSError) as e:
+            errors[RANKS] = f"a rank has died: {e}"
+        if errors:
+            self.stop()  # they may be in different places now
+            pytest.fail("\n".join(f"rank {rank}: {error}" for rank, error in errors.items()), pytrace=False)
+
+
+def serve(rank, connection, folder):
+    """What a rank does: run what it is sent, and answer None or a traceback."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=RANKS)
+    with contextlib.suppress(EOFError):
+        while True:
+            function, args = connection.recv()
+            try:
+                torch.manual_seed(0)
+                with ieee_sqrt():
+                    function(*args)
+                dist.barrier()
+                connection.send(None)
+            except BaseException:
+                connection.send(traceback.format_exc())
+
+
+@pytest.fixture(scope="module")
+def ranks():
+    ranks = Ranks()
+    yield ranks
+    ranks.stop()
+
+
+@functools.cache
+def mesh():
+    return dist.device_mesh.init_device_mesh("cpu", (RANKS,))
+
+
+def twins(name):
+    """torch's class and ours."""
+    return getattr(torch.optim, name), getattr(goptim, name)
+
+
+@contextlib.contextmanager
+def go():
+    """How many rows each call of Go has, as it steps as ever."""
+    calls = []
+    before = {name: getattr(_core, name) for name in ELEMENTWISE}
+
+    def counted(function, table, rows, *args):
+        calls.append(rows)
+        return function(table, rows, *args)
+
+    for name, function in before.items():
+        setattr(_core, name, functools.partial(counted, function))
+    try:
+        yield calls
+    finally:
+        for name, function in before.items():
+            setattr(_core, name, function)
+
+
+def params_of(opt):
+    return [p for group in opt.param_groups for p in group["params"]]
+
+
+def plain(x):
+    """Tensors as they are here, and of DTensors how they are placed and what of them is here."""
+    from torch.distributed.tensor import DTensor
+
+    if isinstance(x, dict):
+        return {key: plain(value) for key, value in x.items()}
+    if isinstance(x, (list, tuple)):
+        return [plain(value) for value in x]
+    if isinstance(x, DTensor):
+        part = x.detach().to_local()
+        return ["DTensor", str(x.placements), tuple(x.shape), part.stride(), part.clone()]
+    return x.detach().clone() if isinstance(x, torch.Tensor) else x
+
+
+def everything(opt):
+    return plain([params_of(opt), [opt.state.get(p, {}) for p in params_of(opt)]])
+
+
+def dtensor(shape, placements, dtype=torch.float32, scale=1.0):
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(torch.randn(shape, dtype=dtype) * scale, mesh(), placements)
+
+
+def placed():
+    """Parameters of every kind: two ranks have one row more or less than each other, or all, or none."""
+    from torch.distributed.tensor import Replicate, Shard
+
+    return [
+        Parameter(dtensor((5, 3), [Shard(0)])),
+        Parameter(dtensor((2 if OLD else 1, 4), [Shard(0)])),  # in torch 2.6 an empty part has another shape
+        Parameter(dtensor((4, 7), [Shard(1)])),
+        Parameter(dtensor((300, 33), [Shard(0)])),
+        Parameter(dtensor((8,), [Shard(0)], torch.float64)),
+        Parameter(dtensor((6, 5), [Replicate()])),
+        Parameter(dtensor((), [Replicate()])),
+    ]
+
+
+def train_dtensors(optimizer, name, make=placed, steps=3, grad=None, between=lambda i, opt: None, part=lambda t: t):
+    """Train DTensors; or, with part, what of them is here."""
+    torch.manual_seed(1)
+    wholes = make()
+    placements = [p.placements for p in wholes]
+    opt = optimizer([Parameter(part(p.detach())) for p in wholes], **OPTIONS.get(name, {}))
+    for i in range(steps):
+        for p, whole, at in zip(params_of(opt), wholes, placements, strict=True):
+            g = dtensor(whole.shape, at, whole.dtype, 10.0 ** (i - 1))
+            p.grad = part(grad(g) if grad else g)
+        opt.step()
+        between(i, opt)
+    return opt
+
+
+def here(t):
+    return t.to_local().clone()
+
+
+def step_dtensors(name):
+    torchs, optimizer = twins(name)
+    with go() as calls:
+        ours = train_dtensors(optimizer, name)
+        assert calls == [len(params_of(ours))] * 3, calls
+    if name != "Rprop":  # of which torch's own cannot step all DTensors
+        assert_bit_equal(everything(ours), everything(train_dtensors(torchs, name)))
+    parts = train_dtensors(torchs, name, part=here)
+    for p, part in zip(params_of(ours), params_of(parts), strict=True):
+        assert_bit_equal(here(p.detach()), part)
+        for key, t in ours.state[p].items():
+            assert_bit_equal(here(t) if key not in ("step", "eta", "mu", "mu_product") else t, parts.state[part][key])
+
+
+@every
+def test_dtensors_go_to_go(name, ranks):
+    ranks(step_dtensors, name)
+
+
+def version_counters(name):
+    ours = train_dtensors(twins(name)[1], name)
+    tensors = [t for p in params_of(ours) for t in (p, *ours.state[p].values()) if t.dim()]
+    tensors += [t._local_tensor for t in tensors]
+    before = [t._version for t in tensors]
+    p = params_of(ours)[0]
+    for saved in (lambda: p, lambda: p.to_local()):
+        square = saved().pow(2).sum()
+        ours.step()
+        with pytest.raises(RuntimeError, match=r"modified (by an )?inplace"):
+            square.backward()
+    assert all(t._version > v for t, v in zip(tensors, before, strict=True))
+
+
+@every
+def test_versions_of_dtensors_and_of_their_parts(name, ranks):
+    ranks(version_counters, name)
+
+
+def one_of_placed():
+    return placed()[:1]
+
+
+def two_of_placed():
+    return placed()[:2]
+
+
+def late_gradients(name):
+    """Rank 1 is late, so that rank 0 steps before the sum of the gradients is there."""
+    from torch.distributed._functional_collectives import AsyncCollectiveTensor
+    from torch.distributed.tensor import DTensor, Partial, Replicate
+
+    def run(optimizer):
+        p = Parameter(dtensor((1 << 16,), [Replicate()]))
+        opt = optimizer([p], **OPTIONS.get(name, {}))
+        for _ in range(2):
+            if dist.get_rank() == 1:
+                time.sleep(0.3)
+            sums = DTensor.from_local(torch.randn(p.shape), mesh(), [Partial()], run_check=False)
+            p.grad = sums.redistribute(mesh(), [Replicate()], async_op=True)
+            assert type(p.grad._local_tensor) is AsyncCollectiveTensor
+            opt.step()
+        return everything(opt)
+
+    torchs, optimizer = twins(name)
+    torch.manual_seed(dist.get_rank())
+    expected = run(torchs)
+    torch.manual_seed(dist.get_rank())
+    with go() as calls:
+        assert_bit_equal(run(optimizer), expected)
+    assert calls == [1, 1]
+
+
+@few
+def test_gradients_that_are_still_on_their_way(name, ranks):
+    ranks(late_gradients, name)
+
+
+def partial_sums(g):
+    from torch.distributed.tensor import DTensor, Partial
+
+    return DTensor.from_local(g.full_tensor() / RANKS, mesh(), [Partial()], run_check=False)
+
+
+def placed_otherwise(g):
+    from torch.distributed.tensor import Replicate, Shard
+
+    return g.redistribute(mesh(), [Replicate() if g.placements[0].is_shard() else Shard(0)])
+
+
+def replicated(g):
+    from torch.distributed.tensor import Replicate
+
+    return g.redistribute(mesh(), [Replicate()])
+
+
+def replicated_state(i, opt):
+    for state in opt.state.values():
+        state.update({key: replicated(t) for key, t in state.items() if t.dim()})
+
+
+def gaps(g):
+    """The same gradient, in a part whose elements do not lie one after the other."""
+    from torch.distributed.tensor import DTensor
+
+    part = here(g).repeat_interleave(2, -1)[..., ::2]
+    return DTensor.from_local(part, g.device_mesh, g.placements, run_check=False, shape=g.shape, stride=g.stride())
+
+
+def of_bfloat16():
+    return [Parameter(p.detach().bfloat16()) for p in placed()[:4]]
+
+
+# What Go does not take of DTensors: arguments of train_dtensors, and how many of the parameters are Go's at each step.
+OTHERS = {
+    "partial gradients": ({"grad": partial_sums}, []),
+    "gradients placed otherwise": ({"grad": placed_otherwise}, []),
+    "gradients with gaps": ({"grad": gaps, "make": one_of_placed}, []),
+    "states placed otherwise": ({"between": replicated_state}, [2]),
+    "bfloat16": ({"make": of_bfloat16}, []),
+}
+
+
+def leave_to_torch(name, what):
+    kwargs, expected_calls = OTHERS[what]
+
+    def run(optimizer):
+        try:
+            return everything(train_dtensors(optimizer, name, **{"make": two_of_placed} | kwargs))
+        except RuntimeError as e:  # newer releases of torch refuse some
+            return ["refused", str(e)]
+
+    torchs, optimizer = twins(name)
+    expected = run(torchs)
+    with go() as calls:
+        ours = run(optimizer)
+    assert calls == expected_calls, calls
+    assert_bit_equal(ours, expected)
+
+
+@few
+@pytest.mark.parametrize("what", OTHERS)
+def test_dtensors_that_are_torchs(name, what, ranks):
+    ranks(leave_to_torch, name, what)
+
+
+def whole_tensors(name):
+    def run(optimizer):
+        torch.manual_seed(1)
+        from torch.distributed.tensor import Shard
+
+        opt = optimizer([p := Parameter(dtensor((6, 4), [Shard(0)]))])
+        p.grad = dtensor(p.shape, p.placements)
+        try:
+            opt.step()
+        except RuntimeError as e:
+            return str(e)
+        return everything(opt)
+
+    expected, ours = map(run, twins(name))
+    assert isinstance(ours, str) == isinstance(expected, str)
+    if isinstance(ours, str):
+        assert ours == expected
+    else:
+        assert_bit_equal(ours, expected)
+
+
+@pytest.mark.parametrize("name", ["Adafactor", "Muon"])
+def test_optimizers_that_need_whole_tensors_leave_dtensors_to_torch(name, ranks):
+    if not hasattr(torch.optim, name):
+        pytest.skip("this torch has none")
+    ranks(whole_tensors, name)
+
+
+def bad_dtensors(name):
+    from torch.distributed.tensor import Shard
+
+    ours = train_dtensors(twins(name)[1], name, make=two_of_placed)
+    good, bad = params_of(ours)
+    before = everything(ours)
+    key = list(ours.state[bad])[-1]
+    state = ours.state[bad]
+    # Rank 0 has a part of the same shape as the parameter's.
+    ours.state[bad] = state | {key: dtensor((2, 4), [Shard(0)])}
+    message = rf"{name}: parameter 1 of group 0.*{key}.* has shape \(2, 4\), expected \(1, 4\)"
+    with pytest.raises(ValueError, match=message):
+        ours.step()
+    ours.state[bad] = state
+    assert_bit_equal(everything(ours), before)
+    assert [(row.to, row.reason) for row in goptim.explain(ours)] == [("go", "")] * 2
+    bad.grad = placed_otherwise(bad.grad)
+    assert [row.to for row in goptim.explain(ours)] == ["go", "torch"]
+    assert "its gradient is placed as (Replicate(),), and the parameter as (Shard(dim=0),)" in str(goptim.explain(ours))
+    assert good.grad is not None
+
+
+@few
+def test_what_is_wrong_with_a_dtensor_is_said(name, ranks):
+    ranks(bad_dtensors, name)
+
+
+def network():
+    torch.manual_seed(3)
+    return torch.nn.Sequential(torch.nn.Linear(6, 10), torch.nn.Tanh(), torch.nn.Linear(10, 3))
+
+
+def ddp(model):
+    return torch.nn.parallel.DistributedDataParallel(model)
+
+
+def fsdp1(model, **kwargs):
+    return torch.distributed.fsdp.FullyShardedDataParallel(model, device_id=torch.device("cpu"), **kwargs)
+
+
+def fsdp2(model, **kwargs):
+    from torch.distributed.fsdp import fully_shard
+
+    for layer in (model[0], model[2], model):
+        fully_shard(layer, mesh=mesh(), **kwargs)
+    return model
+
+
+def fsdp2_mixed(model):
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    return fsdp2(model, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32))
+
+
+def fsdp2_offloaded(model):
+    from torch.distributed.fsdp import CPUOffloadPolicy
+
+    return fsdp2(model, offload_policy=CPUOffloadPolicy(pin_memory=False))
+
+
+WRAPPERS = {
+    "DDP": ddp,
+    "FSDP1": functools.partial(fsdp1, use_orig_params=False),
+    "FSDP1, original parameters": functools.partial(fsdp1, use_orig_params=True),
+    "FSDP2": fsdp2,
+    "FSDP2, mixed precision": fsdp2_mixed,
+    "FSDP2, CPU offload": fsdp2_offloaded,
+}
+
+
+def backward(model, i, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(10 * i + dist.get_rank())
+    x = torch.randn(4, 6, generator=generator)
+    model(x).float().pow(2).sum().backward()
+
+
+def train(model, opt, steps=range(4), clip=None):
+    for i in steps:
+        opt.zero_grad()
+        backward(model, i)
+        if clip is not None:
+            clip(model)
+        opt.step()
+    return opt
+
+
+def clip(model):
+    if isinstance(model, torch.distributed.fsdp.FullyShardedDataParallel):
+        model.clip_grad_norm_(0.5)
+    else:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+
+
+def wrapped(name, what):
+    torchs, optimizer = twins(name)
+    runs = []
+    for cls in (torchs, optimizer):
+        model = WRAPPERS[what](network())
+        with go() as calls:
+            opt = train(model, cls(model.parameters(), **OPTIONS.get(name, {})), clip=clip)
+        runs.append([everything(opt), plain(opt.state_dict())])
+    assert len(calls) == 4, calls
+    assert_bit_equal(runs[1], runs[0])
+
+
+@few
+@pytest.mark.parametrize("what", WRAPPERS)
+def test_models_that_ranks_share(name, what, ranks):
+    ranks(wrapped, name, what)
+
+
+def zero(name):
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    runs = []
+    for cls in twins(name):
+        model = ddp(network())
+        make = functools.partial(ZeroRedundancyOptimizer, optimizer_class=cls, **{"lr": 0.1} | OPTIONS.get(name, {}))
+        with go() as calls:
+            opt = train(model, make(model.parameters()))
+            opt.consolidate_state_dict(to=0)
+            saved = opt.state_dict() if dist.get_rank() == 0 else None
+            saved = [saved]
+            dist.broadcast_object_list(saved)
+            other = make(model.parameters())
+            other.load_state_dict(saved[0])
+            train(model, other, range(4, 6))
+        assert isinstance(other.optim, cls)
+        runs.append([plain(list(model.parameters())), plain(saved), everything(other.optim)])
+    assert len(calls) == 6, calls
+    assert_bit_equal(runs[1], runs[0])
+
+
+@few
+def test_zero_redundancy_optimizer(name, ranks):
+    ranks(zero, name)
+
+
+def checkpoint(name, folder):
+    """A run that changes classes at a distributed checkpoint goes on as one that does not."""
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+    runs = {}
+    for first, second in [(0, 0), (0, 1), (1, 0), (1, 1)]:
+        at = Path(folder) / f"{name}{first}{second}"
+        model = fsdp2(network())
+        opt = train(model, twins(name)[first](model.parameters(), **OPTIONS.get(name, {})))
+        dcp.save(dict(zip(["model", "optimizer"], get_state_dict(model, opt), strict=True)), checkpoint_id=at)
+
+        model = fsdp2(network())
+        opt = twins(name)[second](model.parameters(), **OPTIONS.get(name, {}))
+        saved = dict(zip(["model", "optimizer"], get_state_dict(model, opt), strict=True))
+        dcp.load(saved, checkpoint_id=at)
+        set_state_dict(model, opt, model_state_dict=saved["model"], optim_state_dict=saved["optimizer"])
+        runs[first, second] = everything(train(model, opt, range(4, 6)))
+    for run in runs.values():
+        assert_bit_equal(run, runs[0, 0])
+
+
+@few
+def test_distributed_checkpoints_go_both_ways(name, ranks, tmp_path):
+    ranks(checkpoint, name, str(tmp_path))
+
+
+def in_backward(name):
+    from torch.distributed.optim import _apply_optimizer_in_backward
+
+    runs = []
+    for cls in twins(name):
+        model = network()
+        _apply_optimizer_in_backward(cls, model.parameters(), {"lr": 0.1} | OPTIONS.get(name, {}))
+        with go() as calls:  # without DDP, which asks for CUDA then
+            for i in range(3):
+                backward(model, i)
+        states = [plain([opt.state[p] for opt in p._in_backward_optimizers]) for p in model.parameters()]
+        runs.append([plain(list(model.parameters())), states])
+    assert calls == [1] * 12, calls
+    assert_bit_equal(runs[1], runs[0])
+
+
+@few
+def test_steps_within_backward(name, ranks):
+    ranks(in_backward, name)
