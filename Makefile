@@ -11,9 +11,9 @@ export GOEXPERIMENT := simd
 # The widths of vector that this machine has; a plus asks for one that Go would not choose by itself.
 WIDTHS := $(if $(shell grep -m 1 avx512bw /proc/cpuinfo),+512) $(if $(shell grep -m 1 avx2 /proc/cpuinfo),+256) +128
 # What depends on the version of torch.
-PARITY := tests/test_parity.py tests/test_state.py tests/test_dropin.py tests/test_faults.py tests/test_gather.py tests/test_sparse.py tests/test_adafactor.py tests/test_hf.py tests/test_muon.py tests/test_lbfgs.py tests/test_optim_db.py tests/test_patch.py tests/test_explain.py tests/test_run.py
+PARITY := tests/test_parity.py tests/test_state.py tests/test_dropin.py tests/test_faults.py tests/test_gather.py tests/test_sparse.py tests/test_adafactor.py tests/test_hf.py tests/test_muon.py tests/test_lbfgs.py tests/test_optim_db.py tests/test_patch.py tests/test_explain.py tests/test_run.py tests/test_soak.py
 
-.PHONY: help demo tour test test-go test-python test-oldest test-packaging lint build generate bindings golden bench wheel sdist clean
+.PHONY: help demo tour test test-go test-python test-oldest test-integrations soak test-packaging lint build generate bindings golden bench wheel sdist clean
 
 help: ## print the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -38,6 +38,14 @@ test-oldest: build ## the parity tests on the oldest torch that is supported, in
 	test -x $(VENV)-oldest/bin/python || $(PYTHON) -m venv $(VENV)-oldest
 	$(VENV)-oldest/bin/python -m pip install -q torch==2.6.0 numpy pytest expecttest
 	PYTHONPATH=python $(VENV)-oldest/bin/python -m pytest -q $(PARITY)
+
+test-integrations: build ## train with packages that take an optimizer, in an environment of its own; minutes
+	test -x $(VENV)-integrations/bin/python || $(PYTHON) -m venv $(VENV)-integrations
+	$(VENV)-integrations/bin/python -m pip install -q '$(TORCH)' numpy pytest expecttest transformers accelerate peft
+	PYTHONPATH=python $(VENV)-integrations/bin/python -m pytest -q -m integrations tests/integrations
+
+soak: build ## 100,000 steps beside torch while everything changes; half an hour
+	$(PY) tests/soak.py
 
 test-packaging: build ## install built packages into fresh environments of every Python at hand; minutes
 	$(PY) -m pytest -q -m packaging

@@ -1,0 +1,111 @@
+"""What the tests of other packages share: one training run, once with torch.optim and once with goptim.
+
+Warnings of other packages are not ours to fix, so that a run with torch.optim may warn; a run with goptim may only
+warn of what that did.
+"""
+
+import os
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+import random
+import sys
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from configurations import IN_TABLES
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+import goptim
+from goptim import _core
+from goptim.testing import assert_bit_equal, ieee_sqrt
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.integrations)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session):
+    """Under GOPTIM_NO_SKIPS a test that is skipped, or a whole file of them, is a failure."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("GOPTIM_NO_SKIPS") and reporter and reporter.stats.get("skipped"):
+        reporter.write_line("GOPTIM_NO_SKIPS: tests were skipped", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+class Counts:
+    """What optimizers had to step, and what Go stepped of it."""
+
+    def __init__(self):
+        self.asked = self.rows = self.lbfgs_steps = self.lbfgs_calls = 0
+
+    def asks(self, optimizer, args, kwargs):
+        if isinstance(optimizer, torch.optim.LBFGS):
+            self.lbfgs_steps += 1
+        else:
+            self.asked += sum(p.grad is not None for group in optimizer.param_groups for p in group["params"])
+
+    def rows_of(self, function):
+        def counted(table, rows, *args):
+            self.rows += rows
+            return function(table, rows, *args)
+
+        return counted
+
+    def lbfgs(self, function):
+        def counted(*args):
+            self.lbfgs_calls += 1
+            return function(*args)
+
+        return counted
+
+
+@pytest.fixture
+def both(monkeypatch, tmp_path, threads):
+    """Runs train(optim, folder), which returns what to compare: with torch.optim's classes, and with ours.
+
+    All parameters that had a gradient in a step of goptim's must have gone to Go.
+    """
+
+    def counted(train, optim, folder, **kwargs):
+        random.seed(0)
+        np.random.seed(0)
+        torch.manual_seed(0)
+        folder.mkdir(exist_ok=True)
+        counts = Counts()
+        hook = register_optimizer_step_post_hook(counts.asks)
+        with monkeypatch.context() as patch, warnings.catch_warnings(record=True) as caught, ieee_sqrt():
+            warnings.simplefilter("always")
+            for name in [*IN_TABLES, "HFAdafactor"]:
+                patch.setattr(_core, name, counts.rows_of(getattr(_core, name)))
+            patch.setattr(_core, "LBFGS", counts.lbfgs(_core.LBFGS))
+            try:
+                result = train(optim, folder, **kwargs)
+            finally:
+                hook.remove()
+        texts = {(w.category, str(w.message).replace(folder.name, "")) for w in caught}
+        return result, counts, texts
+
+    def both(train, **kwargs):
+        transformers = sys.modules.get("transformers.optimization")
+        twins = {name: getattr(torch.optim, name) for name in torch.optim.__all__}
+        twins["hf"] = SimpleNamespace(Adafactor=getattr(transformers, "Adafactor", None))
+        expected, theirs, known = counted(train, SimpleNamespace(**twins), tmp_path / "torchs", **kwargs)
+        result, ours, warned = counted(train, goptim, tmp_path / "goptim", **kwargs)
+        assert_bit_equal(result, expected)
+        assert theirs.rows == theirs.lbfgs_calls == 0
+        assert theirs.asked + theirs.lbfgs_steps > 0
+        assert (ours.asked, ours.lbfgs_steps) == (theirs.asked, theirs.lbfgs_steps)
+        assert ours.rows == ours.asked
+        assert ours.lbfgs_calls >= ours.lbfgs_steps
+        assert warned <= known, warned - known
+        return result
+
+    return both
