@@ -11,7 +11,7 @@ export GOEXPERIMENT := simd
 # The widths of vector that this machine has; a plus asks for one that Go would not choose by itself.
 WIDTHS := $(if $(shell grep -m 1 avx512bw /proc/cpuinfo),+512) $(if $(shell grep -m 1 avx2 /proc/cpuinfo),+256) +128
 # What depends on the version of torch.
-PARITY := tests/test_parity.py tests/test_state.py tests/test_dropin.py tests/test_faults.py tests/test_gather.py tests/test_sparse.py tests/test_adafactor.py tests/test_hf.py tests/test_muon.py tests/test_lbfgs.py tests/test_optim_db.py tests/test_patch.py tests/test_explain.py tests/test_run.py tests/test_soak.py
+PARITY := tests/test_parity.py tests/test_state.py tests/test_dropin.py tests/test_faults.py tests/test_gather.py tests/test_sparse.py tests/test_adafactor.py tests/test_hf.py tests/test_muon.py tests/test_lbfgs.py tests/test_optim_db.py tests/test_patch.py tests/test_explain.py tests/test_run.py tests/test_soak.py tests/test_distributed.py
 
 .PHONY: help demo tour test test-go test-python test-oldest test-integrations soak test-packaging lint build generate bindings golden bench wheel sdist clean
 

@@ -166,8 +166,8 @@ def placed():
 
     return [
         Parameter(dtensor((5, 3), [Shard(0)])),
-        Parameter(dtensor((2 if OLD else 1, 4), [Shard(0)])),  # in torch 2.6 an empty part has another shape
-        Parameter(dtensor((4, 7), [Shard(1)])),
+        Parameter(dtensor((1, 4), [Shard(0)])),
+        Parameter(dtensor((4, 8 if OLD else 7), [Shard(1)])),  # in torch 2.6 a part that is padded has gaps
         Parameter(dtensor((300, 33), [Shard(0)])),
         Parameter(dtensor((8,), [Shard(0)], torch.float64)),
         Parameter(dtensor((6, 5), [Replicate()])),
@@ -427,6 +427,7 @@ def fsdp2_offloaded(model):
     return fsdp2(model, offload_policy=CPUOffloadPolicy(pin_memory=False))
 
 
+no_fsdp2 = pytest.mark.skipif(OLD, reason="torch 2.6 cannot run FSDP2 on the CPU: 'Stream' has no 'record_event'")
 WRAPPERS = {
     "DDP": ddp,
     "FSDP1": functools.partial(fsdp1, use_orig_params=False),
@@ -473,7 +474,7 @@ def wrapped(name, what):
 
 
 @few
-@pytest.mark.parametrize("what", WRAPPERS)
+@pytest.mark.parametrize("what", [pytest.param(w, marks=no_fsdp2) if "FSDP2" in w else w for w in WRAPPERS])
 def test_models_that_ranks_share(name, what, ranks):
     ranks(wrapped, name, what)
 
@@ -528,6 +529,7 @@ def checkpoint(name, folder):
 
 
 @few
+@no_fsdp2
 def test_distributed_checkpoints_go_both_ways(name, ranks, tmp_path):
     ranks(checkpoint, name, str(tmp_path))
 
