@@ -11,6 +11,7 @@ import inspect
 import itertools
 import re
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from torch.optim import Optimizer, lr_scheduler, optimizer as torch_optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import goptim
-from goptim import _core
+from goptim import _core, _native
 from goptim.testing import assert_bit_equal, ieee_sqrt
 
 with warnings.catch_warnings():
@@ -942,3 +943,30 @@ def test_adamw_whose_group_says_that_it_is_adams():
     assert_bit_equal(params_of(ours), params_of(theirs))
     assert_bit_equal(states_of(ours), states_of(theirs))
     assert [row.to for row in goptim.explain(ours)] == ["torch"]
+
+
+@pytest.mark.parametrize(
+    ("version", "warns"), [("2.6.0", False), ("2.15.3+cpu", False), ("2.16.0a0+git1", True), ("3.0.0", True)]
+)
+def test_a_torch_newer_than_tested_warns_once_and_works(version, warns, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", version)
+    monkeypatch.setattr(_native, "_loaded", None)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        opts = [goptim.SGD([leaf(2)]) for _ in range(2)]
+    assert len(caught) == warns
+    assert all(f"tested with torch 2.6 to 2.15, and this is torch {version}" in str(w.message) for w in caught)
+    [p] = params_of(opts[0])
+    p.grad = torch.ones(2)
+    before = p.detach().clone()
+    opts[0].step()
+    assert_bit_equal(p.detach(), before - 1e-3)
+
+
+def test_the_supported_versions_of_torch_are_said_alike():
+    oldest, newest = (".".join(map(str, version)) for version in _native.TESTED)
+    root = Path(__file__).parent.parent
+    assert f"torch {oldest} or later" in (root / "README.md").read_text()
+    assert f"torch {oldest} and {newest}" in (root / "README.md").read_text()
+    assert f'"torch>={oldest}"' in (root / "pyproject.toml").read_text()
+    assert f"torch=={oldest}.0" in (root / "Makefile").read_text()

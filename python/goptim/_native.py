@@ -5,10 +5,15 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
+import warnings
 from pathlib import Path
 from types import ModuleType
 
 import torch
+
+# The oldest and the newest torch that the tests run with.
+TESTED = ((2, 6), (2, 15))
 
 _loaded: ModuleType | None = None
 _forked = False
@@ -35,8 +40,21 @@ def core() -> ModuleType | None:
                 f"goptim's extension cannot be loaded: {e}. In a checkout, `make build` compiles it."
             ) from e
         _loaded = _core
+        _warn_of_newer_torch()
         _core.OpenMP(_gomp_parallel())
     return _loaded
+
+
+def _warn_of_newer_torch() -> None:
+    """Warn, once in a process, where torch may have changed what the tests hold us to."""
+    major, minor = map(int, re.findall(r"\d+", torch.__version__)[:2])
+    if (major, minor) > TESTED[1]:
+        oldest, newest = (".".join(map(str, version)) for version in TESTED)
+        warnings.warn(
+            f"goptim is tested with torch {oldest} to {newest}, and this is torch {torch.__version__}: its optimizers "
+            "may compute other bits than goptim's",
+            stacklevel=2,
+        )
 
 
 def _gomp_parallel() -> int:
