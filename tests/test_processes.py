@@ -19,8 +19,9 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has
 
 # What the programs below share: steps that are checked against torch's.
 SHARED = """
-import os, sys, threading
+import os, signal, sys, threading
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what is in the background without it
 import torch, goptim
 from goptim.testing import assert_bit_equal, ieee_sqrt
 
