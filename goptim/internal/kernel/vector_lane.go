@@ -1,4 +1,4 @@
-//go:build !goexperiment.simd
+//go:build !goexperiment.simd || wasm
 
 // Package kernel is what the kernels of its subfolders share.
 package kernel

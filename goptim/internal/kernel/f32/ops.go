@@ -1,4 +1,4 @@
-//go:build goexperiment.simd
+//go:build goexperiment.simd && !wasm
 
 // Package f32 holds the arithmetic on float32 elements, written once for vectors of any width.
 //

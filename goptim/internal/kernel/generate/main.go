@@ -33,7 +33,7 @@ func main() {
 
 const (
 	laneImport = "github.com/goptim/goptim/goptim/internal/kernel/lane"
-	tag        = "//go:build goexperiment.simd\n\n"
+	tag        = "//go:build goexperiment.simd && !wasm\n\n"
 )
 
 var (
@@ -94,7 +94,7 @@ func generate(root string) (map[string][]byte, error) {
 		}
 	}
 	for _, p := range []string{"f32", "f64"} {
-		text := "//go:build !goexperiment.simd\n\npackage " + p + "\n\nimport lane \"" + laneImport + "/" + p + "\"\n\n" + names
+		text := "//go:build !goexperiment.simd || wasm\n\npackage " + p + "\n\nimport lane \"" + laneImport + "/" + p + "\"\n\n" + names
 		if err := add(p+"/lane.go", "f32", text); err != nil {
 			return nil, err
 		}
