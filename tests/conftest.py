@@ -1,10 +1,12 @@
 """What all tests share."""
 
 import faulthandler
+import functools
 import sys
 
 import pytest
 import torch
+from configurations import IN_TABLES
 
 from goptim import _core
 
@@ -39,3 +41,17 @@ def to_go():
     yield
     if enabled:
         faulthandler.enable(sys.__stderr__)
+
+
+@pytest.fixture
+def go(monkeypatch):
+    """How many rows each call of Go had, as it steps as ever."""
+    calls = []
+
+    def counted(function, table, rows, *args):
+        calls.append(rows)
+        return function(table, rows, *args)
+
+    for name in IN_TABLES:
+        monkeypatch.setattr(_core, name, functools.partial(counted, getattr(_core, name)))
+    return calls

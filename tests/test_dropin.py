@@ -6,7 +6,6 @@ must not be able to tell: most tests do the same with torch's class and with our
 
 import contextlib
 import copy
-import functools
 import inspect
 import itertools
 import re
@@ -18,19 +17,14 @@ import torch
 from configurations import ELEMENTWISE, IN_TABLES, needs_late_state
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn import Parameter
-from torch.optim import Optimizer, lr_scheduler, optimizer as torch_optimizer
+from torch.optim import Optimizer, optimizer as torch_optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import goptim
-from goptim import _core, _native
+from goptim import _native
 from goptim.testing import assert_bit_equal, ieee_sqrt
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # that hypothesis is not installed
-    from torch.testing._internal.common_optimizers import OptimizerErrorEnum, optim_db
-
 NAMES = IN_TABLES
-INFOS = {info.name: info for info in optim_db if info.name in NAMES}
 
 # Arguments under which every optimizer keeps tensors in its state.
 WITH_STATE = {"SGD": {"momentum": 0.9}}
@@ -45,20 +39,6 @@ elementwise = pytest.mark.parametrize("name", ELEMENTWISE)  # takes all that ano
 def twins(name):
     """torch's class and ours."""
     return getattr(torch.optim, name), getattr(goptim, name)
-
-
-@pytest.fixture
-def go(monkeypatch):
-    """How many rows each call of Go had, as it steps as ever."""
-    calls = []
-
-    def counted(function, table, rows, *args):
-        calls.append(rows)
-        return function(table, rows, *args)
-
-    for name in NAMES:
-        monkeypatch.setattr(_core, name, functools.partial(counted, getattr(_core, name)))
-    return calls
 
 
 def outcome(f):
@@ -119,9 +99,6 @@ def train_both(name, make, **kwargs):
     return ours
 
 
-# --- The surface
-
-
 @every
 def test_signatures(name):
     expected, ours = twins(name)
@@ -173,51 +150,6 @@ def test_modules_can_be_imported_from():
     assert AveragedModel is torch.optim.swa_utils.AveragedModel
 
 
-# --- torch's own list of configurations and errors
-
-
-@every
-@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64], ids=["float32", "complex64"])
-def test_torchs_error_inputs(name, dtype):
-    _, ours = twins(name)
-    errors = INFOS[name].optim_error_inputs_func(device="cpu", dtype=dtype)
-    assert errors
-    for error in errors:
-        given = error.optimizer_error_input
-        expect = pytest.warns if issubclass(error.error_type, Warning) else pytest.raises
-        params = [leaf(3, 4)] if given.params is None else given.params
-        if error.error_on is OptimizerErrorEnum.CONSTRUCTION_ERROR:
-            with expect(error.error_type, match=error.error_regex):
-                ours(params, **given.kwargs)
-        else:
-            opt = ours(params, **given.kwargs)
-            with expect(error.error_type, match=error.error_regex):
-                opt.step()
-
-
-TORCHS_CONFIGURATIONS = [
-    pytest.param(name, i, id=f"{name}-{x.desc}")
-    for name, info in INFOS.items()
-    for i, x in enumerate(info.optim_inputs_func(device="cpu"))
-]
-
-
-@pytest.mark.parametrize(("name", "i"), TORCHS_CONFIGURATIONS)
-def test_torchs_configurations(name, i):
-    def params(name):
-        leaves = [leaf(3, 4), leaf(17, dtype=torch.float64), leaf()]
-        return leaves if name == "Adafactor" else [*leaves, leaf(0)]  # torch's divides by the number of elements
-
-    def run(optimizer):
-        kwargs = INFOS[name].optim_inputs_func(device="cpu")[i].kwargs  # built anew: a run may change them
-        if optimizer is twins(name)[0]:
-            kwargs = for_loop(optimizer, kwargs)
-        return train(optimizer, lambda: params(name), **kwargs)
-
-    expected, ours = map(run, twins(name))
-    assert_same(ours, expected)
-
-
 @every
 @pytest.mark.parametrize(
     "kwargs",
@@ -254,9 +186,6 @@ def test_fused_is_refused_for_what_torch_cannot_fuse(name):
     expected, ours = (outcome(lambda o=o: train(o, make, fused=True)) for o in twins(name))
     assert expected[0] is (RuntimeError if accepted(name, fused=True) else TypeError)
     assert ours == expected
-
-
-# --- Hooks, profiler, closure
 
 
 @every
@@ -394,49 +323,6 @@ def test_named_parameters(name):
     assert ours.state_dict()["param_groups"][0]["param_names"] == ["weight", "bias"]
 
 
-SCHEDULERS = {
-    "StepLR": lambda opt: lr_scheduler.StepLR(opt, 1, 0.5),
-    "LambdaLR": lambda opt: lr_scheduler.LambdaLR(opt, lambda epoch: 0.9**epoch),
-    "CosineAnnealingLR": lambda opt: lr_scheduler.CosineAnnealingLR(opt, 5),
-    # These two rewrite betas or momentum.
-    "OneCycleLR": lambda opt: lr_scheduler.OneCycleLR(opt, max_lr=0.1, total_steps=8, cycle_momentum=cycles(opt)),
-    "CyclicLR": lambda opt: lr_scheduler.CyclicLR(opt, 0.01, 0.1, step_size_up=2, cycle_momentum=cycles(opt)),
-}
-
-
-def cycles(opt):
-    return "betas" in opt.defaults or "momentum" in opt.defaults
-
-
-@every
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_schedulers(name, scheduler):
-    def run(optimizer):
-        schedule = None
-        rates = []
-
-        def between(i, opt):
-            nonlocal schedule
-            schedule = schedule or SCHEDULERS[scheduler](opt)
-            if i:
-                schedule.step()  # warns, which is an error here, if it believes that opt.step was not called before
-            rates.append([opt.param_groups[0].get(key) for key in ("lr", "betas", "momentum")])
-
-        return train(
-            optimizer,
-            lambda: [leaf(3, 4)],
-            steps=6,
-            between=between,
-            lr=0.1,
-            **accepted(name, momentum=0.9),  # where it is 0 at first, there is no buffer
-        ), rates
-
-    (expected, expected_rates), (ours, rates) = map(run, twins(name))
-    assert rates == expected_rates
-    assert len(set(map(str, rates))) > 1
-    assert_same(ours, expected)
-
-
 @every
 @pytest.mark.parametrize("fused", [None, True], ids=["unscaled before", "unscaled by step"])
 def test_grad_scaler_skips_infinite_gradients(name, fused):
@@ -458,9 +344,6 @@ def test_grad_scaler_skips_infinite_gradients(name, fused):
     (expected, expected_scales), (ours, scales) = map(run, twins(name))
     assert scales == expected_scales == [8, 4, 4, 4]
     assert_same(ours, expected)
-
-
-# --- What autograd must know
 
 
 @every
@@ -487,9 +370,6 @@ def test_versions_of_all_that_is_written(name):
     before = [t._version for t in written]
     opt.step()
     assert all(t._version > v for t, v in zip(written, before, strict=True))
-
-
-# --- What goes to torch, and what does not
 
 
 def transposed(p):
@@ -774,9 +654,6 @@ def test_inference_mode(name):
     assert_same(ours, expected)
 
 
-# --- Parameters that are not each its own, unchanging memory
-
-
 @every
 @pytest.mark.parametrize(("n", "views"), [(12, 2), (3 << 18, 2), (1 << 14, 48)], ids=["small", "large", "many"])
 @pytest.mark.parametrize("shift", [0, 1, 4])
@@ -891,9 +768,6 @@ def test_parameters_of_groups_replaced_between_steps(name, container):
             group["params"] = container([leaf(2), *group["params"]])
 
     train_both(name, lambda: [leaf(3, 4)], steps=4, between=between, **WITH_STATE.get(name, {}))
-
-
-# --- What torch.optim has under no name of its own
 
 
 def test_amsgrad_is_an_adam():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from configurations import ELEMENTWISE, IN_TABLES
-from test_dropin import NAMES, TAKEN, WITH_STATE, Logged, Operations, Quiet, go, leaf, transposed, twins  # noqa: F401
+from test_dropin import NAMES, TAKEN, WITH_STATE, Logged, Operations, Quiet, leaf, transposed, twins
 from torch.nn import Parameter
 
 import goptim
@@ -56,7 +56,7 @@ def with_gradients(params, grad=torch.randn_like):
 
 @pytest.mark.parametrize("name", ELEMENTWISE)
 @pytest.mark.parametrize("what", TAKEN)
-def test_who_steps_what(name, what, go, watched):  # noqa: F811
+def test_who_steps_what(name, what, go, watched):
     make, grad, taken = TAKEN[what]
     opt = twins(name)[1](with_gradients(make(), grad), **WITH_STATE.get(name, {}))
     rows = check(opt, watched)
@@ -65,7 +65,7 @@ def test_who_steps_what(name, what, go, watched):  # noqa: F811
 
 
 @pytest.mark.parametrize("name", IN_TABLES)
-def test_without_the_extensions_gather(name, go, watched, monkeypatch):  # noqa: F811
+def test_without_the_extensions_gather(name, go, watched, monkeypatch):
     monkeypatch.setattr(_native, "dlpack_api", None)
     gaps = Parameter(torch.randn(6, 4)[::2])
     opt = twins(name)[1](with_gradients([leaf(3, 4), gaps]), **WITH_STATE.get(name, {}))
@@ -104,7 +104,7 @@ REASONS = {
 
 @pytest.mark.parametrize("name", ELEMENTWISE)
 @pytest.mark.parametrize("why", REASONS)
-def test_reasons(name, why, go, watched):  # noqa: F811
+def test_reasons(name, why, go, watched):
     make, grad, kwargs, word = REASONS[why]
     opt = twins(name)[1](with_gradients([make()], grad), **kwargs, **WITH_STATE.get(name, {}))
     [row] = check(opt, watched)
@@ -114,7 +114,7 @@ def test_reasons(name, why, go, watched):  # noqa: F811
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_states(name, go, watched):  # noqa: F811
+def test_states(name, go, watched):
     opt = twins(name)[1](with_gradients([p := leaf(3, 4)]), **WITH_STATE.get(name, {}))
     assert explained(opt)[0].to == "go"
     opt.step()
@@ -132,7 +132,7 @@ def test_states(name, go, watched):  # noqa: F811
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_whole_steps(name, go, watched, monkeypatch):  # noqa: F811
+def test_whole_steps(name, go, watched, monkeypatch):
     opt = twins(name)[1](with_gradients([leaf(3, 4)]))
     with Operations():
         [row] = explained(opt)
@@ -152,7 +152,7 @@ def test_whole_steps(name, go, watched, monkeypatch):  # noqa: F811
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_without_gradients(name, go, watched):  # noqa: F811
+def test_without_gradients(name, go, watched):
     eps = {"eps": (1e-30, 1e-3)} if name == "Adafactor" else {}  # else it follows from the one dtype that there is
     opt = twins(name)[1]([("w", leaf(3, 4)), ("h", leaf(3, dtype=torch.float16))], **eps)
     w, h = check(opt, watched, steps=1)

@@ -60,9 +60,6 @@ def everything(opt):
     return [value(p) for p in params], [{k: value(v) for k, v in opt.state.get(p, {}).items()} for p in params]
 
 
-# --- Parameters, gradients and states that do not fit
-
-
 def make(optimizer, with_torchs=False, named=False):
     """Three groups, or four with one that torch steps; it is the very last parameter that is to be spoilt."""
     torch.manual_seed(0)
@@ -301,9 +298,6 @@ def test_interrupt_before_go_leaves_a_state_to_go_on_with(name, before, monkeypa
     finally:
         torch.use_deterministic_algorithms(deterministic)
     assert_bit_equal(everything(ours), everything(torchs))
-
-
-# --- Memory that Go cannot use
 
 
 PROT_NONE, PROT_READ, PROT_READ_WRITE = 0, mmap.PROT_READ, mmap.PROT_READ | mmap.PROT_WRITE

@@ -275,9 +275,6 @@ def test_dtypes_of_step(name, dtype, way):
     assert_bit_equal(*([values(dict(s)) for s in opt.state.values()] for opt in (ours, expected)))
 
 
-# --- gather.c itself
-
-
 def gather(
     opt, params=None, api=None, plain=(torch.Tensor, Parameter), keys=None, state=None, strided=None, at=0, numbers=None
 ):

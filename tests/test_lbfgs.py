@@ -97,9 +97,6 @@ def assert_same_types(ours, expected):
                 assert a.untyped_storage().nbytes() == b.untyped_storage().nbytes(), key
 
 
-# --- Bit for bit, with our order of sums
-
-
 @EVERY
 @SEARCH
 @FLOATS
@@ -226,9 +223,6 @@ def test_threads(threads):
     assert_bit_equal(runs[2], runs[0])
 
 
-# --- torch as it is
-
-
 @EVERY
 @SEARCH
 def test_against_torch_as_it_is(name, search):
@@ -260,9 +254,6 @@ def test_against_torch_as_it_is_in_float32(name, search):
     ours, expected = (run for run, _ in both(PROBLEMS[name], torch.float32, steps=1, max_iter=5, line_search_fn=search))
     assert len(ours.losses) == len(expected.losses)
     torch.testing.assert_close(torch.tensor(ours.losses), torch.tensor(expected.losses), rtol=1e-4, atol=1e-6)
-
-
-# --- State
 
 
 @pytest.mark.parametrize("one", CLASSES, ids=["ours first", "torch's first"])
@@ -361,9 +352,6 @@ def test_scheduler(exact, go):
         runs.append(run.everything())
     assert_bit_equal(*runs)
     assert go
-
-
-# --- Closures and gradients
 
 
 class Stop(Exception):
@@ -535,8 +523,6 @@ def test_gradient_that_is_the_parameter_itself(exact):
         runs.append((p, dict(opt.state[p])))
     assert_bit_equal(*runs)
 
-
-# --- What goes to torch, and the rest of a drop-in
 
 ODD = {
     "bfloat16": lambda: [torch.ones(3, dtype=torch.bfloat16)],

@@ -168,9 +168,6 @@ def test_exit_while_a_daemon_thread_steps():
     ]
 
 
-# --- Forked and spawned processes
-
-
 @needs_fork
 def test_forked_child_steps():
     """Go's runtime does not live on in it: torch's own step takes over, with the same bits."""
@@ -200,6 +197,35 @@ def test_forked_child_steps():
     for opt in opts:
         step_and_check(opt, 2, before=2)
     """)
+
+
+@needs_fork
+def test_every_class_goes_on_in_a_forked_child(tmp_path):
+    """The child ends where the parent does, which is Go's way; LBFGS' sums are torch's there, in another order."""
+    program = f"""
+    import signal
+    sys.path.insert(0, {os.path.dirname(__file__)!r})
+    torch.set_num_threads(1)
+    from runs import INFOS, Run
+    with ieee_sqrt():
+        runs = [Run(getattr(goptim, name)).steps(2) for name in INFOS]
+        child = os.fork()
+        if child == 0:
+            signal.alarm(50)
+            assert goptim._native.core() is None
+            torch.save([run.steps(2).params for run in runs], {str(tmp_path / "child")!r})
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        parents = [run.steps(2).params for run in runs]
+    childs = torch.load({str(tmp_path / "child")!r})
+    assert len(childs) == len(INFOS) > 10
+    for name, ours, theirs in zip(INFOS, parents, childs):
+        if name == "LBFGS":
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+        else:
+            assert_bit_equal(ours, theirs, name)
+    """
+    check(program)
 
 
 @needs_fork
@@ -339,7 +365,9 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize(("method", "workers"), [pytest.param("fork", "2", marks=needs_fork), ("spawn", "1")])
+@pytest.mark.parametrize(
+    ("method", "workers"), [pytest.param("fork", "2", marks=needs_fork), ("forkserver", "1"), ("spawn", "1")]
+)
 def test_data_loader_workers_step(method, workers, tmp_path):
     (tmp_path / "test_processes_shared.py").write_text(SHARED)
     (tmp_path / "data.py").write_text(DATA)
@@ -351,9 +379,6 @@ def test_data_loader_workers_step(method, workers, tmp_path):
     )
     code, out, err = finish(process)
     assert (code, out) == (0, "loaded\n"), err
-
-
-# --- Signals
 
 
 @pytest.mark.parametrize("n", ["SMALL", "LARGE"])
@@ -443,9 +468,6 @@ def test_faulthandler_reports_crashes_that_are_not_gos(when):
     assert code < 0
     assert "Fatal Python error: Segmentation fault" in err
     assert "string_at" in err
-
-
-# --- Threads
 
 
 @pytest.mark.parametrize("n", [1000, 1 << 20], ids=["small", "large"])

@@ -413,9 +413,6 @@ def test_embedding(name, bag, go):
     assert go == [60] * 20
 
 
-# --- Memory that Go cannot use
-
-
 @every
 @pytest.mark.parametrize("n", [64, 1 << 16], ids=["caller", "workers"])
 def test_fault_in_go_is_an_exception(name, n, threads, to_go):

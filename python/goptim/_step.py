@@ -109,11 +109,30 @@ class GoStep(Optimizer):
             tables.append(self._table(self, i, group, tables[-1].at if tables else 0))
         if watch is not None:
             watch(self, sum(table.count() for table in tables), [why for table in tables for why in table.reasons()])
-        if any(table.rest for table in tables):
+        if not any(table.rest for table in tables):
+            for table in tables:
+                table.step()
+            return loss
+        with self._states_in_order(tables):
             self._torch_step(tables)
-        for table in tables:
-            table.step()
+            for table in tables:
+                table.step()
         return loss
+
+    @contextlib.contextmanager
+    def _states_in_order(self, tables: list[_Table]) -> Iterator[None]:
+        """Have new states come in their parameters' order, whoever makes them, as a state_dict shows it."""
+        new: list[Tensor] = []
+        if any(table.fresh or table.sparse for table in tables):
+            new = [p for g in self.param_groups for p in g["params"] if p.grad is not None and p not in self.state]
+        try:
+            for p in new:
+                self.state[p] = {}  # which torch takes for none
+            yield
+        finally:
+            for p in new:
+                if not self.state.get(p, True):
+                    del self.state[p]
 
     def _torch_step(self, tables: list[_Table]) -> None:
         """Have torch step what Go does not take. If torch fails where there is a misfit, all it wrote is undone."""

@@ -1,0 +1,235 @@
+"""That the tests see what goes wrong: drop-ins that are easily written, each with the tests that must fail with it."""
+
+import contextlib
+import inspect
+
+import pytest
+import test_compile
+import test_dropin
+import test_modules
+import test_optim_db
+import test_schedulers
+import torch
+from configurations import IN_TABLES
+
+import goptim
+from goptim import _step
+from goptim._step import _Table
+from goptim.testing import ieee_sqrt
+
+
+class StepsTwice:
+    def step(self, closure=None):
+        super().step(closure)
+        return super().step()
+
+
+class HooksTwice:
+    """It calls the step that torch has wrapped as it is."""
+
+    def step(self, closure=None):
+        return self.twin.step(self, closure)
+
+
+class ClosuresWithoutGradients:
+    def step(self, closure=None):
+        return super().step(closure and torch.no_grad()(closure))
+
+
+class ReturnsNothing:
+    def step(self, closure=None):
+        super().step(closure)
+
+
+class CachedTable(_Table):
+    """The rows of the first step that has as many; what they point to lives on, or a test would write where none is."""
+
+    def step(self):
+        cache = vars(self.optimizer).setdefault("_cache", {})
+        super().step()
+        counts = [state["step"] for state in self.optimizer.state.values() if "step" in state]
+        held = [t.untyped_storage() for t in (*self.written, *self.grads, *counts)]
+        cache.setdefault((self.index, self.n), (self.words, held))
+
+    def _step_dense(self):
+        cached = vars(self.optimizer).get("_cache", {}).get((self.index, self.n))
+        if cached is not None:
+            self.words = cached[0]
+        super()._step_dense()
+
+
+class CachesAddresses:
+    _table = CachedTable
+
+
+class LayoutlessTable(_Table):
+    def _gather(self, params):
+        return params
+
+    def _why_not(self, p):
+        gaps = "its elements have gaps between them, or overlap"
+        return None if (why := super()._why_not(p)) == gaps else why
+
+    def why_torch(self, p, g, state):
+        why = super().why_torch(p, g, state)
+        return None if why and why.endswith("laid out otherwise than the parameter") else why
+
+
+class IgnoresLayouts:
+    _table = LayoutlessTable
+
+
+class VersionlessTable(_Table):
+    def _step_dense(self):
+        self.optimizer.go(self)
+        for state, key, t in self.made:
+            state[key] = t
+
+
+class ForgetsVersions:
+    _table = VersionlessTable
+
+
+class CachesHyperparameters:
+    def scalars(self, group):
+        return vars(self).setdefault("_scalars", super().scalars(group))
+
+
+class GoesOnWithoutState:
+    """It keeps states where state_dict does not see them."""
+
+    def state_dict(self):
+        return super().state_dict() | {"state": {}}
+
+
+class WritesBehindTracers:
+    def step(self, closure=None):
+        why_torch, _step.why_torch = _step.why_torch, lambda optimizer: None
+        compiling, torch.compiler.is_compiling = torch.compiler.is_compiling, lambda: False
+        try:
+            return super().step(closure)
+        finally:
+            _step.why_torch, torch.compiler.is_compiling = why_torch, compiling
+
+
+class StatesAsTheyCome:
+    def _states_in_order(self, tables):
+        return contextlib.nullcontext()
+
+
+def default(name):
+    """The first of torch's inputs of a class."""
+    return {"name": name, "i": 0}
+
+
+CAUGHT = {
+    StepsTwice: [
+        (test_dropin.test_hooks_run_once_in_order_with_torchs_arguments, {"name": "AdamW", "kwargs": {}}),
+        (test_dropin.test_profiler_sees_one_step, {"name": "RMSprop", "kwargs": {}}),
+        (test_dropin.test_closure, {"name": "SGD", "dtypes": [torch.float32]}),
+        (test_dropin.test_inference_mode, {"name": "Adam"}),
+        (test_dropin.test_grad_scaler_skips_infinite_gradients, {"name": "Adam", "fused": None}),
+        (test_dropin.test_a_parameter_given_twice, {"name": "Adam"}),
+        (test_dropin.test_one_gradient_for_two_parameters, {"name": "Adam"}),
+        (test_dropin.test_named_parameters, {"name": "AdamW"}),
+        (test_optim_db.test_hooks, {"name": "NAdam"}),
+        (test_optim_db.test_inputs, default("LBFGS")),
+        (test_optim_db.test_closures, default("Adadelta")),
+        (test_optim_db.test_deepcopy, default("ASGD")),
+        (test_optim_db.test_complex, default("Adam")),
+        (test_optim_db.test_devices_in_one_optimizer, {"name": "Rprop", "meta": 0}),
+        (test_schedulers.test_averaged_models, {"name": "SGD", "average": "swa"}),
+        (test_schedulers.test_an_averaged_model_is_stepped_itself, {}),
+        (test_modules.test_changes_between_steps, {"name": "AdamW", "change": "swap_tensors", "swap": False}),
+        (test_modules.test_changes_between_steps, {"name": "Adam", "change": "to another dtype", "swap": True}),
+        (test_modules.test_tied_weights_and_two_optimizers_of_one_model, {"name": "AdamW"}),
+        (test_modules.test_parametrized_modules, {"name": "AdamW", "how": "weight_norm"}),
+        (test_modules.test_grad_scaler, {"name": "SparseAdam"}),
+        (test_modules.test_subclasses_of_users, {"name": "Adagrad"}),
+        (test_modules.test_a_subclass_that_makes_its_own_state, {}),
+    ],
+    HooksTwice: [
+        (test_dropin.test_hooks_run_once_in_order_with_torchs_arguments, {"name": "AdamW", "kwargs": {}}),
+        (test_optim_db.test_hooks, {"name": "NAdam"}),
+    ],
+    ClosuresWithoutGradients: [
+        (test_dropin.test_closure, {"name": "SGD", "dtypes": [torch.float32]}),
+        (test_optim_db.test_closures, default("Adam")),
+    ],
+    ReturnsNothing: [
+        (test_dropin.test_closure, {"name": "SGD", "dtypes": [torch.float32]}),
+        (test_optim_db.test_closures, default("Adam")),
+    ],
+    CachesAddresses: [
+        (test_dropin.test_parameter_data_replaced_between_steps, {"name": "AdamW", "how": how, "forget": True})
+        for how in test_dropin.MOVES
+    ]
+    + [
+        (test_dropin.test_state_replaced_between_steps, {"name": "Adam"}),
+        (test_dropin.test_parameters_of_groups_replaced_between_steps, {"name": "Adam", "container": list}),
+        (test_optim_db.test_deepcopy, default("Adam")),
+        (test_optim_db.test_layouts, default("Adam") | {"layout": "a view into a buffer"}),
+        (test_modules.test_tied_weights_and_two_optimizers_of_one_model, {"name": "AdamW"}),
+    ]
+    + [
+        (test_modules.test_changes_between_steps, {"name": "AdamW", "change": change, "swap": False})
+        for change in ("load_state_dict, assign", "swap_tensors", "swap_tensors of the state")
+    ],
+    IgnoresLayouts: [
+        (test_optim_db.test_layouts, default("Adam") | {"layout": "every other element"}),
+        (test_optim_db.test_layouts, default("SGD") | {"layout": "rows of a wider matrix"}),
+        (test_modules.test_changes_between_steps, {"name": "AdamW", "change": "channels_last", "swap": False}),
+        (
+            test_dropin.test_parameter_data_replaced_between_steps,
+            {"name": "AdamW", "how": "other strides", "forget": False},
+        ),
+    ],
+    ForgetsVersions: [
+        (test_dropin.test_autograd_notices_that_a_saved_tensor_has_changed, {"name": "AdamW", "shape": (3, 4)}),
+        (test_dropin.test_versions_of_all_that_is_written, {"name": "Rprop"}),
+    ],
+    CachesHyperparameters: [
+        (test_schedulers.test_schedulers, {"name": name, "scheduler": scheduler, "lr": "float"})
+        for name, scheduler in [("AdamW", "StepLR"), ("SGD", "OneCycleLR"), ("NAdam", "CyclicLR"), ("ASGD", "SWALR")]
+    ]
+    + [
+        (test_optim_db.test_groups_with_other_hyperparameters, default("Adam")),
+        (test_optim_db.test_hooks_change_what_is_saved_and_loaded, {"name": "Adam"}),
+        (test_dropin.test_groups_have_their_own_arguments, {"name": "Adam"}),
+        (
+            test_schedulers.test_a_schedule_that_is_saved_midway,
+            {"name": "Adam", "scheduler": "LinearLR", "ours_first": True},
+        ),
+    ],
+    GoesOnWithoutState: [
+        (test_optim_db.test_state_dict_round_trip, default("Adam") | {"ours_first": True}),
+        (test_optim_db.test_state_dict_round_trip, default("Adam") | {"ours_first": False}),
+    ],
+    WritesBehindTracers: [
+        (test_compile.test_a_compiled_step, {"name": "SGD", "schedule": False}),
+        (test_compile.test_export_does_not_reach_go, {}),
+        (test_dropin.test_dispatch_modes_see_every_operation, {"name": "Adam"}),
+        (test_dropin.test_functorch_sees_the_step, {"name": "Adam"}),
+        (test_dropin.test_grad_scaler_skips_infinite_gradients, {"name": "Adam", "fused": True}),
+    ],
+    StatesAsTheyCome: [(test_optim_db.test_complex, default("Adam"))],
+}
+
+CASES = [
+    pytest.param(naive, test, arguments, id=f"{naive.__name__}-{test.__name__}{i}")
+    for naive, tests in CAUGHT.items()
+    for i, (test, arguments) in enumerate(tests)
+]
+
+
+@pytest.mark.parametrize(("naive", "test", "arguments"), CASES)
+def test_the_naive_are_caught(naive, test, arguments, monkeypatch, threads, go):
+    if "go" in inspect.signature(test).parameters:
+        arguments = arguments | {"go": go}
+    for name in {*IN_TABLES, "LBFGS", "SparseAdam"}:
+        ours = getattr(goptim, name)
+        for optimizer in (ours, getattr(torch.optim, name)):
+            optimizer([torch.zeros(1)])  # torch wraps a class's step when it makes the first
+        monkeypatch.setattr(goptim, name, type(name, (naive, ours), {}))
+    with ieee_sqrt(), pytest.raises((Exception, pytest.fail.Exception)):
+        test(**arguments)
