@@ -45,6 +45,17 @@ func NewAdadelta[T Float](params []*Param[T], o AdadeltaOptions) (*Adadelta[T], 
 	return &Adadelta[T]{AdadeltaOptions: o, base: b}, nil
 }
 
+// Check reports what Step would refuse now.
+func (a *Adadelta[T]) Check() error { return a.base.checkAll(&a.AdadeltaOptions) }
+
+// MarshalBinary encodes options and state: see Stateful.
+func (a *Adadelta[T]) MarshalBinary() ([]byte, error) { return marshal(a) }
+
+// UnmarshalBinary takes options and state: see Stateful.
+func (a *Adadelta[T]) UnmarshalBinary(data []byte) error { return unmarshal(a, data) }
+
+func (a *Adadelta[T]) groups() []group { return groupOf(&a.base, &a.AdadeltaOptions) }
+
 // Step updates every parameter that has a gradient. On an error that wraps ErrOption or ErrParam nothing has changed.
 func (a *Adadelta[T]) Step() error { return a.base.step(&a.AdadeltaOptions, a.Workers) }
 
@@ -63,6 +74,20 @@ func (o *AdadeltaOptions) check() error {
 		require(o.Eps >= 0, "Adadelta", "Eps", o.Eps, "at least 0"),
 		require(o.WeightDecay >= 0, "Adadelta", "WeightDecay", o.WeightDecay, "at least 0"),
 	)
+}
+
+func (o *AdadeltaOptions) options() []option {
+	return []option{
+		{"lr", (*number)(&o.LR)},
+		{"rho", (*number)(&o.Rho)},
+		{"eps", (*number)(&o.Eps)},
+		{"weight_decay", (*number)(&o.WeightDecay)},
+		{"maximize", &o.Maximize},
+	}
+}
+
+func (o *AdadeltaOptions) keys() [engine.States]stateKey {
+	return [engine.States]stateKey{{name: "square_avg"}, {name: "acc_delta"}}
 }
 
 func (o *AdadeltaOptions) layout() engine.Layout {

@@ -1,8 +1,10 @@
 package goptim
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"runtime"
 	"slices"
 	"sync"
@@ -14,6 +16,7 @@ import (
 	"github.com/goptim/goptim/goptim/internal/kernel/f32"
 	"github.com/goptim/goptim/goptim/internal/kernel/f64"
 	"github.com/goptim/goptim/goptim/internal/kernel/reduce"
+	"github.com/goptim/goptim/goptim/internal/safetensors"
 )
 
 // AdafactorOptions are the hyperparameters of Adafactor.
@@ -35,6 +38,7 @@ type Adafactor[T Float] struct {
 	Workers          int // as many threads as a Step may use; 0 means GOMAXPROCS
 	params           []*Param[T]
 	states           []adafactorState[T]
+	step             adafactorStep
 }
 
 type adafactorState[T Float] struct {
@@ -63,21 +67,22 @@ func NewAdafactor[T Float](params []*Param[T], o AdafactorOptions) (*Adafactor[T
 	if err := errors.Join(o.check(), checkParams("Adafactor", params)); err != nil {
 		return nil, err
 	}
-	a := &Adafactor[T]{AdafactorOptions: o, params: params, states: make([]adafactorState[T], len(params))}
+	a := &Adafactor[T]{AdafactorOptions: o, params: slices.Clone(params), states: make([]adafactorState[T], len(params))}
 	for i, p := range params {
 		shape, err := p.matrices()
 		if err != nil {
 			return nil, fmt.Errorf("goptim: Adafactor: %s: %w", p.describe(i), err)
 		}
-		s := &a.states[i]
-		s.shape = shape
-		if shape.rows == 0 {
-			s.variance = make([]T, len(p.Value))
-			continue
-		}
-		s.rowVar, s.colVar = make([]T, shape.batch*shape.rows), make([]T, shape.batch*shape.cols)
+		a.states[i] = newAdafactorState(p, shape)
 	}
 	return a, nil
+}
+
+func newAdafactorState[T Float](p *Param[T], shape matrices) adafactorState[T] {
+	if shape.rows == 0 {
+		return adafactorState[T]{shape: shape, variance: make([]T, len(p.Value))}
+	}
+	return adafactorState[T]{shape: shape, rowVar: make([]T, shape.batch*shape.rows), colVar: make([]T, shape.batch*shape.cols)}
 }
 
 func machineEpsilon[T Float]() float64 {
@@ -87,12 +92,11 @@ func machineEpsilon[T Float]() float64 {
 	return 0x1p-52
 }
 
-// Step updates every parameter that has a gradient. On an error that wraps ErrOption or ErrParam nothing has changed.
-func (a *Adafactor[T]) Step() error {
+// Check reports what Step would refuse now.
+func (a *Adafactor[T]) Check() error {
 	if err := a.check(); err != nil {
 		return err
 	}
-	rows := make([]engine.Row, 0, len(a.params))
 	for i, p := range a.params {
 		s := &a.states[i]
 		shape, err := p.matrices()
@@ -105,17 +109,37 @@ func (a *Adafactor[T]) Step() error {
 		if err != nil {
 			return fmt.Errorf("goptim: Adafactor: %s: %w", p.describe(i), err)
 		}
+	}
+	return nil
+}
+
+// MarshalBinary encodes options and state: see Stateful.
+func (a *Adafactor[T]) MarshalBinary() ([]byte, error) { return marshal(a) }
+
+// UnmarshalBinary takes options and state: see Stateful.
+func (a *Adafactor[T]) UnmarshalBinary(data []byte) error { return unmarshal(a, data) }
+
+func (a *Adafactor[T]) groups() []group { return []group{adafactorGroup[T]{a}} }
+
+// Step updates every parameter that has a gradient. On an error that wraps ErrOption or ErrParam nothing has changed.
+func (a *Adafactor[T]) Step() error {
+	if err := a.Check(); err != nil {
+		return err
+	}
+	rows := a.step.rows[:0]
+	for i, p := range a.params {
 		if p.Grad == nil || len(p.Value) == 0 {
 			continue
 		}
+		s := &a.states[i]
 		row := engine.Row{
 			N: int64(len(p.Value)), Kind: engine.KindOf(dtype[T](), engine.Float32),
 			Param: address(p.Value), Grad: address(p.Grad), Step: uintptr(unsafe.Pointer(&s.step)),
 		}
-		if shape.rows == 0 {
+		if s.shape.rows == 0 {
 			row.State[0] = address(s.variance)
 		} else {
-			row.State = [engine.States]uintptr{address(s.rowVar), address(s.colVar), shape.word()}
+			row.State = [engine.States]uintptr{address(s.rowVar), address(s.colVar), s.shape.word()}
 		}
 		rows = append(rows, row)
 	}
@@ -123,8 +147,10 @@ func (a *Adafactor[T]) Step() error {
 	if threads <= 0 {
 		threads = runtime.GOMAXPROCS(0)
 	}
-	// One thread's means, so that the result does not depend on Workers.
-	err := a.update(rows, factorings{threads: threads, meanThreads: 1, pow: cpow.Pow})
+	s := &a.step
+	s.AdafactorOptions, s.rows = a.AdafactorOptions, rows
+	s.threads, s.meanThreads, s.pow = threads, 1, cpow.Pow // one thread's means, so that the result does not depend on Workers
+	err := s.run()
 	runtime.KeepAlive(a) // the rows hold addresses
 	return err
 }
@@ -142,9 +168,10 @@ func (o AdafactorOptions) StepTable(t Table) error {
 			return fmt.Errorf("goptim: Adafactor: row %d: %w: %w", i, err, ErrParam)
 		}
 	}
-	return o.update(rows, factorings{
+	s := &adafactorStep{AdafactorOptions: o, rows: rows, factorings: factorings{
 		threads: t.Threads, team: t.Team, meanThreads: t.Threads, order: reduce.Order{Fused: t.FusedNorms}, pow: t.pow(),
-	})
+	}}
+	return s.run()
 }
 
 func (o *AdafactorOptions) check() error {
@@ -158,23 +185,46 @@ func (o *AdafactorOptions) check() error {
 	)
 }
 
-// update steps the rows: one thread a parameter, for a norm is one chain of additions.
-func (o *AdafactorOptions) update(rows []engine.Row, f factorings) error {
-	steps := make([]float64, len(rows))
-	for i := range rows {
-		steps[i] = rows[i].Tick()
+func (o *AdafactorOptions) options() []option {
+	return []option{
+		{"lr", (*number)(&o.LR)},
+		{"beta2_decay", (*number)(&o.Beta2Decay)},
+		{"eps", (*epsilons)(&o.Eps)},
+		{"d", (*number)(&o.D)},
+		{"weight_decay", (*number)(&o.WeightDecay)},
+		{"maximize", &o.Maximize},
 	}
-	err := f.each(rows, func(i int) {
-		if r := &rows[i]; r.DType() == engine.Float32 {
-			updateAdafactor(o, r, steps[i], &f, &adafactor32)
-		} else {
-			updateAdafactor(o, r, steps[i], &f, &adafactor64)
-		}
-	})
-	if err != nil {
+}
+
+// An adafactorStep is one step, in memory that is kept for the next.
+type adafactorStep struct {
+	AdafactorOptions
+	factorings
+	rows  []engine.Row
+	steps []float64
+}
+
+// run steps the rows: one thread a parameter, for a norm is one chain of additions.
+func (s *adafactorStep) run() error {
+	s.steps = s.steps[:0]
+	for i := range s.rows {
+		s.steps = append(s.steps, s.rows[i].Tick())
+	}
+	if s.do == nil {
+		s.do = s.update
+	}
+	if err := s.each(s.rows); err != nil {
 		return fmt.Errorf("goptim: Adafactor: %w", err)
 	}
 	return nil
+}
+
+func (s *adafactorStep) update(i int) {
+	if r := &s.rows[i]; r.DType() == engine.Float32 {
+		updateAdafactor(&s.AdafactorOptions, r, s.steps[i], &s.factorings, &adafactor32)
+	} else {
+		updateAdafactor(&s.AdafactorOptions, r, s.steps[i], &s.factorings, &adafactor64)
+	}
 }
 
 type adafactorKernels[T Float] struct {
@@ -312,4 +362,81 @@ func (k *adafactorKernels[T]) updateSmall(h *kernel.Adafactor, shape matrices, p
 		s.extendNorms(p[:(b+m)*size], u)
 	}
 	kernel.Leave()
+}
+
+// epsilons are Adafactor's in JSON, where torch's default for the first is null.
+type epsilons [2]float64
+
+func (e *epsilons) MarshalJSON() ([]byte, error) { return tuple(e[:]).MarshalJSON() }
+
+func (e *epsilons) UnmarshalJSON(data []byte) error {
+	var all []*number
+	if err := json.Unmarshal(data, &all); err != nil {
+		return err
+	}
+	if len(all) != 2 || all[1] == nil {
+		return fmt.Errorf("%s, expected two numbers", data)
+	}
+	e[0], e[1] = 0, float64(*all[1])
+	if all[0] != nil {
+		e[0] = float64(*all[0])
+		return nil
+	}
+	e[0] = math.NaN() // until the type of the elements is known
+	return nil
+}
+
+// An adafactorGroup is an Adafactor as its state is saved.
+type adafactorGroup[T Float] struct{ a *Adafactor[T] }
+
+func (g adafactorGroup[T]) class() string     { return "Adafactor" }
+func (g adafactorGroup[T]) options() []option { return g.a.options() }
+func (g adafactorGroup[T]) params() []handle  { return handles(g.a.params) }
+
+func (g adafactorGroup[T]) tensors(param int) []safetensors.Tensor {
+	s, shape := &g.a.states[param], g.a.params[param].shape()
+	if s.step == 0 {
+		return nil
+	}
+	if s.shape.rows == 0 {
+		return []safetensors.Tensor{scalarOf("step", s.step), tensorOf("variance", shape, s.variance)}
+	}
+	row, col := slices.Clone(shape), slices.Clone(shape)
+	row[len(row)-1], col[len(col)-2] = 1, 1
+	return []safetensors.Tensor{scalarOf("step", s.step), tensorOf("row_var", row, s.rowVar), tensorOf("col_var", col, s.colVar)}
+}
+
+func (g adafactorGroup[T]) load(saved *savedGroup) (func(), error) {
+	o := g.a.AdafactorOptions
+	if err := errors.Join(saved.expect("Adafactor"), saved.decode(o.options())); err != nil {
+		return nil, err
+	}
+	if math.IsNaN(o.Eps[0]) {
+		o.Eps[0] = machineEpsilon[T]()
+	}
+	if err := o.check(); err != nil {
+		return nil, err
+	}
+	states := make([]adafactorState[T], len(g.a.params))
+	for i, p := range g.a.params {
+		s, to := &saved.states[i], &states[i]
+		shape, err := p.matrices()
+		if err != nil {
+			return nil, err
+		}
+		*to = newAdafactorState(p, shape)
+		if s.empty() {
+			continue
+		}
+		to.step = s.single("step", s.count("step"))
+		if shape.rows == 0 {
+			to.variance = vector[T](s, "variance", len(p.Value))
+		} else {
+			to.rowVar, to.colVar = vector[T](s, "row_var", len(to.rowVar)), vector[T](s, "col_var", len(to.colVar))
+		}
+		if err := s.end(); err != nil {
+			return nil, err
+		}
+	}
+	return func() { g.a.AdafactorOptions, g.a.states = o, states }, nil
 }

@@ -38,6 +38,17 @@ func NewAdagrad[T Float](params []*Param[T], o AdagradOptions) (*Adagrad[T], err
 	return &Adagrad[T]{AdagradOptions: o, base: b}, nil
 }
 
+// Check reports what Step would refuse now.
+func (a *Adagrad[T]) Check() error { return a.base.checkAll(&a.AdagradOptions) }
+
+// MarshalBinary encodes options and state: see Stateful.
+func (a *Adagrad[T]) MarshalBinary() ([]byte, error) { return marshal(a) }
+
+// UnmarshalBinary takes options and state: see Stateful.
+func (a *Adagrad[T]) UnmarshalBinary(data []byte) error { return unmarshal(a, data) }
+
+func (a *Adagrad[T]) groups() []group { return groupOf(&a.base, &a.AdagradOptions) }
+
 // Step updates every parameter that has a gradient. On an error that wraps ErrOption or ErrParam nothing has changed.
 func (a *Adagrad[T]) Step() error { return a.base.step(&a.AdagradOptions, a.Workers) }
 
@@ -62,6 +73,19 @@ func NewSparseAdagrad[T Float](params []*SparseParam[T], o AdagradOptions) (*Spa
 		return nil, err
 	}
 	return &SparseAdagrad[T]{AdagradOptions: o, base: b}, nil
+}
+
+// Check reports what Step would refuse now.
+func (a *SparseAdagrad[T]) Check() error { return a.base.checkAll(sparseAdagrad{&a.AdagradOptions}) }
+
+// MarshalBinary encodes options and state: see Stateful.
+func (a *SparseAdagrad[T]) MarshalBinary() ([]byte, error) { return marshal(a) }
+
+// UnmarshalBinary takes options and state: see Stateful.
+func (a *SparseAdagrad[T]) UnmarshalBinary(data []byte) error { return unmarshal(a, data) }
+
+func (a *SparseAdagrad[T]) groups() []group {
+	return []group{sparseGroup[T, kernel.Adagrad, AdagradOptions]{&a.base, &a.AdagradOptions, "Adagrad", func(o *AdagradOptions) sparseRule[kernel.Adagrad] { return sparseAdagrad{o} }}}
 }
 
 // Step updates every row that has a gradient. On an error that wraps ErrOption or ErrParam nothing has changed.
@@ -96,6 +120,21 @@ func (o *AdagradOptions) check() error {
 		require(o.InitialAccumulatorValue >= 0, "Adagrad", "InitialAccumulatorValue", o.InitialAccumulatorValue, "at least 0"),
 		require(o.Eps >= 0, "Adagrad", "Eps", o.Eps, "at least 0"),
 	)
+}
+
+func (o *AdagradOptions) options() []option {
+	return []option{
+		{"lr", (*number)(&o.LR)},
+		{"lr_decay", (*number)(&o.LRDecay)},
+		{"eps", (*number)(&o.Eps)},
+		{"weight_decay", (*number)(&o.WeightDecay)},
+		{"initial_accumulator_value", (*number)(&o.InitialAccumulatorValue)},
+		{"maximize", &o.Maximize},
+	}
+}
+
+func (o *AdagradOptions) keys() [engine.States]stateKey {
+	return [engine.States]stateKey{{name: "sum"}}
 }
 
 func (o *AdagradOptions) layout() engine.Layout {

@@ -56,6 +56,24 @@ func NewAdamW[T Float](params []*Param[T], o AdamOptions) (*Adam[T], error) {
 	return NewAdam(params, o)
 }
 
+// NewAMSGrad makes an Adam that divides by the largest second moment so far; torch's Adam with amsgrad=True. The error
+// wraps ErrOption or ErrParam.
+func NewAMSGrad[T Float](params []*Param[T], o AdamOptions) (*Adam[T], error) {
+	o.AMSGrad = true
+	return NewAdam(params, o)
+}
+
+// Check reports what Step would refuse now.
+func (a *Adam[T]) Check() error { return a.base.checkAll(&a.AdamOptions) }
+
+// MarshalBinary encodes options and state: see Stateful.
+func (a *Adam[T]) MarshalBinary() ([]byte, error) { return marshal(a) }
+
+// UnmarshalBinary takes options and state: see Stateful.
+func (a *Adam[T]) UnmarshalBinary(data []byte) error { return unmarshal(a, data) }
+
+func (a *Adam[T]) groups() []group { return groupOf(&a.base, &a.AdamOptions) }
+
 // Step updates every parameter that has a gradient. On an error that wraps ErrOption or ErrParam nothing has changed.
 func (a *Adam[T]) Step() error { return a.base.step(&a.AdamOptions, a.Workers) }
 
@@ -80,6 +98,22 @@ func (o *AdamOptions) check() error {
 		require(o.Eps >= 0, o.name(), "Eps", o.Eps, "at least 0"),
 		require(o.WeightDecay >= 0, o.name(), "WeightDecay", o.WeightDecay, "at least 0"),
 	)
+}
+
+func (o *AdamOptions) options() []option {
+	return []option{
+		{"lr", (*number)(&o.LR)},
+		{"betas", tupleOf(o.Betas[:])},
+		{"eps", (*number)(&o.Eps)},
+		{"weight_decay", (*number)(&o.WeightDecay)},
+		{"amsgrad", &o.AMSGrad},
+		{"maximize", &o.Maximize},
+		{"decoupled_weight_decay", &o.DecoupledWeightDecay},
+	}
+}
+
+func (o *AdamOptions) keys() [engine.States]stateKey {
+	return [engine.States]stateKey{{name: "exp_avg"}, {name: "exp_avg_sq"}, {"max_exp_avg_sq", true}}
 }
 
 func (o *AdamOptions) layout() engine.Layout {

@@ -45,6 +45,17 @@ func NewAdamax[T Float](params []*Param[T], o AdamaxOptions) (*Adamax[T], error)
 	return &Adamax[T]{AdamaxOptions: o, base: b}, nil
 }
 
+// Check reports what Step would refuse now.
+func (a *Adamax[T]) Check() error { return a.base.checkAll(&a.AdamaxOptions) }
+
+// MarshalBinary encodes options and state: see Stateful.
+func (a *Adamax[T]) MarshalBinary() ([]byte, error) { return marshal(a) }
+
+// UnmarshalBinary takes options and state: see Stateful.
+func (a *Adamax[T]) UnmarshalBinary(data []byte) error { return unmarshal(a, data) }
+
+func (a *Adamax[T]) groups() []group { return groupOf(&a.base, &a.AdamaxOptions) }
+
 // Step updates every parameter that has a gradient. On an error that wraps ErrOption or ErrParam nothing has changed.
 func (a *Adamax[T]) Step() error { return a.base.step(&a.AdamaxOptions, a.Workers) }
 
@@ -64,6 +75,20 @@ func (o *AdamaxOptions) check() error {
 		require(o.Eps >= 0, "Adamax", "Eps", o.Eps, "at least 0"),
 		require(o.WeightDecay >= 0, "Adamax", "WeightDecay", o.WeightDecay, "at least 0"),
 	)
+}
+
+func (o *AdamaxOptions) options() []option {
+	return []option{
+		{"lr", (*number)(&o.LR)},
+		{"betas", tupleOf(o.Betas[:])},
+		{"eps", (*number)(&o.Eps)},
+		{"weight_decay", (*number)(&o.WeightDecay)},
+		{"maximize", &o.Maximize},
+	}
+}
+
+func (o *AdamaxOptions) keys() [engine.States]stateKey {
+	return [engine.States]stateKey{{name: "exp_avg"}, {name: "exp_inf"}}
 }
 
 func (o *AdamaxOptions) layout() engine.Layout {

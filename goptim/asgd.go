@@ -2,6 +2,7 @@ package goptim
 
 import (
 	"errors"
+	"math"
 	"sync"
 
 	"github.com/goptim/goptim/goptim/internal/engine"
@@ -47,6 +48,17 @@ func NewASGD[T Float](params []*Param[T], o ASGDOptions) (*ASGD[T], error) {
 	return &ASGD[T]{ASGDOptions: o, base: b}, nil
 }
 
+// Check reports what Step would refuse now.
+func (a *ASGD[T]) Check() error { return a.base.checkAll(&a.ASGDOptions) }
+
+// MarshalBinary encodes options and state: see Stateful.
+func (a *ASGD[T]) MarshalBinary() ([]byte, error) { return marshal(a) }
+
+// UnmarshalBinary takes options and state: see Stateful.
+func (a *ASGD[T]) UnmarshalBinary(data []byte) error { return unmarshal(a, data) }
+
+func (a *ASGD[T]) groups() []group { return groupOf(&a.base, &a.ASGDOptions) }
+
 // Step updates every parameter that has a gradient. On an error that wraps ErrOption or ErrParam nothing has changed.
 func (a *ASGD[T]) Step() error { return a.base.step(&a.ASGDOptions, a.Workers) }
 
@@ -63,6 +75,7 @@ func (o *ASGDOptions) check() error {
 		require(o.LR >= 0, "ASGD", "LR", o.LR, "at least 0"),
 		require(o.Lambd >= 0, "ASGD", "Lambd", o.Lambd, "at least 0"),
 		require(o.Alpha >= 0, "ASGD", "Alpha", o.Alpha, "at least 0"),
+		require(!math.IsNaN(o.T0), "ASGD", "T0", o.T0, "a number"),
 		require(o.WeightDecay >= 0, "ASGD", "WeightDecay", o.WeightDecay, "at least 0"),
 	)
 }
@@ -72,6 +85,21 @@ const (
 	asgdEta = iota // the learning rate of the next step
 	asgdMu         // the share of the next parameter in the average
 )
+
+func (o *ASGDOptions) options() []option {
+	return []option{
+		{"lr", (*number)(&o.LR)},
+		{"lambd", (*number)(&o.Lambd)},
+		{"alpha", (*number)(&o.Alpha)},
+		{"t0", (*number)(&o.T0)},
+		{"weight_decay", (*number)(&o.WeightDecay)},
+		{"maximize", &o.Maximize},
+	}
+}
+
+func (o *ASGDOptions) keys() [engine.States]stateKey {
+	return [engine.States]stateKey{{name: "eta"}, {name: "mu"}, {name: "ax"}}
+}
 
 func (o *ASGDOptions) layout() engine.Layout {
 	return engine.Layout{Counts: true, State: [engine.States]engine.Use{engine.Number, engine.Number, engine.Column}}

@@ -12,12 +12,42 @@
 //		if err := opt.Step(); err != nil { … }
 //	}
 //
+// # Optimizers
+//
+//   - first-order, of every element by itself: [NewSGD], [NewAdam], [NewAdamW], [NewAMSGrad], [NewNAdam], [NewRAdam],
+//     [NewAdamax], [NewAdagrad], [NewAdadelta], [NewRMSprop], [NewRprop], [NewASGD]
+//   - of matrices, by the Shape of a Param: [NewAdafactor], [NewMuon]
+//   - of the rows that have a gradient, as an embedding's: [NewSparseAdam], [NewSparseAdagrad], [NewSparseSGD]
+//   - of a function that it evaluates itself: [NewLBFGS]
+//
+// All have torch's bits but LBFGS and Muon, which sum long products in an order of their own. Package gonumopt makes
+// them methods of gonum's optimize.Minimize.
+//
+// # Options
+//
 // Options whose zero has no use (a learning rate, betas, eps) take torch's default when they are zero; all others
-// mean what they say. After construction the options are fields of the optimizer, exactly as the next Step uses
-// them: a schedule assigns opt.LR.
+// mean what they say, so that torch's weight decay of 0.01 in AdamW is to be written down. After construction the options
+// are fields of the optimizer, exactly as the next Step uses them: a schedule assigns opt.LR, and zero is then zero.
+// Package schedule has torch's learning rates.
 //
-// Distinct optimizers may step at the same time; one optimizer may not. Step allocates nothing after the first
-// step that sees a gradient. Results do not depend on the number of threads or the width of the machine's vectors.
+// Sets of parameters with other options, torch's parameter groups, are optimizers of their own, which [NewGroups] makes one.
 //
-// Build with GOEXPERIMENT=simd (Go 1.27) for vector code. Without it the package computes the same bits, slower.
+// # Errors
+//
+// Bad input is an error and never a panic. It wraps [ErrOption] or [ErrParam], names the option or the parameter, and
+// comes before anything is changed: of any of the groups, for Groups. Check gives the same without a step.
+//
+// # State
+//
+// Every optimizer is an encoding.BinaryMarshaler and BinaryUnmarshaler of its options and state, with a version and a
+// checksum; [WriteState] and [ReadState] share them with Python as safetensors files. A program that has also kept its
+// parameters goes on with the same bits.
+//
+// # Speed
+//
+// Build with GOEXPERIMENT=simd (Go 1.27) for vector code. Without it the package computes the same bits, slower; and so
+// it does for WebAssembly, whose vectors have no fused multiplication. Step uses as many threads as Workers, by
+// default GOMAXPROCS, from half a million elements on, and allocates nothing once every parameter has had a gradient;
+// LBFGS, once its history is full. Results do not depend on the number of threads or the width of the machine's
+// vectors. Distinct optimizers may step at the same time; one optimizer may not.
 package goptim

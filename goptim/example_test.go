@@ -1,6 +1,7 @@
 package goptim_test
 
 import (
+	"errors"
 	"fmt"
 	"log"
 
@@ -12,6 +13,23 @@ func rosenbrockGrad(v, grad []float64) {
 	x, y := v[0], v[1]
 	grad[0] = -2*(1-x) - 400*x*(y-x*x)
 	grad[1] = 200 * (y - x*x)
+}
+
+// valleyFrom is a parameter in Rosenbrock's valley, whose lowest point is [1 1].
+func valleyFrom(x, y float64) (*goptim.Param[float64], []*goptim.Param[float64]) {
+	v := &goptim.Param[float64]{Name: "v", Value: []float64{x, y}, Grad: make([]float64, 2)}
+	return v, []*goptim.Param[float64]{v}
+}
+
+// descend takes steps there.
+func descend(v *goptim.Param[float64], opt goptim.Optimizer, steps int) {
+	for range steps {
+		rosenbrockGrad(v.Value, v.Grad)
+		if err := opt.Step(); err != nil {
+			log.Fatal(err)
+		}
+	}
+	fmt.Printf("%.2f\n", v.Value)
 }
 
 func ExampleNewAdamW() {
@@ -69,4 +87,137 @@ func ExampleNewSGD() {
 	}
 	fmt.Printf("%.2f\n", line.Value)
 	// Output: [2.00 1.00]
+}
+
+func ExampleNewAdam() {
+	v, params := valleyFrom(-1.5, 2)
+	opt, err := goptim.NewAdam(params, goptim.AdamOptions{LR: 0.05})
+	if err != nil {
+		log.Fatal(err)
+	}
+	descend(v, opt, 3000)
+	// Output: [1.00 1.00]
+}
+
+func ExampleNewAMSGrad() {
+	v, params := valleyFrom(-1.5, 2)
+	opt, err := goptim.NewAMSGrad(params, goptim.AdamOptions{LR: 0.05})
+	if err != nil {
+		log.Fatal(err)
+	}
+	descend(v, opt, 5000)
+	// Output: [1.00 1.00]
+}
+
+func ExampleNewAdagrad() {
+	v, params := valleyFrom(-1.5, 2)
+	opt, err := goptim.NewAdagrad(params, goptim.AdagradOptions{LR: 0.5})
+	if err != nil {
+		log.Fatal(err)
+	}
+	descend(v, opt, 30000)
+	// Output: [1.00 1.00]
+}
+
+func ExampleNewAdadelta() {
+	v, params := valleyFrom(-1.5, 2)
+	opt, err := goptim.NewAdadelta(params, goptim.AdadeltaOptions{LR: 0.01})
+	if err != nil {
+		log.Fatal(err)
+	}
+	descend(v, opt, 20000)
+	// Output: [1.00 1.00]
+}
+
+func ExampleNewAdamax() {
+	v, params := valleyFrom(-1.5, 2)
+	opt, err := goptim.NewAdamax(params, goptim.AdamaxOptions{LR: 0.02})
+	if err != nil {
+		log.Fatal(err)
+	}
+	descend(v, opt, 8000)
+	// Output: [1.00 1.00]
+}
+
+func ExampleNewASGD() {
+	v, params := valleyFrom(-1.5, 2)
+	opt, err := goptim.NewASGD(params, goptim.ASGDOptions{LR: 1e-3, Lambd: 1e-4})
+	if err != nil {
+		log.Fatal(err)
+	}
+	descend(v, opt, 20000)
+	// Output: [1.00 1.00]
+}
+
+func ExampleNewNAdam() {
+	v, params := valleyFrom(-1.5, 2)
+	opt, err := goptim.NewNAdam(params, goptim.NAdamOptions{LR: 0.005, MomentumDecay: 4e-3})
+	if err != nil {
+		log.Fatal(err)
+	}
+	descend(v, opt, 15000)
+	// Output: [1.00 1.00]
+}
+
+func ExampleNewRAdam() {
+	v, params := valleyFrom(0, 0)
+	opt, err := goptim.NewRAdam(params, goptim.RAdamOptions{LR: 0.02})
+	if err != nil {
+		log.Fatal(err)
+	}
+	descend(v, opt, 10000)
+	// Output: [1.00 1.00]
+}
+
+func ExampleNewRMSprop() {
+	v, params := valleyFrom(-1.5, 2)
+	opt, err := goptim.NewRMSprop(params, goptim.RMSpropOptions{LR: 1e-3, Centered: true})
+	if err != nil {
+		log.Fatal(err)
+	}
+	descend(v, opt, 10000)
+	// Output: [1.00 1.00]
+}
+
+func ExampleNewRprop() {
+	v, params := valleyFrom(-1.5, 2)
+	opt, err := goptim.NewRprop(params, goptim.RpropOptions{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	descend(v, opt, 20000)
+	// Output: [1.00 1.00]
+}
+
+func ExampleNewSparseAdagrad() {
+	// Gradients of one row are added up: row 7 has none in the end.
+	words := &goptim.SparseParam[float32]{Name: "words", Value: make([]float32, 1000*2), Width: 2}
+	opt, err := goptim.NewSparseAdagrad([]*goptim.SparseParam[float32]{words}, goptim.AdagradOptions{LR: 0.5})
+	if err != nil {
+		log.Fatal(err)
+	}
+	words.Indices, words.Grad = []int64{7, 3, 7}, []float32{1, 1, -2, -2, -1, -1}
+	if err := opt.Step(); err != nil {
+		log.Fatal(err)
+	}
+	fmt.Printf("%.1f %.1f\n", words.Value[2*3:2*4], words.Value[2*7:2*8])
+	// Output: [0.5 0.5] [0.0 0.0]
+}
+
+// Every error wraps ErrOption, ErrParam, ErrState or ErrLineSearch, and says which parameter or option it is about.
+func Example_errors() {
+	_, err := goptim.NewAdam([]*goptim.Param[float32]{{Name: "w"}}, goptim.AdamOptions{Betas: [2]float64{0.9, 1}})
+	fmt.Println(err)
+	fmt.Println(errors.Is(err, goptim.ErrOption))
+
+	w := &goptim.Param[float32]{Name: "w", Value: make([]float32, 3), Grad: make([]float32, 2)}
+	opt, err := goptim.NewAdam([]*goptim.Param[float32]{w}, goptim.AdamOptions{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(opt.Step())
+	// Output:
+	// goptim: Adam: Betas[1] is 1, expected at least 0 and below 1: invalid option
+	// true
+	// goptim: Adam: parameter 0 (w): the gradient has 2 elements, expected 3: invalid parameter
 }

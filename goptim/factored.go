@@ -89,25 +89,50 @@ type factorings struct {
 	meanThreads int // on how many threads torch computes a mean
 	order       reduce.Order
 	pow         func(x, y float64) float64
+	do          func(row int)
+	queue       []int // of rows
+	next        func(i int)
 }
 
 // aloneFactored is the number of elements below which a second thread costs more than it saves.
 const aloneFactored = 1 << 15
 
 // each calls do for every row, the largest first; in order on one thread if two of them share memory.
-func (f *factorings) each(rows []engine.Row, do func(i int)) error {
-	total, order := 0, make([]int, len(rows))
+func (f *factorings) each(rows []engine.Row) error {
+	if f.next == nil {
+		f.next = func(i int) { f.do(f.queue[i]) }
+	}
+	total := 0
+	f.queue = f.queue[:0]
 	for i := range rows {
 		total += int(rows[i].N)
-		order[i] = i
+		f.queue = append(f.queue, i)
 	}
 	threads := f.threads
-	if total < aloneFactored || engine.Overlap(rows) {
+	if total < aloneFactored {
 		threads = 1
 	} else {
-		slices.SortStableFunc(order, func(i, j int) int { return cmp.Compare(rows[j].N, rows[i].N) })
+		slices.SortFunc(f.queue, func(i, j int) int { return cmp.Compare(rows[i].Param, rows[j].Param) })
+		shared := false
+		for k, i := range f.queue[1:] {
+			before := &rows[f.queue[k]]
+			shared = shared || rows[i].Param < before.Param+uintptr(before.N)*sizeOf(before)
+		}
+		if shared {
+			threads = 1
+			slices.Sort(f.queue)
+		} else {
+			slices.SortFunc(f.queue, func(i, j int) int { return cmp.Or(cmp.Compare(rows[j].N, rows[i].N), cmp.Compare(i, j)) })
+		}
 	}
-	return engine.Each(len(rows), threads, f.team, func(i int) { do(order[i]) })
+	return engine.Each(len(rows), threads, f.team, f.next)
+}
+
+func sizeOf(r *engine.Row) uintptr {
+	if r.DType() == engine.Float32 {
+		return 4
+	}
+	return 8
 }
 
 // scratch is memory for one parameter's step.

@@ -70,14 +70,14 @@ func (o HFAdafactorOptions) StepTable(t Table) error {
 		}
 	}
 	f := factorings{threads: t.Threads, team: t.Team, meanThreads: t.Threads, order: reduce.Order{Fused: t.FusedNorms}, pow: t.pow()}
-	err := f.each(rows, func(i int) {
+	f.do = func(i int) {
 		if rows[i].DType() == engine.Float32 {
 			updateHFAdafactor(&o, &rows[i], &table[i], &f, &hfAdafactor32)
 		} else {
 			updateHFAdafactor(&o, &rows[i], &table[i], &f, &hfAdafactor64)
 		}
-	})
-	if err != nil {
+	}
+	if err := f.each(rows); err != nil {
 		return fmt.Errorf("goptim: hf.Adafactor: %w", err)
 	}
 	return nil

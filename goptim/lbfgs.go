@@ -5,9 +5,11 @@ import (
 	"fmt"
 	"math"
 	"runtime"
+	"slices"
 	"unsafe"
 
 	"github.com/goptim/goptim/goptim/internal/engine"
+	"github.com/goptim/goptim/goptim/internal/safetensors"
 )
 
 // LBFGSOptions are the hyperparameters of L-BFGS.
@@ -74,7 +76,7 @@ func NewLBFGS[T Float](params []*Param[T], o LBFGSOptions) (*LBFGS[T], error) {
 	if err := errors.Join(o.check(), checkParams("LBFGS", params)); err != nil {
 		return nil, err
 	}
-	return &LBFGS[T]{LBFGSOptions: o, params: params}, nil
+	return &LBFGS[T]{LBFGSOptions: o, params: slices.Clone(params)}, nil
 }
 
 func (o *LBFGSOptions) check() error {
@@ -84,6 +86,37 @@ func (o *LBFGSOptions) check() error {
 		require(o.MaxEval >= 1, "LBFGS", "MaxEval", float64(o.MaxEval), "at least 1"),
 		require(o.HistorySize >= 1, "LBFGS", "HistorySize", float64(o.HistorySize), "at least 1"),
 	)
+}
+
+func (o *LBFGSOptions) options() []option {
+	return []option{
+		{"lr", (*number)(&o.LR)},
+		{"max_iter", &o.MaxIter},
+		{"max_eval", &o.MaxEval},
+		{"tolerance_grad", (*number)(&o.ToleranceGrad)},
+		{"tolerance_change", (*number)(&o.ToleranceChange)},
+		{"history_size", &o.HistorySize},
+		{"line_search_fn", (*lineSearchName)(&o.StrongWolfe)},
+		{"maximize", &o.Maximize},
+	}
+}
+
+// A lineSearchName is in JSON whether there is a line search, by its name in torch.
+type lineSearchName bool
+
+func (s lineSearchName) MarshalJSON() ([]byte, error) {
+	if s {
+		return []byte(`"strong_wolfe"`), nil
+	}
+	return []byte("null"), nil
+}
+
+func (s *lineSearchName) UnmarshalJSON(data []byte) error {
+	*s = string(data) == `"strong_wolfe"`
+	if !*s && string(data) != "null" {
+		return fmt.Errorf("%s, expected \"strong_wolfe\" or null", data)
+	}
+	return nil
 }
 
 // Iterations is how many directions the optimizer has taken so far, and Evaluations how many points.
@@ -102,7 +135,7 @@ func (l *LBFGS[T]) Step(closure func() (loss float64, err error)) (float64, erro
 	if closure == nil {
 		return 0, fmt.Errorf("goptim: LBFGS: Step needs a closure: %w", ErrOption)
 	}
-	if err := errors.Join(l.check(), l.checkLengths()); err != nil {
+	if err := l.Check(); err != nil {
 		return 0, err
 	}
 	first, err := l.evaluate(closure)
@@ -132,11 +165,11 @@ func (l *LBFGS[T]) Step(closure func() (loss float64, err error)) (float64, erro
 	}
 }
 
+// Check reports what Step would refuse now, before it calls the closure.
+func (l *LBFGS[T]) Check() error { return errors.Join(l.check(), l.checkLengths()) }
+
 func (l *LBFGS[T]) checkLengths() error {
-	n := 0
-	for _, p := range l.params {
-		n += len(p.Value)
-	}
+	n := l.elements()
 	if n == 0 || (l.kept != nil && n != len(l.kept)) {
 		return fmt.Errorf("goptim: LBFGS: %d elements in all parameters, expected %s: %w", n, expectedLength(len(l.kept)), ErrParam)
 	}
@@ -180,17 +213,9 @@ func (l *LBFGS[T]) evaluate(closure func() (float64, error)) (float64, error) {
 func (l *LBFGS[T]) begin() {
 	m := &l.machine
 	if l.kept == nil {
-		for _, p := range l.params {
-			m.N += len(p.Value)
-		}
-		l.kept, l.direction = make([]T, m.N), make([]T, m.N)
-		l.spare = lbfgsPair[T]{make([]T, m.N), make([]T, m.N)}
-		m.Kept, m.Direction, m.LastDirection = address(l.kept), address(l.direction), address(l.direction)
-		m.Y, m.S = address(l.spare.y), address(l.spare.s)
-		m.Float64 = 0
-		if dtype[T]() == engine.Float64 {
-			m.Float64 = 1
-		}
+		n := l.elements()
+		l.kept, l.direction, l.spare = make([]T, n), make([]T, n), newLBFGSPair[T](n)
+		l.bind()
 	}
 	m.LR = LBFGSNumber{l.LR, lbfgsFloat}
 	m.MaxIter, m.MaxEval = l.MaxIter, l.MaxEval
@@ -207,6 +232,37 @@ func (l *LBFGS[T]) begin() {
 	m.Evaluations++
 }
 
+func (l *LBFGS[T]) elements() (n int) {
+	for _, p := range l.params {
+		n += len(p.Value)
+	}
+	return n
+}
+
+func newLBFGSPair[T Float](n int) lbfgsPair[T] { return lbfgsPair[T]{make([]T, n), make([]T, n)} }
+
+// bind tells the machine where its vectors are.
+func (l *LBFGS[T]) bind() {
+	m := &l.machine
+	m.N, m.Float64 = len(l.kept), 0
+	if dtype[T]() == engine.Float64 {
+		m.Float64 = 1
+	}
+	m.Kept, m.Direction, m.LastDirection = address(l.kept), address(l.direction), address(l.direction)
+	l.bindPairs()
+}
+
+func (l *LBFGS[T]) bindPairs() {
+	m := &l.machine
+	l.pairs = l.pairs[:0]
+	for _, p := range l.history {
+		l.pairs = append(l.pairs, [2]uintptr{address(p.y), address(p.s)})
+	}
+	m.Pairs, m.PairCount = uintptr(unsafe.Pointer(unsafe.SliceData(l.pairs))), len(l.pairs)
+	m.Ros, m.Alphas = address(l.ro), address(l.alpha)
+	m.Y, m.S = address(l.spare.y), address(l.spare.s)
+}
+
 // remember puts the pair that the machine has made into the history, in the place of the oldest if there is no other.
 func (l *LBFGS[T]) remember() {
 	m, made := &l.machine, l.spare
@@ -217,16 +273,108 @@ func (l *LBFGS[T]) remember() {
 	}
 	l.history, l.ro = append(l.history, made), append(l.ro, m.Ro)
 	if l.spare.y == nil {
-		l.spare = lbfgsPair[T]{make([]T, m.N), make([]T, m.N)}
-		l.pairs, l.alpha = make([][2]uintptr, len(l.history)), make([]float64, len(l.history))
+		l.spare, l.alpha = newLBFGSPair[T](m.N), make([]float64, len(l.history))
 	}
-	l.pairs = l.pairs[:0]
-	for _, p := range l.history {
-		l.pairs = append(l.pairs, [2]uintptr{address(p.y), address(p.s)})
+	l.bindPairs()
+}
+
+// MarshalBinary encodes options and state: see Stateful.
+func (l *LBFGS[T]) MarshalBinary() ([]byte, error) { return marshal(l) }
+
+// UnmarshalBinary takes options and state: see Stateful.
+func (l *LBFGS[T]) UnmarshalBinary(data []byte) error { return unmarshal(l, data) }
+
+func (l *LBFGS[T]) groups() []group { return []group{lbfgsGroup[T]{l}} }
+
+// An lbfgsGroup is an LBFGS as its state is saved: on its first parameter.
+type lbfgsGroup[T Float] struct{ l *LBFGS[T] }
+
+func (g lbfgsGroup[T]) class() string     { return "LBFGS" }
+func (g lbfgsGroup[T]) options() []option { return g.l.options() }
+func (g lbfgsGroup[T]) params() []handle  { return handles(g.l.params) }
+
+func (g lbfgsGroup[T]) tensors(param int) []safetensors.Tensor {
+	l, m := g.l, &g.l.machine
+	if param != 0 || m.Evaluations == 0 {
+		return nil
 	}
-	m.Pairs, m.PairCount = uintptr(unsafe.Pointer(unsafe.SliceData(l.pairs))), len(l.pairs)
-	m.Ros, m.Alphas = address(l.ro), address(l.alpha)
-	m.Y, m.S = address(l.spare.y), address(l.spare.s)
+	all := []safetensors.Tensor{integerOf("n_iter", m.Iterations), integerOf("func_evals", m.Evaluations)}
+	if m.Iterations == 0 {
+		return all
+	}
+	shape := []int{len(l.kept)}
+	all = append(all,
+		tensorOf("d", shape, l.direction), tensorOf("prev_flat_grad", shape, l.kept), scalarOf("prev_loss", m.PrevLoss),
+		lbfgsNumberOf[T]("t", m.T), lbfgsNumberOf[T]("H_diag", m.H))
+	for i, p := range l.history {
+		all = append(all, tensorOf(fmt.Sprintf("old_dirs.%d", i), shape, p.y), tensorOf(fmt.Sprintf("old_stps.%d", i), shape, p.s),
+			scalarOf(fmt.Sprintf("ro.%d", i), T(l.ro[i])))
+	}
+	return all
+}
+
+func lbfgsNumberOf[T Float](key string, n LBFGSNumber) safetensors.Tensor {
+	switch n.Kind {
+	case lbfgsInt:
+		return integerOf(key, int(n.Value))
+	case lbfgsFloat:
+		return scalarOf(key, n.Value)
+	}
+	return scalarOf(key, T(n.Value))
+}
+
+func (g lbfgsGroup[T]) load(saved *savedGroup) (func(), error) {
+	l := g.l
+	o, n := l.LBFGSOptions, l.elements()
+	if err := errors.Join(saved.expect("LBFGS"), saved.decode(o.options())); err != nil {
+		return nil, err
+	}
+	if err := o.check(); err != nil {
+		return nil, err
+	}
+	for i := 1; i < len(saved.states); i++ {
+		if err := saved.states[i].end(); err != nil {
+			return nil, err
+		}
+	}
+	next := LBFGS[T]{LBFGSOptions: o, Workers: l.Workers, params: l.params}
+	m, s := &next.machine, &saved.states[0]
+	if !s.empty() {
+		m.Iterations, m.Evaluations = int(s.count("n_iter")), int(s.count("func_evals"))
+	}
+	if m.Iterations > 0 {
+		next.direction, next.kept = vector[T](s, "d", n), vector[T](s, "prev_flat_grad", n)
+		m.PrevLoss, _ = s.number("prev_loss")
+		m.T, m.H = s.lbfgsNumber("t", dtypeName[T]()), s.lbfgsNumber("H_diag", dtypeName[T]())
+		for i := 0; s.has(fmt.Sprintf("ro.%d", i)); i++ {
+			ro, _ := s.number(fmt.Sprintf("ro.%d", i))
+			next.history = append(next.history, lbfgsPair[T]{
+				vector[T](s, fmt.Sprintf("old_dirs.%d", i), n), vector[T](s, fmt.Sprintf("old_stps.%d", i), n)})
+			next.ro = append(next.ro, float64(T(ro)))
+		}
+	}
+	if err := s.end(); err != nil {
+		return nil, err
+	}
+	return func() {
+		*l = next
+		if l.kept != nil {
+			l.spare, l.alpha = newLBFGSPair[T](n), make([]float64, len(l.history))
+			l.bind()
+		}
+	}, nil
+}
+
+// lbfgsNumber takes a number that is a Python int or float, or a tensor of a dtype.
+func (s *savedState) lbfgsNumber(key, dtype string) LBFGSNumber {
+	x, of := s.number(key)
+	switch of {
+	case "I64":
+		return LBFGSNumber{x, lbfgsInt}
+	case dtype:
+		return LBFGSNumber{x, lbfgsTensor}
+	}
+	return LBFGSNumber{x, lbfgsFloat}
 }
 
 // An LBFGSAsk is what an LBFGSMachine needs before it goes on, or how it ended.

@@ -12,6 +12,7 @@ import (
 	"github.com/goptim/goptim/goptim/internal/kernel"
 	"github.com/goptim/goptim/goptim/internal/kernel/f32"
 	"github.com/goptim/goptim/goptim/internal/kernel/f64"
+	"github.com/goptim/goptim/goptim/internal/safetensors"
 )
 
 // MuonOptions are the hyperparameters of Muon.
@@ -87,7 +88,7 @@ func NewMuon[T Float](params []*Param[T], o MuonOptions) (*Muon[T], error) {
 	if err := checkParams("Muon", params); err != nil {
 		return nil, err
 	}
-	m := &Muon[T]{MuonOptions: o, params: params, momenta: make([][]T, len(params))}
+	m := &Muon[T]{MuonOptions: o, params: slices.Clone(params), momenta: make([][]T, len(params))}
 	for i, p := range params {
 		if err := p.checkMatrix(i, len(p.Value)); err != nil {
 			return nil, err
@@ -108,6 +109,19 @@ func (o *MuonOptions) check() error {
 	)
 }
 
+func (o *MuonOptions) options() []option {
+	return []option{
+		{"lr", (*number)(&o.LR)},
+		{"weight_decay", (*number)(&o.WeightDecay)},
+		{"momentum", (*number)(&o.Momentum)},
+		{"nesterov", &o.Nesterov},
+		{"ns_coefficients", tupleOf(o.NSCoefficients[:])},
+		{"eps", (*number)(&o.Eps)},
+		{"ns_steps", &o.NSSteps},
+		{"adjust_lr_fn", &o.AdjustLR},
+	}
+}
+
 // checkMatrix reports what is wrong with a parameter that had a number of elements at first.
 func (p *Param[T]) checkMatrix(i, elements int) error {
 	m, err := p.matrices()
@@ -126,13 +140,26 @@ func (p *Param[T]) checkMatrix(i, elements int) error {
 	return nil
 }
 
-// Step updates every parameter that has a gradient. On an error that wraps ErrOption or ErrParam nothing has changed.
-func (m *Muon[T]) Step() error {
+// Check reports what Step would refuse now.
+func (m *Muon[T]) Check() error {
 	err := m.check()
 	for i, p := range m.params {
 		err = errors.Join(err, p.checkMatrix(i, len(m.momenta[i])))
 	}
-	if err != nil {
+	return err
+}
+
+// MarshalBinary encodes options and state: see Stateful.
+func (m *Muon[T]) MarshalBinary() ([]byte, error) { return marshal(m) }
+
+// UnmarshalBinary takes options and state: see Stateful.
+func (m *Muon[T]) UnmarshalBinary(data []byte) error { return unmarshal(m, data) }
+
+func (m *Muon[T]) groups() []group { return []group{muonGroup[T]{m}} }
+
+// Step updates every parameter that has a gradient. On an error that wraps ErrOption or ErrParam nothing has changed.
+func (m *Muon[T]) Step() error {
+	if err := m.Check(); err != nil {
 		return err
 	}
 	threads := m.Workers
@@ -346,15 +373,15 @@ func (p *product) Update(_, lo, hi int) {
 	if lo >= hi {
 		return
 	}
-	factors := factorsPool.Get().(*kernel.Combine)
-	defer factorsPool.Put(factors)
+	f := factorsPool.Get().(*factors)
+	defer factorsPool.Put(f)
 	clear(p.out[lo:hi])
 	for col := 0; col < p.cols; col += tileCols {
 		for k := 0; k < p.inner; k += tileRows {
 			for row := lo / p.cols; row*p.cols < hi; row++ {
 				from, to := max(lo, row*p.cols+col), min(hi, row*p.cols+min(col+tileCols, p.cols))
 				if from < to {
-					p.accumulate(factors, row, k, min(k+tileRows, p.inner), from, to)
+					p.accumulate(f, row, k, min(k+tileRows, p.inner), from, to)
 				}
 			}
 		}
@@ -368,23 +395,44 @@ func (p *product) Update(_, lo, hi int) {
 	}
 }
 
-var factorsPool = sync.Pool{New: func() any { return new(kernel.Combine) }}
+// factors is what accumulate needs, not on the stack: see kernel.Apply.
+type factors struct {
+	kernel.Combine
+	rest [5][]float32 // a vector of the product, and of four rows
+}
+
+var factorsPool = sync.Pool{New: func() any {
+	f := new(factors)
+	for i := range f.rest {
+		f.rest[i] = make([]float32, kernel.Lanes[float32]())
+	}
+	return f
+}}
 
 // accumulate adds the products of elements k to end of a row of A with those rows of B to elements from to to of the product.
-func (p *product) accumulate(factors *kernel.Combine, row, k, end, from, to int) {
+func (p *product) accumulate(f *factors, row, k, end, from, to int) {
 	a := p.a[row*p.inner:][:p.inner]
-	at := from - row*p.cols
-	column := func(k int) []float32 { return p.b[k*p.cols+at:][:to-from] }
+	at, n := from-row*p.cols, to-from
+	whole := n - n%kernel.Lanes[float32]()
 	for ; k < end; k += 4 {
 		var columns [4][]float32
 		for i := range columns {
+			f.A[i], columns[i] = 0, columns[0]
 			if k+i < end {
-				factors.A[i], columns[i] = float64(a[k+i]), column(k+i)
-			} else {
-				factors.A[i], columns[i] = 0, columns[0]
+				f.A[i], columns[i] = float64(a[k+i]), p.b[(k+i)*p.cols+at:][:n]
 			}
 		}
-		kernel.Apply(f32.Combine, factors, p.out[from:to], columns[0], [3][]float32(columns[1:]))
+		kernel.Apply(f32.Combine, &f.Combine, p.out[from:from+whole], columns[0][:whole], [3][]float32(columns[1:]))
+		if whole == n {
+			continue
+		}
+		// Apply's own copies would be written back to B, which other threads read.
+		copy(f.rest[0], p.out[from+whole:to])
+		for i, c := range columns {
+			copy(f.rest[1+i], c[whole:])
+		}
+		kernel.Apply(f32.Combine, &f.Combine, f.rest[0], f.rest[1], [3][]float32(f.rest[2:]))
+		copy(p.out[from+whole:to], f.rest[0])
 	}
 }
 
@@ -404,3 +452,66 @@ func transpose(to, from []float32, rows, cols int) {
 
 // sized is a slice of n elements, of s's memory if that is enough.
 func sized[E any](s []E, n int) []E { return slices.Grow(s[:0], n)[:n] }
+
+// lrAdjustments are torch's names of the adjustments; null is the first, and what it does not know the last.
+var lrAdjustments = [...]string{"original", "match_rms_adamw", "spectral_unclamped", "none"}
+
+func (a LRAdjustment) String() string {
+	if a < 0 || a > AdjustNone {
+		return fmt.Sprintf("LRAdjustment(%d)", int64(a))
+	}
+	return lrAdjustments[a]
+}
+
+// MarshalText is the adjustment's name in torch.
+func (a LRAdjustment) MarshalText() ([]byte, error) {
+	if a < 0 || a > AdjustNone {
+		return nil, fmt.Errorf("goptim: %v: %w", a, ErrOption)
+	}
+	return []byte(a.String()), nil
+}
+
+// UnmarshalText takes a name that MarshalText gives.
+func (a *LRAdjustment) UnmarshalText(text []byte) error {
+	i := slices.Index(lrAdjustments[:], string(text))
+	if i < 0 {
+		return fmt.Errorf("goptim: %q, expected one of %q: %w", text, lrAdjustments, ErrOption)
+	}
+	*a = LRAdjustment(i)
+	return nil
+}
+
+// A muonGroup is a Muon as its state is saved.
+type muonGroup[T Float] struct{ m *Muon[T] }
+
+func (g muonGroup[T]) class() string     { return "Muon" }
+func (g muonGroup[T]) options() []option { return g.m.options() }
+func (g muonGroup[T]) params() []handle  { return handles(g.m.params) }
+
+func (g muonGroup[T]) tensors(param int) []safetensors.Tensor {
+	return []safetensors.Tensor{tensorOf("momentum_buffer", g.m.params[param].shape(), g.m.momenta[param])}
+}
+
+func (g muonGroup[T]) load(saved *savedGroup) (func(), error) {
+	o := g.m.MuonOptions
+	o.AdjustLR = AdjustOriginal // which may be null
+	if err := errors.Join(saved.expect("Muon"), saved.decode(o.options())); err != nil {
+		return nil, err
+	}
+	if err := o.check(); err != nil {
+		return nil, err
+	}
+	momenta := make([][]T, len(g.m.params))
+	for i, p := range g.m.params {
+		s := &saved.states[i]
+		if s.empty() {
+			momenta[i] = make([]T, len(p.Value))
+			continue
+		}
+		momenta[i] = vector[T](s, "momentum_buffer", len(p.Value))
+		if err := s.end(); err != nil {
+			return nil, err
+		}
+	}
+	return func() { g.m.MuonOptions, g.m.momenta = o, momenta }, nil
+}

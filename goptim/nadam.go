@@ -47,6 +47,17 @@ func NewNAdam[T Float](params []*Param[T], o NAdamOptions) (*NAdam[T], error) {
 	return &NAdam[T]{NAdamOptions: o, base: b}, nil
 }
 
+// Check reports what Step would refuse now.
+func (n *NAdam[T]) Check() error { return n.base.checkAll(&n.NAdamOptions) }
+
+// MarshalBinary encodes options and state: see Stateful.
+func (n *NAdam[T]) MarshalBinary() ([]byte, error) { return marshal(n) }
+
+// UnmarshalBinary takes options and state: see Stateful.
+func (n *NAdam[T]) UnmarshalBinary(data []byte) error { return unmarshal(n, data) }
+
+func (n *NAdam[T]) groups() []group { return groupOf(&n.base, &n.NAdamOptions) }
+
 // Step updates every parameter that has a gradient. On an error that wraps ErrOption or ErrParam nothing has changed.
 func (n *NAdam[T]) Step() error { return n.base.step(&n.NAdamOptions, n.Workers) }
 
@@ -71,6 +82,22 @@ func (o *NAdamOptions) check() error {
 
 // nadamMuProduct is the state of NAdam that is one number: the product of all momenta so far.
 const nadamMuProduct = 0
+
+func (o *NAdamOptions) options() []option {
+	return []option{
+		{"lr", (*number)(&o.LR)},
+		{"betas", tupleOf(o.Betas[:])},
+		{"eps", (*number)(&o.Eps)},
+		{"weight_decay", (*number)(&o.WeightDecay)},
+		{"momentum_decay", (*number)(&o.MomentumDecay)},
+		{"decoupled_weight_decay", &o.DecoupledWeightDecay},
+		{"maximize", &o.Maximize},
+	}
+}
+
+func (o *NAdamOptions) keys() [engine.States]stateKey {
+	return [engine.States]stateKey{{name: "mu_product"}, {name: "exp_avg"}, {name: "exp_avg_sq"}}
+}
 
 func (o *NAdamOptions) layout() engine.Layout {
 	return engine.Layout{Counts: true, State: [engine.States]engine.Use{engine.Number, engine.Column, engine.Column}}

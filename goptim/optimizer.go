@@ -57,7 +57,7 @@ type state[T Float] struct {
 
 // newBase checks the rule and the parameters.
 func newBase[T Float, S any](r rule[S], params []*Param[T]) (base[T, S], error) {
-	b := base[T, S]{params: params, states: make([]state[T], len(params)), rows: make([]engine.Row, 0, len(params))}
+	b := base[T, S]{params: slices.Clone(params), states: make([]state[T], len(params)), rows: make([]engine.Row, 0, len(params))}
 	if err := r.check(); err != nil {
 		return b, err
 	}
@@ -91,7 +91,7 @@ func (p *Param[T]) describe(i int) string {
 // step updates every parameter that has a gradient, on as many as threads threads. On an error that wraps ErrOption or
 // ErrParam nothing has changed.
 func (b *base[T, S]) step(r rule[S], threads int) error {
-	if err := errors.Join(r.check(), b.check(r.name())); err != nil {
+	if err := b.checkAll(r); err != nil {
 		return err
 	}
 	b.gather(r)
@@ -106,6 +106,8 @@ func (b *base[T, S]) step(r rule[S], threads int) error {
 	}
 	return nil
 }
+
+func (b *base[T, S]) checkAll(r rule[S]) error { return errors.Join(r.check(), b.check(r.name())) }
 
 func (b *base[T, S]) check(name string) error {
 	for i, p := range b.params {

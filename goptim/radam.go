@@ -46,6 +46,17 @@ func NewRAdam[T Float](params []*Param[T], o RAdamOptions) (*RAdam[T], error) {
 	return &RAdam[T]{RAdamOptions: o, base: b}, nil
 }
 
+// Check reports what Step would refuse now.
+func (r *RAdam[T]) Check() error { return r.base.checkAll(&r.RAdamOptions) }
+
+// MarshalBinary encodes options and state: see Stateful.
+func (r *RAdam[T]) MarshalBinary() ([]byte, error) { return marshal(r) }
+
+// UnmarshalBinary takes options and state: see Stateful.
+func (r *RAdam[T]) UnmarshalBinary(data []byte) error { return unmarshal(r, data) }
+
+func (r *RAdam[T]) groups() []group { return groupOf(&r.base, &r.RAdamOptions) }
+
 // Step updates every parameter that has a gradient. On an error that wraps ErrOption or ErrParam nothing has changed.
 func (r *RAdam[T]) Step() error { return r.base.step(&r.RAdamOptions, r.Workers) }
 
@@ -65,6 +76,21 @@ func (o *RAdamOptions) check() error {
 		require(o.Eps >= 0, "RAdam", "Eps", o.Eps, "at least 0"),
 		require(o.WeightDecay >= 0, "RAdam", "WeightDecay", o.WeightDecay, "at least 0"),
 	)
+}
+
+func (o *RAdamOptions) options() []option {
+	return []option{
+		{"lr", (*number)(&o.LR)},
+		{"betas", tupleOf(o.Betas[:])},
+		{"eps", (*number)(&o.Eps)},
+		{"weight_decay", (*number)(&o.WeightDecay)},
+		{"decoupled_weight_decay", &o.DecoupledWeightDecay},
+		{"maximize", &o.Maximize},
+	}
+}
+
+func (o *RAdamOptions) keys() [engine.States]stateKey {
+	return [engine.States]stateKey{{name: "exp_avg"}, {name: "exp_avg_sq"}}
 }
 
 func (o *RAdamOptions) layout() engine.Layout {

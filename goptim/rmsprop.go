@@ -48,6 +48,17 @@ func NewRMSprop[T Float](params []*Param[T], o RMSpropOptions) (*RMSprop[T], err
 	return &RMSprop[T]{RMSpropOptions: o, base: b}, nil
 }
 
+// Check reports what Step would refuse now.
+func (r *RMSprop[T]) Check() error { return r.base.checkAll(&r.RMSpropOptions) }
+
+// MarshalBinary encodes options and state: see Stateful.
+func (r *RMSprop[T]) MarshalBinary() ([]byte, error) { return marshal(r) }
+
+// UnmarshalBinary takes options and state: see Stateful.
+func (r *RMSprop[T]) UnmarshalBinary(data []byte) error { return unmarshal(r, data) }
+
+func (r *RMSprop[T]) groups() []group { return groupOf(&r.base, &r.RMSpropOptions) }
+
 // Step updates every parameter that has a gradient. On an error that wraps ErrOption or ErrParam nothing has changed.
 func (r *RMSprop[T]) Step() error { return r.base.step(&r.RMSpropOptions, r.Workers) }
 
@@ -67,6 +78,22 @@ func (o *RMSpropOptions) check() error {
 		require(o.WeightDecay >= 0, "RMSprop", "WeightDecay", o.WeightDecay, "at least 0"),
 		require(o.Momentum >= 0, "RMSprop", "Momentum", o.Momentum, "at least 0"),
 	)
+}
+
+func (o *RMSpropOptions) options() []option {
+	return []option{
+		{"lr", (*number)(&o.LR)},
+		{"alpha", (*number)(&o.Alpha)},
+		{"eps", (*number)(&o.Eps)},
+		{"weight_decay", (*number)(&o.WeightDecay)},
+		{"momentum", (*number)(&o.Momentum)},
+		{"centered", &o.Centered},
+		{"maximize", &o.Maximize},
+	}
+}
+
+func (o *RMSpropOptions) keys() [engine.States]stateKey {
+	return [engine.States]stateKey{{name: "square_avg"}, {"momentum_buffer", true}, {"grad_avg", true}}
 }
 
 func (o *RMSpropOptions) layout() engine.Layout {

@@ -44,6 +44,17 @@ func NewRprop[T Float](params []*Param[T], o RpropOptions) (*Rprop[T], error) {
 	return &Rprop[T]{RpropOptions: o, base: b}, nil
 }
 
+// Check reports what Step would refuse now.
+func (r *Rprop[T]) Check() error { return r.base.checkAll(&r.RpropOptions) }
+
+// MarshalBinary encodes options and state: see Stateful.
+func (r *Rprop[T]) MarshalBinary() ([]byte, error) { return marshal(r) }
+
+// UnmarshalBinary takes options and state: see Stateful.
+func (r *Rprop[T]) UnmarshalBinary(data []byte) error { return unmarshal(r, data) }
+
+func (r *Rprop[T]) groups() []group { return groupOf(&r.base, &r.RpropOptions) }
+
 // Step updates every parameter that has a gradient. On an error that wraps ErrOption or ErrParam nothing has changed.
 func (r *Rprop[T]) Step() error { return r.base.step(&r.RpropOptions, r.Workers) }
 
@@ -60,7 +71,22 @@ func (o *RpropOptions) check() error {
 		require(o.LR >= 0, "Rprop", "LR", o.LR, "at least 0"),
 		require(o.Etas[0] > 0 && o.Etas[0] < 1, "Rprop", "Etas[0]", o.Etas[0], "above 0 and below 1"),
 		require(o.Etas[1] > 1, "Rprop", "Etas[1]", o.Etas[1], "above 1"),
+		require(o.StepSizes[0] >= 0, "Rprop", "StepSizes[0]", o.StepSizes[0], "at least 0"),
+		require(o.StepSizes[1] >= o.StepSizes[0], "Rprop", "StepSizes[1]", o.StepSizes[1], "at least StepSizes[0]"),
 	)
+}
+
+func (o *RpropOptions) options() []option {
+	return []option{
+		{"lr", (*number)(&o.LR)},
+		{"etas", tupleOf(o.Etas[:])},
+		{"step_sizes", tupleOf(o.StepSizes[:])},
+		{"maximize", &o.Maximize},
+	}
+}
+
+func (o *RpropOptions) keys() [engine.States]stateKey {
+	return [engine.States]stateKey{{name: "prev"}, {name: "step_size"}}
 }
 
 func (o *RpropOptions) layout() engine.Layout {

@@ -22,6 +22,9 @@ type rule[S any] interface {
 	// state, which scalars steps.
 	scalars(n now) S
 	kernels() kernels[S]
+	// options and keys are what torch calls options and states.
+	options() []option
+	keys() [engine.States]stateKey
 }
 
 // now is what a row's scalars are computed from, beside the options.

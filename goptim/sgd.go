@@ -3,6 +3,7 @@ package goptim
 import (
 	"errors"
 	"fmt"
+	"math"
 	"sync"
 
 	"github.com/goptim/goptim/goptim/internal/engine"
@@ -42,6 +43,17 @@ func NewSGD[T Float](params []*Param[T], o SGDOptions) (*SGD[T], error) {
 	return &SGD[T]{SGDOptions: o, base: b}, nil
 }
 
+// Check reports what Step would refuse now.
+func (s *SGD[T]) Check() error { return s.base.checkAll(&s.SGDOptions) }
+
+// MarshalBinary encodes options and state: see Stateful.
+func (s *SGD[T]) MarshalBinary() ([]byte, error) { return marshal(s) }
+
+// UnmarshalBinary takes options and state: see Stateful.
+func (s *SGD[T]) UnmarshalBinary(data []byte) error { return unmarshal(s, data) }
+
+func (s *SGD[T]) groups() []group { return groupOf(&s.base, &s.SGDOptions) }
+
 // Step updates every parameter that has a gradient. On an error that wraps ErrOption or ErrParam nothing has changed.
 func (s *SGD[T]) Step() error { return s.base.step(&s.SGDOptions, s.Workers) }
 
@@ -70,6 +82,19 @@ func NewSparseSGD[T Float](params []*SparseParam[T], o SGDOptions) (*SparseSGD[T
 	return &SparseSGD[T]{SGDOptions: o, base: b}, nil
 }
 
+// Check reports what Step would refuse now.
+func (s *SparseSGD[T]) Check() error { return s.base.checkAll(sparseSGD{&s.SGDOptions}) }
+
+// MarshalBinary encodes options and state: see Stateful.
+func (s *SparseSGD[T]) MarshalBinary() ([]byte, error) { return marshal(s) }
+
+// UnmarshalBinary takes options and state: see Stateful.
+func (s *SparseSGD[T]) UnmarshalBinary(data []byte) error { return unmarshal(s, data) }
+
+func (s *SparseSGD[T]) groups() []group {
+	return []group{sparseGroup[T, kernel.SGD, SGDOptions]{&s.base, &s.SGDOptions, "SGD", func(o *SGDOptions) sparseRule[kernel.SGD] { return sparseSGD{o} }}}
+}
+
 // Step updates every row that has a gradient. On an error that wraps ErrOption or ErrParam nothing has changed.
 func (s *SparseSGD[T]) Step() error {
 	return s.base.step(sparseSGD{&s.SGDOptions}, &sparseSGDPasses, s.Workers)
@@ -93,9 +118,25 @@ func (o *SGDOptions) check() error {
 	return errors.Join(
 		require(o.LR >= 0, "SGD", "LR", o.LR, "at least 0"),
 		require(o.Momentum >= 0, "SGD", "Momentum", o.Momentum, "at least 0"),
+		require(!math.IsNaN(o.Dampening), "SGD", "Dampening", o.Dampening, "a number"),
 		require(o.WeightDecay >= 0, "SGD", "WeightDecay", o.WeightDecay, "at least 0"),
 		nesterov,
 	)
+}
+
+func (o *SGDOptions) options() []option {
+	return []option{
+		{"lr", (*number)(&o.LR)},
+		{"momentum", (*number)(&o.Momentum)},
+		{"dampening", (*number)(&o.Dampening)},
+		{"weight_decay", (*number)(&o.WeightDecay)},
+		{"nesterov", &o.Nesterov},
+		{"maximize", &o.Maximize},
+	}
+}
+
+func (o *SGDOptions) keys() [engine.States]stateKey {
+	return [engine.States]stateKey{{"momentum_buffer", true}}
 }
 
 func (o *SGDOptions) layout() (l engine.Layout) {

@@ -36,6 +36,8 @@ type sparseRule[S any] interface {
 	rowKernels() rowKernels[S]
 	// sums reports whether the gradients of one row are added up first; else each is a step of its own.
 	sums() bool
+	options() []option
+	keys() [engine.States]stateKey
 }
 
 // rowKernels are one step's arithmetic for either type of elements.
@@ -56,7 +58,7 @@ type sparseState[T Float] struct {
 }
 
 func newSparseBase[T Float, S any](r sparseRule[S], params []*SparseParam[T]) (sparseBase[T, S], error) {
-	b := sparseBase[T, S]{params: params, states: make([]sparseState[T], len(params))}
+	b := sparseBase[T, S]{params: slices.Clone(params), states: make([]sparseState[T], len(params))}
 	if err := r.check(); err != nil {
 		return b, err
 	}
@@ -82,8 +84,7 @@ func newSparseBase[T Float, S any](r sparseRule[S], params []*SparseParam[T]) (s
 	return b, nil
 }
 
-// step updates every row that has a gradient. On an error that wraps ErrOption or ErrParam nothing has changed.
-func (b *sparseBase[T, S]) step(r sparseRule[S], passes *sync.Pool, threads int) error {
+func (b *sparseBase[T, S]) checkAll(r sparseRule[S]) error {
 	err := r.check()
 	for i, p := range b.params {
 		err = errors.Join(err, p.check(r.name(), i))
@@ -95,7 +96,12 @@ func (b *sparseBase[T, S]) step(r sparseRule[S], passes *sync.Pool, threads int)
 			}
 		}
 	}
-	if err != nil {
+	return err
+}
+
+// step updates every row that has a gradient. On an error that wraps ErrOption or ErrParam nothing has changed.
+func (b *sparseBase[T, S]) step(r sparseRule[S], passes *sync.Pool, threads int) error {
+	if err := b.checkAll(r); err != nil {
 		return err
 	}
 	if threads <= 0 {
@@ -173,16 +179,14 @@ func (t *SparseTable) check(l engine.Layout) error {
 	if t.N == 0 || t.Rows == 0 {
 		return nil
 	}
-	needed := []uintptr{t.Param, t.Indices, t.Values}
+	least := min(t.Param, t.Indices, t.Values)
 	for k, use := range l.State {
 		if use == engine.Column {
-			needed = append(needed, t.State[k])
+			least = min(least, t.State[k])
 		}
 	}
-	for _, a := range needed {
-		if a < 4096 {
-			return fmt.Errorf("address %#x: %w", a, ErrParam)
-		}
+	if least < 4096 {
+		return fmt.Errorf("address %#x: %w", least, ErrParam)
 	}
 	return nil
 }
@@ -196,7 +200,10 @@ func stepSparse[S any](r sparseRule[S], passes *sync.Pool, t SparseTable) error 
 	if p == nil {
 		p = new(sparsePass[S])
 	}
-	defer passes.Put(p)
+	defer func() {
+		p.table, p.row = SparseTable{}, [1]engine.Row{} // see stepTable
+		passes.Put(p)
+	}()
 	if err := p.rows.find(&t); err != nil {
 		return fmt.Errorf("goptim: %s: %w", r.name(), err)
 	}
@@ -205,13 +212,13 @@ func stepSparse[S any](r sparseRule[S], passes *sync.Pool, t SparseTable) error 
 		kind = engine.KindOf(engine.Float64, engine.None)
 	}
 	// The engine splits the elements of the rows that have a gradient, as if they lay behind each other.
-	rows := []engine.Row{{N: int64(p.rows.len()) * int64(t.Width), Kind: kind, Param: t.Param, Grad: t.Values, State: t.State}}
-	now := now{row: &rows[0], t: t.Step, pow: t.Pow}
+	p.row[0] = engine.Row{N: int64(p.rows.len()) * int64(t.Width), Kind: kind, Param: t.Param, Grad: t.Values, State: t.State}
+	now := now{row: &p.row[0], t: t.Step, pow: t.Pow}
 	if now.pow == nil {
 		now.pow = cpow.Pow
 	}
 	p.table, p.kernels, p.h, p.sums = t, r.rowKernels(), r.scalars(now), r.sums()
-	if err := engine.Run(p, rows, t.Threads, t.Team); err != nil {
+	if err := engine.Run(p, p.row[:], t.Threads, t.Team); err != nil {
 		return fmt.Errorf("goptim: %s: %w", r.name(), err)
 	}
 	return nil
@@ -302,6 +309,7 @@ type sparsePass[S any] struct {
 	h       S
 	sums    bool
 	rows    touched
+	row     [1]engine.Row
 }
 
 // Update implements engine.Pass.

@@ -46,6 +46,19 @@ func NewSparseAdam[T Float](params []*SparseParam[T], o SparseAdamOptions) (*Spa
 	return &SparseAdam[T]{SparseAdamOptions: o, base: b}, nil
 }
 
+// Check reports what Step would refuse now.
+func (s *SparseAdam[T]) Check() error { return s.base.checkAll(&s.SparseAdamOptions) }
+
+// MarshalBinary encodes options and state: see Stateful.
+func (s *SparseAdam[T]) MarshalBinary() ([]byte, error) { return marshal(s) }
+
+// UnmarshalBinary takes options and state: see Stateful.
+func (s *SparseAdam[T]) UnmarshalBinary(data []byte) error { return unmarshal(s, data) }
+
+func (s *SparseAdam[T]) groups() []group {
+	return []group{sparseGroup[T, kernel.SparseAdam, SparseAdamOptions]{&s.base, &s.SparseAdamOptions, "SparseAdam", func(o *SparseAdamOptions) sparseRule[kernel.SparseAdam] { return o }}}
+}
+
 // Step updates every row that has a gradient. On an error that wraps ErrOption or ErrParam nothing has changed.
 func (s *SparseAdam[T]) Step() error {
 	return s.base.step(&s.SparseAdamOptions, &sparseAdamPasses, s.Workers)
@@ -68,6 +81,19 @@ func (o *SparseAdamOptions) check() error {
 		require(o.Betas[1] >= 0 && o.Betas[1] < 1, "SparseAdam", "Betas[1]", o.Betas[1], "at least 0 and below 1"),
 		require(o.Eps > 0, "SparseAdam", "Eps", o.Eps, "above 0"),
 	)
+}
+
+func (o *SparseAdamOptions) options() []option {
+	return []option{
+		{"lr", (*number)(&o.LR)},
+		{"betas", tupleOf(o.Betas[:])},
+		{"eps", (*number)(&o.Eps)},
+		{"maximize", &o.Maximize},
+	}
+}
+
+func (o *SparseAdamOptions) keys() [engine.States]stateKey {
+	return [engine.States]stateKey{{name: "exp_avg"}, {name: "exp_avg_sq"}}
 }
 
 func (o *SparseAdamOptions) layout() engine.Layout {

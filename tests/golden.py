@@ -1,20 +1,27 @@
-"""Writes goptim/testdata/golden.json, from which the Go tests know torch's bits: `python tests/golden.py`.
+"""Writes goptim/testdata/golden.json and goptim/testdata/torch, where the Go tests find torch's bits: `make golden`.
 
 A case is a configuration's options, under the names of the Go options in lower case, and the parameters after every
 step, from torch's for-loop with IEEE square roots. Numbers are bits, in hexadecimal, one after the other. A case with a
 shape takes as many of the numbers as that has.
+
+A file of testdata/torch is a run of torch's, and the state after some of its steps, as goptim.save_state writes it: in
+the tensors value.0.NAME the parameters at first, in grad.T.NAME their gradients of step T, rows of them if there is
+an index.T.NAME, and in value.T.NAME what they are after it. testdata/go has such files by Go's tests.
 """
 
 import json
 import math
 import random
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from configurations import Configuration
+from configurations import Configuration, oracle_of
 from torch import Tensor
 
+import goptim
+from goptim import _safetensors
 from goptim.testing import ieee_sqrt
 
 PATH = Path(__file__).parents[1] / "goptim" / "testdata" / "golden.json"
@@ -89,6 +96,167 @@ def _bits(x: Tensor, name: str) -> str:
     return "".join(f"{i & mask:0{digits}x}" for i in x.detach().flatten().to(dtype).view(integer).tolist())
 
 
+RUNS_PATH = PATH.parent / "torch"
+DENSE, ROWS, MATRICES = {"a": (2, 3), "b.weight": (2,), "c": (2, 2, 2)}, {"words": (5, 3)}, {"a": (2, 3), "b": (4, 2)}
+# By the name of the file: the class, its options, and the parameters' shapes.
+RUNS: dict[str, tuple[str, dict[str, Any], dict[str, tuple[int, ...]]]] = {
+    "SGD": ("SGD", {"momentum": 0.9, "dampening": 0.3, "weight_decay": 0.037}, DENSE),
+    "Adam": ("Adam", {"weight_decay": 0.037, "betas": (0.8, 0.9)}, DENSE),
+    "AdamW": ("AdamW", {"weight_decay": 0.037, "maximize": True}, DENSE),
+    "AMSGrad": ("Adam", {"amsgrad": True}, DENSE),
+    "Adagrad": ("Adagrad", {"lr_decay": 0.11, "initial_accumulator_value": 0.3}, DENSE),
+    "Adadelta": ("Adadelta", {"weight_decay": 0.037, "rho": 0.3}, DENSE),
+    "Adafactor": ("Adafactor", {"weight_decay": 0.037, "d": 1.7}, DENSE),
+    "Adamax": ("Adamax", {"betas": (0.2, 0.95)}, DENSE),
+    "ASGD": ("ASGD", {"lambd": 0.11, "t0": 2, "alpha": 0.3}, DENSE),
+    "NAdam": ("NAdam", {"momentum_decay": 0.3, "weight_decay": 0.037, "decoupled_weight_decay": True}, DENSE),
+    "RAdam": ("RAdam", {"betas": (0.2, 0.8)}, DENSE),
+    "RMSprop": ("RMSprop", {"momentum": 0.9, "centered": True}, DENSE),
+    "Rprop": ("Rprop", {"etas": (0.1, 3.7), "step_sizes": (5e-3, math.inf)}, DENSE),
+    "SparseAdam": ("SparseAdam", {"betas": (0.5, 0.807)}, ROWS),
+    "SparseSGD": ("SGD", {"maximize": True}, ROWS),
+    "SparseAdagrad": ("Adagrad", {"lr_decay": 0.11, "initial_accumulator_value": 0.3}, ROWS),
+    "Muon": ("Muon", {"weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"}, MATRICES),
+    "LBFGS": ("LBFGS", {"lr": 0.5, "max_iter": 3}, DENSE),
+    "LBFGS-strong-wolfe": (
+        "LBFGS",
+        {"lr": 0.5, "max_iter": 3, "history_size": 2, "line_search_fn": "strong_wolfe"},
+        DENSE,
+    ),
+}
+INEXACT = ("Muon", "LBFGS", "LBFGS-strong-wolfe")  # which sum in an order of their own
+RUN_STEPS, SAVED = 5, 3
+
+
+def curvature(n: int, dtype: torch.dtype) -> Tensor:
+    """Of the valley that LBFGS goes down: its gradient is curvature * (x - 1)."""
+    return 1 + torch.arange(n, dtype=dtype) % 97
+
+
+def valley(params: list[Tensor]) -> float:
+    """The loss there, whose gradients it puts beside the parameters."""
+    loss = 0.0
+    for p in params:
+        x, c = p.detach().flatten() - 1, curvature(p.numel(), p.dtype)
+        p.grad = (c * x).view(p.shape)
+        loss += float((0.5 * c.double() * x.double() * x.double()).sum())
+    return loss
+
+
+def run(name: str, dtype: str, path: Path) -> None:
+    """Write the file of a run."""
+    class_name, options, shapes = RUNS[name]
+    uniform = random.Random(name).uniform
+
+    def draw(shape: tuple[int, ...]) -> Tensor:
+        numbers = torch.tensor([uniform(-1, 1) for _ in range(math.prod(shape))], dtype=torch.float64)
+        return numbers.view(shape).to(DTYPES[dtype][0])
+
+    params = {n: draw(shape).requires_grad_() for n, shape in shapes.items()}
+    tensors = {f"value.0.{n}": p.detach().clone() for n, p in params.items()}
+    options = {"lr": 0.0123, **options}
+    if class_name not in ("SparseAdam", "Muon", "LBFGS"):
+        options["foreach"] = False
+    optimizer = oracle_of(class_name)(params.values(), **options)
+    for step in range(1, RUN_STEPS + 1):
+        if class_name == "LBFGS":
+            optimizer.step(lambda: valley(list(params.values())))
+        else:
+            for i, (n, p) in enumerate(params.items()):
+                if i == 1 and step == 1:
+                    continue  # its state is made at another step than the others'
+                if shapes is ROWS:
+                    index, rows = torch.tensor([1, step % 5, 1]), draw((3, 3))
+                    p.grad = torch.sparse_coo_tensor(index[None], rows, p.shape, check_invariants=True)
+                    tensors |= {f"index.{step}.{n}": index, f"grad.{step}.{n}": rows}
+                else:
+                    p.grad = draw(p.shape)
+                    tensors[f"grad.{step}.{n}"] = p.grad.clone()
+            with ieee_sqrt():
+                optimizer.step()
+        tensors |= {f"value.{step}.{n}": p.detach().clone() for n, p in params.items()}
+        if step == SAVED:
+            goptim.save_state(optimizer, path, params.items())
+    state, metadata = _safetensors.read(path)
+    _safetensors.write(path, tensors | state, metadata)
+
+
+def runs() -> dict[str, bytes]:
+    """All files of testdata/torch, but for what this torch does without."""
+    files = {}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "run"
+        for name, (class_name, _, _) in RUNS.items():
+            if hasattr(torch.optim, class_name):
+                for dtype in DTYPES:
+                    run(name, dtype, path)
+                    files[f"{name}-{dtype}.safetensors"] = path.read_bytes()
+    return files
+
+
+SCHEDULES_PATH = PATH.parents[1] / "schedule" / "testdata" / "golden.json"
+
+
+def schedules() -> str:
+    """What schedule/testdata/golden.json holds: torch's rates, with the arguments of the Go functions."""
+    from torch.optim import lr_scheduler as s
+
+    def warmup_cosine(o: torch.optim.Optimizer, warmup: int, steps: int, least: float) -> Any:
+        linear = s.LinearLR(o, 1 / warmup, 1, warmup - 1)
+        return s.SequentialLR(o, [linear, s.CosineAnnealingLR(o, steps - warmup, least)], [warmup])
+
+    def one_cycle(**options: Any) -> dict[str, Any]:
+        names = {"pct_start": "PctStart", "div_factor": "DivFactor", "final_div_factor": "FinalDivFactor"}
+        go = {names[k]: v for k, v in options.items() if k in names}
+        go |= {"Linear": options.get("anneal_strategy") == "linear", "ThreePhase": options.get("three_phase", False)}
+        return {"Schedule": "OneCycle", "Ints": [150], "Options": go, "Exact": go["Linear"]} | {
+            "torch": lambda o: s.OneCycleLR(o, 0.37, total_steps=150, cycle_momentum=False, **options)
+        }
+
+    cases: list[dict[str, Any]] = [
+        {"Schedule": "Step", "Ints": [7], "Floats": [0.3], "torch": lambda o: s.StepLR(o, 7, 0.3)},
+        {"Schedule": "Step", "Ints": [1], "Floats": [0.97], "torch": lambda o: s.StepLR(o, 1, 0.97)},
+        {
+            "Schedule": "MultiStep",
+            "Ints": [30, 3, 30, 80, 30],
+            "Floats": [0.7],
+            "torch": lambda o: s.MultiStepLR(o, [30, 3, 30, 80, 30], 0.7),
+        },
+        {"Schedule": "Exponential", "Floats": [0.993], "torch": lambda o: s.ExponentialLR(o, 0.993)},
+        {"Schedule": "Linear", "Ints": [101], "Floats": [0.07, 0.9], "torch": lambda o: s.LinearLR(o, 0.07, 0.9, 101)},
+        {"Schedule": "Linear", "Ints": [150], "Floats": [1.0, 0.0], "torch": lambda o: s.LinearLR(o, 1, 0, 150)},
+        {"Schedule": "Cosine", "Ints": [40], "Floats": [0.01], "torch": lambda o: s.CosineAnnealingLR(o, 40, 0.01)},
+        {"Schedule": "Cosine", "Ints": [1000], "Floats": [0.0], "torch": lambda o: s.CosineAnnealingLR(o, 1000)},
+        {
+            "Schedule": "WarmupCosine",
+            "Ints": [13, 1001],
+            "Floats": [1e-3],
+            "torch": lambda o: warmup_cosine(o, 13, 1001, 1e-3),
+        },
+        one_cycle(),
+        one_cycle(anneal_strategy="linear"),
+        one_cycle(anneal_strategy="linear", pct_start=0.25, div_factor=3.0, final_div_factor=7.0, three_phase=True),
+        one_cycle(pct_start=0.4, three_phase=True),
+    ]
+    data = []
+    for case in cases:
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.37)
+        steps = case.get("Ints", [0])[-1] if "osine" in case["Schedule"] else 150
+        scheduler, bits = case.pop("torch")(optimizer), []
+        for _ in range(steps):
+            bits.append(_bits(torch.tensor(optimizer.param_groups[0]["lr"], dtype=torch.float64), "float64"))
+            optimizer.step()
+            if len(bits) < steps:
+                scheduler.step()
+        data.append({"Exact": "osine" not in case["Schedule"], **case, "LR": 0.37, "Bits": bits})
+    return json.dumps(data, indent=0) + "\n"
+
+
 if __name__ == "__main__":
     PATH.parent.mkdir(exist_ok=True)
     PATH.write_text(text())
+    RUNS_PATH.mkdir(exist_ok=True)
+    for name, data in runs().items():
+        (RUNS_PATH / name).write_bytes(data)
+    SCHEDULES_PATH.parent.mkdir(exist_ok=True)
+    SCHEDULES_PATH.write_text(schedules())

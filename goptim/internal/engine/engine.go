@@ -181,9 +181,6 @@ func spansOf(rows []Row, spans []span) []span {
 	return spans
 }
 
-// Overlap reports whether two rows have a part of their parameters in common.
-func Overlap(rows []Row) bool { return overlap(spansOf(rows, nil)) }
-
 // overlap sorts the spans and reports whether any two share a byte.
 func overlap(spans []span) bool {
 	slices.SortFunc(spans, func(a, b span) int { return cmp.Compare(a.lo, b.lo) })

@@ -1,5 +1,10 @@
 package kernel
 
+import (
+	"sync"
+	"unsafe"
+)
+
 // A Part is a stretch of a row: where it begins in the columns, and its gradient.
 type Part[T Float] struct {
 	At   int
@@ -32,6 +37,16 @@ func applyPartsRest[S any, T Float](f RowsFunc[S, T], h *S, p []T, s [3][]T, par
 			rest[i] = s[i][lo:hi]
 		}
 	}
-	one := func(h *S, p, g []T, s [3][]T) { f(h, p, s, []Part[T]{{Grad: g}}, len(p)) }
+	memory := singles.Get().(*[1]Part[float64])
+	defer singles.Put(memory)
+	single := (*[1]Part[T])(unsafe.Pointer(memory)) // of the same layout
+	one := func(h *S, p, g []T, s [3][]T) {
+		single[0] = Part[T]{Grad: g}
+		f(h, p, s, single[:], len(p))
+	}
 	applyRest(one, h, p[lo:hi], part.Grad[whole:n], rest, 0)
+	single[0] = Part[T]{}
 }
+
+// singles are for one part each, not on the stack: see padding.
+var singles = sync.Pool{New: func() any { return new([1]Part[float64]) }}

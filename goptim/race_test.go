@@ -1,0 +1,5 @@
+//go:build race
+
+package goptim_test
+
+const raceDetector = true

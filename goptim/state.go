@@ -1,0 +1,729 @@
+package goptim
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+	"unsafe"
+
+	"github.com/goptim/goptim/goptim/internal/engine"
+	"github.com/goptim/goptim/goptim/internal/safetensors"
+)
+
+// ErrState is a saved state that is damaged, or that of another optimizer or of other parameters.
+var ErrState = errors.New("invalid state")
+
+// Stateful is every optimizer of this package, and Groups. Their state is what the next Step begins with but for values
+// and gradients: the options, the number of steps, and moments and the like. An optimizer of equal parameters and state
+// goes on with the same bits.
+type Stateful interface {
+	// MarshalBinary encodes the state, with a version and a checksum. Parameters are known by their order.
+	encoding.BinaryMarshaler
+	// UnmarshalBinary takes the state that MarshalBinary encoded of an optimizer of as many parameters of the same
+	// lengths. Its error wraps ErrState, and nothing has changed then.
+	encoding.BinaryUnmarshaler
+	groups() []group
+}
+
+// WriteState writes the state of optimizers as a safetensors file, which goptim.load_state reads in Python, as
+// goptim.save_state writes them for ReadState; docs/state.md has its layout. An optimizer is one of torch's parameter
+// groups; Groups are several. Parameters are known by their Name, or by their index among all if that is empty.
+func WriteState(w io.Writer, optimizers ...Stateful) error {
+	f, err := stateOf(groupsOf(optimizers), named)
+	if err == nil {
+		_, err = f.WriteTo(w)
+	}
+	if err != nil {
+		return fmt.Errorf("goptim: write state: %w", err)
+	}
+	return nil
+}
+
+// ReadState gives optimizers the state that WriteState or, in Python, goptim.save_state has written of parameters of the
+// same names and numbers of elements. Its error wraps ErrState, but for one of r, and nothing has changed then.
+func ReadState(r io.Reader, optimizers ...Stateful) error {
+	data, err := io.ReadAll(r)
+	if err != nil {
+		return fmt.Errorf("goptim: read state: %w", err)
+	}
+	if err := load(data, groupsOf(optimizers), named); err != nil {
+		return fmt.Errorf("goptim: read state: %w: %w", ErrState, err)
+	}
+	return nil
+}
+
+// envelope begins what MarshalBinary encodes: the format and its version. The length of a safetensors file follows in 8
+// bytes, that file, and the SHA-256 of all before.
+const envelope = "goptim\x00\x01"
+
+func marshal(s Stateful) ([]byte, error) {
+	f, err := stateOf(s.groups(), numbered)
+	if err != nil {
+		return nil, fmt.Errorf("goptim: marshal: %w", err)
+	}
+	var b bytes.Buffer
+	b.WriteString(envelope)
+	b.Write(make([]byte, 8))
+	if _, err := f.WriteTo(&b); err != nil {
+		return nil, fmt.Errorf("goptim: marshal: %w", err)
+	}
+	binary.LittleEndian.PutUint64(b.Bytes()[len(envelope):], uint64(b.Len()-len(envelope)-8))
+	sum := sha256.Sum256(b.Bytes())
+	return append(b.Bytes(), sum[:]...), nil
+}
+
+func unmarshal(s Stateful, data []byte) error {
+	payload, err := unwrap(data)
+	if err == nil {
+		err = load(payload, s.groups(), numbered)
+	}
+	if err != nil {
+		return fmt.Errorf("goptim: unmarshal: %w: %w", ErrState, err)
+	}
+	return nil
+}
+
+func unwrap(data []byte) ([]byte, error) {
+	const before = len(envelope) + 8
+	switch {
+	case len(data) < before+sha256.Size:
+		return nil, fmt.Errorf("%d bytes: %w", len(data), io.ErrUnexpectedEOF)
+	case string(data[:len(envelope)-1]) != envelope[:len(envelope)-1]:
+		return nil, errors.New("not a state of this package")
+	case data[len(envelope)-1] != envelope[len(envelope)-1]:
+		return nil, fmt.Errorf("version %d, expected %d", data[len(envelope)-1], envelope[len(envelope)-1])
+	}
+	end := len(data) - sha256.Size
+	if n := binary.LittleEndian.Uint64(data[len(envelope):]); n != uint64(end-before) {
+		return nil, fmt.Errorf("%d bytes, expected %d", end-before, n)
+	}
+	if sum := sha256.Sum256(data[:end]); !bytes.Equal(sum[:], data[end:]) {
+		return nil, errors.New("the checksum is another")
+	}
+	return data[before:end], nil
+}
+
+// A group is an optimizer as its state is saved.
+type group interface {
+	class() string // torch's
+	options() []option
+	params() []handle
+	// tensors are the state of a parameter, with torch's keys for names.
+	tensors(param int) []safetensors.Tensor
+	// load makes options and states of what was saved, and returns what puts them in their place.
+	load(g *savedGroup) (commit func(), err error)
+}
+
+// A handle is what a group tells of a parameter.
+type handle struct {
+	pointer  any
+	name     string
+	elements int
+	shape    []int
+}
+
+func handles[T Float](params []*Param[T]) []handle {
+	all := make([]handle, len(params))
+	for i, p := range params {
+		all[i] = handle{p, p.Name, len(p.Value), p.shape()}
+	}
+	return all
+}
+
+// shape is Shape, or that of a vector if it is not of the value.
+func (p *Param[T]) shape() []int {
+	if _, err := p.matrices(); err != nil || len(p.Shape) == 0 {
+		return []int{len(p.Value)}
+	}
+	return p.Shape
+}
+
+// An option is a hyperparameter under torch's key. Its value, a pointer, is encoded in JSON.
+type option struct {
+	key   string
+	value any
+}
+
+// A number is a float64 in JSON; if it is not finite, its name in Python as a string.
+type number float64
+
+func (n number) MarshalJSON() ([]byte, error) {
+	text := strconv.FormatFloat(float64(n), 'g', -1, 64)
+	if math.IsNaN(float64(n)) || math.IsInf(float64(n), 0) {
+		return []byte(`"` + strings.ToLower(strings.TrimPrefix(text, "+")) + `"`), nil
+	}
+	return []byte(text), nil
+}
+
+func (n *number) UnmarshalJSON(data []byte) error {
+	x, err := strconv.ParseFloat(strings.Trim(string(data), `"`), 64)
+	*n = number(x)
+	return err
+}
+
+// A tuple is some numbers in JSON.
+type tuple []float64
+
+func tupleOf(s []float64) *tuple { return (*tuple)(&s) }
+
+func (t tuple) MarshalJSON() ([]byte, error) {
+	all := make([]number, len(t))
+	for i, x := range t {
+		all[i] = number(x)
+	}
+	return json.Marshal(all)
+}
+
+func (t tuple) UnmarshalJSON(data []byte) error {
+	var all []number
+	if err := json.Unmarshal(data, &all); err != nil {
+		return err
+	}
+	if len(all) != len(t) {
+		return fmt.Errorf("%d numbers, expected %d", len(all), len(t))
+	}
+	for i, x := range all {
+		t[i] = float64(x)
+	}
+	return nil
+}
+
+// named gives parameters their name, or their index; numbered their index alone.
+func named(i int, h handle) string {
+	if h.name != "" {
+		return h.name
+	}
+	return strconv.Itoa(i)
+}
+
+func numbered(i int, _ handle) string { return strconv.Itoa(i) }
+
+// namesOf gives names to the parameters of all groups, which must be distinct.
+func namesOf(groups []group, name func(i int, h handle) string) ([][]string, error) {
+	all, seen, i := make([][]string, len(groups)), map[string]bool{}, 0
+	for k, g := range groups {
+		for _, h := range g.params() {
+			n := name(i, h)
+			switch {
+			case seen[n]:
+				return nil, fmt.Errorf("group %d: two parameters have the name %s: %w", k, n, ErrParam)
+			case !utf8.ValidString(n):
+				return nil, fmt.Errorf("group %d: the name %q is not UTF-8: %w", k, n, ErrParam)
+			}
+			seen[n] = true
+			all[k] = append(all[k], n)
+			i++
+		}
+	}
+	return all, nil
+}
+
+// The keys of a file's metadata, and the version of the layout.
+const (
+	versionKey   = "goptim_state"
+	groupsKey    = "param_groups"
+	stateVersion = "1"
+)
+
+func groupsOf(optimizers []Stateful) (all []group) {
+	for _, o := range optimizers {
+		all = append(all, o.groups()...)
+	}
+	return all
+}
+
+// stateOf is the state of groups as a file, whose tensors share the optimizers' memory.
+func stateOf(groups []group, name func(i int, h handle) string) (*safetensors.File, error) {
+	names, err := namesOf(groups, name)
+	if err != nil {
+		return nil, err
+	}
+	f := new(safetensors.File)
+	descriptions := []byte{'['}
+	for k, g := range groups {
+		if k > 0 {
+			descriptions = append(descriptions, ',')
+		}
+		description, err := describe(g, names[k])
+		if err != nil {
+			return nil, err
+		}
+		descriptions = append(descriptions, description...)
+		for i, n := range names[k] {
+			for _, t := range g.tensors(i) {
+				t.Name = "state." + n + "." + t.Name
+				f.Tensors = append(f.Tensors, t)
+			}
+		}
+	}
+	f.Metadata = map[string]string{versionKey: stateVersion, groupsKey: string(append(descriptions, ']'))}
+	return f, nil
+}
+
+// describe is a group as JSON.
+func describe(g group, params []string) ([]byte, error) {
+	if params == nil {
+		params = []string{}
+	}
+	b := []byte{'{'}
+	for i, o := range append([]option{{"optimizer", g.class()}, {"params", params}}, g.options()...) {
+		value, err := json.Marshal(o.value)
+		if err != nil {
+			return nil, err
+		}
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = append(append(strconv.AppendQuote(b, o.key), ':'), value...)
+	}
+	return append(b, '}'), nil
+}
+
+// A savedGroup is a group in a file, whose states are in the order of the parameters that take them.
+type savedGroup struct {
+	class   string
+	options map[string]json.RawMessage
+	states  []savedState
+}
+
+// A savedState is the state of one parameter. It keeps the first error of what is asked of it.
+type savedState struct {
+	name    string
+	tensors map[string]safetensors.Tensor
+	err     error
+}
+
+// load gives groups the state that a file holds, all or none.
+func load(data []byte, groups []group, name func(i int, h handle) string) error {
+	f, err := safetensors.Parse(data)
+	if err != nil {
+		return err
+	}
+	names, err := namesOf(groups, name)
+	if err != nil {
+		return err
+	}
+	saved, err := savedGroups(f, names)
+	if err != nil {
+		return err
+	}
+	var commits []func()
+	for i, g := range groups {
+		commit, err := g.load(saved[i])
+		if err != nil {
+			return fmt.Errorf("group %d: %w", i, err)
+		}
+		commits = append(commits, commit)
+	}
+	for _, commit := range commits {
+		commit()
+	}
+	return nil
+}
+
+// savedGroups are the groups of a file, which must be as many, of the parameters that have the names.
+func savedGroups(f *safetensors.File, names [][]string) ([]*savedGroup, error) {
+	version, ok := f.Metadata[versionKey]
+	if !ok {
+		return nil, errors.New("not the state of an optimizer")
+	}
+	if version != stateVersion {
+		return nil, fmt.Errorf("version %s, expected %s", version, stateVersion)
+	}
+	var groups []map[string]json.RawMessage
+	if err := json.Unmarshal([]byte(f.Metadata[groupsKey]), &groups); err != nil {
+		return nil, err
+	}
+	if len(groups) != len(names) {
+		return nil, fmt.Errorf("%d groups of parameters, expected %d", len(groups), len(names))
+	}
+	tensors := map[string]map[string]safetensors.Tensor{}
+	for _, t := range f.Tensors {
+		rest, ok := strings.CutPrefix(t.Name, "state.")
+		at := keyIn(rest)
+		if !ok || at < 0 {
+			continue
+		}
+		if tensors[rest[:at]] == nil {
+			tensors[rest[:at]] = map[string]safetensors.Tensor{}
+		}
+		tensors[rest[:at]][rest[at+1:]] = t
+	}
+	all := make([]*savedGroup, len(groups))
+	for i, g := range groups {
+		all[i] = &savedGroup{options: g}
+		var params []string
+		if err := errors.Join(json.Unmarshal(g["optimizer"], &all[i].class), json.Unmarshal(g["params"], &params)); err != nil {
+			return nil, fmt.Errorf("group %d: %w", i, err)
+		}
+		if all[i].class == "LBFGS" { // whose vectors lie in the order of its parameters
+			if !slices.Equal(params, names[i]) {
+				return nil, fmt.Errorf("group %d: parameters %q, expected %q", i, params, names[i])
+			}
+		} else if a, b := slices.Sorted(slices.Values(params)), slices.Sorted(slices.Values(names[i])); !slices.Equal(a, b) {
+			return nil, fmt.Errorf("group %d: parameters %q, expected %q", i, params, names[i])
+		}
+		for _, n := range names[i] {
+			all[i].states = append(all[i].states, savedState{name: n, tensors: tensors[n]})
+			delete(tensors, n)
+		}
+	}
+	for n := range tensors {
+		return nil, fmt.Errorf("the state of %q, which is no parameter", n)
+	}
+	return all, nil
+}
+
+// keyIn is the place of the dot before the key in a parameter's name and a key, which may end in an index; or -1.
+func keyIn(s string) int {
+	at := strings.LastIndexByte(s, '.')
+	if at < 0 || at == len(s)-1 {
+		return -1
+	}
+	if strings.Trim(s[at+1:], "0123456789") == "" {
+		return strings.LastIndexByte(s[:at], '.')
+	}
+	return at
+}
+
+// decode puts the saved options into options.
+func (g *savedGroup) decode(options []option) error {
+	for _, o := range options {
+		value, ok := g.options[o.key]
+		if !ok {
+			if _, flag := o.value.(*bool); flag { // that another version of torch does without
+				continue
+			}
+			return fmt.Errorf("%s: no %s", g.class, o.key)
+		}
+		if err := json.Unmarshal(value, o.value); err != nil {
+			return fmt.Errorf("%s: %s: %w", g.class, o.key, err)
+		}
+	}
+	return nil
+}
+
+// expect reports whether the group is of one of the classes.
+func (g *savedGroup) expect(classes ...string) error {
+	if !slices.Contains(classes, g.class) {
+		return fmt.Errorf("the state of %s, expected that of %s", g.class, classes[0])
+	}
+	return nil
+}
+
+func (s *savedState) fail(format string, a ...any) {
+	if s.err == nil {
+		s.err = fmt.Errorf("parameter %s: %s", s.name, fmt.Sprintf(format, a...))
+	}
+}
+
+func (s *savedState) empty() bool { return len(s.tensors) == 0 }
+
+func (s *savedState) has(key string) bool {
+	_, ok := s.tensors[key]
+	return ok
+}
+
+// vector takes a tensor of n elements.
+func vector[T Float](s *savedState, key string, n int) []T {
+	t, ok := s.tensors[key]
+	delete(s.tensors, key)
+	size := 1
+	for _, k := range t.Shape {
+		size *= k
+	}
+	switch {
+	case !ok:
+		s.fail("no %s", key)
+	case t.DType != dtypeName[T]():
+		s.fail("%s is of %s, expected %s", key, t.DType, dtypeName[T]())
+	case size != n:
+		s.fail("%s is of shape %v, expected %d elements", key, t.Shape, n)
+	default:
+		return elementsOf[T](t.Data)
+	}
+	return nil
+}
+
+// number takes a tensor of one number, and tells its type.
+func (s *savedState) number(key string) (x float64, dtype string) {
+	t, ok := s.tensors[key]
+	delete(s.tensors, key)
+	switch {
+	case !ok:
+		s.fail("no %s", key)
+	case len(t.Shape) != 0:
+		s.fail("%s is of shape %v, expected one number", key, t.Shape)
+	case t.DType == "F32":
+		return float64(elementsOf[float32](t.Data)[0]), t.DType
+	case t.DType == "F64":
+		return elementsOf[float64](t.Data)[0], t.DType
+	case t.DType == "I64":
+		n := int64(binary.LittleEndian.Uint64(t.Data))
+		if int64(float64(n)) != n {
+			s.fail("%s is %d", key, n)
+		}
+		return float64(n), t.DType
+	default:
+		s.fail("%s is of %s, expected a number", key, t.DType)
+	}
+	return 0, ""
+}
+
+// count takes a number of steps.
+func (s *savedState) count(key string) float64 {
+	x, _ := s.number(key)
+	if !(x >= 0) || x != math.Trunc(x) || x > 1<<53 {
+		s.fail("%s is %v, expected a count", key, x)
+	}
+	return x
+}
+
+// single is a number that a float32 holds.
+func (s *savedState) single(key string, x float64) float32 {
+	if float64(float32(x)) != x && !math.IsNaN(x) {
+		s.fail("%s is %v, expected a float32", key, x)
+	}
+	return float32(x)
+}
+
+// end reports the first error, or what was not taken.
+func (s *savedState) end() error {
+	for key := range s.tensors {
+		s.fail("%s is not known", key)
+	}
+	return s.err
+}
+
+func dtypeName[T Float]() string {
+	if dtype[T]() == engine.Float32 {
+		return "F32"
+	}
+	return "F64"
+}
+
+var littleEndian = binary.NativeEndian.Uint16([]byte{1, 0}) == 1
+
+// bytesOf is s, little-endian; its own memory, where that is the machine's order.
+func bytesOf[T Float](s []T) []byte {
+	if len(s) == 0 {
+		return []byte{}
+	}
+	b := unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(s))), len(s)*int(unsafe.Sizeof(s[0])))
+	if !littleEndian {
+		b = swapped(b, int(unsafe.Sizeof(s[0])))
+	}
+	return b
+}
+
+// elementsOf is a copy of what bytesOf gave.
+func elementsOf[T Float](b []byte) []T {
+	s := make([]T, len(b)/int(unsafe.Sizeof(T(0))))
+	if len(s) == 0 {
+		return s
+	}
+	if !littleEndian {
+		b = swapped(b, int(unsafe.Sizeof(s[0])))
+	}
+	copy(unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(s))), len(b)), b)
+	return s
+}
+
+// swapped is a copy of numbers of some bytes each in the other order.
+func swapped(b []byte, size int) []byte {
+	b = slices.Clone(b)
+	for i := 0; i < len(b); i += size {
+		slices.Reverse(b[i : i+size])
+	}
+	return b
+}
+
+func tensorOf[T Float](key string, shape []int, s []T) safetensors.Tensor {
+	return safetensors.Tensor{Name: key, DType: dtypeName[T](), Shape: shape, Data: bytesOf(s)}
+}
+
+func scalarOf[T Float](key string, x T) safetensors.Tensor { return tensorOf(key, nil, []T{x}) }
+
+func integerOf(key string, n int) safetensors.Tensor {
+	return safetensors.Tensor{Name: key, DType: "I64", Data: binary.LittleEndian.AppendUint64(nil, uint64(n))}
+}
+
+// A stateKey is torch's key of a state.
+type stateKey struct {
+	name     string
+	optional bool // it may be missing where the options use it: it is made at the first step that needs it
+}
+
+// A ruleGroup is an optimizer of a rule. O are its options.
+type ruleGroup[T Float, S, O any, R interface {
+	*O
+	rule[S]
+}] struct {
+	base *base[T, S]
+	o    R
+}
+
+func groupOf[T Float, S, O any, R interface {
+	*O
+	rule[S]
+}](b *base[T, S], o R) []group {
+	return []group{ruleGroup[T, S, O, R]{b, o}}
+}
+
+func (g ruleGroup[T, S, O, R]) class() string     { return g.o.name() }
+func (g ruleGroup[T, S, O, R]) options() []option { return g.o.options() }
+func (g ruleGroup[T, S, O, R]) params() []handle  { return handles(g.base.params) }
+
+func (g ruleGroup[T, S, O, R]) tensors(param int) (all []safetensors.Tensor) {
+	s, shape := &g.base.states[param], g.base.params[param].shape()
+	if !s.made {
+		return nil
+	}
+	layout := g.o.layout()
+	if layout.Counts {
+		all = append(all, scalarOf("step", s.step))
+	}
+	for k, key := range g.o.keys() {
+		if s.columns[k] != nil {
+			all = append(all, tensorOf(key.name, shape, s.columns[k]))
+		} else if layout.State[k] == engine.Number {
+			all = append(all, scalarOf(key.name, s.numbers[k]))
+		}
+	}
+	return all
+}
+
+func (g ruleGroup[T, S, O, R]) load(saved *savedGroup) (func(), error) {
+	options := *g.o
+	o := R(&options)
+	if err := errors.Join(saved.expect(classes(o.name())...), saved.decode(o.options())); err != nil {
+		return nil, err
+	}
+	if saved.class == "AdamW" { // by its name, in a torch without the flag
+		if adam, ok := any(o).(*AdamOptions); ok {
+			adam.DecoupledWeightDecay = true
+		}
+	}
+	if err := o.check(); err != nil {
+		return nil, err
+	}
+	layout, states := o.layout(), make([]state[T], len(g.base.params))
+	for i, p := range g.base.params {
+		s, to := &saved.states[i], &states[i]
+		if s.empty() {
+			continue
+		}
+		to.made = true
+		if layout.Counts {
+			to.step = s.single("step", s.count("step"))
+		}
+		for k, key := range o.keys() {
+			switch {
+			case key.name == "", !s.has(key.name) && (key.optional || layout.State[k] == engine.Unused):
+			case layout.State[k] == engine.Number:
+				x, _ := s.number(key.name)
+				to.numbers[k] = s.single(key.name, x)
+			default:
+				to.columns[k] = vector[T](s, key.name, len(p.Value))
+			}
+		}
+		if err := s.end(); err != nil {
+			return nil, err
+		}
+	}
+	return func() { *g.o, g.base.states = options, states }, nil
+}
+
+// classes are the classes of torch whose state an optimizer takes.
+func classes(name string) []string {
+	switch name {
+	case "Adam":
+		return []string{"Adam", "AdamW"}
+	case "AdamW":
+		return []string{"AdamW", "Adam"}
+	}
+	return []string{name}
+}
+
+// A sparseGroup is an optimizer of rows. O are its options, whose rule is of their pointer.
+type sparseGroup[T Float, S, O any] struct {
+	base  *sparseBase[T, S]
+	o     *O
+	named string // by torch
+	rule  func(o *O) sparseRule[S]
+}
+
+func (g sparseGroup[T, S, O]) class() string     { return g.named }
+func (g sparseGroup[T, S, O]) options() []option { return g.rule(g.o).options() }
+
+func (g sparseGroup[T, S, O]) params() []handle {
+	all := make([]handle, len(g.base.params))
+	for i, p := range g.base.params {
+		all[i] = handle{p, p.Name, len(p.Value), []int{len(p.Value) / p.Width, p.Width}}
+	}
+	return all
+}
+
+func (g sparseGroup[T, S, O]) tensors(param int) (all []safetensors.Tensor) {
+	s, p := &g.base.states[param], g.base.params[param]
+	r := g.rule(g.o)
+	if s.step == 0 || !r.layout().Counts {
+		return nil
+	}
+	switch {
+	case g.named == "SparseAdam": // where it is a Python int
+		all = append(all, integerOf("step", int(s.step)))
+	case float64(float32(s.step)) == s.step:
+		all = append(all, scalarOf("step", float32(s.step)))
+	default:
+		all = append(all, scalarOf("step", s.step))
+	}
+	for k, key := range r.keys() {
+		if s.columns[k] != nil {
+			all = append(all, tensorOf(key.name, []int{len(p.Value) / p.Width, p.Width}, s.columns[k]))
+		}
+	}
+	return all
+}
+
+func (g sparseGroup[T, S, O]) load(saved *savedGroup) (func(), error) {
+	options := *g.o
+	r := g.rule(&options)
+	if err := errors.Join(saved.expect(g.named), saved.decode(r.options())); err != nil {
+		return nil, err
+	}
+	if err := r.check(); err != nil {
+		return nil, err
+	}
+	layout, states := r.layout(), make([]sparseState[T], len(g.base.params))
+	for i, p := range g.base.params {
+		s, to := &saved.states[i], &states[i]
+		fresh := s.empty()
+		if !fresh && layout.Counts {
+			to.step = s.count("step")
+		}
+		for k, key := range r.keys() {
+			switch {
+			case layout.State[k] != engine.Column:
+			case fresh:
+				to.columns[k] = slices.Repeat([]T{T(r.initial(k))}, len(p.Value))
+			default:
+				to.columns[k] = vector[T](s, key.name, len(p.Value))
+			}
+		}
+		if err := s.end(); err != nil {
+			return nil, err
+		}
+	}
+	return func() { *g.o, g.base.states = options, states }, nil
+}

@@ -1,0 +1,456 @@
+package goptim_test
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"log"
+	"maps"
+	"math"
+	"slices"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/goptim/goptim/goptim"
+)
+
+// A subject is an optimizer of some parameters, with gradients for any number of steps.
+type subject[T goptim.Float] struct {
+	goptim.Stateful
+	params []*goptim.Param[T]
+	sparse []*goptim.SparseParam[T]
+	steps  int
+	step   func() error
+}
+
+// do steps so often. The gradients depend on the number of the step.
+func (s *subject[T]) do(t testing.TB, times int) {
+	for range times {
+		s.steps++
+		wave := func(i int) T { return T(math.Sin(float64(i*i + 3*s.steps))) }
+		for k, p := range s.params {
+			if k == 1 && s.steps == 1 {
+				continue // its state is made at another step than the others'
+			}
+			p.Grad = make([]T, len(p.Value))
+			for i := range p.Grad {
+				p.Grad[i] = wave(i + k)
+			}
+		}
+		for _, p := range s.sparse {
+			p.Indices = []int64{1, int64(s.steps) % 4, 1}
+			p.Grad = make([]T, 3*p.Width)
+			for i := range p.Grad {
+				p.Grad[i] = wave(i)
+			}
+		}
+		require.NoError(t, s.step())
+	}
+}
+
+func (s *subject[T]) values() (all [][]T) {
+	for _, p := range s.params {
+		all = append(all, slices.Clone(p.Value))
+	}
+	for _, p := range s.sparse {
+		all = append(all, slices.Clone(p.Value))
+	}
+	return all
+}
+
+// continueFrom gives the parameters another subject's values.
+func (s *subject[T]) continueFrom(other *subject[T]) {
+	s.steps = other.steps
+	for i, v := range other.values() {
+		if i < len(s.params) {
+			copy(s.params[i].Value, v)
+		} else {
+			copy(s.sparse[i-len(s.params)].Value, v)
+		}
+	}
+}
+
+// subjects make every optimizer, with odd options; nil without them.
+func subjects[T goptim.Float]() map[string]func(t testing.TB, odd bool) *subject[T] {
+	all := map[string]func(t testing.TB, odd bool) *subject[T]{}
+	dense := func(name string, shapes [][]int, build func(p []*goptim.Param[T], odd bool) (goptim.Optimizer, error)) {
+		all[name] = func(t testing.TB, odd bool) *subject[T] {
+			s := new(subject[T])
+			for i, shape := range shapes {
+				n := 1
+				for _, size := range shape {
+					n *= size
+				}
+				p := params[T](n)[0]
+				p.Name, p.Shape, p.Grad = fmt.Sprintf("layer.%d", i), shape, nil
+				s.params = append(s.params, p)
+			}
+			o, err := build(s.params, odd)
+			require.NoError(t, err)
+			s.Stateful, s.step = o, o.Step
+			return s
+		}
+	}
+	some, matrices := [][]int{{2, 3}, {2}, {0}, {2, 2, 2}, nil}, [][]int{{2, 3}, {4, 1}}
+	pick := func(odd bool, x float64) float64 {
+		if odd {
+			return x
+		}
+		return 0
+	}
+	betas := func(odd bool) [2]float64 { return [2]float64{pick(odd, .7), pick(odd, .8)} }
+	dense("SGD", some, func(p []*goptim.Param[T], odd bool) (goptim.Optimizer, error) {
+		return goptim.NewSGD(p, goptim.SGDOptions{Momentum: pick(odd, .8), Dampening: .5, WeightDecay: .1, Maximize: odd})
+	})
+	dense("Adam", some, func(p []*goptim.Param[T], odd bool) (goptim.Optimizer, error) {
+		return goptim.NewAdam(p, goptim.AdamOptions{LR: pick(odd, .1), Betas: betas(odd), Eps: pick(odd, 1e-3)})
+	})
+	dense("AdamW", some, func(p []*goptim.Param[T], odd bool) (goptim.Optimizer, error) {
+		return goptim.NewAdamW(p, goptim.AdamOptions{WeightDecay: pick(odd, .1), Maximize: odd})
+	})
+	dense("AMSGrad", some, func(p []*goptim.Param[T], odd bool) (goptim.Optimizer, error) {
+		return goptim.NewAMSGrad(p, goptim.AdamOptions{WeightDecay: pick(odd, .1)})
+	})
+	dense("Adagrad", some, func(p []*goptim.Param[T], odd bool) (goptim.Optimizer, error) {
+		return goptim.NewAdagrad(p, goptim.AdagradOptions{LRDecay: pick(odd, .1), InitialAccumulatorValue: pick(odd, .1), Eps: pick(odd, 1e-3)})
+	})
+	dense("Adadelta", some, func(p []*goptim.Param[T], odd bool) (goptim.Optimizer, error) {
+		return goptim.NewAdadelta(p, goptim.AdadeltaOptions{Rho: pick(odd, .5), Eps: pick(odd, 1e-3), WeightDecay: pick(odd, .1)})
+	})
+	dense("Adafactor", some, func(p []*goptim.Param[T], odd bool) (goptim.Optimizer, error) {
+		return goptim.NewAdafactor(p, goptim.AdafactorOptions{Beta2Decay: pick(odd, -.5), D: pick(odd, 2), Eps: [2]float64{pick(odd, 1e-4), pick(odd, 1e-2)}})
+	})
+	dense("Adamax", some, func(p []*goptim.Param[T], odd bool) (goptim.Optimizer, error) {
+		return goptim.NewAdamax(p, goptim.AdamaxOptions{Betas: betas(odd), WeightDecay: pick(odd, .1)})
+	})
+	dense("ASGD", some, func(p []*goptim.Param[T], odd bool) (goptim.Optimizer, error) {
+		return goptim.NewASGD(p, goptim.ASGDOptions{Lambd: pick(odd, .1), T0: pick(odd, 1), Alpha: pick(odd, .5)})
+	})
+	dense("NAdam", some, func(p []*goptim.Param[T], odd bool) (goptim.Optimizer, error) {
+		return goptim.NewNAdam(p, goptim.NAdamOptions{MomentumDecay: pick(odd, .1), WeightDecay: .1, DecoupledWeightDecay: odd})
+	})
+	dense("RAdam", some, func(p []*goptim.Param[T], odd bool) (goptim.Optimizer, error) {
+		return goptim.NewRAdam(p, goptim.RAdamOptions{Betas: betas(odd), WeightDecay: .1, DecoupledWeightDecay: odd})
+	})
+	dense("RMSprop", some, func(p []*goptim.Param[T], odd bool) (goptim.Optimizer, error) {
+		return goptim.NewRMSprop(p, goptim.RMSpropOptions{Alpha: pick(odd, .5), Momentum: pick(odd, .5), Centered: odd})
+	})
+	dense("Rprop", some, func(p []*goptim.Param[T], odd bool) (goptim.Optimizer, error) {
+		return goptim.NewRprop(p, goptim.RpropOptions{Etas: [2]float64{pick(odd, .3), pick(odd, 1.5)}, StepSizes: [2]float64{0, math.Inf(1)}})
+	})
+	dense("Muon", matrices, func(p []*goptim.Param[T], odd bool) (goptim.Optimizer, error) {
+		return goptim.NewMuon(p, goptim.MuonOptions{Momentum: pick(odd, .5), Nesterov: odd, AdjustLR: goptim.LRAdjustment(2 * pick(odd, 1)), NSSteps: 2})
+	})
+	dense("Groups", matrices, func(p []*goptim.Param[T], odd bool) (goptim.Optimizer, error) {
+		a, err := goptim.NewMuon(p[:1], goptim.MuonOptions{LR: pick(odd, .5)})
+		if err != nil {
+			return nil, err
+		}
+		b, err := goptim.NewRAdam(p[1:], goptim.RAdamOptions{LR: pick(odd, .5)})
+		if err != nil {
+			return nil, err
+		}
+		return goptim.NewGroups(a, b)
+	})
+	sparse := func(name string, build func(p []*goptim.SparseParam[T], odd bool) (goptim.Optimizer, error)) {
+		all[name] = func(t testing.TB, odd bool) *subject[T] {
+			s := &subject[T]{sparse: []*goptim.SparseParam[T]{{Name: "words", Value: params[T](12)[0].Value, Width: 3}}}
+			o, err := build(s.sparse, odd)
+			require.NoError(t, err)
+			s.Stateful, s.step = o, o.Step
+			return s
+		}
+	}
+	sparse("SparseAdam", func(p []*goptim.SparseParam[T], odd bool) (goptim.Optimizer, error) {
+		return goptim.NewSparseAdam(p, goptim.SparseAdamOptions{Betas: betas(odd), Maximize: odd})
+	})
+	sparse("SparseSGD", func(p []*goptim.SparseParam[T], odd bool) (goptim.Optimizer, error) {
+		return goptim.NewSparseSGD(p, goptim.SGDOptions{LR: pick(odd, .1), Maximize: odd})
+	})
+	sparse("SparseAdagrad", func(p []*goptim.SparseParam[T], odd bool) (goptim.Optimizer, error) {
+		return goptim.NewSparseAdagrad(p, goptim.AdagradOptions{LRDecay: pick(odd, .1), InitialAccumulatorValue: pick(odd, .3)})
+	})
+	all["LBFGS"] = func(t testing.TB, odd bool) *subject[T] {
+		s := &subject[T]{params: valleyParams[T](5, 3)}
+		o, err := goptim.NewLBFGS(s.params, goptim.LBFGSOptions{MaxIter: 2, StrongWolfe: odd, HistorySize: int(pick(odd, 3)), LR: pick(odd, .5)})
+		require.NoError(t, err)
+		s.Stateful = o
+		s.step = func() error {
+			_, err := o.Step(func() (float64, error) {
+				for _, p := range s.params {
+					p.Grad = make([]T, len(p.Value))
+				}
+				return valley(s.params)
+			})
+			return err
+		}
+		return s
+	}
+	return all
+}
+
+func encoded(t testing.TB, s goptim.Stateful) []byte {
+	b, err := s.MarshalBinary()
+	require.NoError(t, err)
+	return b
+}
+
+func TestStateGoesOnWithTheSameBits(t *testing.T) {
+	t.Run("float32", testStateGoesOn[float32])
+	t.Run("float64", testStateGoesOn[float64])
+}
+
+func testStateGoesOn[T goptim.Float](t *testing.T) {
+	for name, build := range subjects[T]() {
+		t.Run(name, func(t *testing.T) {
+			for before := range 4 {
+				first, binary, file := build(t, true), build(t, false), build(t, false)
+				first.do(t, before)
+				binary.do(t, before%2)
+				for _, s := range []*subject[T]{binary, file} {
+					s.continueFrom(first)
+				}
+				require.NoError(t, binary.UnmarshalBinary(encoded(t, first)))
+				var written bytes.Buffer
+				require.NoError(t, goptim.WriteState(&written, first))
+				require.NoError(t, goptim.ReadState(&written, file))
+				for range 3 {
+					first.do(t, 1)
+					binary.do(t, 1)
+					file.do(t, 1)
+					require.Equal(t, first.values(), binary.values())
+					require.Equal(t, first.values(), file.values())
+				}
+				assert.Equal(t, encoded(t, first), encoded(t, binary))
+			}
+		})
+	}
+}
+
+func TestDamagedStateChangesNothing(t *testing.T) {
+	every := subjects[float32]()
+	for name, build := range every {
+		t.Run(name, func(t *testing.T) {
+			whole, into := build(t, true), build(t, false)
+			whole.do(t, 2)
+			into.do(t, 1)
+			before, state := encoded(t, into), encoded(t, whole)
+			refuse := func(b []byte, what string) {
+				require.ErrorIs(t, into.UnmarshalBinary(b), goptim.ErrState, what)
+			}
+			for n := range state {
+				refuse(state[:n], "truncated")
+			}
+			refuse(append(slices.Clone(state), 0), "longer")
+			for i := range state {
+				state[i] ^= 1 << (i % 8)
+				refuse(state, "a bit flipped")
+				state[i] ^= 1 << (i % 8)
+			}
+			for other, build := range every {
+				pair := [2]string{min(name, other), max(name, other)}
+				if name != other && !slices.Contains([][2]string{{"AMSGrad", "Adam"}, {"AMSGrad", "AdamW"}, {"Adam", "AdamW"}}, pair) {
+					s := build(t, true)
+					s.do(t, 2)
+					refuse(encoded(t, s), "that of "+other)
+					var file bytes.Buffer
+					require.NoError(t, goptim.WriteState(&file, s))
+					require.ErrorIs(t, goptim.ReadState(&file, into), goptim.ErrState, other)
+				}
+			}
+			if name != "SparseSGD" { // which has none of a type
+				wide := subjects[float64]()[name](t, true)
+				wide.do(t, 2)
+				refuse(encoded(t, wide), "float64")
+			}
+			assert.Equal(t, before, encoded(t, into))
+			require.NoError(t, into.UnmarshalBinary(state))
+			assert.Equal(t, state, encoded(t, into))
+		})
+	}
+}
+
+func TestStateSaysWhatIsWrong(t *testing.T) {
+	p := params[float32](4, 3)
+	p[0].Name, p[1].Name = "weight", "bias"
+	opt, err := goptim.NewAdam(p, goptim.AdamOptions{})
+	require.NoError(t, err)
+	require.NoError(t, opt.Step())
+	var file bytes.Buffer
+	require.NoError(t, goptim.WriteState(&file, opt))
+	state := file.Bytes()
+	into := func(sizes []int, names ...string) error {
+		p := params[float32](sizes...)
+		for i, n := range names {
+			p[i].Name = n
+		}
+		o, err := goptim.NewAdam(p, goptim.AdamOptions{})
+		require.NoError(t, err)
+		return goptim.ReadState(bytes.NewReader(state), o)
+	}
+	require.NoError(t, into([]int{4, 3}, "weight", "bias"))
+	require.NoError(t, into([]int{3, 4}, "bias", "weight"), "in another order")
+	require.ErrorContains(t, into([]int{4, 5}, "weight", "bias"), "group 0: parameter bias: exp_avg is of shape [3], expected 5 elements")
+	require.ErrorContains(t, into([]int{4, 3}, "weight"), `group 0: parameters ["weight" "bias"], expected ["weight" "1"]`)
+	require.ErrorContains(t, into([]int{4}, "weight"), "group 0: parameters")
+	require.ErrorContains(t, into([]int{4, 3}, "bias", "bias"), "two parameters have the name bias")
+	replaced := func(old, new string) error {
+		require.Len(t, new, len(old))
+		require.Contains(t, string(state), old)
+		return goptim.ReadState(bytes.NewReader(bytes.Replace(state, []byte(old), []byte(new), 1)), opt)
+	}
+	for old, c := range map[string]struct{ new, says string }{
+		`goptim_state`:                                {`goptim_stale`, "not the state of an optimizer"},
+		`"goptim_state":"1"`:                          {`"goptim_state":"2"`, "version 2, expected 1"},
+		`\"lr\":0.001`:                                {`\"lr\":-1.00`, "Adam: LR is -1, expected at least 0"},
+		`\"lr\":0.001,`:                               {`\"le\":0.001,`, "Adam: no lr"},
+		`\"betas\":[0.9,0.999]`:                       {`\"betas\":[0.9,1,0.9]`, "Adam: betas: 3 numbers, expected 2"},
+		`state.bias.exp_avg_sq`:                       {`state.bias.exp_avg_sp`, "parameter bias: no exp_avg_sq"},
+		`state.weight.exp_avg_sq`:                     {`state.wehgit.exp_avg_sq`, "the state of \"wehgit\", which is no parameter"},
+		`\"optimizer\":\"Adam\"`:                      {`\"optimizer\":\"SGDs\"`, "the state of SGDs, expected that of Adam"},
+		`{\"optimizer\"`:                              {`0\"optimizer\"`, "invalid character"},
+		`"state.bias.step":{"dtype":"F32","shape":[]`: {`"state.bias.step":{"dtype":"I32","shape":[]`, "step is of I32, expected a number"},
+	} {
+		err := replaced(old, c.new)
+		require.ErrorIs(t, err, goptim.ErrState)
+		require.ErrorContains(t, err, c.says)
+	}
+	half := slices.Clone(state)
+	at := bytes.Index(half, []byte{0, 0, 0x80, 0x3f}) // a step of 1
+	binary.LittleEndian.PutUint32(half[at:], math.Float32bits(.5))
+	require.ErrorContains(t, goptim.ReadState(bytes.NewReader(half), opt), "step is 0.5, expected a count")
+
+	p[0].Name = "bias"
+	require.ErrorIs(t, goptim.WriteState(new(bytes.Buffer), opt), goptim.ErrParam)
+	p[0].Name = "\xff"
+	require.ErrorIs(t, goptim.WriteState(new(bytes.Buffer), opt), goptim.ErrParam)
+	_, err = opt.MarshalBinary()
+	require.NoError(t, err, "which does without names")
+	require.ErrorContains(t, opt.UnmarshalBinary([]byte("goptim\x00\x02"+string(make([]byte, 50)))), "version 2, expected 1")
+}
+
+// FuzzReadState has no file end in a panic, then or at the next step.
+func FuzzReadState(f *testing.F) {
+	every := subjects[float32]()
+	names := slices.Sorted(maps.Keys(every))
+	for i, name := range names {
+		s := every[name](f, true)
+		s.do(f, 2)
+		var file bytes.Buffer
+		require.NoError(f, goptim.WriteState(&file, s))
+		f.Add(uint8(i), file.Bytes())
+		f.Add(uint8(i+1), file.Bytes())
+		f.Add(uint8(i), file.Bytes()[:file.Len()/2])
+	}
+	f.Fuzz(func(t *testing.T, kind uint8, file []byte) {
+		s := every[names[int(kind)%len(names)]](t, false)
+		before := encoded(t, s)
+		if err := goptim.ReadState(bytes.NewReader(file), s); err != nil {
+			require.ErrorIs(t, err, goptim.ErrState)
+			require.Equal(t, before, encoded(t, s))
+			return
+		}
+		_ = s.step() // LBFGS may have no way on
+		encoded(t, s)
+	})
+}
+
+// FuzzOptions has no options end in a panic: they are refused, or used.
+func FuzzOptions(f *testing.F) {
+	for kind := range uint8(20) {
+		for _, x := range []float64{0, 1e-3, 1, -1, math.Inf(1), math.NaN(), math.MaxFloat64, math.SmallestNonzeroFloat64} {
+			f.Add(kind, x, .9, .99, x, x, 3, true)
+		}
+		f.Add(kind, .1, .9, .99, 1e-8, .1, -1, false)
+		f.Add(kind, .1, .9, .99, 1e-8, .1, math.MaxInt, false)
+	}
+	f.Fuzz(func(t *testing.T, kind uint8, a, b, c, d, e float64, n int, flag bool) {
+		p := params[float32](6, 3)
+		p[0].Shape = []int{2, 3}
+		rows := []*goptim.SparseParam[float32]{{Value: make([]float32, 6), Width: 2, Indices: []int64{1}, Grad: []float32{1, 2}}}
+		var opt goptim.Optimizer
+		var err error
+		switch kind % 16 {
+		case 0:
+			opt, err = goptim.NewSGD(p, goptim.SGDOptions{LR: a, Momentum: b, Dampening: d, WeightDecay: e, Nesterov: flag})
+		case 1:
+			opt, err = goptim.NewAdam(p, goptim.AdamOptions{LR: a, Betas: [2]float64{b, c}, Eps: d, WeightDecay: e, AMSGrad: flag})
+		case 2:
+			opt, err = goptim.NewAdamW(p, goptim.AdamOptions{LR: a, Betas: [2]float64{b, c}, Eps: d, WeightDecay: e, AMSGrad: flag})
+		case 3:
+			opt, err = goptim.NewAdagrad(p, goptim.AdagradOptions{LR: a, LRDecay: b, WeightDecay: c, InitialAccumulatorValue: d, Eps: e})
+		case 4:
+			opt, err = goptim.NewAdadelta(p, goptim.AdadeltaOptions{LR: a, Rho: b, WeightDecay: d, Eps: e})
+		case 5:
+			opt, err = goptim.NewAdafactor(p, goptim.AdafactorOptions{LR: a, Beta2Decay: b, Eps: [2]float64{c, d}, D: e})
+		case 6:
+			opt, err = goptim.NewAdamax(p, goptim.AdamaxOptions{LR: a, Betas: [2]float64{b, c}, Eps: d, WeightDecay: e})
+		case 7:
+			opt, err = goptim.NewASGD(p, goptim.ASGDOptions{LR: a, Lambd: b, Alpha: c, T0: d, WeightDecay: e})
+		case 8:
+			opt, err = goptim.NewNAdam(p, goptim.NAdamOptions{LR: a, Betas: [2]float64{b, c}, MomentumDecay: d, WeightDecay: e})
+		case 9:
+			opt, err = goptim.NewRAdam(p, goptim.RAdamOptions{LR: a, Betas: [2]float64{b, c}, Eps: d, WeightDecay: e})
+		case 10:
+			opt, err = goptim.NewRMSprop(p, goptim.RMSpropOptions{LR: a, Alpha: b, Momentum: c, Eps: d, WeightDecay: e, Centered: flag})
+		case 11:
+			opt, err = goptim.NewRprop(p, goptim.RpropOptions{LR: a, Etas: [2]float64{b, 1 + c}, StepSizes: [2]float64{d, e}})
+		case 12:
+			opt, err = goptim.NewMuon(p[:1], goptim.MuonOptions{LR: a, Momentum: b, Eps: c, WeightDecay: d, NSCoefficients: [3]float64{e, b, c}, NSSteps: n})
+		case 13:
+			opt, err = goptim.NewSparseAdam(rows, goptim.SparseAdamOptions{LR: a, Betas: [2]float64{b, c}, Eps: d})
+		case 14:
+			opt, err = goptim.NewSparseAdagrad(rows, goptim.AdagradOptions{LR: a, LRDecay: b, InitialAccumulatorValue: d, Eps: e})
+		case 15:
+			var l *goptim.LBFGS[float32]
+			l, err = goptim.NewLBFGS(p, goptim.LBFGSOptions{
+				LR: a, MaxIter: min(n, 20), MaxEval: n, HistorySize: n, ToleranceGrad: b, ToleranceChange: d, StrongWolfe: flag})
+			if err == nil {
+				_, err = l.Step(func() (float64, error) { return valley(p) })
+			}
+			if err != nil && !assert.ErrorIs(t, err, goptim.ErrOption) {
+				require.ErrorIs(t, err, goptim.ErrLineSearch)
+			}
+			return
+		}
+		if err != nil {
+			require.ErrorIs(t, err, goptim.ErrOption)
+			return
+		}
+		for range 2 {
+			require.NoError(t, opt.Step())
+		}
+		encoded(t, opt)
+	})
+}
+
+// A program saves what it needs to go on, and goes on.
+func ExampleWriteState() {
+	w := &goptim.Param[float64]{Name: "w", Value: []float64{1, 2}, Grad: []float64{1, -1}}
+	opt, err := goptim.NewAdamW([]*goptim.Param[float64]{w}, goptim.AdamOptions{LR: 0.5})
+	if err != nil {
+		log.Fatal(err)
+	}
+	if err := opt.Step(); err != nil {
+		log.Fatal(err)
+	}
+	var file bytes.Buffer // or an os.File
+	if err := goptim.WriteState(&file, opt); err != nil {
+		log.Fatal(err)
+	}
+
+	resumed, err := goptim.NewAdamW([]*goptim.Param[float64]{w}, goptim.AdamOptions{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	if err := goptim.ReadState(&file, resumed); err != nil {
+		log.Fatal(err)
+	}
+	if err := resumed.Step(); err != nil {
+		log.Fatal(err)
+	}
+	fmt.Printf("%.2f, LR %v\n", w.Value, resumed.LR)
+	// Output: [0.00 3.00], LR 0.5
+}
