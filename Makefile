@@ -11,9 +11,12 @@ export GOEXPERIMENT := simd
 # The widths of vector that this machine has; a plus asks for one that Go would not choose by itself.
 WIDTHS := $(if $(shell grep -m 1 avx512bw /proc/cpuinfo),+512) $(if $(shell grep -m 1 avx2 /proc/cpuinfo),+256) +128
 # What depends on the version of torch.
-PARITY := tests/test_parity.py tests/test_state.py tests/test_dropin.py tests/test_faults.py tests/test_gather.py tests/test_sparse.py tests/test_adafactor.py tests/test_hf.py tests/test_muon.py tests/test_lbfgs.py tests/test_optim_db.py tests/test_patch.py tests/test_explain.py tests/test_run.py tests/test_soak.py tests/test_distributed.py
+PARITY := tests/test_parity.py tests/test_state.py tests/test_safetensors.py tests/test_dropin.py tests/test_faults.py tests/test_gather.py tests/test_sparse.py tests/test_adafactor.py tests/test_hf.py tests/test_muon.py tests/test_lbfgs.py tests/test_optim_db.py tests/test_modules.py tests/test_naive.py tests/test_schedulers.py tests/test_compile.py tests/test_patch.py tests/test_explain.py tests/test_run.py tests/test_soak.py tests/test_distributed.py
 
-.PHONY: help demo tour test test-go test-python test-oldest test-integrations soak test-packaging lint build generate bindings golden bench wheel sdist clean
+# What WebAssembly, one thread without vectors, tests in seconds.
+WASM := -run 'Golden|TorchsRuns|State|Files|Example|Refuses|RoundTrip|Runs' ./goptim ./goptim/schedule ./goptim/gonumopt ./goptim/internal/safetensors
+
+.PHONY: help demo tour test test-go test-go-everywhere test-python test-oldest test-integrations soak test-packaging lint build generate bindings golden bench wheel sdist clean
 
 help: ## print the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -31,6 +34,16 @@ test-go: $(VENV)/ready ## the Go tests, with every width of vector and without G
 	for bits in $(WIDTHS) 0; do echo "simd=$$bits"; GODEBUG=simd=$$bits $(GO) test -count=1 ./goptim/... || exit 1; done
 	GOEXPERIMENT= $(GO) test ./...
 
+PURE := ./goptim/... ./examples/go/... ./benchmarks/go/...
+
+test-go-everywhere: $(VENV)/ready ## the Go package without cgo, under the race detector, and for other systems; run where that can be
+	for simd in simd ""; do GOEXPERIMENT=$$simd CGO_ENABLED=0 $(GO) test $(PURE) || exit 1; done
+	CGO_ENABLED=1 $(GO) test -race -timeout 30m ./goptim/...
+	for simd in simd ""; do for system in linux/arm64 darwin/arm64 windows/amd64 js/wasm; do echo "$$system GOEXPERIMENT=$$simd"; \
+	  GOEXPERIMENT=$$simd CGO_ENABLED=0 GOOS=$${system%/*} GOARCH=$${system#*/} $(GO) test -exec true $(PURE) || exit 1; done; done
+	if command -v node; then GOOS=js GOARCH=wasm $(GO) test -exec="$$($(GO) env GOROOT)/lib/wasm/go_js_wasm_exec" $(WASM) || exit 1; fi
+	if command -v qemu-aarch64; then CGO_ENABLED=0 GOARCH=arm64 $(GO) test -exec=qemu-aarch64 -timeout 60m ./goptim/... || exit 1; fi
+
 test-python: build ## the Python tests
 	$(PY) -m pytest -q
 
@@ -41,7 +54,7 @@ test-oldest: build ## the parity tests on the oldest torch that is supported, in
 
 test-integrations: build ## train with packages that take an optimizer, in an environment of its own; minutes
 	test -x $(VENV)-integrations/bin/python || $(PYTHON) -m venv $(VENV)-integrations
-	$(VENV)-integrations/bin/python -m pip install -q '$(TORCH)' numpy pytest expecttest transformers accelerate peft
+	$(VENV)-integrations/bin/python -m pip install -q '$(TORCH)' numpy pytest expecttest transformers accelerate peft lightning timm skorch scikit-learn
 	PYTHONPATH=python $(VENV)-integrations/bin/python -m pytest -q -m integrations tests/integrations
 
 soak: build ## 100,000 steps beside torch while everything changes; half an hour
@@ -51,7 +64,7 @@ test-packaging: build ## install built packages into fresh environments of every
 	$(PY) -m pytest -q -m packaging
 
 lint: $(VENV)/ready ## gofmt, go vet, staticcheck, ruff, mypy
-	@unformatted=$$($$($(GO) env GOROOT)/bin/gofmt -l goptim bindings); test -z "$$unformatted" || { echo "gofmt: $$unformatted"; exit 1; }
+	@unformatted=$$($$($(GO) env GOROOT)/bin/gofmt -l goptim bindings examples benchmarks); test -z "$$unformatted" || { echo "gofmt: $$unformatted"; exit 1; }
 	$(GO) vet ./...
 	$(GO) tool staticcheck ./...
 	$(PY) -m ruff check .
@@ -67,13 +80,15 @@ generate: $(VENV)/ready ## write the copies of the kernels, after a change in ke
 bindings: $(VENV)/ready ## write bindings/_core, after a change of the functions of package bindings
 	$(PY) bindings/generate.py
 
-golden: build ## write torch's bits for the Go tests, after a change of the cases in tests/golden.py
+golden: build ## write torch's bits for the Go tests and Go's files for the Python tests, after a change of their cases
 	$(PY) tests/golden.py
+	$(GO) test ./goptim -run TestFilesForPython -update
 
 bench: build ## print what a step costs beside torch's, and beside memory itself
 	$(PY) benchmarks/step.py
 	$(PY) benchmarks/sparse.py
 	$(PY) benchmarks/lbfgs.py
+	$(GO) run ./benchmarks/go
 
 wheel: $(VENV)/ready ## a manylinux wheel for Python 3.10 and later, in dist/
 	$(PY) -m pip install -q --no-build-isolation -e '.[wheel]'
