@@ -401,6 +401,9 @@ func (g adafactorGroup[T]) tensors(param int) []safetensors.Tensor {
 	if s.shape.rows == 0 {
 		return []safetensors.Tensor{scalarOf("step", s.step), tensorOf("variance", shape, s.variance)}
 	}
+	if m, err := g.a.params[param].matrices(); err != nil || m != s.shape { // what Step refuses is saved as it was
+		shape = []int{s.shape.batch, s.shape.rows, s.shape.cols}
+	}
 	row, col := slices.Clone(shape), slices.Clone(shape)
 	row[len(row)-1], col[len(col)-2] = 1, 1
 	return []safetensors.Tensor{scalarOf("step", s.step), tensorOf("row_var", row, s.rowVar), tensorOf("col_var", col, s.colVar)}

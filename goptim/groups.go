@@ -3,7 +3,6 @@ package goptim
 import (
 	"errors"
 	"fmt"
-	"reflect"
 	"slices"
 )
 
@@ -20,14 +19,17 @@ type Optimizer interface {
 // type of elements. The options of a group are its optimizer's fields.
 type Groups struct{ optimizers []Optimizer }
 
-// NewGroups makes Groups. The error wraps ErrParam if an optimizer is nil, or a parameter is in two of them.
+// NewGroups makes Groups. The error wraps ErrParam if there is no optimizer, one is nil, or a parameter is in two of them.
 func NewGroups(optimizers ...Optimizer) (*Groups, error) {
 	g := &Groups{slices.Clone(optimizers)}
+	if _, err := groupsOf(optimizers); err != nil {
+		return nil, fmt.Errorf("goptim: %w", err)
+	}
+	if len(optimizers) == 0 {
+		return nil, fmt.Errorf("goptim: no groups: %w", ErrParam)
+	}
 	owner := map[any]int{}
 	for i, o := range optimizers {
-		if v := reflect.ValueOf(o); !v.IsValid() || v.IsNil() {
-			return nil, fmt.Errorf("goptim: group %d is nil: %w", i, ErrParam)
-		}
 		for _, inner := range o.groups() {
 			for k, p := range inner.params() {
 				if first, ok := owner[p.pointer]; ok {

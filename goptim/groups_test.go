@@ -83,6 +83,10 @@ func TestGroupsRefuse(t *testing.T) {
 	require.ErrorContains(t, err, "group 1 is nil")
 	_, err = goptim.NewGroups((*goptim.Adam[float32])(nil))
 	require.ErrorIs(t, err, goptim.ErrParam)
+	_, err = goptim.NewGroups()
+	require.ErrorContains(t, err, "no groups: invalid parameter")
+	_, err = goptim.NewGroups(struct{ goptim.Optimizer }{a}, b)
+	require.ErrorContains(t, err, "group 1: parameter 0 is in group 0 too", "a type of the program's own")
 }
 
 // TestOptionsChangeBetweenSteps steps with options that change against new optimizers of those options, whose state is

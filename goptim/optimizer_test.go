@@ -102,6 +102,33 @@ func TestThreadsDoNotChangeBits(t *testing.T) {
 	}
 }
 
+// TestNamedTypesOfElements has a program's own type step as what it is made of, and take its state.
+func TestNamedTypesOfElements(t *testing.T) {
+	t.Run("float32", testNamedType[float32, meters])
+	t.Run("float64", testNamedType[float64, seconds])
+}
+
+type (
+	meters  float32
+	seconds float64
+)
+
+func testNamedType[T, Named goptim.Float](t *testing.T) {
+	named, plain := subjects[Named](), subjects[T]()
+	for name := range plain {
+		a, b := named[name](t, true), plain[name](t, true)
+		a.do(t, 3)
+		b.do(t, 3)
+		require.Equal(t, encoded(t, b), encoded(t, a), name)
+		for i, want := range b.values() {
+			for k, x := range a.values()[i] {
+				require.Equal(t, want[k], T(x), name)
+			}
+		}
+		require.NoError(t, a.UnmarshalBinary(encoded(t, b)), name)
+	}
+}
+
 func setWorkers(s stepper, n int) {
 	reflect.ValueOf(s).Elem().FieldByName("Workers").SetInt(int64(n))
 }

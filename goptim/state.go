@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -39,7 +40,11 @@ type Stateful interface {
 // goptim.save_state writes them for ReadState; docs/state.md has its layout. An optimizer is one of torch's parameter
 // groups; Groups are several. Parameters are known by their Name, or by their index among all if that is empty.
 func WriteState(w io.Writer, optimizers ...Stateful) error {
-	f, err := stateOf(groupsOf(optimizers), named)
+	groups, err := groupsOf(optimizers)
+	var f *safetensors.File
+	if err == nil {
+		f, err = stateOf(groups, named)
+	}
 	if err == nil {
 		_, err = f.WriteTo(w)
 	}
@@ -56,7 +61,11 @@ func ReadState(r io.Reader, optimizers ...Stateful) error {
 	if err != nil {
 		return fmt.Errorf("goptim: read state: %w", err)
 	}
-	if err := load(data, groupsOf(optimizers), named); err != nil {
+	groups, err := groupsOf(optimizers)
+	if err == nil {
+		err = load(data, groups, named)
+	}
+	if err != nil {
 		return fmt.Errorf("goptim: read state: %w: %w", ErrState, err)
 	}
 	return nil
@@ -126,16 +135,14 @@ type group interface {
 
 // A handle is what a group tells of a parameter.
 type handle struct {
-	pointer  any
-	name     string
-	elements int
-	shape    []int
+	pointer any
+	name    string
 }
 
 func handles[T Float](params []*Param[T]) []handle {
 	all := make([]handle, len(params))
 	for i, p := range params {
-		all[i] = handle{p, p.Name, len(p.Value), p.shape()}
+		all[i] = handle{p, p.Name}
 	}
 	return all
 }
@@ -146,6 +153,14 @@ func (p *Param[T]) shape() []int {
 		return []int{len(p.Value)}
 	}
 	return p.Shape
+}
+
+// shape is of rows, or that of a vector if the value is not of whole ones.
+func (p *SparseParam[T]) shape() []int {
+	if p.Width < 1 || len(p.Value)%p.Width != 0 {
+		return []int{len(p.Value)}
+	}
+	return []int{len(p.Value) / p.Width, p.Width}
 }
 
 // An option is a hyperparameter under torch's key. Its value, a pointer, is encoded in JSON.
@@ -235,11 +250,19 @@ const (
 	stateVersion = "1"
 )
 
-func groupsOf(optimizers []Stateful) (all []group) {
-	for _, o := range optimizers {
+func groupsOf[S Stateful](optimizers []S) (all []group, err error) {
+	for i, o := range optimizers {
+		if isNil(o) {
+			return nil, fmt.Errorf("group %d is nil: %w", i, ErrParam)
+		}
 		all = append(all, o.groups()...)
 	}
-	return all
+	return all, nil
+}
+
+func isNil(o Stateful) bool {
+	v := reflect.ValueOf(o)
+	return !v.IsValid() || v.Kind() == reflect.Pointer && v.IsNil()
 }
 
 // stateOf is the state of groups as a file, whose tensors share the optimizers' memory.
@@ -261,6 +284,9 @@ func stateOf(groups []group, name func(i int, h handle) string) (*safetensors.Fi
 		descriptions = append(descriptions, description...)
 		for i, n := range names[k] {
 			for _, t := range g.tensors(i) {
+				if err := t.Check(); err != nil { // the value has another length than at the last step
+					return nil, fmt.Errorf("group %d: parameter %s: %w: %w", k, n, err, ErrParam)
+				}
 				t.Name = "state." + n + "." + t.Name
 				f.Tensors = append(f.Tensors, t)
 			}
@@ -669,7 +695,7 @@ func (g sparseGroup[T, S, O]) options() []option { return g.rule(g.o).options() 
 func (g sparseGroup[T, S, O]) params() []handle {
 	all := make([]handle, len(g.base.params))
 	for i, p := range g.base.params {
-		all[i] = handle{p, p.Name, len(p.Value), []int{len(p.Value) / p.Width, p.Width}}
+		all[i] = handle{p, p.Name}
 	}
 	return all
 }
@@ -690,7 +716,7 @@ func (g sparseGroup[T, S, O]) tensors(param int) (all []safetensors.Tensor) {
 	}
 	for k, key := range r.keys() {
 		if s.columns[k] != nil {
-			all = append(all, tensorOf(key.name, []int{len(p.Value) / p.Width, p.Width}, s.columns[k]))
+			all = append(all, tensorOf(key.name, p.shape(), s.columns[k]))
 		}
 	}
 	return all

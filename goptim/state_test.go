@@ -3,6 +3,7 @@ package goptim_test
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"log"
 	"maps"
@@ -331,6 +332,48 @@ func TestStateSaysWhatIsWrong(t *testing.T) {
 	require.ErrorContains(t, opt.UnmarshalBinary([]byte("goptim\x00\x02"+string(make([]byte, 50)))), "version 2, expected 1")
 }
 
+// TestStateOfWhatStepRefuses saves optimizers whose parameters have changed since the last step: what fits, or nothing.
+func TestStateOfWhatStepRefuses(t *testing.T) {
+	for name, build := range subjects[float32]() {
+		s := build(t, true)
+		s.do(t, 2)
+		state := encoded(t, s)
+		for _, p := range s.params {
+			p.Shape = []int{-1, len(p.Value) + 1}
+		}
+		for _, p := range s.sparse {
+			p.Width = 0
+		}
+		odd, err := s.MarshalBinary()
+		require.NoError(t, err, name)
+		require.Error(t, errors.Join(s.UnmarshalBinary(state[1:]), s.UnmarshalBinary(nil)))
+		into := build(t, false)
+		require.NoError(t, into.UnmarshalBinary(odd), name)
+		assert.Equal(t, state, encoded(t, into), name)
+
+		if name == "LBFGS" || name == "SparseSGD" || name == "Adafactor" { // whose states have no value's shape
+			continue
+		}
+		s = build(t, true)
+		s.do(t, 2)
+		for _, p := range s.params {
+			p.Value, p.Shape = append(p.Value, 0), nil
+		}
+		for _, p := range s.sparse {
+			p.Value = p.Value[p.Width:]
+		}
+		_, err = s.MarshalBinary()
+		require.ErrorIs(t, err, goptim.ErrParam, name)
+		var file bytes.Buffer
+		require.ErrorIs(t, goptim.WriteState(&file, s), goptim.ErrParam, name)
+		assert.Zero(t, file.Len())
+	}
+	for _, none := range []goptim.Stateful{nil, (*goptim.Adam[float32])(nil), (*goptim.Groups)(nil)} {
+		require.ErrorIs(t, goptim.WriteState(new(bytes.Buffer), none), goptim.ErrParam)
+		require.ErrorIs(t, goptim.ReadState(new(bytes.Buffer), none), goptim.ErrState)
+	}
+}
+
 // FuzzReadState has no file end in a panic, then or at the next step.
 func FuzzReadState(f *testing.F) {
 	every := subjects[float32]()
@@ -372,7 +415,7 @@ func FuzzOptions(f *testing.F) {
 		rows := []*goptim.SparseParam[float32]{{Value: make([]float32, 6), Width: 2, Indices: []int64{1}, Grad: []float32{1, 2}}}
 		var opt goptim.Optimizer
 		var err error
-		switch kind % 16 {
+		switch kind % 17 {
 		case 0:
 			opt, err = goptim.NewSGD(p, goptim.SGDOptions{LR: a, Momentum: b, Dampening: d, WeightDecay: e, Nesterov: flag})
 		case 1:
@@ -404,6 +447,8 @@ func FuzzOptions(f *testing.F) {
 		case 14:
 			opt, err = goptim.NewSparseAdagrad(rows, goptim.AdagradOptions{LR: a, LRDecay: b, InitialAccumulatorValue: d, Eps: e})
 		case 15:
+			opt, err = goptim.NewSparseSGD(rows, goptim.SGDOptions{LR: a, Dampening: d, Maximize: flag})
+		case 16:
 			var l *goptim.LBFGS[float32]
 			l, err = goptim.NewLBFGS(p, goptim.LBFGSOptions{
 				LR: a, MaxIter: min(n, 20), MaxEval: n, HistorySize: n, ToleranceGrad: b, ToleranceChange: d, StrongWolfe: flag})

@@ -238,6 +238,8 @@ func TestRunsEnd(t *testing.T) {
 	broken := errors.New("broken")
 	_, err = gonumopt.Minimize(bowl, []float64{1}, 10, &gonumopt.Method{New: func(gonumopt.Params) (goptim.Optimizer, error) { return nil, broken }})
 	require.ErrorIs(t, err, broken)
+	_, err = gonumopt.Minimize(bowl, []float64{1}, 10, &gonumopt.Method{})
+	require.ErrorContains(t, err, "New is nil")
 	flat, err := gonumopt.Minimize(func(x, grad []float64) float64 { grad[0] = 1e-200; return 0 }, []float64{1}, 10,
 		&gonumopt.LBFGS{GradStopThreshold: math.NaN()})
 	require.NoError(t, err)

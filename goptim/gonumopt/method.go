@@ -80,6 +80,9 @@ func (m *Method) Run(operation chan<- optimize.Task, result <-chan optimize.Task
 
 func (m *Method) steps(r *run) error {
 	p := newParam(r.task.X)
+	if m.New == nil {
+		return fmt.Errorf("gonumopt: Method: New is nil: %w", goptim.ErrOption)
+	}
 	o, err := m.New(Params{p})
 	if err != nil {
 		return err

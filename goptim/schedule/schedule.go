@@ -91,10 +91,13 @@ func MultiStep(lr float64, milestones []int, gamma float64) (Schedule, error) {
 	var steps []int
 	rates := []float64{lr}
 	for i := 0; i < len(sorted); {
-		end, _ := slices.BinarySearch(sorted, sorted[i]+1)
-		lr *= cpow.Pow(gamma, float64(end-i))
+		times := 1
+		for i+times < len(sorted) && sorted[i+times] == sorted[i] {
+			times++
+		}
+		lr *= cpow.Pow(gamma, float64(times))
 		steps, rates = append(steps, sorted[i]), append(rates, lr)
-		i = end
+		i += times
 	}
 	return func(step int) float64 {
 		i, found := slices.BinarySearch(steps, step)

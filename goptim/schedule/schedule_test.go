@@ -143,6 +143,9 @@ func TestRefuses(t *testing.T) {
 		require.ErrorIs(t, err, goptim.ErrOption)
 		require.ErrorContains(t, err, says)
 	}
+	rate, err := schedule.MultiStep(1, []int{math.MaxInt, math.MaxInt, 3}, .5)
+	require.NoError(t, err)
+	assert.Equal(t, []float64{1, .5, .5, .125}, []float64{rate(2), rate(3), rate(math.MaxInt - 1), rate(math.MaxInt)})
 	for _, o := range []schedule.OneCycleOptions{{}, {ThreePhase: true}, {PctStart: 1}} {
 		rate, err := schedule.OneCycle(1, 1, o)
 		require.NoError(t, err)

@@ -78,20 +78,17 @@ func (f *File) WriteTo(w io.Writer) (int64, error) {
 	}
 	end, seen := 0, map[string]bool{metadata: true}
 	for _, t := range tensors {
-		size, err := sizeOf(t.DType, t.Shape)
-		switch {
-		case err != nil:
-			return 0, fmt.Errorf("tensor %q: %w", t.Name, err)
-		case size != len(t.Data):
-			return 0, fmt.Errorf("tensor %q: %d bytes, expected %d of %s of shape %v", t.Name, len(t.Data), size, t.DType, t.Shape)
-		case seen[t.Name]:
+		if err := t.Check(); err != nil {
+			return 0, err
+		}
+		if seen[t.Name] {
 			return 0, fmt.Errorf("two tensors %q", t.Name)
 		}
 		seen[t.Name] = true
-		if err := add(t.Name, entry{t.DType, append([]int{}, t.Shape...), []int{end, end + size}}); err != nil {
+		if err := add(t.Name, entry{t.DType, append([]int{}, t.Shape...), []int{end, end + len(t.Data)}}); err != nil {
 			return 0, err
 		}
-		end += size
+		end += len(t.Data)
 	}
 	header = append(header, '}')
 	for len(header)%8 != 0 {
@@ -116,6 +113,18 @@ func (f *File) WriteTo(w io.Writer) (int64, error) {
 		}
 	}
 	return total, err
+}
+
+// Check reports whether the data is of the type and shape.
+func (t Tensor) Check() error {
+	size, err := sizeOf(t.DType, t.Shape)
+	if err != nil {
+		return fmt.Errorf("tensor %q: %w", t.Name, err)
+	}
+	if size != len(t.Data) {
+		return fmt.Errorf("tensor %q: %d bytes, expected %d of %s of shape %v", t.Name, len(t.Data), size, t.DType, t.Shape)
+	}
+	return nil
 }
 
 // sizeOf is the bytes of a tensor.
