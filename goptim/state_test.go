@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/goptim/goptim/goptim"
+	"github.com/goptim/goptim/goptim/internal/safetensors"
 )
 
 // A subject is an optimizer of some parameters, with gradients for any number of steps.
@@ -330,6 +331,74 @@ func TestStateSaysWhatIsWrong(t *testing.T) {
 	_, err = opt.MarshalBinary()
 	require.NoError(t, err, "which does without names")
 	require.ErrorContains(t, opt.UnmarshalBinary([]byte("goptim\x00\x02"+string(make([]byte, 50)))), "version 2, expected 1")
+}
+
+// edited is a state's file with another tensor in the place of one.
+func edited(t *testing.T, file []byte, name, dtype string, number any) []byte {
+	f, err := safetensors.Parse(file)
+	require.NoError(t, err)
+	at := slices.IndexFunc(f.Tensors, func(tensor safetensors.Tensor) bool { return tensor.Name == name })
+	require.GreaterOrEqual(t, at, 0)
+	data, err := binary.Append(nil, binary.LittleEndian, number)
+	require.NoError(t, err)
+	f.Tensors[at] = safetensors.Tensor{Name: name, DType: dtype, Data: data}
+	return fileOf(t, f)
+}
+
+func TestNumbersThatAreNoCounts(t *testing.T) {
+	for name, step := range map[string]string{"Adam": "state.layer.0.step", "SparseAdam": "state.words.step", "LBFGS": "state.0.n_iter"} {
+		s := subjects[float32]()[name](t, true)
+		s.do(t, 2)
+		var file bytes.Buffer
+		require.NoError(t, goptim.WriteState(&file, s))
+		before := encoded(t, s)
+		for says, number := range map[string]any{
+			"step is -1, expected a count":              int64(-1),
+			"step is NaN, expected a count":             math.NaN(),
+			"step is +Inf, expected a count":            math.Inf(1),
+			"step is 0.5, expected a count":             float32(.5),
+			"step is 2e+16, expected a count":           2e16,
+			"step is 9007199254740993":                  int64(1<<53 + 1),
+			"step is 1.7000001e+07, expected a float32": 17e6 + 1,
+		} {
+			dtype := map[string]string{"int64": "I64", "float32": "F32", "float64": "F64"}[fmt.Sprintf("%T", number)]
+			err := goptim.ReadState(bytes.NewReader(edited(t, file.Bytes(), step, dtype, number)), s)
+			if name != "Adam" && number == 17e6+1 { // whose steps are counted in more than a float32
+				require.NoError(t, err)
+				require.NoError(t, goptim.ReadState(bytes.NewReader(file.Bytes()), s))
+				continue
+			}
+			require.ErrorIs(t, err, goptim.ErrState)
+			if name == "Adam" {
+				require.ErrorContains(t, err, says)
+			}
+			require.Equal(t, before, encoded(t, s))
+		}
+	}
+}
+
+// TestGroupsTakeAStateTogetherOrNot gives groups states of which only the first one's fits.
+func TestGroupsTakeAStateTogetherOrNot(t *testing.T) {
+	build := func(lr float64, sizes ...int) *goptim.Groups {
+		p := params[float32](sizes...)
+		a, err := goptim.NewAdam(p[:1], goptim.AdamOptions{LR: lr})
+		require.NoError(t, err)
+		b, err := goptim.NewAdam(p[1:], goptim.AdamOptions{LR: lr})
+		require.NoError(t, err)
+		g, err := goptim.NewGroups(a, b)
+		require.NoError(t, err)
+		require.NoError(t, g.Step())
+		return g
+	}
+	from, into := build(.1, 4, 5), build(.2, 4, 6)
+	before := encoded(t, into)
+	require.ErrorIs(t, into.UnmarshalBinary(encoded(t, from)), goptim.ErrState)
+	assert.Equal(t, before, encoded(t, into))
+	var file bytes.Buffer
+	require.NoError(t, goptim.WriteState(&file, from.Optimizers()[0], from.Optimizers()[1]))
+	err := goptim.ReadState(&file, into.Optimizers()[0], into.Optimizers()[1])
+	require.ErrorContains(t, err, "group 1: parameter 1: exp_avg is of shape [5], expected 6 elements")
+	assert.Equal(t, before, encoded(t, into))
 }
 
 // TestStateOfWhatStepRefuses saves optimizers whose parameters have changed since the last step: what fits, or nothing.

@@ -331,7 +331,7 @@ def test_grad_scaler_skips_infinite_gradients(name, fused):
         scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
         p = leaf(3, 4)
         opt = optimizer([p], **accepted(name, fused=fused))
-        scales = []
+        scales, grads = [], []
         with ieee_sqrt():
             for i in range(4):
                 opt.zero_grad()
@@ -339,11 +339,13 @@ def test_grad_scaler_skips_infinite_gradients(name, fused):
                 scaler.step(opt)
                 scaler.update()
                 scales.append(scaler.get_scale())
-        return opt, scales
+                grads.append(p.grad.clone())
+        return opt, scales, grads
 
-    (expected, expected_scales), (ours, scales) = map(run, twins(name))
+    (expected, expected_scales, expected_grads), (ours, scales, grads) = map(run, twins(name))
     assert scales == expected_scales == [8, 4, 4, 4]
     assert_same(ours, expected)
+    assert_bit_equal(grads, expected_grads, "gradients")  # unscaled ones, by torch's fused steps too
 
 
 @every
@@ -433,6 +435,22 @@ def test_groups_of_go_and_of_torch_in_one_step(name, go):
     ours = train_both(name, make, **WITH_STATE.get(name, {}))
     assert go == [1, 1] * 3
     assert [len(group["params"]) for group in ours.param_groups] == [2, 1, 1]
+
+
+@every
+def test_capturable(name, go):
+    """Which is for graphs of a GPU: torch's own error, and nothing has changed."""
+    if not accepted(name, capturable=True):
+        pytest.skip("it has no such argument")
+    results = []
+    for optimizer in twins(name):
+        torch.manual_seed(0)
+        opt = optimizer([p := leaf(3, 4)], capturable=True)
+        p.grad = torch.randn_like(p)
+        results.append((outcome(opt.step), p, states_of(opt)))
+    assert_bit_equal(*results)
+    assert results[0][0][0] is AssertionError
+    assert go == []
 
 
 @elementwise
@@ -742,6 +760,31 @@ def test_parameter_data_replaced_between_steps(name, how, forget):
         assert f"{name}: parameter 0 of group 0" in ours[1]
     else:
         assert_same(ours, expected)
+
+
+@every
+def test_memory_that_is_freed_and_given_to_another(name):
+    needs_late_state(name)
+
+    def run(optimizer):
+        torch.manual_seed(0)
+        homes = [torch.randn(3, 4), torch.zeros(3, 4)]
+        opt = optimizer([Parameter(homes[0])], **WITH_STATE.get(name, {}))
+        params = opt.param_groups[0]["params"]
+        for i in range(6):
+            here, other = homes[i % 2], homes[1 - i % 2]
+            params[0].grad = torch.randn(3, 4)
+            with ieee_sqrt():
+                opt.step()
+            assert i == 0 or (other == 7).all()
+            params.clear()
+            opt.state.clear()
+            params.append(Parameter(other.copy_(here)))
+            here.fill_(7)  # what another has put there
+        return opt
+
+    expected, ours = map(run, twins(name))
+    assert_same(ours, expected)
 
 
 @every
