@@ -10,6 +10,10 @@ export GOEXPERIMENT := simd
 
 # The widths of vector that this machine has; a plus asks for one that Go would not choose by itself.
 WIDTHS := $(if $(shell grep -m 1 avx512bw /proc/cpuinfo),+512) $(if $(shell grep -m 1 avx2 /proc/cpuinfo),+256) +128
+# The extension; as it is, where .venv has made room for another torch.
+BUILT := $(if $(wildcard $(VENV)),build,$(if $(wildcard python/goptim/*.so),,build))
+# Where an environment keeps its packages.
+SITE := import sysconfig; print(sysconfig.get_path("purelib"))
 # What depends on the version of torch.
 PARITY := tests/test_parity.py tests/test_state.py tests/test_safetensors.py tests/test_dropin.py tests/test_faults.py tests/test_gather.py tests/test_sparse.py tests/test_adafactor.py tests/test_hf.py tests/test_muon.py tests/test_lbfgs.py tests/test_optim_db.py tests/test_modules.py tests/test_naive.py tests/test_schedulers.py tests/test_compile.py tests/test_patch.py tests/test_explain.py tests/test_run.py tests/test_soak.py tests/test_distributed.py
 
@@ -47,14 +51,16 @@ test-go-everywhere: $(VENV)/ready ## the Go package without cgo, under the race 
 test-python: build ## the Python tests
 	$(PY) -m pytest -q
 
-test-oldest: build ## the parity tests on the oldest torch that is supported, in an environment of its own
+test-oldest: $(BUILT) ## the parity tests on the oldest torch that is supported, in an environment of its own
 	test -x $(VENV)-oldest/bin/python || $(PYTHON) -m venv $(VENV)-oldest
 	$(VENV)-oldest/bin/python -m pip install -q torch==2.6.0 numpy pytest expecttest
 	PYTHONPATH=python $(VENV)-oldest/bin/python -m pytest -q $(PARITY)
 
-test-integrations: build ## train with packages that take an optimizer, in an environment of its own; minutes
-	test -x $(VENV)-integrations/bin/python || $(PYTHON) -m venv $(VENV)-integrations
-	$(VENV)-integrations/bin/python -m pip install -q '$(TORCH)' numpy pytest expecttest transformers accelerate peft lightning timm skorch scikit-learn
+test-integrations: build ## train with packages that take an optimizer, in an environment over .venv, whose torch it takes; minutes
+	test -x $(VENV)-integrations/bin/python || $(PY) -m venv $(VENV)-integrations
+	echo "import site; site.addsitedir('$$($(PY) -c '$(SITE)')')" >"$$($(VENV)-integrations/bin/python -c '$(SITE)')/over.pth"
+	$(VENV)-integrations/bin/python -m pip install -q "torch==$$($(PY) -c 'from importlib.metadata import version; print(version("torch"))')" \
+	  numpy pytest expecttest transformers accelerate peft lightning timm skorch scikit-learn
 	PYTHONPATH=python $(VENV)-integrations/bin/python -m pytest -q -m integrations tests/integrations
 
 soak: build ## 100,000 steps beside torch while everything changes; half an hour

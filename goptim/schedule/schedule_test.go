@@ -143,12 +143,21 @@ func TestRefuses(t *testing.T) {
 		require.ErrorIs(t, err, goptim.ErrOption)
 		require.ErrorContains(t, err, says)
 	}
-	rate, err := schedule.MultiStep(1, []int{math.MaxInt, math.MaxInt, 3}, .5)
-	require.NoError(t, err)
-	assert.Equal(t, []float64{1, .5, .5, .125}, []float64{rate(2), rate(3), rate(math.MaxInt - 1), rate(math.MaxInt)})
 	for _, o := range []schedule.OneCycleOptions{{}, {ThreePhase: true}, {PctStart: 1}} {
 		rate, err := schedule.OneCycle(1, 1, o)
 		require.NoError(t, err)
 		assert.False(t, math.IsNaN(rate(0)), "a cycle of one step")
+	}
+}
+
+// TestEnds has steps beyond those that a schedule is of.
+func TestEnds(t *testing.T) {
+	rate, err := schedule.MultiStep(1, []int{math.MaxInt, math.MaxInt, 3}, .5)
+	require.NoError(t, err)
+	assert.Equal(t, []float64{1, .5, .5, .125}, []float64{rate(2), rate(3), rate(math.MaxInt - 1), rate(math.MaxInt)})
+	for _, warmup := range []int{0, 2} {
+		rate, err := schedule.WarmupCosine(1, warmup, 8, .1)
+		require.NoError(t, err)
+		assert.Equal(t, []float64{.1, .1, .1}, []float64{rate(8), rate(9), rate(100)}, "it stays there")
 	}
 }
