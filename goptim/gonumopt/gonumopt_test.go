@@ -163,24 +163,85 @@ func TestMethodsFindAMinimum(t *testing.T) {
 	}
 }
 
+// made is a method and the optimizer that it should be.
+type made struct {
+	method *gonumopt.Method
+	build  func(p gonumopt.Params) (goptim.Optimizer, error)
+}
+
+func of[O any, Opt goptim.Optimizer](o O, method func(O) *gonumopt.Method, build func(gonumopt.Params, O) (Opt, error)) made {
+	return made{method(o), func(p gonumopt.Params) (goptim.Optimizer, error) { return build(p, o) }}
+}
+
 // TestMethodIsTheOptimizer has a run of Minimize take the very steps of the optimizer.
 func TestMethodIsTheOptimizer(t *testing.T) {
 	f := functions.Wood{}
-	p := &goptim.Param[float64]{Value: []float64{-3, -1, -3, -1}, Grad: make([]float64, 4)}
-	opt, err := goptim.NewNAdam([]*goptim.Param[float64]{p}, goptim.NAdamOptions{LR: .1})
-	require.NoError(t, err)
-	for range 99 {
-		f.Grad(p.Grad, p.Value)
-		require.NoError(t, opt.Step())
+	adam := goptim.AdamOptions{LR: .1, WeightDecay: .1}
+	shaped := func(shape ...int) func(p gonumopt.Params) gonumopt.Params {
+		return func(p gonumopt.Params) gonumopt.Params { p[0].Shape = shape; return p }
 	}
-	method := gonumopt.NAdam(goptim.NAdamOptions{LR: .1})
-	for range 2 { // a method can be used again
-		result, err := optimize.Minimize(optimize.Problem{Func: f.Func, Grad: f.Grad}, []float64{-3, -1, -3, -1}, gonumopt.Steps(100), method)
+	for name, m := range map[string]made{
+		"SGD":      of(goptim.SGDOptions{LR: 1e-4, Momentum: .5}, gonumopt.SGD, goptim.NewSGD[float64]),
+		"Adam":     of(adam, gonumopt.Adam, goptim.NewAdam[float64]),
+		"AdamW":    of(adam, gonumopt.AdamW, goptim.NewAdamW[float64]),
+		"AMSGrad":  of(adam, gonumopt.AMSGrad, goptim.NewAMSGrad[float64]),
+		"Adagrad":  of(goptim.AdagradOptions{LR: .5}, gonumopt.Adagrad, goptim.NewAdagrad[float64]),
+		"Adadelta": of(goptim.AdadeltaOptions{LR: .5}, gonumopt.Adadelta, goptim.NewAdadelta[float64]),
+		"Adamax":   of(goptim.AdamaxOptions{LR: .1}, gonumopt.Adamax, goptim.NewAdamax[float64]),
+		"ASGD":     of(goptim.ASGDOptions{LR: 1e-4, Lambd: .1}, gonumopt.ASGD, goptim.NewASGD[float64]),
+		"NAdam":    of(goptim.NAdamOptions{LR: .1}, gonumopt.NAdam, goptim.NewNAdam[float64]),
+		"RAdam":    of(goptim.RAdamOptions{LR: 1e-4}, gonumopt.RAdam, goptim.NewRAdam[float64]),
+		"RMSprop":  of(goptim.RMSpropOptions{LR: .1}, gonumopt.RMSprop, goptim.NewRMSprop[float64]),
+		"Rprop":    of(goptim.RpropOptions{LR: .1}, gonumopt.Rprop, goptim.NewRprop[float64]),
+		"Adafactor": {gonumopt.Adafactor(goptim.AdafactorOptions{LR: .1}, 2, 2), func(p gonumopt.Params) (goptim.Optimizer, error) {
+			return goptim.NewAdafactor(shaped(2, 2)(p), goptim.AdafactorOptions{LR: .1})
+		}},
+		"Muon": {gonumopt.Muon(goptim.MuonOptions{LR: .1}, 4, 1), func(p gonumopt.Params) (goptim.Optimizer, error) {
+			return goptim.NewMuon(shaped(4, 1)(p), goptim.MuonOptions{LR: .1})
+		}},
+	} {
+		p := &goptim.Param[float64]{Value: []float64{-3, -1, -3, -1}, Grad: make([]float64, 4)}
+		opt, err := m.build(gonumopt.Params{p})
 		require.NoError(t, err)
-		assert.Equal(t, p.Value, result.X)
-		assert.Equal(t, optimize.IterationLimit, result.Status)
-		assert.Equal(t, 100, result.GradEvaluations)
+		for range 99 {
+			f.Grad(p.Grad, p.Value)
+			require.NoError(t, opt.Step())
+		}
+		var before []int
+		m.method.Before = func(step int) { before = append(before, step) }
+		for range 2 { // a method can be used again
+			before = nil
+			result, err := optimize.Minimize(optimize.Problem{Func: f.Func, Grad: f.Grad}, []float64{-3, -1, -3, -1}, gonumopt.Steps(100), m.method)
+			require.NoError(t, err, name)
+			assert.Equal(t, p.Value, result.X, name)
+			assert.Equal(t, optimize.IterationLimit, result.Status)
+			assert.Equal(t, 100, result.GradEvaluations)
+			assert.Equal(t, []int{0, 1, 98}, []int{before[0], before[1], before[len(before)-1]})
+		}
 	}
+}
+
+// TestMethodOfGroups has groups share the variables' memory.
+func TestMethodOfGroups(t *testing.T) {
+	f := functions.Wood{}
+	problem, start := optimize.Problem{Func: f.Func, Grad: f.Grad}, []float64{-3, -1, -3, -1}
+	o := goptim.AdamOptions{LR: .1}
+	whole, err := optimize.Minimize(problem, start, gonumopt.Steps(100), gonumopt.Adam(o))
+	require.NoError(t, err)
+	groups, err := optimize.Minimize(problem, start, gonumopt.Steps(100), &gonumopt.Method{New: func(p gonumopt.Params) (goptim.Optimizer, error) {
+		var all []goptim.Optimizer
+		for i := range 2 {
+			part := &goptim.Param[float64]{Value: p[0].Value[2*i:][:2], Grad: p[0].Grad[2*i:][:2]}
+			one, err := goptim.NewAdam(gonumopt.Params{part}, o)
+			if err != nil {
+				return nil, err
+			}
+			all = append(all, one)
+		}
+		return goptim.NewGroups(all...)
+	}})
+	require.NoError(t, err)
+	assert.Equal(t, whole.X, groups.X)
 }
 
 func TestRunsEnd(t *testing.T) {
@@ -224,9 +285,11 @@ func TestRunsEnd(t *testing.T) {
 				var of optimize.ErrFunc
 				require.ErrorAs(t, err, &of)
 			}
-			_, err = gonumopt.Minimize(func(x, grad []float64) float64 { grad[1] = math.NaN(); return 0 }, start, 10, method)
-			var of optimize.ErrGrad
-			require.ErrorAs(t, err, &of)
+			for _, bad := range []float64{math.NaN(), math.Inf(1), math.Inf(-1)} {
+				_, err = gonumopt.Minimize(func(x, grad []float64) float64 { grad[1] = bad; return 0 }, start, 10, method)
+				var of optimize.ErrGrad
+				require.ErrorAs(t, err, &of)
+			}
 			_, err = method.Uses(optimize.Available{})
 			require.ErrorIs(t, err, optimize.ErrMissingGrad)
 		})
@@ -267,6 +330,11 @@ func TestNoImprovement(t *testing.T) {
 	assert.Less(t, floats.Distance(late.X, []float64{3, 3, 3, 3}, math.Inf(1)), .3, "%d", late.MajorIterations)
 	assert.Less(t, late.MajorIterations, 20_000)
 
+	never := new(gonumopt.NoImprovement)
+	never.Init(1)
+	for range 100 {
+		assert.Equal(t, optimize.NotTerminated, never.Converged(&optimize.Location{F: 1}))
+	}
 	n := &gonumopt.NoImprovement{Patience: 2, Absolute: .5, Relative: .1}
 	for range 2 {
 		n.Init(1)
