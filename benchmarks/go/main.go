@@ -1,5 +1,6 @@
-// Go prints what a step costs in Go: goptim's, a plain loop's over the elements, and gonum's GradientDescent, which
-// takes float64 and one thread. Rounds of all are interleaved, and the best one counts:
+// Go prints what a step costs in Go: goptim's, a plain loop's over the elements, and that of gonum's method of the same
+// mathematics, which takes float64 and one thread: GradientDescent, LBFGS. Rounds of all are interleaved, and the best
+// one counts:
 //
 //	GOEXPERIMENT=simd go run ./benchmarks/go [-sizes 1000,1000000,16000000] [-seconds 2] [-update docs/benchmarks.md]
 package main
@@ -66,7 +67,7 @@ type step func(times int) error
 // table prints a row for every optimizer, type, size and number of workers.
 func table(out io.Writer, sizes []int, budget time.Duration) error {
 	fmt.Fprintf(out, "%s/%s, %d CPUs, %s.\n\n", runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), runtime.Version())
-	fmt.Fprintln(out, "| optimizer | type | elements | workers | a step, µs | against a plain loop | gonum's GradientDescent |")
+	fmt.Fprintln(out, "| optimizer | type | elements | workers | a step, µs | against a plain loop | against gonum's |")
 	fmt.Fprintln(out, "|---|---|--:|--:|--:|--:|--:|")
 	for _, n := range sizes {
 		for _, name := range []string{"SGD", "AdamW"} {
@@ -77,8 +78,55 @@ func table(out io.Writer, sizes []int, budget time.Duration) error {
 				return err
 			}
 		}
+		var steps []step
+		for _, method := range []optimize.Method{lbfgs(1), lbfgs(2), &optimize.LBFGS{Store: history, GradStopThreshold: math.NaN()}} {
+			steps = append(steps, minimize(n, method))
+		}
+		best, err := interleaved(steps, n, budget)
+		if err != nil {
+			return err
+		}
+		for i, seconds := range best[:2] {
+			fmt.Fprintf(out, "| LBFGS | float64 | %d | %d | %.1f | | %.2f |\n", n, i+1, seconds*1e6, best[2]/seconds)
+		}
 	}
 	return nil
+}
+
+// history is how many pairs an L-BFGS keeps, and iterations are what a run has.
+const history, iterations = 5, 20
+
+func lbfgs(workers int) *gonumopt.LBFGS {
+	return &gonumopt.LBFGS{
+		LBFGSOptions: goptim.LBFGSOptions{StrongWolfe: true, HistorySize: history}, Workers: workers, GradStopThreshold: math.NaN(),
+	}
+}
+
+// minimize takes iterations of a method, with its line search, down a bowl whose walls differ; the evaluations count.
+func minimize(n int, method optimize.Method) step {
+	start := make([]float64, n)
+	problem := gonumopt.Problem(func(x, grad []float64) (loss float64) {
+		grad = grad[:len(x)]
+		for i, v := range x {
+			wall := 1 + float64(i%97)
+			grad[i] = wall * (v - 1)
+			loss += grad[i] * (v - 1) / 2
+		}
+		return loss
+	})
+	return func(times int) error {
+		for done := 0; done < times; done += iterations {
+			want := min(times-done, iterations)
+			result, err := optimize.Minimize(problem, start, gonumopt.Steps(want), method)
+			if err != nil {
+				return err
+			}
+			if result.MajorIterations < want {
+				return fmt.Errorf("%T: %v after %d iterations", method, result.Status, result.MajorIterations)
+			}
+		}
+		return nil
+	}
 }
 
 func rows[T goptim.Float](out io.Writer, name string, n int, budget time.Duration) error {
@@ -170,6 +218,7 @@ func plain[T goptim.Float](name string, n int) step {
 	m, v := make([]T, n), make([]T, n)
 	t := 0.0
 	return func(times int) error {
+		value, m, v := value[:len(grad)], m[:len(grad)], v[:len(grad)] // which spares the loops the checks of their indices
 		for range times {
 			t++
 			if name == "SGD" {

@@ -24,5 +24,5 @@ func TestUpdate(t *testing.T) {
 func TestTable(t *testing.T) {
 	var out bytes.Buffer
 	require.NoError(t, table(&out, []int{1000, 70_000}, 1e6))
-	assert.Equal(t, 4+2*2*2*2, bytes.Count(out.Bytes(), []byte("\n")), out.String())
+	assert.Equal(t, 4+2*(2*2*2+2), bytes.Count(out.Bytes(), []byte("\n")), out.String())
 }

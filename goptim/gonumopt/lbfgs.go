@@ -14,6 +14,7 @@ import (
 // long as a direction leads downhill.
 type LBFGS struct {
 	goptim.LBFGSOptions
+	Workers int // as many threads as an iteration may use; 0 means GOMAXPROCS
 	// GradStopThreshold ends a run where no element of the gradient is so large; 0 is 1e-12, NaN is never.
 	GradStopThreshold float64
 
@@ -51,6 +52,7 @@ func (l *LBFGS) steps(r *run) error {
 	if err != nil {
 		return err
 	}
+	opt.Workers = l.Workers
 	if err := r.first(); err != nil {
 		return err
 	}

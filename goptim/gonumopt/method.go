@@ -13,7 +13,6 @@ import (
 	"fmt"
 	"math"
 
-	"gonum.org/v1/gonum/floats"
 	"gonum.org/v1/gonum/optimize"
 
 	"github.com/goptim/goptim/goptim"
@@ -178,10 +177,12 @@ func (r *run) major() error {
 	if threshold == 0 {
 		threshold = 1e-12
 	}
-	if floats.Norm(r.task.Gradient, math.Inf(1)) < threshold {
-		return stop{optimize.GradientThreshold}
+	for _, g := range r.task.Gradient { // the first one tells, but at the end of a run
+		if !(math.Abs(g) < threshold) {
+			return nil
+		}
 	}
-	return nil
+	return stop{optimize.GradientThreshold}
 }
 
 // end ends the run with Minimize, by the protocol of optimize.Method: how is known before operation is closed.
