@@ -112,13 +112,13 @@ func (o *NAdamOptions) initial(state int) float64 {
 
 func (o *NAdamOptions) scalars(n now) kernel.NAdam {
 	beta1, beta2 := o.Betas[0], o.Betas[1]
-	mu := beta1 * (1 - float64(0.5*n.pow(0.96, n.t*o.MomentumDecay)))
+	mu := float64(beta1 * (1 - float64(0.5*n.pow(0.96, n.t*o.MomentumDecay))))
 	next := beta1 * (1 - float64(0.5*n.pow(0.96, (n.t+1)*o.MomentumDecay)))
 	factor := mu
 	if n.row.NumberDType(nadamMuProduct) == engine.Float32 {
 		factor = float64(float32(mu))
 	}
-	product := n.row.SetNumber(nadamMuProduct, n.row.Number(nadamMuProduct)*factor)
+	product := n.row.SetNumber(nadamMuProduct, float64(n.row.Number(nadamMuProduct)*factor))
 	h := kernel.NAdam{
 		Coupled: kernel.CoupledOf(o.Maximize, 0),
 		Decay:   1,
