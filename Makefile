@@ -46,7 +46,7 @@ test-go-everywhere: $(VENV)/ready ## the Go package without cgo, under the race 
 	CGO_ENABLED=1 $(GO) test -race -timeout 30m -skip 'Damaged|NewModule' ./goptim ./goptim/schedule ./goptim/gonumopt ./goptim/internal/engine
 	# From v3 on, as on arm64, Go fuses a product and a sum that no conversion parts.
 	if grep -q -m 1 avx2 /proc/cpuinfo; then GOEXPERIMENT= GOAMD64=v3 $(GO) test $(LIGHT) || exit 1; fi
-	for build in "linux arm64 simd" "darwin arm64 simd" "windows amd64 simd" "js wasm simd" "linux arm64" "js wasm"; do set -- $$build; echo "$$build"; \
+	for build in "linux arm64 simd" "darwin arm64 simd" "windows amd64 simd" "js wasm simd" "js wasm"; do set -- $$build; echo "$$build"; \
 	  CGO_ENABLED=0 GOOS=$$1 GOARCH=$$2 GOEXPERIMENT=$$3 $(GO) test -exec true $(PURE) || exit 1; done
 	if command -v node; then GOOS=js GOARCH=wasm $(GO) test -exec="$$($(GO) env GOROOT)/lib/wasm/go_js_wasm_exec" $(LIGHT) || exit 1; fi
 	if command -v qemu-aarch64; then export CGO_ENABLED=0 GOARCH=arm64; \
