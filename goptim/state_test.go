@@ -9,6 +9,7 @@ import (
 	"maps"
 	"math"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -375,6 +376,60 @@ func TestNumbersThatAreNoCounts(t *testing.T) {
 			require.Equal(t, before, encoded(t, s))
 		}
 	}
+}
+
+// TestStateOfAnotherVersionOfTorch has no flag that the optimizer has, which stays as it is.
+func TestStateOfAnotherVersionOfTorch(t *testing.T) {
+	p := params[float32](4)
+	from, err := goptim.NewAdam(p, goptim.AdamOptions{LR: .1})
+	require.NoError(t, err)
+	var file bytes.Buffer
+	require.NoError(t, goptim.WriteState(&file, from))
+	f, err := safetensors.Parse(file.Bytes())
+	require.NoError(t, err)
+	for _, without := range []string{`,"maximize":false`, `,"decoupled_weight_decay":false`} {
+		require.Contains(t, f.Metadata["param_groups"], without)
+		f.Metadata["param_groups"] = strings.Replace(f.Metadata["param_groups"], without, "", 1)
+	}
+	into, err := goptim.NewAdam(p, goptim.AdamOptions{Maximize: true})
+	require.NoError(t, err)
+	require.NoError(t, goptim.ReadState(bytes.NewReader(fileOf(t, f)), into))
+	assert.Equal(t, [2]any{.1, true}, [2]any{into.LR, into.Maximize})
+}
+
+// TestStateThatTheNextStepMakes has options ask for a state that no step has made yet.
+func TestStateThatTheNextStepMakes(t *testing.T) {
+	build := func() (*goptim.Param[float32], *goptim.Adam[float32]) {
+		p := params[float32](4)
+		opt, err := goptim.NewAdam(p, goptim.AdamOptions{})
+		require.NoError(t, err)
+		require.NoError(t, opt.Step())
+		return p[0], opt
+	}
+	p, opt := build()
+	opt.AMSGrad = true
+	q, other := build()
+	require.NoError(t, other.UnmarshalBinary(encoded(t, opt)))
+	require.NoError(t, opt.Step())
+	require.NoError(t, other.Step())
+	assert.Equal(t, p.Value, q.Value)
+	assert.Equal(t, encoded(t, opt), encoded(t, other))
+}
+
+// TestLBFGSTakesAStateOfTheSameOrder refuses one of parameters in another order, in which its vectors lie.
+func TestLBFGSTakesAStateOfTheSameOrder(t *testing.T) {
+	build := func(names ...string) *goptim.LBFGS[float32] {
+		p := valleyParams[float32](3, 3)
+		p[0].Name, p[1].Name = names[0], names[1]
+		opt, err := goptim.NewLBFGS(p, goptim.LBFGSOptions{})
+		require.NoError(t, err)
+		return opt
+	}
+	var file bytes.Buffer
+	require.NoError(t, goptim.WriteState(&file, build("a", "b")))
+	err := goptim.ReadState(bytes.NewReader(file.Bytes()), build("b", "a"))
+	require.ErrorContains(t, err, `group 0: parameters ["a" "b"], expected ["b" "a"]`)
+	require.NoError(t, goptim.ReadState(&file, build("a", "b")))
 }
 
 // TestGroupsTakeAStateTogetherOrNot gives groups states of which only the first one's fits.
