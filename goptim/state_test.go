@@ -378,6 +378,31 @@ func TestNumbersThatAreNoCounts(t *testing.T) {
 	}
 }
 
+// TestCountsBeyondFloat32 are kept in float64 where torch's would stand still.
+func TestCountsBeyondFloat32(t *testing.T) {
+	s := subjects[float32]()["SparseAdagrad"](t, true)
+	s.do(t, 1)
+	var file, again bytes.Buffer
+	require.NoError(t, goptim.WriteState(&file, s))
+	long := edited(t, file.Bytes(), "state.words.step", "F64", 17e6+1)
+	require.NoError(t, goptim.ReadState(bytes.NewReader(long), s))
+	require.NoError(t, goptim.WriteState(&again, s))
+	assert.Equal(t, long, again.Bytes())
+}
+
+func TestStateWithAKeyThatIsNotKnown(t *testing.T) {
+	for name, key := range map[string]string{"Adam": "state.layer.0.more", "SparseAdam": "state.words.more", "Muon": "state.layer.1.more", "LBFGS": "state.1.more"} {
+		s := subjects[float32]()[name](t, true)
+		s.do(t, 2)
+		var file bytes.Buffer
+		require.NoError(t, goptim.WriteState(&file, s))
+		f, err := safetensors.Parse(file.Bytes())
+		require.NoError(t, err)
+		f.Tensors = append(f.Tensors, safetensors.Tensor{Name: key, DType: "U8", Shape: []int{1}, Data: []byte{1}})
+		require.ErrorContains(t, goptim.ReadState(bytes.NewReader(fileOf(t, f)), s), "more is not known", name)
+	}
+}
+
 // TestStateOfAnotherVersionOfTorch has no flag that the optimizer has, which stays as it is.
 func TestStateOfAnotherVersionOfTorch(t *testing.T) {
 	p := params[float32](4)
