@@ -221,4 +221,6 @@ def compile_times(rows: Sequence[steps.Row]) -> list[str]:
     times = [row.compile_seconds for row in rows if row.compile_seconds is not None]
     if not times:
         return []
-    return [f"compile: compiling took up to {max(times):.1f} s for a step, {sum(times):.1f} s in all, in no figure above"]
+    return [
+        f"compile: compiling took up to {max(times):.1f} s for a step, {sum(times):.1f} s in all, in no figure above"
+    ]

@@ -120,9 +120,11 @@ def bound_library() -> tuple[ctypes.CDLL | None, str]:
             try:
                 subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
                 return ctypes.CDLL(str(out)), ""
+            except subprocess.CalledProcessError as e:
+                said = e.stderr.strip().partition("\n")[0] or f"exit status {e.returncode}"
+                failure = f"{compiler[0]} cannot compile it: {said}"
             except (OSError, subprocess.SubprocessError) as e:
-                said = (getattr(e, "stderr", None) or str(e)).strip().splitlines()
-                failure = f"{compiler[0]} cannot compile it: {next(iter(said), '')}"
+                failure = f"{compiler[0]} cannot compile it: {e}"
     return None, f"the memory bound is missing, for {failure}"
 
 

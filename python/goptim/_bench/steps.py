@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import statistics
 import time
 from collections import Counter
@@ -70,7 +71,7 @@ class Row:
 def rounds_of(shapes: subjects.Shapes, optimizer: str, rounds: int) -> int:
     """More of small tensors; fewer of large ones, and of Muon, whose matrix products take a second."""
     factor = min(4.0, max(1 / 8, (1 << 24) / shapes.elements)) / (16 if optimizer == "Muon" else 1)
-    return max(LEAST, round(rounds * factor))
+    return max(2, round(rounds * factor))
 
 
 def measure(row: Row, against: Sequence[str], rounds: int, watch: Watch, advance: Callable[[], object]) -> None:
@@ -87,10 +88,11 @@ def measure(row: Row, against: Sequence[str], rounds: int, watch: Watch, advance
     if library is not None:
         turns["bound"] = rounds
     row.seconds = {path: [] for path in turns}
+    order, shuffle = list(turns), random.Random(0).shuffle
     with watch():
         for i in range(rounds):
-            order = list(turns)
-            for path in order[i % len(order) :] + order[: i % len(order)]:
+            shuffle(order)  # so that nobody always follows the same one
+            for path in order:
                 n = turns[path]
                 if (i + 1) * n // rounds == i * n // rounds:
                     continue  # a slow one's turns are spread over all rounds

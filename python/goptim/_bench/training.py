@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -198,9 +199,10 @@ def measure(
         for _ in range(WARM_UP):
             iterate(*pair)
     row.times = {path: [] for path in pairs}
+    order, shuffle = list(pairs), random.Random(0).shuffle
     with watch():
-        for i in range(rounds_of(row.model, rounds)):
-            order = list(pairs)
-            for path in order[i % len(order) :] + order[: i % len(order)]:
+        for _ in range(rounds_of(row.model, rounds)):
+            shuffle(order)
+            for path in order:
                 row.times[path].append(iterate(*pairs[path]))
             advance()
