@@ -89,7 +89,14 @@ def _step(options: argparse.Namespace) -> None:
     if options.plot and done:
         from goptim._bench import plot
 
-        plot.draw(options.plot, done, options.against, report.subtitle(), by_shapes=bool(options.shapes))
+        plot.draw(
+            options.plot,
+            done,
+            options.against,
+            report.subtitle(),
+            bool(options.shapes),
+            bool(report.conditions["busy"]),
+        )
 
 
 def _rows(options: argparse.Namespace) -> list[steps.Row]:

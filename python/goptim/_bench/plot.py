@@ -17,7 +17,7 @@ MEMORY, INK, PALE, GRID, BAND = "#D55E00", "#24292f", "#57606a", "#d0d7de", "#f3
 BAR = 0.125  # inches
 
 
-def draw(out: Path, rows: Sequence[Row], against: Sequence[str], subtitle: str, by_shapes: bool) -> None:
+def draw(out: Path, rows: Sequence[Row], against: Sequence[str], subtitle: str, by_shapes: bool, busy: bool) -> None:
     """Draw rows on the most threads: a panel of large tensors beside one of small ones, or one for each list of shapes.
 
     Args:
@@ -26,6 +26,7 @@ def draw(out: Path, rows: Sequence[Row], against: Sequence[str], subtitle: str, 
         against: the contenders, in order.
         subtitle: what it ran on.
         by_shapes: whether each list of shapes gets a panel; else an optimizer has one row in a panel.
+        busy: whether the figures are not to be trusted, which is drawn too.
     """
     importlib.import_module("matplotlib").use("agg")
     plt: Any = importlib.import_module("matplotlib.pyplot")
@@ -49,6 +50,10 @@ def draw(out: Path, rows: Sequence[Row], against: Sequence[str], subtitle: str, 
         x, title = 0.12 / width, "The time of a step, as a multiple of goptim's"
         figure.text(x, 1 - 0.3 / height, title, fontsize=14, fontweight="bold")
         figure.text(x, 1 - 0.54 / height, f"{subtitle}; {dtype}, {many}", fontsize=9, color=PALE)
+        if busy:
+            warning = "the machine was too busy to trust these figures"
+            style = {"fontsize": 9, "fontweight": "bold", "color": "#cf222e", "ha": "right"}
+            figure.text(1 - 0.12 / width, 1 - 0.3 / height, warning, **style)
         handles = {label: h for axes in grid[0] for h, label in zip(*axes.get_legend_handles_labels(), strict=True)}
         place = {"loc": "center left", "bbox_to_anchor": (x, 1 - 0.82 / height), "borderaxespad": 0, "borderpad": 0}
         figure.legend(
@@ -102,7 +107,7 @@ def _draw_panel(axes: Any, title: str, rows: dict[int, Row], shown: Sequence[str
         for k, (path, ratio) in enumerate(found):
             place = y + (k - (len(found) - 1) / 2) * slot
             axes.barh(place, ratio - 1, slot * 0.9, left=1, color=COLOURS[path], zorder=3)
-            text = f"{ratio:.1f}" if ratio >= 1.95 else f"{ratio:.2f}"
+            text = f"{ratio:.{0 if ratio >= 99.5 else 1 if ratio >= 1.95 else 2}f}"
             style = {"fontsize": 7.5, "va": "center_baseline", "zorder": 5}
             axes.annotate(text, (max(1, ratio), place), (3, -0.3), textcoords="offset points", **style)
         if row.shapes.title != common:
@@ -125,7 +130,8 @@ def _draw_panel(axes: Any, title: str, rows: dict[int, Row], shown: Sequence[str
             zorder=4,
             label="the same memory, no arithmetic",
         )
-    ticks = [t for t in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500) if low <= t <= high]
+    steps = (1, 2, 5) if high < 500 * low else (1,)
+    ticks = [t for power in range(-4, 5) for step in steps if low <= (t := step * 10.0**power) <= high]
     axes.set_xticks(ticks, [f"{t:g}\N{MULTIPLICATION SIGN}" for t in ticks], fontsize=9)
     axes.minorticks_off()
     axes.tick_params(length=0, labelcolor=INK)
