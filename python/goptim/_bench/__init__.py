@@ -53,7 +53,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help=f"of {', '.join(AGAINST)}; default: for,foreach,fused. What compiling took is not part of a step",
     )
     parser.add_argument(
-        "--rounds", type=_at_least(1), default=40, metavar="N", help="of 16M elements, of small tensors four times more"
+        "--rounds", type=_at_least(1), default=30, metavar="N", help="of 16M elements, of small tensors four times more"
     )
     parser.add_argument(
         "--scale", type=_share, default=1.0, metavar="X", help="shrink all shapes, as 0.001, to see whether it works"

@@ -154,8 +154,8 @@ def _cross_entropy(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
 
 
 MODELS = (
-    Model("transformer, 4 layers of 256, 512 tokens", _transformer, _cross_entropy, 0.75),
-    Model("ResNet of 6 blocks, 16 images of 32 x 32", _convnet, _cross_entropy, 0.5),
+    Model("transformer, 4 layers of 256, 512 tokens", _transformer, _cross_entropy, 1),
+    Model("ResNet of 6 blocks, 16 images of 32 x 32", _convnet, _cross_entropy, 2 / 3),
     Model("policy 8-64-64-4, 64 states", _policy, _cross_entropy, 20),
 )
 
