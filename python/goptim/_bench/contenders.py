@@ -46,7 +46,7 @@ COMPILED = 200  # tensors: a step of more takes many minutes to compile
 
 
 class Missing(Exception):
-    """There is no such contender here, and the message says why; silent where it would say the same for every torch."""
+    """There is no such contender here. The message says why; it is empty where torch itself has none."""
 
 
 @dataclass

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,13 +149,12 @@ def shapes_of(text: str) -> Shapes:
     return Shapes(text, shapes)
 
 
-def _shapes(found: object) -> tuple[Shape, ...]:
-    """None where it is neither a module nor a list of shapes."""
+def _shapes(found: Any) -> tuple[Shape, ...]:
+    """Empty where it is neither a module with parameters nor a list of shapes."""
     if isinstance(found, torch.nn.Module):
         return tuple(tuple(p.shape) for p in found.parameters() if p.requires_grad)
     try:
-        assert isinstance(found, Iterable)
         shapes = tuple((s,) if isinstance(s, int) else tuple(map(int, s)) for s in found)
-    except (AssertionError, TypeError, ValueError):
+    except (TypeError, ValueError):
         return ()
     return shapes if all(n > 0 for shape in shapes for n in shape) else ()
