@@ -94,11 +94,19 @@ golden: build ## write torch's bits for the Go tests and Go's files for the Pyth
 	$(PY) tests/golden.py
 	$(GO) test ./goptim -run TestFilesForPython -update
 
-bench: build ## print what a step costs beside torch's, and beside memory itself
-	$(PY) benchmarks/step.py
-	$(PY) benchmarks/sparse.py
-	$(PY) benchmarks/lbfgs.py
-	$(GO) run ./benchmarks/go
+# More arguments for the measurements of `python -m goptim bench`, as BENCH='--rounds 1 --scale 0.01'.
+BENCH :=
+SPARSE := '1M x 64, 100k' '1M x 64, 100k Zipf' '1M x 64, 100' '1000 x 16, 4k' '10 x 8, 4'
+
+bench: build ## measure everything, and write it into README.md, docs/benchmarks.md and docs/benchmarks.png; ten minutes
+	$(PY) -m goptim bench --plot docs/benchmarks.png \
+	  --update 'README.md#goptim bench, brief' 'docs/benchmarks.md#goptim bench' $(BENCH)
+	$(PY) -m goptim bench --training --update 'docs/benchmarks.md#goptim bench --training' $(BENCH)
+	$(PY) -m goptim bench --optimizer Adam AdamW NAdam RMSprop --shapes big --threads $(shell nproc) \
+	  --against fused,compile,deepspeed --update 'docs/benchmarks.md#goptim bench --against fused,compile,deepspeed' $(BENCH)
+	$(PY) benchmarks/sparse.py --case $(SPARSE) --rounds 20 --update docs/benchmarks.md
+	$(PY) benchmarks/lbfgs.py --history 10 --update docs/benchmarks.md
+	$(GO) run ./benchmarks/go -update docs/benchmarks.md
 
 wheel: $(VENV)/ready ## a manylinux wheel for Python 3.10 and later, in dist/
 	$(PY) -m pip install -q --no-build-isolation -e '.[wheel]'

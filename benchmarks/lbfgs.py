@@ -1,6 +1,7 @@
 """Print what a step of LBFGS costs beside the closure: goptim beside torch.optim.
 
-    python benchmarks/lbfgs.py [--n 100 …] [--history 10 …] [--threads 1 2] [--dtype float64] [--search] [--rounds 9]
+    python benchmarks/lbfgs.py [--n 100 …] [--history 10 …] [--threads 1 2] [--dtype float64] [--search] [--rounds 10]
+                               [--update docs/benchmarks.md]
 
 A step is of ten iterations with a full history. Its closure sets a gradient and a loss that make every iteration go on,
 and is timed itself, within the step, and taken off. Both are timed in one process, in turn; a figure is the best of all
@@ -10,13 +11,15 @@ rounds. Ratios of one run can be compared; times of two runs cannot.
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
 import goptim
+from goptim._bench import conditions, pages
+from goptim._bench.command import Progress
 
 ITERATIONS = 10
 
@@ -66,24 +69,40 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "float64"], default="float64")
     parser.add_argument("--search", action="store_true", help="with the line search")
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--update", type=Path, metavar="PAGE", help="put the table between its <!-- lbfgs --> marks")
     args = parser.parse_args()
     dtype, search = getattr(torch, args.dtype), "strong_wolfe" if args.search else None
-    print(f"torch {torch.__version__}, {dtype}, load average {os.getloadavg()[0]:.1f} when it began.\n")
-    print("| elements | history | threads | an iteration, µs | torch, µs | ratio |\n|--:|--:|--:|--:|--:|--:|")
+    found, watch = conditions.conditions(), conditions.Watch()
+    lines = [
+        conditions.sentence(found, dtype),
+        "",
+        "| elements | history | threads | an iteration, µs | torch, µs | ratio |",
+        "|--:|--:|--:|--:|--:|--:|",
+    ]
+    rounds = {n: args.rounds * max(1, 100_000 // n) for n in args.n}
+    progress = Progress(len(args.history) * len(args.threads) * sum(rounds.values()))
+    progress.print("\n".join(lines))
     for n in args.n:
         for history in args.history:
             steps = {cls: contender(cls, n, dtype, history, search) for cls in (goptim.LBFGS, torch.optim.LBFGS)}
             for threads in args.threads:
                 torch.set_num_threads(threads)
+                progress.begin(f"{n} elements, history {history}, {threads} threads")
                 best = dict.fromkeys(steps, float("inf"))
-                for _ in range(args.rounds * max(1, 100_000 // n)):
-                    for cls, step in steps.items():
-                        best[cls] = min(best[cls], step())
+                with watch():
+                    for _ in range(rounds[n]):
+                        for cls, step in steps.items():
+                            best[cls] = min(best[cls], step())
+                        progress.advance()
                 ours, torchs = best.values()
-                print(
-                    f"| {n} | {history} | {threads} | {ours * 1e6:.0f} | {torchs * 1e6:.0f} | {torchs / ours:.2f} |",
-                    flush=True,
-                )
+                figures = f"{ours * 1e6:.0f} | {torchs * 1e6:.0f} | {torchs / ours:.2f}"
+                lines.append(f"| {n} | {history} | {threads} | {figures} |")
+                progress.print(lines[-1])
+    progress.close()
+    lines += ["", conditions.judged(watch, found, max(args.threads))]
+    print("\n".join(lines[-2:]))
+    if args.update:
+        pages.put(args.update, "lbfgs", "\n".join(lines))
 
 
 if __name__ == "__main__":

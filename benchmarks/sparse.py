@@ -1,6 +1,7 @@
 """Print what a step with sparse gradients costs: goptim beside torch.optim.
 
     python benchmarks/sparse.py [--optimizer SparseAdam …] [--case "1M x 64, 100k" …] [--threads 1 2] [--rounds 30]
+                                [--update docs/benchmarks.md]
 
 Both are timed in one process, in turn, with gradients freshly made before every step, as an embedding's backward pass
 makes them; a figure is the best of all rounds. Ratios of one run can be compared; times of two runs cannot.
@@ -11,13 +12,14 @@ from __future__ import annotations
 import argparse
 import time
 import warnings
+from pathlib import Path
 
 import torch
-from step import conditions
 from torch import Tensor
-from tqdm import tqdm
 
 import goptim
+from goptim._bench import conditions, pages
+from goptim._bench.command import Progress
 
 OPTIMIZERS = ["SparseAdam", "Adagrad", "SGD"]
 
@@ -45,7 +47,15 @@ def indices_of(rows: int, n: int, drawn: str) -> Tensor:
     return torch.randperm(rows)[ranks]
 
 
-def measure(name: str, case: str, threads: int, rounds: int) -> tuple[float, float]:
+def rounds_of(case: str, rounds: int) -> int:
+    """Twenty times as many of a small case."""
+    _, width, n, *_ = CASES[case]
+    return rounds if n * width > 1e6 else 20 * rounds
+
+
+def measure(
+    name: str, case: str, threads: int, rounds: int, watch: conditions.Watch, progress: Progress
+) -> tuple[float, float]:
     """The best times in seconds of a step, ours and torch's."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
@@ -55,19 +65,22 @@ def measure(name: str, case: str, threads: int, rounds: int) -> tuple[float, flo
         p = torch.randn(rows, width, requires_grad=True)
         optimizers.append(getattr(module, name)([p], lr=1e-3))
     values, best = torch.randn(n, width), [float("inf")] * 2
-    rounds = rounds if n * width > 1e6 else 20 * rounds
-    for i in tqdm(range(rounds), desc=f"{name}, {case}, {threads} threads", leave=False, disable=None):
-        indices = indices_of(rows, n, drawn)[None]
-        for k, optimizer in enumerate(optimizers):
-            [p] = optimizer.param_groups[0]["params"]
-            p.grad = torch.sparse_coo_tensor(indices.clone(), values.clone(), p.shape, check_invariants=False)
-            if coalesced:
-                p.grad = p.grad.coalesce()
-            start = time.perf_counter()
-            optimizer.step()
-            seconds = time.perf_counter() - start
+    progress.begin(f"{name}, {case}, {threads} threads")
+    with watch():
+        for i in range(rounds_of(case, rounds) + 1):
+            indices = indices_of(rows, n, drawn)[None]
+            for k, optimizer in enumerate(optimizers):
+                [p] = optimizer.param_groups[0]["params"]
+                p.grad = torch.sparse_coo_tensor(indices.clone(), values.clone(), p.shape, check_invariants=False)
+                if coalesced:
+                    p.grad = p.grad.coalesce()
+                start = time.perf_counter()
+                optimizer.step()
+                seconds = time.perf_counter() - start
+                if i > 0:
+                    best[k] = min(best[k], seconds)
             if i > 0:
-                best[k] = min(best[k], seconds)
+                progress.advance()
     return best[0], best[1]
 
 
@@ -77,18 +90,31 @@ def main() -> None:
     parser.add_argument("--case", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--rounds", type=int, default=30, help="of a large case; small ones take twenty times as many")
+    parser.add_argument("--update", type=Path, metavar="PAGE", help="put the table between its <!-- sparse --> marks")
     args = parser.parse_args()
     warnings.filterwarnings("ignore", "Sparse invariant checks")
 
-    print(f"{conditions(torch.float32)}.\n")
-    print("| optimizer | embedding, indices | threads | a step, µs | torch's, µs | torch's to ours |")
-    print("|---|---|--:|--:|--:|--:|")
+    found, watch = conditions.conditions(), conditions.Watch()
+    lines = [
+        conditions.sentence(found, torch.float32),
+        "",
+        "| optimizer | embedding, indices | threads | a step, µs | torch's, µs | torch's to ours |",
+        "|---|---|--:|--:|--:|--:|",
+    ]
+    progress = Progress(len(args.optimizer) * len(args.threads) * sum(rounds_of(c, args.rounds) for c in args.case))
+    progress.print("\n".join(lines))
     for name in args.optimizer:
         for case in args.case:
             for threads in args.threads:
-                ours, torchs = measure(name, case, threads, args.rounds)
+                ours, torchs = measure(name, case, threads, args.rounds, watch, progress)
                 figures = f"{ours * 1e6:.0f} | {torchs * 1e6:.0f} | {torchs / ours:.2f}"
-                print(f"| {name} | {case} | {threads} | {figures} |", flush=True)
+                lines.append(f"| {name} | {case} | {threads} | {figures} |")
+                progress.print(lines[-1])
+    progress.close()
+    lines += ["", conditions.judged(watch, found, max(args.threads))]
+    print("\n".join(lines[-2:]))
+    if args.update:
+        pages.put(args.update, "sparse", "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,12 @@ def wheel(sdist, tmp_path_factory):
 @pytest.mark.packaging
 def test_sdist_builds_a_stable_abi_wheel_without_go_or_a_compiler(wheel):
     assert "-cp310-abi3-" in wheel.name
+
+
+@pytest.mark.packaging
+def test_wheel_has_what_is_compiled_late(wheel):
+    with zipfile.ZipFile(wheel) as file:
+        assert {"goptim/_bench/__init__.py", "goptim/_bench/bound.c", "goptim/py.typed"} <= set(file.namelist())
 
 
 @pytest.mark.packaging

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from goptim import _run
+from goptim import _bench, _run
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -17,7 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     parser = argparse.ArgumentParser(prog="python -m goptim", description="torch.optim with its arithmetic in Go.")
     commands = parser.add_subparsers(required=True, metavar="command")
-    for add in (_run.add_command,):
+    for add in (_run.add_command, _bench.add_command):
         add(commands)
     options = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     options.call(options)
