@@ -63,7 +63,7 @@ def steps(optimizer):
 FAILURES = {
     "memory that cannot be read": ("_MEMORY", "/nowhere"),
     "tensors that are all alike": ("_plain_tensors", lambda: [torch.zeros(3) for _ in range(3)]),
-    "odd tensors that cannot be told": ("_odd_tensors", lambda: [torch.zeros(3)]),
+    "odd tensors that cannot be told": ("_odd_tensors", lambda: [_layout._plain_tensors()]),
     "memory whose guard cannot be told": ("_guarded_tensors", lambda: [torch.zeros(3)]),
     "dtypes that cannot be told": ("_DTYPES", [torch.float32, torch.float64, torch.float32]),
 }

@@ -27,7 +27,7 @@ class Layout(NamedTuple):
 
     impl: int  # in a tensor's Python object, the address of its TensorImpl
     storage: int  # in a TensorImpl, the address of the StorageImpl
-    autograd: int  # … of what holds the gradient
+    autograd: int  # … of what holds the gradient, to fetch it in time
     version: int  # … of what counts changes
     ndim: int
     sizes: int  # of up to five dimensions; the address of sizes and strides, one behind the other, of more
@@ -55,7 +55,7 @@ def find() -> bytes | None:
             torch.enable_grad(),
         ):
             return struct.pack(f"<{len(Layout._fields)}q", *_find(_Memory(memory.fileno())))
-    except (OSError, LookupError, ValueError, RuntimeError, AttributeError, struct.error):
+    except (OSError, LookupError, ValueError, RuntimeError, AttributeError, StopIteration, struct.error):
         return None
 
 
@@ -98,9 +98,9 @@ def _find(memory: _Memory) -> Layout:
         if t.dim() > 5 and memory.words(words[sizes], 2 * t.dim()) != (*t.shape, *t.stride()):
             raise LookupError
 
-    odd = [memory.words(t._cdata) for t in _odd_tensors()]
-    alike = [i for i in range(_WORDS) if len({words[i] for words in impls}) == 1]
-    keys = _only(i for i in alike if all(words[i] != impls[0][i] for words in odd))
+    kinds = [impls, *([memory.words(t._cdata) for t in kind] for kind in _odd_tensors())]
+    of_kinds = [[{words[i] for words in kind} for kind in kinds] for i in range(_WORDS)]
+    keys = _only(i for i, found in enumerate(of_kinds) if set(map(len, found)) == {1} and _distinct(found))
 
     one_of_each = [torch.empty(1, dtype=dtype, device="cpu") for dtype in _DTYPES]
     types = [memory.units("H", t._cdata, 4 * _WORDS) for t in one_of_each]
@@ -109,7 +109,7 @@ def _find(memory: _Memory) -> Layout:
     type_ = _only(i for i in distinct if all(x[i] == of_dtype[i] for x, of_dtype in of_plain))
 
     leaves = [(words, t.grad._cdata) for words, t in zip(impls, plain, strict=True) if t.grad is not None]
-    autograd = _only(i for i in range(_WORDS) if all(grad in memory.behind("q", w[i], 16) for w, grad in leaves))
+    autograd = next(i for i in range(_WORDS) if all(grad in memory.behind("q", w[i], 16) for w, grad in leaves))
     counts = [[memory.behind("I", words[i], 8) for i in range(_WORDS)] for words in impls]
     version, counter = _only(
         (i, j)
@@ -149,6 +149,10 @@ def _place(words: list[tuple[int, ...]], expected: list[tuple[int, ...]]) -> int
     """Where all words have what is expected of them."""
     both = list(zip(words, expected, strict=True))
     return _only(i for i in range(len(words[0])) if all(w[i : i + len(e)] == e for w, e in both))
+
+
+def _distinct(sets: list[set[int]]) -> bool:
+    return len(set().union(*sets)) == len(sets)
 
 
 def _only(found: Iterable[_T]) -> _T:
@@ -199,18 +203,19 @@ def _plain_tensors() -> list[Tensor]:
     return plain
 
 
-def _odd_tensors() -> list[Tensor]:
-    """Tensors that are not what their memory says, or have none there."""
+def _odd_tensors() -> list[list[Tensor]]:
+    """Kinds of tensors that are not what their memory says, or have none there."""
     with torch.inference_mode():
-        inference = _empty(3)
+        inference = [_empty(3), _empty(2, 2)]
+    numbers = [_empty(3), _empty(2, 2, dtype=torch.float64)]
+    pairs = [_empty(3, dtype=torch.complex64), _empty(2, 2, dtype=torch.complex64)]
     return [
         inference,
-        torch._neg_view(_empty(3)),
-        _empty(3, dtype=torch.complex64).conj(),
-        _empty(3, dtype=torch.complex64).conj().imag,
-        torch._efficientzerotensor(3, device="cpu"),
-        torch.empty(3, device="meta"),
-        _empty(3).to_sparse(),
+        [*map(torch._neg_view, numbers), *(z.conj().imag for z in pairs)],
+        [z.conj() for z in pairs],
+        [torch._efficientzerotensor(n, device="cpu") for n in (3, 4)],
+        [t.to("meta") for t in numbers],
+        [t.to_sparse() for t in numbers],
     ]
 
 

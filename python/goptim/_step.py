@@ -81,7 +81,7 @@ class GoStep(Optimizer):
         @functools.wraps(func)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             self = args[0]
-            if torch.compiler.is_compiling():  # which knows torch's
+            if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():  # who look for torch's
                 return torchs(*args, **kwargs)
             record = _begin_record(f"Optimizer.step#{type(self).__name__}.step")
             try:
@@ -118,7 +118,7 @@ class GoStep(Optimizer):
     def go(self, table: _Table) -> None:
         """Have Go step the rows of a table."""
         function = getattr(_native.core(), self.twin.__name__)
-        function(table.words.buffer_info()[0], table.n, torch.get_num_threads(), *self.scalars(table.group))
+        function(table.words.buffer_info()[0], table.n, torch.get_num_threads(), *table.scalars)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         _native.core()
@@ -153,7 +153,10 @@ class GoStep(Optimizer):
             tables.append(self._table(self, i, group, tables[-1].at if tables else 0))
         if watch is not None:
             watch(self, sum(table.count() for table in tables), [why for table in tables for why in table.reasons()])
-        if not any(table.rest for table in tables):
+        for table in tables:
+            if table.rest:
+                break
+        else:
             for table in tables:
                 table.step()
             return loss
@@ -208,9 +211,7 @@ class _Table:
         self.index = index
         self.group = group
         self.columns = optimizer.columns(group)
-        keys = [key for key in self.columns if key is not None]
-        self.alike = keys[optimizer.numbers :]  # of states that are shaped as their parameter
-        self.numbers = (["step"] if optimizer.counts else []) + keys[: optimizer.numbers]  # of one number
+        self.alike, self.numbers = _keys(self.columns, optimizer.numbers, optimizer.counts)
         self.rest: list[Tensor] = []  # for torch
         self.why: list[str] = []  # of each of rest, or of the whole group
         self.misfits: list[str] = []  # what is wrong with some of rest, which torch will refuse, or convert
@@ -224,10 +225,9 @@ class _Table:
         self.n = 0
         self.counted = self.versions = 0  # of written, what gather has counted; the versions among it
         self.at = at or 0  # in the optimizer's state, where the search goes on; None asks for no rows
-        scalars = optimizer.scalars(group)
-        self.why_group = _why_not_group(group, scalars)
-        if self.why_group is None:
-            self.sparse_scalars = optimizer.sparse_scalars(group)
+        self.scalars = optimizer.scalars(group)
+        self.why_group = _why_not_group(group, self.scalars)
+        self.sparse_scalars = optimizer.sparse_scalars(group) if self.why_group is None else None
         if at is None:
             return
         if self.why_group is not None:
@@ -305,7 +305,8 @@ class _Table:
         if not self.optimizer.dense:
             return "its gradient is dense"
         fresh = self._is_fresh(state)
-        found: list[tuple[str, Any, torch.Size]] = [("the parameter", p, p.shape), ("its gradient", g, p.shape)]
+        self._require_memory(p, "the parameter", _dtensor.local(p))
+        found: list[tuple[str, Any, torch.Size]] = [("its gradient", g, p.shape)]
         if not fresh:
             found += [(f"its state {key!r}", state.get(key), shape) for key, shape in self._shapes(p).items()]
         wrong = []
@@ -471,6 +472,13 @@ class _Table:
 GoStep._table = _Table
 
 
+@functools.cache
+def _keys(columns: tuple[str | None, ...], numbers: int, counts: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The keys of the states that are shaped as their parameter, and of those that are one number."""
+    keys = tuple(key for key in columns if key is not None)
+    return keys[numbers:], (("step",) if counts else ()) + keys[:numbers]
+
+
 def why_torch(optimizer: Optimizer) -> str | None:
     """Why Go may not write to memory behind torch's back, which a tracer or a loss scaler must not miss."""
     if _native.core() is None:
@@ -489,11 +497,16 @@ def why_compiling() -> str | None:
     return "the step is being compiled" if torch.compiler.is_compiling() else None
 
 
+_NUMBERS = {float, int, bool}
+
+
 def _why_not_group(group: dict[str, Any], scalars: tuple[Any, ...]) -> str | None:
     for flag in ("differentiable", "capturable"):
         if group.get(flag, False):
             return f"its group is {flag}"
-    return None if all(isinstance(x, (float, int)) for x in scalars) else not_numbers(group)
+    if _NUMBERS.issuperset(map(type, scalars)) or all(isinstance(x, (float, int)) for x in scalars):
+        return None
+    return not_numbers(group)
 
 
 def not_numbers(group: dict[str, Any]) -> str:
