@@ -19,7 +19,7 @@ from torch import Tensor
 
 _T = TypeVar("_T")
 _MEMORY = "/proc/self/mem"
-_WORDS = 32  # of an object, that are looked at
+_WORDS = 24  # of a TensorImpl, that are looked at
 
 
 class Layout(NamedTuple):
@@ -120,9 +120,9 @@ def _find(memory: _Memory) -> Layout:
     storages = [t.untyped_storage() for t in plain]
     of_storages = [memory.words(x._cdata, 16) for x in storages]
     size = _place(of_storages, [(x.nbytes(),) for x in storages])
-    flags = [memory.units("B", x._cdata, 128) for x in storages]
-    guarded = [memory.units("B", t.untyped_storage()._cdata, 128) for t in _guarded_tensors()]
-    guard = _only(i for i in range(8 * size, 128) if not any(x[i] for x in flags) and all(x[i] == 1 for x in guarded))
+    flags = range(8 * size + 8, 8 * size + 16)  # a word of them, behind the size
+    open_, guarded = ([memory.units("B", x._cdata, flags.stop) for x in xs] for xs in (storages, _guarded_storages()))
+    guard = _only(i for i in flags if not any(x[i] for x in open_) and all(x[i] == 1 for x in guarded))
     return Layout(
         impl=_place([memory.words(id(t), 8) for t in plain], [(t._cdata,) for t in plain]),
         storage=place(lambda t: t.untyped_storage()._cdata),
@@ -219,6 +219,6 @@ def _odd_tensors() -> list[list[Tensor]]:
     ]
 
 
-def _guarded_tensors() -> list[Tensor]:
-    """Tensors whose memory is another's until somebody asks where it is."""
-    return [torch._lazy_clone(_empty(3, i)) for i in range(1, 6)]
+def _guarded_storages() -> list[torch.UntypedStorage]:
+    """Memory that is another's until somebody asks where it is."""
+    return [torch._lazy_clone(_empty(3, i)).untyped_storage() for i in range(1, 6)]
