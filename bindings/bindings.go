@@ -187,11 +187,12 @@ func LBFGS(machine, size, threads int64) (ask int64, err error) {
 	return int64(a), err
 }
 
-// OpenMP has steps run on the threads of OpenMP instead of Go's: address is that of libgomp's GOMP_parallel, or 0.
-func OpenMP(address int64) (n int64, err error) {
+// OpenMP has steps run on the threads of OpenMP instead of Go's: parallel and number are the addresses of libgomp's
+// GOMP_parallel and omp_get_thread_num; 0 for Go's threads.
+func OpenMP(parallel, number int64) (n int64, err error) {
 	defer enter(&err)()
-	openmp.Use(uintptr(address))
-	return address, nil
+	openmp.Use(uintptr(parallel), uintptr(number))
+	return parallel, nil
 }
 
 func tableOf(address, rows, threads int64) goptim.Table {

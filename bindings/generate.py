@@ -34,9 +34,12 @@ import (
 
 func main() {}
 """
-# What pybindgen cannot know: the function of bindings/_core/gather.c.
-GATHER = "PyObject *gather(PyObject *module, PyObject *args);\nextern const char gather_doc[];\n\n"
-GATHER_METHOD = '    {"gather", gather, METH_VARARGS, gather_doc},\n'
+# What pybindgen cannot know: the functions of bindings/_core/gather.c.
+BY_HAND = ("gather", "bump")
+DECLARATIONS = "".join(
+    f"PyObject *{name}(PyObject *module, PyObject *args);\nextern const char {name}_doc[];\n\n" for name in BY_HAND
+)
+METHODS = "".join(f'    {{"{name}", {name}, METH_VARARGS, {name}_doc}},\n' for name in BY_HAND)
 
 
 def prune_go(text):
@@ -69,8 +72,8 @@ def edit_c(text):
         (r"\n{3,}", r"\n\n"),
         (r'"(\w+)\((.*)\)\\n\\n', r'"\1($module, /, \2)\\n--\\n\\n'),
         (r"/, \)", "/)"),
-        (r"(?=static PyMethodDef)", GATHER),
-        (r"(?m)(?=^ *\{NULL, NULL, 0, NULL\})", GATHER_METHOD),
+        (r"(?=static PyMethodDef)", DECLARATIONS),
+        (r"(?m)(?=^ *\{NULL, NULL, 0, NULL\})", METHODS),
     ):
         text, n = re.subn(pattern, replacement, text)
         assert n, f"pybindgen's output has changed: it lacks {pattern}"

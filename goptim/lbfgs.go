@@ -493,7 +493,7 @@ const (
 
 // Resume goes on until the machine asks for something, on at most threads threads, those of team if it is not nil;
 // threads of 0 means GOMAXPROCS. The error wraps ErrParam if the machine cannot be; nothing has changed then.
-func (m *LBFGSMachine) Resume(threads int, team func(threads int, work func())) (LBFGSAsk, error) {
+func (m *LBFGSMachine) Resume(threads int, team func(threads int, work func(thread int))) (LBFGSAsk, error) {
 	v, err := vectorsOf(m, threads, team)
 	if err != nil {
 		return 0, err
@@ -505,7 +505,7 @@ func (m *LBFGSMachine) Resume(threads int, team func(threads int, work func())) 
 }
 
 // ResumeLBFGS resumes the LBFGSMachine of size bytes that lies at an address.
-func ResumeLBFGS(address uintptr, size, threads int, team func(threads int, work func())) (LBFGSAsk, error) {
+func ResumeLBFGS(address uintptr, size, threads int, team func(threads int, work func(thread int))) (LBFGSAsk, error) {
 	if n := int(unsafe.Sizeof(LBFGSMachine{})); !mapped(address) || address%8 != 0 || size != n {
 		return 0, fmt.Errorf("goptim: LBFGS: a machine of %d bytes at %#x, expected %d bytes: %w", size, address, n, ErrParam)
 	}

@@ -263,20 +263,24 @@ func runMuon(pass muonPass, threads int, team engine.Team) error {
 }
 
 // Update implements engine.Pass.
-func (p *muonPass) Update(row, lo, hi int) {
-	if r := &p.rows[row]; r.DType() == engine.Float32 {
-		param, grad, states := engine.View[float32](r, muonLayout, lo, hi)
-		if p.moves {
-			kernel.Apply(f32.MuonUpdate, &p.movement, param, states[1], [3][]float32{})
+func (p *muonPass) Update(part engine.Part) {
+	for row := part.First; row <= part.Last; row++ {
+		r := &p.rows[row]
+		lo, hi := part.Of(row, int(r.N))
+		if r.DType() == engine.Float32 {
+			param, grad, states := engine.View[float32](r, muonLayout, lo, hi)
+			if p.moves {
+				kernel.Apply(f32.MuonUpdate, &p.movement, param, states[1], [3][]float32{})
+			} else {
+				kernel.Apply(f32.MuonMomentum, &p.momentum[0], states[1], grad, [3][]float32{states[0]})
+			}
 		} else {
-			kernel.Apply(f32.MuonMomentum, &p.momentum[0], states[1], grad, [3][]float32{states[0]})
-		}
-	} else {
-		param, grad, states := engine.View[float64](r, muonLayout, lo, hi)
-		if p.moves {
-			kernel.Apply(f64.MuonUpdate, &p.movement, param, states[1], [3][]float64{})
-		} else {
-			kernel.Apply(f64.MuonMomentum, &p.momentum[1], states[1], grad, [3][]float64{states[0]})
+			param, grad, states := engine.View[float64](r, muonLayout, lo, hi)
+			if p.moves {
+				kernel.Apply(f64.MuonUpdate, &p.movement, param, states[1], [3][]float64{})
+			} else {
+				kernel.Apply(f64.MuonMomentum, &p.momentum[1], states[1], grad, [3][]float64{states[0]})
+			}
 		}
 	}
 }
@@ -368,8 +372,8 @@ func (p *product) run(out, a, b, c []float32, rows, inner, cols int, alpha, beta
 const tileRows, tileCols = 128, 512
 
 // Update implements engine.Pass.
-func (p *product) Update(_, lo, hi int) {
-	lo, hi = (lo+p.inner-1)/p.inner, (hi+p.inner-1)/p.inner
+func (p *product) Update(part engine.Part) {
+	lo, hi := (part.Lo+p.inner-1)/p.inner, (part.Hi+p.inner-1)/p.inner
 	if lo >= hi {
 		return
 	}

@@ -68,16 +68,29 @@ func (p *pass[S]) begin(r rule[S], rows []engine.Row, n now) {
 }
 
 // Update implements engine.Pass.
-func (p *pass[S]) Update(row, lo, hi int) {
-	r, h := &p.rows[row], &p.distinct[p.at[row]]
-	if r.DType() == engine.Float32 {
-		param, grad, states := engine.View[float32](r, p.layout, lo, hi)
-		kernel.Apply(p.kernels.f32, h, param, grad, states)
-	} else {
-		param, grad, states := engine.View[float64](r, p.layout, lo, hi)
-		kernel.Apply(p.kernels.f64, h, param, grad, states)
+func (p *pass[S]) Update(part engine.Part) {
+	for row := part.First; row <= part.Last; row++ {
+		r := &p.rows[row]
+		if next := row + ahead; next <= part.Last {
+			p.rows[next].Prefetch()
+		}
+		lo, hi := part.Of(row, int(r.N))
+		if lo == hi {
+			continue
+		}
+		h := &p.distinct[p.at[row]]
+		if r.DType() == engine.Float32 {
+			param, grad, states := engine.View[float32](r, p.layout, lo, hi)
+			kernel.Apply(p.kernels.f32, h, param, grad, states)
+		} else {
+			param, grad, states := engine.View[float64](r, p.layout, lo, hi)
+			kernel.Apply(p.kernels.f64, h, param, grad, states)
+		}
 	}
 }
+
+// ahead is how many rows before their turn small ones are asked for.
+const ahead = 2
 
 // setNumber gives a state of one number a new value, as torch makes a tensor of it first.
 func (n now) setNumber(state int, x float64) {

@@ -167,7 +167,7 @@ type SparseTable struct {
 	Order           uintptr // of N places (int64) that put Indices in order; 0: a row's gradients are taken as they come
 	Step            float64 // the number of this step, from 1
 	Threads         int     // as many threads as may work on the step
-	Team            func(threads int, work func())
+	Team            func(threads int, work func(thread int))
 	Pow             func(x, y float64) float64 // C's pow, if the caller has it; nil: this package's own
 }
 
@@ -313,7 +313,8 @@ type sparsePass[S any] struct {
 }
 
 // Update implements engine.Pass.
-func (p *sparsePass[S]) Update(_, lo, hi int) {
+func (p *sparsePass[S]) Update(part engine.Part) {
+	lo, hi := part.Lo, part.Hi
 	if p.table.Float64 {
 		updateRows(p, p.kernels.f64, f64.Accumulate, lo, hi)
 	} else {

@@ -59,14 +59,16 @@ func testSplit[T Float, S any](t *testing.T, name string, r rule[S]) {
 			for _, b := range []*base[T, S]{whole, split} {
 				b.gather(r)
 				b.pass.begin(r, b.rows, now{pow: math.Pow})
-				for _, row := range random.Perm(len(b.rows)) {
-					ranges := [][2]int{{0, int(b.rows[row].N)}}
-					if b == split {
-						ranges = splits(random, int(b.rows[row].N))
-					}
-					for _, at := range ranges {
-						b.pass.Update(row, at[0], at[1])
-					}
+				total := 0
+				for i := range b.rows {
+					total += int(b.rows[i].N)
+				}
+				ranges := [][2]int{{0, total}}
+				if b == split {
+					ranges = splits(random, total)
+				}
+				for _, at := range ranges {
+					b.pass.Update(partOf(b.rows, at[0], at[1]))
 				}
 			}
 			for i, p := range whole.params {
@@ -75,6 +77,23 @@ func testSplit[T Float, S any](t *testing.T, name string, r rule[S]) {
 			}
 		}
 	})
+}
+
+// partOf is elements lo to hi of rows laid end to end.
+func partOf(rows []engine.Row, lo, hi int) engine.Part {
+	p, start := engine.Part{First: -1}, 0
+	for i := range rows {
+		n := int(rows[i].N)
+		if p.First < 0 && lo < start+n {
+			p.First, p.Lo = i, lo-start
+		}
+		if hi <= start+n {
+			p.Last, p.Hi = i, hi-start
+			return p
+		}
+		start += n
+	}
+	panic("beyond the rows")
 }
 
 func TestAnySplitHasTheSameBits(t *testing.T) {
@@ -131,7 +150,7 @@ func testSparseSplit[S any](t *testing.T, name string, r sparseRule[S]) {
 			ranges = splits(random, size)
 		}
 		for _, at := range ranges {
-			pass.Update(0, at[0], at[1])
+			pass.Update(engine.Part{Lo: at[0], Hi: at[1]})
 		}
 		runtime.KeepAlive(grad)
 		return slices.Concat(p.Value, columns[0], columns[1], columns[2])
@@ -164,10 +183,10 @@ func TestAnySplitOfAProduct(t *testing.T) {
 		n := rows * inner * cols
 		whole, split := make([]float32, rows*cols), make([]float32, rows*cols)
 		p.out = whole
-		p.Update(0, 0, n)
+		p.Update(engine.Part{Hi: n})
 		p.out = split
 		for _, at := range splits(random, n) {
-			p.Update(0, at[0], at[1])
+			p.Update(engine.Part{Lo: at[0], Hi: at[1]})
 		}
 		testify.Equal(t, whole, split, "%d x %d x %d", rows, inner, cols)
 	}

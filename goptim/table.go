@@ -29,8 +29,9 @@ type Table struct {
 	Rows    int
 	Threads int // as many threads as may work on the step
 	// Team, if the caller has threads at hand, calls work on as many as threads of them at the same time, one being
-	// the caller's, and returns when every call has returned; nil: this package's own threads.
-	Team       func(threads int, work func())
+	// the caller's, with the number of the thread from 0, or -1, and returns when every call has returned; nil: this
+	// package's own threads.
+	Team       func(threads int, work func(thread int))
 	FusedNorms bool                       // this torch's compiler fused all squares into a norm, as torch 2.6's did
 	Float64    bool                       // torch's default dtype is float64: a new number of a state is not rounded to float32
 	Pow        func(x, y float64) float64 // C's pow, if the caller has it; nil: this package's own

@@ -19,7 +19,7 @@ import (
 type vectors struct {
 	m        *LBFGSMachine
 	threads  int
-	team     func(threads int, work func())
+	team     func(threads int, work func(thread int))
 	err      error
 	segments []lbfgsSegment
 	ends     []int // ends[i] is where segment i ends among all elements
@@ -76,7 +76,7 @@ var (
 var vectorsPool = sync.Pool{New: func() any { return new(vectors) }}
 
 // vectorsOf views a machine's memory, and checks what can be checked of it.
-func vectorsOf(m *LBFGSMachine, threads int, team func(threads int, work func())) (*vectors, error) {
+func vectorsOf(m *LBFGSMachine, threads int, team func(threads int, work func(thread int))) (*vectors, error) {
 	refuse := func(format string, a ...any) error {
 		return fmt.Errorf("goptim: LBFGS: %s: %w", fmt.Sprintf(format, a...), ErrParam)
 	}
@@ -209,8 +209,9 @@ func (v *vectors) run(kind lbfgsPass, h kernel.LBFGS, written int, columns ...ui
 	return total
 }
 
-// Update implements engine.Pass: it works on the blocks that begin among elements lo to hi.
-func (v *vectors) Update(_, lo, hi int) {
+// Update implements engine.Pass: it works on the blocks that begin in the part.
+func (v *vectors) Update(part engine.Part) {
+	lo, hi := part.Lo, part.Hi
 	if v.m.Float64 != 0 {
 		updateBlocks(v, passes64[:], &blocks64, lo, hi)
 	} else {

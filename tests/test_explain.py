@@ -66,7 +66,7 @@ def test_who_steps_what(name, what, go, watched):
 
 @pytest.mark.parametrize("name", IN_TABLES)
 def test_without_the_extensions_gather(name, go, watched, monkeypatch):
-    monkeypatch.setattr(_native, "dlpack_api", None)
+    monkeypatch.setattr(_native, "layout", lambda: None)
     gaps = Parameter(torch.randn(6, 4)[::2])
     opt = twins(name)[1](with_gradients([leaf(3, 4), gaps]), **WITH_STATE.get(name, {}))
     assert [row.to for row in check(opt, watched)] == ["go", "torch"]

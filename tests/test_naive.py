@@ -14,7 +14,7 @@ from configurations import IN_TABLES
 
 import goptim
 from goptim import _step
-from goptim._step import _Table
+from goptim._step import _WORDS, _Table
 from goptim.testing import ieee_sqrt
 
 
@@ -54,7 +54,8 @@ class CachedTable(_Table):
     def _step_dense(self):
         cached = vars(self.optimizer).get("_cache", {}).get((self.index, self.n))
         if cached is not None:
-            self.words = cached[0]
+            rows = slice(self.n * _WORDS)
+            self.words[rows] = cached[0][rows]
         super()._step_dense()
 
 

@@ -369,13 +369,14 @@ _wrap__core_OpenMP(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject 
 {
     PyObject *py_retval;
     int64_t retval;
-    int64_t address;
-    const char *keywords[] = {"address", NULL};
+    int64_t parallel;
+    int64_t number;
+    const char *keywords[] = {"parallel", "number", NULL};
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "L", (char **) keywords, &address)) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LL", (char **) keywords, &parallel, &number)) {
         return NULL;
     }
-    retval = bindings_OpenMP(address);
+    retval = bindings_OpenMP(parallel, number);
     if (PyErr_Occurred()) {
         return NULL;
     }
@@ -622,6 +623,9 @@ PyObject * _wrap__core_Version(PyObject *PYBINDGEN_UNUSED(_args), PyObject *PYBI
 PyObject *gather(PyObject *module, PyObject *args);
 extern const char gather_doc[];
 
+PyObject *bump(PyObject *module, PyObject *args);
+extern const char bump_doc[];
+
 static PyMethodDef _core_functions[] = {
     {(char *) "ASGD", (PyCFunction) _wrap__core_ASGD, METH_KEYWORDS|METH_VARARGS, "ASGD($module, /, table, rows, threads, lr, lambd, alpha, t0, weight_decay, maximize, float64_default)\n--\n\ntype: table: int64_t\ntype: rows: int64_t\ntype: threads: int64_t\ntype: lr: double\ntype: lambd: double\ntype: alpha: double\ntype: t0: double\ntype: weight_decay: double\ntype: maximize: int64_t\ntype: float64_default: int64_t" },
     {(char *) "Adadelta", (PyCFunction) _wrap__core_Adadelta, METH_KEYWORDS|METH_VARARGS, "Adadelta($module, /, table, rows, threads, lr, rho, eps, weight_decay, maximize)\n--\n\ntype: table: int64_t\ntype: rows: int64_t\ntype: threads: int64_t\ntype: lr: double\ntype: rho: double\ntype: eps: double\ntype: weight_decay: double\ntype: maximize: int64_t" },
@@ -635,7 +639,7 @@ static PyMethodDef _core_functions[] = {
     {(char *) "MuonMomentum", (PyCFunction) _wrap__core_MuonMomentum, METH_KEYWORDS|METH_VARARGS, "MuonMomentum($module, /, table, rows, threads, momentum, nesterov)\n--\n\ntype: table: int64_t\ntype: rows: int64_t\ntype: threads: int64_t\ntype: momentum: double\ntype: nesterov: int64_t" },
     {(char *) "MuonUpdate", (PyCFunction) _wrap__core_MuonUpdate, METH_KEYWORDS|METH_VARARGS, "MuonUpdate($module, /, table, rows, threads, height, width, lr, weight_decay, adjust_lr)\n--\n\ntype: table: int64_t\ntype: rows: int64_t\ntype: threads: int64_t\ntype: height: int64_t\ntype: width: int64_t\ntype: lr: double\ntype: weight_decay: double\ntype: adjust_lr: int64_t" },
     {(char *) "NAdam", (PyCFunction) _wrap__core_NAdam, METH_KEYWORDS|METH_VARARGS, "NAdam($module, /, table, rows, threads, lr, beta1, beta2, eps, weight_decay, momentum_decay, decoupled_weight_decay, maximize)\n--\n\ntype: table: int64_t\ntype: rows: int64_t\ntype: threads: int64_t\ntype: lr: double\ntype: beta1: double\ntype: beta2: double\ntype: eps: double\ntype: weight_decay: double\ntype: momentum_decay: double\ntype: decoupled_weight_decay: int64_t\ntype: maximize: int64_t" },
-    {(char *) "OpenMP", (PyCFunction) _wrap__core_OpenMP, METH_KEYWORDS|METH_VARARGS, "OpenMP($module, /, address)\n--\n\ntype: address: int64_t" },
+    {(char *) "OpenMP", (PyCFunction) _wrap__core_OpenMP, METH_KEYWORDS|METH_VARARGS, "OpenMP($module, /, parallel, number)\n--\n\ntype: parallel: int64_t\ntype: number: int64_t" },
     {(char *) "RAdam", (PyCFunction) _wrap__core_RAdam, METH_KEYWORDS|METH_VARARGS, "RAdam($module, /, table, rows, threads, lr, beta1, beta2, eps, weight_decay, decoupled_weight_decay, maximize)\n--\n\ntype: table: int64_t\ntype: rows: int64_t\ntype: threads: int64_t\ntype: lr: double\ntype: beta1: double\ntype: beta2: double\ntype: eps: double\ntype: weight_decay: double\ntype: decoupled_weight_decay: int64_t\ntype: maximize: int64_t" },
     {(char *) "RMSprop", (PyCFunction) _wrap__core_RMSprop, METH_KEYWORDS|METH_VARARGS, "RMSprop($module, /, table, rows, threads, lr, alpha, eps, weight_decay, momentum, centered, maximize)\n--\n\ntype: table: int64_t\ntype: rows: int64_t\ntype: threads: int64_t\ntype: lr: double\ntype: alpha: double\ntype: eps: double\ntype: weight_decay: double\ntype: momentum: double\ntype: centered: int64_t\ntype: maximize: int64_t" },
     {(char *) "Rprop", (PyCFunction) _wrap__core_Rprop, METH_KEYWORDS|METH_VARARGS, "Rprop($module, /, table, rows, threads, lr, eta_minus, eta_plus, min_step, max_step, maximize)\n--\n\ntype: table: int64_t\ntype: rows: int64_t\ntype: threads: int64_t\ntype: lr: double\ntype: eta_minus: double\ntype: eta_plus: double\ntype: min_step: double\ntype: max_step: double\ntype: maximize: int64_t" },
@@ -645,6 +649,7 @@ static PyMethodDef _core_functions[] = {
     {(char *) "SparseSGD", (PyCFunction) _wrap__core_SparseSGD, METH_KEYWORDS|METH_VARARGS, "SparseSGD($module, /, param, state1, state2, rows, width, float64s, indices, values, order, count, threads, step, lr, maximize)\n--\n\ntype: param: int64_t\ntype: state1: int64_t\ntype: state2: int64_t\ntype: rows: int64_t\ntype: width: int64_t\ntype: float64s: int64_t\ntype: indices: int64_t\ntype: values: int64_t\ntype: order: int64_t\ntype: count: int64_t\ntype: threads: int64_t\ntype: step: double\ntype: lr: double\ntype: maximize: int64_t" },
     {(char *) "Version", (PyCFunction) _wrap__core_Version, METH_NOARGS, "Version($module, /)\n--\n\n" },
     {"gather", gather, METH_VARARGS, gather_doc},
+    {"bump", bump, METH_VARARGS, bump_doc},
     {NULL, NULL, 0, NULL}
 };
 #if PY_VERSION_HEX >= 0x03000000

@@ -197,9 +197,9 @@ func bindings_NAdam(table C.longlong, rows C.longlong, threads C.longlong, lr C.
 }
 
 //export bindings_OpenMP
-func bindings_OpenMP(address C.longlong) C.longlong {
+func bindings_OpenMP(parallel C.longlong, number C.longlong) C.longlong {
 	_saved_thread := C.PyEval_SaveThread()
-	cret, __err := bindings.OpenMP(int64(address))
+	cret, __err := bindings.OpenMP(int64(parallel), int64(number))
 
 	C.PyEval_RestoreThread(_saved_thread)
 	if __err != nil {

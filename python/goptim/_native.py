@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import re
 import warnings
@@ -12,6 +13,8 @@ from types import ModuleType
 
 import torch
 
+from goptim import _layout
+
 # The oldest and the newest torch that the tests run with.
 TESTED = ((2, 6), (2, 15))
 
@@ -19,8 +22,11 @@ _loaded: ModuleType | None = None
 _forked = False
 _PF_FORKNOEXEC = 0x40  # of Linux's include/linux/sched.h: a fork without an exec since
 
-# The C interface to tensors' memory that torch 2.10 and later publish; gather.c reads through it.
-dlpack_api: object = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
+
+@functools.cache
+def layout() -> bytes | None:
+    """Where torch keeps what of a tensor, for the extension to read it there; None if that is not known."""
+    return _layout.find()
 
 
 def core() -> ModuleType | None:
@@ -41,7 +47,7 @@ def core() -> ModuleType | None:
             ) from e
         _loaded = _core
         _warn_of_newer_torch()
-        _core.OpenMP(_gomp_parallel())
+        _core.OpenMP(*_gomp())
     return _loaded
 
 
@@ -57,8 +63,8 @@ def _warn_of_newer_torch() -> None:
         )
 
 
-def _gomp_parallel() -> int:
-    """Where the OpenMP that came with torch has GOMP_parallel; 0 if it has none, or would hang.
+def _gomp() -> tuple[int, int]:
+    """Where the OpenMP that came with torch has GOMP_parallel and omp_get_thread_num; 0 if it has none, or would hang.
 
     It hangs in a process forked from one that has used it. Where that may be, Go's own threads step.
     """
@@ -67,8 +73,9 @@ def _gomp_parallel() -> int:
         if not flags & _PF_FORKNOEXEC:
             for path in (Path(torch.__file__).parent / "lib").glob("libgomp*.so*"):
                 gomp = ctypes.CDLL(str(path), mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
-                return ctypes.cast(gomp.GOMP_parallel, ctypes.c_void_p).value or 0
-    return 0
+                found = [ctypes.cast(f, ctypes.c_void_p).value for f in (gomp.GOMP_parallel, gomp.omp_get_thread_num)]
+                return found[0] or 0, found[1] or 0
+    return 0, 0
 
 
 def _after_fork_in_child() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 from array import array
 from collections.abc import Callable, Iterator
@@ -11,6 +12,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.optimizer import (
+    _global_optimizer_post_hooks as _global_post_hooks,
+    _global_optimizer_pre_hooks as _global_pre_hooks,
+)
 
 from goptim import _dtensor, _native, _sparse
 
@@ -19,11 +24,18 @@ _WORDS = 8
 _DTYPES = {torch.float32: 1, torch.float64: 2}
 _NEW = 1 << 16
 
+# Of each parameter: a row, and behind all rows the addresses of up to four versions.
+_ROOM = array("Q", [0] * (_WORDS + 4))
+
 # A subclass of these may give torch's operations another meaning, which Go would not see.
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 # Called at every step, while somebody counts, with how many parameters go to Go and why others go to torch.
 watch: Callable[[Optimizer, int, list[str]], None] | None = None
+
+
+_begin_record: Callable[[str], Any] = torch.autograd._record_function_with_args_enter  # type: ignore[attr-defined]
+_end_record: Callable[[Any], None] = torch.autograd._record_function_with_args_exit  # type: ignore[attr-defined]
 
 
 class _Misfit(str):
@@ -57,7 +69,39 @@ class GoStep(Optimizer):
 
     _table: ClassVar[type[_Table]]  # below
 
-    _layouts = False  # whether there has been a tensor without strides
+    @staticmethod
+    def profile_hook_step(func: Callable[..., Any]) -> Callable[..., Any]:
+        """torch's runner of hooks around a class's step, without what its record for profilers costs.
+
+        torch records a step by two operations through its dispatcher, in 7 µs; here it is one call, in 1.6, that leaves
+        the same record: name, scope and all.
+        """
+        torchs = Optimizer.profile_hook_step(func)
+
+        @functools.wraps(func)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            self = args[0]
+            if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():  # who look for torch's
+                return torchs(*args, **kwargs)
+            record = _begin_record(f"Optimizer.step#{type(self).__name__}.step")
+            try:
+                for pre_hook in (*_global_pre_hooks.values(), *self._optimizer_step_pre_hooks.values()):
+                    result = pre_hook(self, args, kwargs)
+                    if result is not None:
+                        if not isinstance(result, tuple) or len(result) != 2:
+                            raise RuntimeError(
+                                f"{func} must return None or a tuple of (new_args, new_kwargs), but got {result}."
+                            )
+                        args, kwargs = result
+                out = func(*args, **kwargs)
+                self._optimizer_step_code()
+                for post_hook in (*self._optimizer_step_post_hooks.values(), *_global_post_hooks.values()):
+                    post_hook(self, args, kwargs)
+                return out
+            finally:
+                _end_record(record)
+
+        return wrapper
 
     def columns(self, group: dict[str, Any]) -> tuple[str | None, ...]:
         """The keys of the state tensors that Go updates, in their places in the table; None where a place is empty."""
@@ -74,7 +118,7 @@ class GoStep(Optimizer):
     def go(self, table: _Table) -> None:
         """Have Go step the rows of a table."""
         function = getattr(_native.core(), self.twin.__name__)
-        function(table.words.buffer_info()[0], table.n, torch.get_num_threads(), *self.scalars(table.group))
+        function(table.words.buffer_info()[0], table.n, torch.get_num_threads(), *table.scalars)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         _native.core()
@@ -109,7 +153,10 @@ class GoStep(Optimizer):
             tables.append(self._table(self, i, group, tables[-1].at if tables else 0))
         if watch is not None:
             watch(self, sum(table.count() for table in tables), [why for table in tables for why in table.reasons()])
-        if not any(table.rest for table in tables):
+        for table in tables:
+            if table.rest:
+                break
+        else:
             for table in tables:
                 table.step()
             return loss
@@ -164,9 +211,7 @@ class _Table:
         self.index = index
         self.group = group
         self.columns = optimizer.columns(group)
-        keys = [key for key in self.columns if key is not None]
-        self.alike = keys[optimizer.numbers :]  # of states that are shaped as their parameter
-        self.numbers = (["step"] if optimizer.counts else []) + keys[: optimizer.numbers]  # of one number
+        self.alike, self.numbers = _keys(self.columns, optimizer.numbers, optimizer.counts)
         self.rest: list[Tensor] = []  # for torch
         self.why: list[str] = []  # of each of rest, or of the whole group
         self.misfits: list[str] = []  # what is wrong with some of rest, which torch will refuse, or convert
@@ -176,13 +221,13 @@ class _Table:
         self.made: list[tuple[dict[str, Any], str, Tensor]] = []  # states without a value yet
         self.grads: list[Tensor] = []  # held, so that no other thread frees them during the step
         params: list[Tensor] = group["params"]
-        self.words = array("Q", bytes(8 * _WORDS * len(params)))
+        self.words = _ROOM * len(params)
         self.n = 0
+        self.counted = self.versions = 0  # of written, what gather has counted; the versions among it
         self.at = at or 0  # in the optimizer's state, where the search goes on; None asks for no rows
-        scalars = optimizer.scalars(group)
-        self.why_group = _why_not_group(group, scalars)
-        if self.why_group is None:
-            self.sparse_scalars = optimizer.sparse_scalars(group)
+        self.scalars = optimizer.scalars(group)
+        self.why_group = _why_not_group(group, self.scalars)
+        self.sparse_scalars = optimizer.sparse_scalars(group) if self.why_group is None else None
         if at is None:
             return
         if self.why_group is not None:
@@ -203,14 +248,13 @@ class _Table:
 
     def _gather(self, params: list[Tensor]) -> list[Tensor]:
         """Make the rows that gather.c can make; what it leaves is returned."""
-        core = _native.core()
-        if not self.optimizer.dense or core is None or _native.dlpack_api is None or type(params) is not list:
+        core, layout = _native.core(), _native.layout()
+        if not self.optimizer.dense or core is None or layout is None or type(params) is not list:
             return params
         odd: list[Tensor] = []
-        self.n, self.at = core.gather(
-            _native.dlpack_api,
+        self.n, self.at, self.versions = core.gather(
+            layout,
             _PLAIN,
-            torch.strided if self.optimizer._layouts else None,
             params,
             self.optimizer.state,
             self.at,
@@ -222,6 +266,7 @@ class _Table:
             self.grads,
             odd,
         )
+        self.counted = len(self.written)
         return odd
 
     def _sort(self, p: Tensor) -> None:
@@ -229,8 +274,6 @@ class _Table:
         g = p.grad
         if g is None:
             return
-        if p.layout is not torch.strided or g.layout is not torch.strided:
-            self.optimizer._layouts = True
         state = self.optimizer.state.get(p, {})
         why = self.why_torch(p, g, state)
         if why is not None:
@@ -262,6 +305,7 @@ class _Table:
         if not self.optimizer.dense:
             return "its gradient is dense"
         fresh = self._is_fresh(state)
+        self._require_memory(p, "the parameter", _dtensor.local(p))
         found: list[tuple[str, Any, torch.Size]] = [("its gradient", g, p.shape)]
         if not fresh:
             found += [(f"its state {key!r}", state.get(key), shape) for key, shape in self._shapes(p).items()]
@@ -273,6 +317,7 @@ class _Table:
                 continue
             if t.layout is torch.strided and not t.is_nested:
                 self._require_shape(p, what, t, shape)
+                self._require_memory(p, what, _dtensor.local(t))
             if t.dtype != p.dtype or t.device != p.device or t.layout != p.layout or t.is_nested:
                 wrong.append(f"{what} is {t.dtype} on {t.device}, {t.layout}")
             elif odd is None and (why := _why_unlike(p, t)) is not None:
@@ -351,6 +396,14 @@ class _Table:
         if t.shape != shape:
             raise ValueError(f"{self._describe(p)}: {what} has shape {tuple(t.shape)}, expected {tuple(shape)}")
 
+    def _require_memory(self, p: Tensor, what: str, t: Tensor) -> None:
+        """Refuse a tensor whose storage somebody has made too small for it, which torch would write behind."""
+        if type(t) not in _PLAIN or not t.is_cpu or t._is_zerotensor():
+            return
+        has, needs = t.untyped_storage().nbytes(), (int(t.storage_offset()) + t.numel()) * t.element_size()
+        if has < needs and _dense(t) and t.numel():
+            raise ValueError(f"{self._describe(p)}: the storage of {what} has {has} bytes, expected at least {needs}")
+
     def _describe(self, p: Tensor) -> str:
         at = next(i for i, q in enumerate(self.group["params"]) if q is p)
         name = f" ({self.group['param_names'][at]})" if "param_names" in self.group else ""
@@ -386,10 +439,19 @@ class _Table:
                     self._step_sparse(p, g)
 
     def _step_dense(self) -> None:
-        _bump_versions(self.written)
+        self._bump_versions()
         self.optimizer.go(self)
         for state, key, t in self.made:  # an interrupt before this leaves no state without a value
             state[key] = t
+
+    def _bump_versions(self) -> None:
+        if self.versions:
+            core = _native.core()
+            assert core is not None
+            behind_rows = 8 * _WORDS * (len(self.words) // len(_ROOM))
+            core.bump(self.words.buffer_info()[0] + behind_rows, self.versions)
+        if self.counted < len(self.written):
+            bump_versions(self.written[self.counted :])
 
     def _step_sparse(self, p: Tensor, g: Tensor) -> None:
         optimizer = self.optimizer
@@ -410,6 +472,13 @@ class _Table:
 GoStep._table = _Table
 
 
+@functools.cache
+def _keys(columns: tuple[str | None, ...], numbers: int, counts: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The keys of the states that are shaped as their parameter, and of those that are one number."""
+    keys = tuple(key for key in columns if key is not None)
+    return keys[numbers:], (("step",) if counts else ()) + keys[:numbers]
+
+
 def why_torch(optimizer: Optimizer) -> str | None:
     """Why Go may not write to memory behind torch's back, which a tracer or a loss scaler must not miss."""
     if _native.core() is None:
@@ -428,11 +497,16 @@ def why_compiling() -> str | None:
     return "the step is being compiled" if torch.compiler.is_compiling() else None
 
 
+_NUMBERS = {float, int, bool}
+
+
 def _why_not_group(group: dict[str, Any], scalars: tuple[Any, ...]) -> str | None:
     for flag in ("differentiable", "capturable"):
         if group.get(flag, False):
             return f"its group is {flag}"
-    return None if all(isinstance(x, (float, int)) for x in scalars) else not_numbers(group)
+    if _NUMBERS.issuperset(map(type, scalars)) or all(isinstance(x, (float, int)) for x in scalars):
+        return None
+    return not_numbers(group)
 
 
 def not_numbers(group: dict[str, Any]) -> str:
@@ -508,7 +582,7 @@ def _alike(a: Tensor, b: Tensor) -> bool:
     return all(s == t or n == 1 for s, t, n in pairs)
 
 
-def _bump_versions(written: list[Tensor]) -> None:
+def bump_versions(written: list[Tensor]) -> None:
     """Tell autograd what was written, or it would use changed tensors that it has saved."""
     torch.autograd.graph.increment_version(written)
 

@@ -22,7 +22,7 @@ class _FactoredTable(_Table):
     def _gather(self, params: list[Tensor]) -> list[Tensor]:
         odd = super()._gather(params)
         if 0 in self.words[: self.n * _WORDS : _WORDS]:  # torch divides by the number of elements
-            self.n = 0
+            self.n = self.counted = self.versions = 0
             self.written.clear()
             self.grads.clear()
             return params

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from goptim import _native, _step
-from goptim._step import _DTYPES, _bump_versions, _why_not, _why_not_grad
+from goptim._step import _DTYPES, _why_not, _why_not_grad, bump_versions
 from goptim.adafactor import fused_norms, why_not_factored
 
 _WORDS = 10  # of a row (goptim/hfadafactor.go)
@@ -201,7 +201,7 @@ class Adafactor(Optimizer):
             after.append((state, rms))
         core = _native.core()
         assert core is not None
-        _bump_versions(written)
+        bump_versions(written)
         core.HFAdafactor(
             words.buffer_info()[0],
             len(words) // _WORDS,

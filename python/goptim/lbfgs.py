@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from goptim import _native, _step
-from goptim._step import _DTYPES, _PLAIN, _bump_versions, _threads_after_fork, _undecorated
+from goptim._step import _DTYPES, _PLAIN, _threads_after_fork, _undecorated, bump_versions
 
 
 class LBFGS(torch.optim.LBFGS):
@@ -326,7 +326,7 @@ class _Run:
                     self._remember()
                     continue
                 if ask != _OPTIMAL:
-                    _bump_versions([*self.params, self.kept])
+                    bump_versions([*self.params, self.kept])
                 if ask == _EVALUATE:
                     loss = float(closure())
                     if not self._same_params() or not self.see(loss):

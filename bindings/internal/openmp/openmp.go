@@ -7,13 +7,19 @@ package openmp
 /*
 #include <stdint.h>
 
-void goptim_openmp_work(void);
+void goptim_openmp_work(int thread);
 
 // GOMP_parallel of GNU's libgomp, https://gcc.gnu.org/onlinedocs/libgomp/Implementing-PARALLEL-construct.html
 typedef void parallel(void (*function)(void *), void *data, unsigned threads, unsigned flags);
 
-static void work(void *data) { goptim_openmp_work(); }
-static void team(uintptr_t address, unsigned threads) { ((parallel *)address)(work, 0, threads, 0); }
+// omp_get_thread_num of OpenMP's API: 0 for the caller's.
+typedef int number(void);
+
+static void work(void *data) { goptim_openmp_work(((number *)data)()); }
+static void team(uintptr_t address, uintptr_t number, unsigned threads)
+{
+	((parallel *)address)(work, (void *)number, threads, 0);
+}
 */
 import "C"
 
@@ -24,32 +30,35 @@ import (
 )
 
 var (
-	parallel atomic.Uintptr
-	mu       sync.Mutex
-	current  func()
+	parallel, number atomic.Uintptr
+	mu               sync.Mutex
+	current          func(thread int)
 )
 
-// Use makes the function GOMP_parallel at an address the one that Team returns; 0 for none.
-func Use(address uintptr) { parallel.Store(address) }
+// Use makes the functions GOMP_parallel and omp_get_thread_num at two addresses what Team uses; 0 for none.
+func Use(gompParallel, ompGetThreadNum uintptr) {
+	number.Store(ompGetThreadNum)
+	parallel.Store(gompParallel)
+}
 
 // Team runs work on threads of OpenMP, as goptim.Table wants it; nil if there is no OpenMP to use.
-func Team() func(threads int, work func()) {
+func Team() func(threads int, work func(thread int)) {
 	if parallel.Load() == 0 {
 		return nil
 	}
 	return team
 }
 
-func team(threads int, work func()) {
+func team(threads int, work func(thread int)) {
 	mu.Lock()
 	defer mu.Unlock()
 	current = work
-	C.team(C.uintptr_t(parallel.Load()), C.unsigned(threads))
+	C.team(C.uintptr_t(parallel.Load()), C.uintptr_t(number.Load()), C.unsigned(threads))
 	current = nil
 }
 
 //export goptim_openmp_work
-func goptim_openmp_work() {
+func goptim_openmp_work(thread C.int) {
 	debug.SetPanicOnFault(true)
-	current()
+	current(int(thread))
 }

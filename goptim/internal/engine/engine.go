@@ -10,10 +10,25 @@ import (
 	"sync/atomic"
 )
 
-// A Pass is what one optimizer does to its rows. Update works on elements lo to hi of one row; calls for disjoint
-// ranges run at the same time, in any order, and the result does not depend on how a row is split.
+// A Pass is what one optimizer does to its rows. Update works on one part of them; calls for disjoint parts run at the
+// same time, in any order, and the result does not depend on how rows are split.
 type Pass interface {
-	Update(row, lo, hi int)
+	Update(p Part)
+}
+
+// A Part is a stretch of rows laid end to end: from element Lo of row First up to element Hi of row Last.
+type Part struct{ First, Lo, Last, Hi int }
+
+// Of is which elements of a row, of n in all, are in the part.
+func (p Part) Of(row, n int) (lo, hi int) {
+	hi = n
+	if row == p.First {
+		lo = p.Lo
+	}
+	if row == p.Last {
+		hi = p.Hi
+	}
+	return lo, hi
 }
 
 const (
@@ -26,8 +41,9 @@ const (
 )
 
 // A Team calls work on as many as threads threads at the same time, one of them the caller's, and returns when every
-// call has returned.
-type Team func(threads int, work func())
+// call has returned. A call is given its thread's number, from 0, so that a thread has the same elements at every step:
+// they are in its caches, or in the memory of its socket. Negative numbers stand for threads without one.
+type Team func(threads int, work func(thread int))
 
 // Run applies p to every element of rows on the caller's thread and up to threads-1 others, and returns when all
 // is done: on those of team, or on workers of its own if that is nil. A panic in p becomes an error.
@@ -35,6 +51,9 @@ func Run(p Pass, rows []Row, threads int, team Team) error {
 	total := 0
 	for i := range rows {
 		total += int(rows[i].N)
+	}
+	if total == 0 {
+		return nil
 	}
 	if threads < 2 || total < alone || !workers.mu.TryLock() {
 		return runAlone(p, rows)
@@ -50,7 +69,7 @@ func Each(n, threads int, team Team, do func(i int)) error {
 		return eachAlone(n, do)
 	}
 	defer workers.mu.Unlock()
-	workers.job.each, workers.job.count = do, n
+	workers.job.each, workers.job.count, workers.job.shared = do, n, true
 	return workers.start(min(threads, n), team)
 }
 
@@ -64,11 +83,8 @@ func eachAlone(n int, do func(i int)) (err error) {
 
 func runAlone(p Pass, rows []Row) (err error) {
 	defer recovered(&err)
-	for i := range rows {
-		if rows[i].N > 0 {
-			p.Update(i, 0, int(rows[i].N))
-		}
-	}
+	last := len(rows) - 1
+	p.Update(Part{Last: last, Hi: int(rows[last].N)})
 	return nil
 }
 
@@ -100,50 +116,60 @@ func (w *pool) start(threads int, team Team) error {
 	j := &w.job
 	threads = min(threads, runtime.GOMAXPROCS(0))
 	if team != nil {
-		j.start()
+		j.start(threads)
 		team(threads, j.work)
 		return j.wait()
 	}
-	helpers := threads - 1
-	for len(w.bells) < helpers {
+	for i := len(w.bells) + 1; i < threads; i++ {
 		bell := new(event)
 		w.bells = append(w.bells, bell)
-		go w.serve(bell)
+		go w.serve(bell, i)
 	}
-	j.start()
-	for _, bell := range w.bells[:helpers] {
+	j.start(threads)
+	for _, bell := range w.bells[:threads-1] {
 		bell.ring()
 	}
-	j.work()
+	j.work(0)
 	return j.wait()
 }
 
 // serve is a worker's life: it waits in the kernel, on a thread of its own, for there it wakes in a few
 // microseconds where a goroutine behind a channel takes seventy.
-func (w *pool) serve(bell *event) {
+func (w *pool) serve(bell *event, thread int) {
 	runtime.LockOSThread()
 	debug.SetPanicOnFault(true)
 	for rung := uint32(0); ; {
 		rung = bell.wait(rung)
-		w.job.work()
+		w.job.work(thread)
 	}
 }
 
-// A job is the work of one step, cut into chunks of the rows' elements laid end to end.
+// A job is the work of one step, cut into chunks of the rows' elements laid end to end. Every thread has a share of
+// them, one behind the other, and then takes what is left of the others'.
 type job struct {
-	pass  Pass
-	rows  []Row
-	each  func(i int) // what to do with a chunk, if not to update rows
-	ends  []int       // ends[i] is where row i ends among all elements
-	spans []span
-	chunk int
-	count int
-	// left counts down the chunks to take. A worker that wakes after the end finds it below zero and touches
-	// nothing; what the chunks mean is written before left is set.
-	left   atomic.Int64
+	pass   Pass
+	rows   []Row
+	each   func(i int) // what to do with a chunk, if not to update rows
+	shared bool        // chunks have an order, and there is one share of all
+	ends   []int       // ends[i] is where row i ends among all elements
+	spans  []span
+	chunk  int
+	count  int
+	shares [maxShares]share
+	active atomic.Int64 // how many shares there are
 	undone atomic.Int64
 	done   event
 	failed atomic.Pointer[error]
+}
+
+const maxShares = 256
+
+// A share is the chunks from first up to end. Left counts down those to take. A worker that wakes after the end finds
+// it below zero and touches nothing; what the chunks mean is written before left is set.
+type share struct {
+	left       atomic.Int64
+	first, end int
+	_          [5]int64 // a cache line of its own
 }
 
 // plan lays the rows out. It reports whether they must run in order on one thread, because two of them share memory.
@@ -192,20 +218,37 @@ func overlap(spans []span) bool {
 	return false
 }
 
-func (j *job) start() {
+func (j *job) start(threads int) {
+	shares := min(threads, maxShares)
+	if j.shared {
+		shares = 1
+	}
 	j.failed.Store(nil)
 	j.undone.Store(int64(j.count))
-	j.left.Store(int64(j.count))
+	j.active.Store(int64(shares))
+	for i := range shares {
+		s := &j.shares[i]
+		s.first, s.end = i*j.count/shares, (i+1)*j.count/shares
+		s.left.Store(int64(s.end - s.first))
+	}
 }
 
-// work takes chunks until none is left.
-func (j *job) work() {
+// work takes chunks, of the thread's own share and then of the others', until none is left.
+func (j *job) work(thread int) {
+	shares := int(j.active.Load())
+	thread = max(thread, 0)
+	for i := range shares {
+		j.empty(&j.shares[(thread+i)%shares])
+	}
+}
+
+func (j *job) empty(s *share) {
 	for {
-		left := j.left.Add(-1)
+		left := s.left.Add(-1)
 		if left < 0 {
 			return
 		}
-		if err := j.update(j.count - 1 - int(left)); err != nil {
+		if err := j.update(s.end - 1 - int(left)); err != nil {
 			j.failed.CompareAndSwap(nil, &err)
 		}
 		if j.undone.Add(-1) == 0 {
@@ -223,15 +266,12 @@ func (j *job) update(chunk int) (err error) {
 	}
 	at := chunk * j.chunk
 	stop := min(at+j.chunk, j.ends[len(j.ends)-1])
-	row, _ := slices.BinarySearch(j.ends, at+1)
-	for ; at < stop; row++ {
-		start := j.ends[row] - int(j.rows[row].N)
-		hi := min(stop, j.ends[row])
-		if at < hi {
-			j.pass.Update(row, at-start, hi-start)
-			at = hi
-		}
-	}
+	first, _ := slices.BinarySearch(j.ends, at+1)
+	last, _ := slices.BinarySearch(j.ends, stop)
+	j.pass.Update(Part{
+		First: first, Lo: at - j.ends[first] + int(j.rows[first].N),
+		Last: last, Hi: stop - j.ends[last] + int(j.rows[last].N),
+	})
 	return nil
 }
 
@@ -247,7 +287,7 @@ func (j *job) wait() error {
 			j.done.wait(heard)
 		}
 	}
-	j.pass, j.rows, j.each = nil, nil, nil
+	j.pass, j.rows, j.each, j.shared = nil, nil, nil, false
 	if err := j.failed.Load(); err != nil {
 		return *err
 	}

@@ -20,12 +20,15 @@ type counting struct {
 	panics int // the row that panics; -1 for none
 }
 
-func (c *counting) Update(row, lo, hi int) {
-	if row == c.panics {
-		panic("on purpose")
-	}
-	for i := range c.counts[row][lo:hi] {
-		c.counts[row][lo+i]++
+func (c *counting) Update(p Part) {
+	for row := p.First; row <= p.Last; row++ {
+		if row == c.panics {
+			panic("on purpose")
+		}
+		lo, hi := p.Of(row, len(c.counts[row]))
+		for i := range c.counts[row][lo:hi] {
+			c.counts[row][lo+i]++
+		}
 	}
 }
 
@@ -108,7 +111,11 @@ func TestStepsAtTheSameTime(t *testing.T) {
 // inOrder records the rows it is given; it is not safe for two threads.
 type inOrder struct{ rows []int }
 
-func (p *inOrder) Update(row, lo, hi int) { p.rows = append(p.rows, row) }
+func (p *inOrder) Update(part Part) {
+	for row := part.First; row <= part.Last; row++ {
+		p.rows = append(p.rows, row)
+	}
+}
 
 func TestOverlappingRowsRunInOrder(t *testing.T) {
 	rows, pass := rowsOf(2*alone, alone, 1)
@@ -175,11 +182,11 @@ func TestNumbers(t *testing.T) {
 func TestTeam(t *testing.T) {
 	rows, pass := rowsOf(alone, 3, alone)
 	var asked int
-	team := func(threads int, work func()) {
+	team := func(threads int, work func(thread int)) {
 		asked = threads
 		var wg sync.WaitGroup
-		for range threads {
-			wg.Go(work)
+		for i := range threads {
+			wg.Go(func() { work(i) })
 		}
 		wg.Wait()
 	}
@@ -190,6 +197,32 @@ func TestTeam(t *testing.T) {
 	assert.Equal(t, min(2, runtime.GOMAXPROCS(0)), asked)
 	pass.panics = 2
 	require.ErrorContains(t, Run(pass, rows, 2, team), "panic")
+}
+
+// starts records where the parts of one row begin, in order; it is not safe for two threads.
+type starts struct{ at []int }
+
+func (s *starts) Update(p Part) { s.at = append(s.at, p.Lo) }
+
+// TestAThreadBeginsWithItsShare has one thread of a team come, as if the others were late: it takes its own stretch of the
+// elements, which is the same at every step, and then the others'.
+func TestAThreadBeginsWithItsShare(t *testing.T) {
+	threads := min(4, runtime.GOMAXPROCS(0))
+	rows, _ := rowsOf(8 * alone)
+	for thread := -1; thread < threads; thread++ {
+		for range 2 {
+			var pass starts
+			require.NoError(t, Run(&pass, rows, threads, func(n int, work func(thread int)) {
+				assert.Equal(t, threads, n)
+				work(thread)
+			}))
+			chunk, n := pass.at[1]-pass.at[0], len(pass.at)
+			require.Equal(t, 32*threads, n)
+			for i, at := range pass.at {
+				require.Equal(t, (max(thread, 0)*32+i)%n*chunk, at, "part %d of thread %d", i, thread)
+			}
+		}
+	}
 }
 
 func TestEach(t *testing.T) {

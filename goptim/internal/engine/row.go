@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"math"
 	"unsafe"
+
+	"github.com/goptim/goptim/goptim/internal/kernel"
 )
 
 // A DType is the type of a row's elements.
@@ -81,6 +83,14 @@ func (r *Row) NumberDType(i int) DType { return DType(r.Kind >> (32 + 8*i)) }
 // First reports whether the row's state holds nothing yet.
 func (r *Row) First() bool { return r.Kind&First != 0 }
 
+// Prefetch asks for the beginnings of the row's columns, as many cache lines as the processor's own prefetcher leaves to
+// be asked for.
+func (r *Row) Prefetch() {
+	const most = 4
+	lines := min(int(uint64(r.N)*uint64(r.DType())/16)+1, most)
+	kernel.Prefetch((*[3 + States]uintptr)(unsafe.Pointer(&r.Param))[:], lines)
+}
+
 // Check reports what is wrong with a row for an optimizer of a layout.
 func (r *Row) Check(l Layout) error {
 	size := int64(8)
@@ -101,7 +111,7 @@ func (r *Row) Check(l Layout) error {
 	}
 	for i, use := range l.State {
 		if use == Number {
-			if err := checkNumber(fmt.Sprintf("state %d", i), r.State[i], r.NumberDType(i)); err != nil {
+			if err := checkNumber(stateNames[i], r.State[i], r.NumberDType(i)); err != nil {
 				return err
 			}
 		}
@@ -117,13 +127,15 @@ func (r *Row) Check(l Layout) error {
 	}
 	for i, use := range l.State {
 		if use == Column {
-			if err := checkAddress(fmt.Sprintf("state %d", i), r.State[i], r.N*size); err != nil {
+			if err := checkAddress(stateNames[i], r.State[i], r.N*size); err != nil {
 				return err
 			}
 		}
 	}
 	return nil
 }
+
+var stateNames = [States]string{"state 0", "state 1", "state 2"}
 
 func checkNumber(what string, a uintptr, d DType) error {
 	if d != Float32 && d != Float64 {

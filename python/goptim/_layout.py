@@ -1,0 +1,224 @@
+"""Where this torch keeps what of a tensor, found by experiment, for gather.c to read it there.
+
+A tensor is a C++ object, whose layout differs between torch's versions and is nowhere promised. But within a process it
+does not change, so that it can be looked up: of tensors that differ in all that can be asked of them, a field is where
+memory agrees with torch's own answers for every one. It must be one place and no other, or there is no layout, and the
+way of a step is Python's, through torch's own functions.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import struct
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+_T = TypeVar("_T")
+_MEMORY = "/proc/self/mem"
+_WORDS = 24  # of a TensorImpl, that are looked at
+
+
+class Layout(NamedTuple):
+    """The fields of gather.c's Layout: places in words of 8 bytes, unless said otherwise."""
+
+    impl: int  # in a tensor's Python object, the address of its TensorImpl
+    storage: int  # in a TensorImpl, the address of the StorageImpl
+    autograd: int  # … of what holds the gradient, to fetch it in time
+    version: int  # … of what counts changes
+    ndim: int
+    sizes: int  # of up to five dimensions; the address of sizes and strides, one behind the other, of more
+    strides: int
+    offset: int  # of the first element, in elements
+    numel: int
+    keys: int  # for which devices, layouts and modes an operation is looked up
+    type: int  # in units of 2 bytes, the number of the dtype
+    counter: int  # in units of 4 bytes, in what version points to
+    data: int  # in a StorageImpl, the address of its memory
+    size: int  # in bytes
+    guard: int  # in bytes, in a StorageImpl: not 0 if its memory may not be written as it is
+    plain: int  # the keys of a plain tensor on the CPU
+    float32: int  # the type of one
+    float64: int
+
+
+def find() -> bytes | None:
+    """The layout as gather.c takes it, or None if it cannot be told for certain. It takes a few milliseconds."""
+    try:
+        with (
+            open(_MEMORY, "rb", buffering=0) as memory,
+            torch._C.DisableTorchFunction(),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+        ):
+            return struct.pack(f"<{len(Layout._fields)}q", *_find(_Memory(memory.fileno())))
+    except (OSError, LookupError, ValueError, RuntimeError, AttributeError, StopIteration, struct.error):
+        return None
+
+
+class _Memory:
+    """This process's memory. What is not there is an OSError, and never a crash."""
+
+    def __init__(self, file: int) -> None:
+        self.file = file
+
+    def units(self, format: str, address: int, n: int) -> tuple[Any, ...]:
+        """Numbers, in the format of a struct."""
+        if not 0 < address < 1 << 63:
+            raise OSError
+        format = f"={n}{format}"
+        return struct.unpack(format, os.pread(self.file, struct.calcsize(format), address))
+
+    def words(self, address: int, n: int = _WORDS) -> tuple[int, ...]:
+        return self.units("q", address, n)
+
+    def behind(self, format: str, word: int, n: int) -> tuple[Any, ...]:
+        """Numbers at an address, if it is one."""
+        try:
+            return self.units(format, word, n)
+        except (OSError, struct.error):
+            return ()
+
+
+def _find(memory: _Memory) -> Layout:
+    plain = _plain_tensors()
+    impls = [memory.words(t._cdata) for t in plain]
+
+    def place(answer: Callable[[Tensor], int]) -> int:
+        """The word of a TensorImpl that is torch's answer for every tensor."""
+        return _place(impls, [(answer(t),) for t in plain])
+
+    few = [i for i, t in enumerate(plain) if t.dim() <= 5]
+    sizes = _place([impls[i] for i in few], [tuple(plain[i].shape) for i in few])
+    strides = _place([impls[i] for i in few], [plain[i].stride() for i in few])
+    for t, words in zip(plain, impls, strict=True):
+        if t.dim() > 5 and memory.words(words[sizes], 2 * t.dim()) != (*t.shape, *t.stride()):
+            raise LookupError
+
+    kinds = [impls, *([memory.words(t._cdata) for t in kind] for kind in _odd_tensors())]
+    of_kinds = [[{words[i] for words in kind} for kind in kinds] for i in range(_WORDS)]
+    keys = _only(i for i, found in enumerate(of_kinds) if set(map(len, found)) == {1} and _distinct(found))
+
+    one_of_each = [torch.empty(1, dtype=dtype, device="cpu") for dtype in _DTYPES]
+    types = [memory.units("H", t._cdata, 4 * _WORDS) for t in one_of_each]
+    of_plain = [(memory.units("H", t._cdata, 4 * _WORDS), types[_DTYPES.index(t.dtype)]) for t in plain]
+    distinct = [i for i in range(4 * _WORDS) if len({x[i] for x in types}) == len(_DTYPES)]
+    type_ = _only(i for i in distinct if all(x[i] == of_dtype[i] for x, of_dtype in of_plain))
+
+    leaves = [(words, t.grad._cdata) for words, t in zip(impls, plain, strict=True) if t.grad is not None]
+    autograd = next(i for i in range(_WORDS) if all(grad in memory.behind("q", w[i], 16) for w, grad in leaves))
+    counts = [[memory.behind("I", words[i], 8) for i in range(_WORDS)] for words in impls]
+    version, counter = _only(
+        (i, j)
+        for i, j in itertools.product(range(_WORDS), range(8))
+        if all(behind[i][j : j + 1] == (t._version,) for behind, t in zip(counts, plain, strict=True))
+    )
+
+    storages = [t.untyped_storage() for t in plain]
+    of_storages = [memory.words(x._cdata, 16) for x in storages]
+    size = _place(of_storages, [(x.nbytes(),) for x in storages])
+    flags = range(8 * size + 8, 8 * size + 16)  # a word of them, behind the size
+    open_, guarded = ([memory.units("B", x._cdata, flags.stop) for x in xs] for xs in (storages, _guarded_storages()))
+    guard = _only(i for i in flags if not any(x[i] for x in open_) and all(x[i] == 1 for x in guarded))
+    return Layout(
+        impl=_place([memory.words(id(t), 8) for t in plain], [(t._cdata,) for t in plain]),
+        storage=place(lambda t: t.untyped_storage()._cdata),
+        autograd=autograd,
+        version=version,
+        ndim=place(lambda t: t.dim()),
+        sizes=sizes,
+        strides=strides,
+        offset=place(lambda t: int(t.storage_offset())),
+        numel=place(lambda t: t.numel()),
+        keys=keys,
+        type=type_,
+        counter=counter,
+        data=_place(of_storages, [(x.data_ptr(),) for x in storages]),
+        size=size,
+        guard=guard,
+        plain=impls[0][keys],
+        float32=types[0][type_],
+        float64=types[1][type_],
+    )
+
+
+def _place(words: list[tuple[int, ...]], expected: list[tuple[int, ...]]) -> int:
+    """Where all words have what is expected of them."""
+    both = list(zip(words, expected, strict=True))
+    return _only(i for i in range(len(words[0])) if all(w[i : i + len(e)] == e for w, e in both))
+
+
+def _distinct(sets: list[set[int]]) -> bool:
+    return len(set().union(*sets)) == len(sets)
+
+
+def _only(found: Iterable[_T]) -> _T:
+    """What is found, if it is one."""
+    it, *others = found
+    if others:
+        raise LookupError
+    return it
+
+
+_DTYPES = [
+    torch.float32,
+    torch.float64,
+    torch.float16,
+    torch.bfloat16,
+    torch.complex64,
+    torch.int64,
+    torch.int32,
+    torch.uint8,
+    torch.bool,
+]
+
+
+def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="cpu")
+
+
+def _plain_tensors() -> list[Tensor]:
+    """Tensors that Go takes, all different."""
+    plain = [
+        _empty(3, 1, 4),
+        _empty(),
+        _empty(0, 2),
+        _empty(9, dtype=torch.float64)[2:],
+        _empty(7, 5).t(),
+        _empty(2, 9, 6, 8).to(memory_format=torch.channels_last)[1:],
+        _empty(3, 2, 3, 2, 2, dtype=torch.float64)[1:],
+        _empty(2, 1, 3, 2, 1, 2, 4).permute(6, 0, 2, 1, 3, 4, 5),
+        torch.frombuffer(bytearray(120), dtype=torch.float32)[11:],
+        torch.nn.Parameter(_empty(15)),
+        torch.nn.Parameter(_empty(4, 3)[1:], requires_grad=False),
+    ]
+    for t in (plain[9], plain[0].requires_grad_()):
+        t.grad = torch.empty_like(t)
+    for i, t in enumerate(plain):
+        for _ in range(2 + 3 * i):
+            torch.autograd.graph.increment_version(t)
+    return plain
+
+
+def _odd_tensors() -> list[list[Tensor]]:
+    """Kinds of tensors that are not what their memory says, or have none there."""
+    with torch.inference_mode():
+        inference = [_empty(3), _empty(2, 2)]
+    numbers = [_empty(3), _empty(2, 2, dtype=torch.float64)]
+    pairs = [_empty(3, dtype=torch.complex64), _empty(2, 2, dtype=torch.complex64)]
+    return [
+        inference,
+        [*map(torch._neg_view, numbers), *(z.conj().imag for z in pairs)],
+        [z.conj() for z in pairs],
+        [torch._efficientzerotensor(n, device="cpu") for n in (3, 4)],
+        [t.to("meta") for t in numbers],
+        [t.to_sparse() for t in numbers],
+    ]
+
+
+def _guarded_storages() -> list[torch.UntypedStorage]:
+    """Memory that is another's until somebody asks where it is."""
+    return [torch._lazy_clone(_empty(3, i)).untyped_storage() for i in range(1, 6)]
