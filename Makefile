@@ -16,7 +16,7 @@ PARITY := tests/test_parity.py tests/test_state.py tests/test_safetensors.py tes
 # What WebAssembly, one thread without vectors, tests in seconds.
 WASM := -run 'Golden|TorchsRuns|State|Files|Example|Refuses|RoundTrip|Runs' ./goptim ./goptim/schedule ./goptim/gonumopt ./goptim/internal/safetensors
 
-.PHONY: help demo tour test test-go test-go-everywhere test-python test-oldest test-integrations soak test-packaging lint build generate bindings golden bench wheel sdist clean
+.PHONY: help demo tour test test-go test-go-everywhere test-python test-oldest test-integrations soak test-packaging lint build generate bindings golden bench yardstick wheel sdist clean
 
 help: ## print the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -89,6 +89,11 @@ bench: build ## print what a step costs beside torch's, and beside memory itself
 	$(PY) benchmarks/sparse.py
 	$(PY) benchmarks/lbfgs.py
 	$(GO) run ./benchmarks/go
+
+yardstick: build ## hold the kernels against C written by hand, ask a model how steps scale, and write docs/performance.md
+	$(PY) benchmarks/yardstick --update docs/performance.md
+	$(PY) benchmarks/yardstick --memory --update docs/performance.md
+	$(PY) benchmarks/scaling.py --update docs/performance.md
 
 wheel: $(VENV)/ready ## a manylinux wheel for Python 3.10 and later, in dist/
 	$(PY) -m pip install -q --no-build-isolation -e '.[wheel]'
