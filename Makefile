@@ -20,7 +20,7 @@ PARITY := tests/test_parity.py tests/test_state.py tests/test_safetensors.py tes
 # What a slow or emulated machine tests in seconds.
 LIGHT := -run 'Golden|TorchsRuns|State|Files|^Example|Refuses|RoundTrip|Runs|Ends' ./goptim ./goptim/schedule ./goptim/gonumopt ./goptim/internal/safetensors
 
-.PHONY: help demo tour test test-go test-go-everywhere test-python test-oldest test-integrations soak test-packaging lint build generate bindings golden bench wheel sdist clean
+.PHONY: help demo tour test test-go test-go-everywhere test-python test-oldest test-integrations soak test-packaging lint build generate bindings golden bench yardstick wheel sdist clean
 
 help: ## print the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -107,6 +107,11 @@ bench: build ## measure everything, and write it into README.md, docs/benchmarks
 	$(PY) benchmarks/sparse.py --case $(SPARSE) --rounds 20 --update docs/benchmarks.md
 	$(PY) benchmarks/lbfgs.py --history 10 --update docs/benchmarks.md
 	$(GO) run ./benchmarks/go -update docs/benchmarks.md
+
+yardstick: build ## hold the kernels against C written by hand, ask a model how steps scale, and write docs/performance.md
+	$(PY) benchmarks/yardstick --update docs/performance.md
+	$(PY) benchmarks/yardstick --memory --update docs/performance.md
+	$(PY) benchmarks/scaling.py --update docs/performance.md
 
 wheel: $(VENV)/ready ## a manylinux wheel for Python 3.10 and later, in dist/
 	$(PY) -m pip install -q --no-build-isolation -e '.[wheel]'

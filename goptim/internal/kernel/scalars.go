@@ -1,5 +1,7 @@
 package kernel
 
+import "math"
+
 // The scalars of one step, derived in float64 from an optimizer's options, in torch's order, once for many rows.
 // Flags are numbers too, 0 or 1: a kernel spreads all over its vectors alike.
 
@@ -7,11 +9,14 @@ package kernel
 type Coupled struct {
 	Sign        float64 // -1 to maximize
 	Couples     float64 // flag: WeightDecay is added to the gradient
-	WeightDecay float64
+	WeightDecay float64 // -0 for none: the product with it changes no sum
 }
 
 // CoupledOf are those of most optimizers.
 func CoupledOf(maximize bool, weightDecay float64) Coupled {
+	if weightDecay == 0 {
+		weightDecay = math.Copysign(0, -1)
+	}
 	return Coupled{Sign: Sign(maximize), Couples: Flag(weightDecay != 0), WeightDecay: weightDecay}
 }
 

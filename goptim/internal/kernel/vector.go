@@ -12,3 +12,16 @@ func VectorBits() int {
 	}
 	return simd.VectorBitSize()
 }
+
+// OfWidth is the kernel for the width of vectors that VectorBits tells.
+func OfWidth[F any](lane, w128, w256, w512 F) F {
+	switch VectorBits() {
+	case 128:
+		return w128
+	case 256:
+		return w256
+	case 512:
+		return w512
+	}
+	return lane
+}

@@ -1,4 +1,4 @@
-//go:build goexperiment.simd && !wasm
+//go:build goexperiment.simd && !wasm && !amd64
 
 package f32
 
@@ -31,5 +31,5 @@ func Adamax(h *kernel.Adamax, p, g []float32, s [3][]float32) {
 
 // infinityNorm is Kingma & Ba, arXiv:1412.6980, Algorithm 2, with torch's eps.
 func infinityNorm(u, g, beta2, eps simd.Float32s) simd.Float32s {
-	return maximum(u.Mul(beta2), g.Abs().Add(eps))
+	return maximum(u.Mul(beta2), abs(g).Add(eps))
 }

@@ -1,4 +1,4 @@
-//go:build goexperiment.simd && !wasm
+//go:build goexperiment.simd && !wasm && !amd64
 
 package f32
 
@@ -93,7 +93,7 @@ func HFAdafactorStep(h *kernel.HFAdafactor, p, g []float32, s [3][]float32) {
 			*at(m, i) = u
 		}
 		x := *at(p, i)
-		*at(p, i) = axpy(x, x, decay).IfElse(decays, x).Sub(u)
+		*at(p, i) = choose(decays, axpy(x, x, decay), x).Sub(u)
 	}
 }
 

@@ -1,4 +1,4 @@
-//go:build goexperiment.simd && !wasm
+//go:build goexperiment.simd && !wasm && !amd64
 
 package f32
 
@@ -21,7 +21,7 @@ func MuonMomentum(h *kernel.MuonMomentum, p, g []float32, s [3][]float32) {
 		gi := *at(g, i)
 		b := lerp(*at(buf, i), gi, c)
 		*at(buf, i) = b
-		*at(p, i) = lerp(gi, b, momentum).IfElse(nesterov, b)
+		*at(p, i) = choose(nesterov, lerp(gi, b, momentum), b)
 	}
 }
 

@@ -1,4 +1,4 @@
-//go:build goexperiment.simd && !wasm
+//go:build goexperiment.simd && !wasm && !amd64
 
 package f32
 
@@ -18,7 +18,7 @@ func RMSprop(h *kernel.RMSprop, p, g []float32, s [3][]float32) {
 	}
 	sgn, coupled, wd := set(h.Sign), flag(h.Couples), set(h.WeightDecay)
 	alpha, c, centre, eps := set(h.Alpha), set(h.C), weight{set(h.Centre.W), flag(h.Centre.FromX)}, set(h.Eps)
-	one, minus, momentum, step := set(1), set(-1), set(h.Momentum), set(h.Step)
+	minus, momentum, step := set(-1), set(h.Momentum), set(h.Step)
 	sq, buf, avg, w := s[0], s[1], s[2], eps.Len()
 	for i := 0; i < len(p); i += w {
 		x := *at(p, i)
@@ -35,7 +35,7 @@ func RMSprop(h *kernel.RMSprop, p, g []float32, s [3][]float32) {
 			*at(p, i) = addcdiv(x, d, root, step)
 			continue
 		}
-		b := addcdiv(at(buf, i).Mul(momentum), d, root, one)
+		b := at(buf, i).Mul(momentum).Add(d.Div(root))
 		*at(buf, i) = b
 		*at(p, i) = axpy(x, b, step)
 	}

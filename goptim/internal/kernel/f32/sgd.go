@@ -1,4 +1,4 @@
-//go:build goexperiment.simd && !wasm
+//go:build goexperiment.simd && !wasm && !amd64
 
 package f32
 
@@ -24,7 +24,7 @@ func SGD(h *kernel.SGD, p, g []float32, s [3][]float32) {
 			d := decayed(x, *at(g, i), sgn, coupled, wd)
 			b := momentumOf(*at(buf, i), d, first, momentum, c)
 			*at(buf, i) = b
-			d = axpy(d, b, momentum).IfElse(nesterov, b)
+			d = choose(nesterov, axpy(d, b, momentum), b)
 			*at(p, i) = axpy(x, d, step)
 		}
 		return
@@ -37,6 +37,6 @@ func SGD(h *kernel.SGD, p, g []float32, s [3][]float32) {
 
 // momentumOf is Sutskever et al., "On the importance of initialization and momentum in deep learning", in torch's form:
 // the learning rate multiplies the buffer, and the first buffer is the gradient, undampened.
-func momentumOf(buf, g simd.Float32s, first simd.Mask32s, momentum, c simd.Float32s) simd.Float32s {
-	return g.IfElse(first, axpy(buf.Mul(momentum), g, c))
+func momentumOf(buf, g simd.Float32s, first bits, momentum, c simd.Float32s) simd.Float32s {
+	return choose(first, g, axpy(buf.Mul(momentum), g, c))
 }

@@ -1,5 +1,9 @@
-// Command generate writes the copies of the kernels of package f32: for float64, and for one element at a time. Run it
-// in the folder of the kernels (`make generate`); a test fails when a copy is stale.
+// Command generate writes the copies of the kernels of package f32: for float64, for one element at a time, and for each
+// width of amd64's vectors. Run it in the folder of the kernels (`make generate`); a test fails when a copy is stale.
+//
+// On amd64 package simd would choose among the widths itself, but an operation of its vectors is a call that leaves a NOP
+// behind when it is inlined; one of archsimd's is an instruction. A loop of half as many instructions lets a CPU work on
+// twice as many rounds of it at a time.
 package main
 
 import (
@@ -33,19 +37,51 @@ func main() {
 
 const (
 	laneImport = "github.com/goptim/goptim/goptim/internal/kernel/lane"
-	tag        = "//go:build goexperiment.simd && !wasm\n\n"
+	archImport = "github.com/goptim/goptim/goptim/internal/kernel/w" // and the width
+	tag        = "//go:build goexperiment.simd && !wasm && !amd64\n\n"
+	archTag    = "//go:build goexperiment.simd && amd64\n\n"
 )
 
 var (
-	doubles = strings.NewReplacer("Float32s", "Float64s", "Mask32s", "Mask64s", "float32", "float64", "package f32", "package f64",
+	doubles = strings.NewReplacer("Float32", "Float64", "Mask32s", "Mask64s", "Int32s", "Int64s", "Uint32s", "Uint64s", "float32", "float64", "package f32", "package f64",
 		"Package f32", "Package f64", "lane/f32\"", "lane/f64\"", "widest = 16", "widest = 8", "lanes = 8", "lanes = 4",
 		"Package f64 is generated from it, and so are lane/f32", "It is generated from package f32, as are lane/f32")
 	archDoubles = strings.NewReplacer("Float32x8", "Float64x4", "Float32", "Float64", "float32", "float64")
 	// handOver is where a kernel without vectors calls its one-lane copy.
 	handOver = regexp.MustCompile(`(?ms)^\tif simd\.Emulated\(\).*?^\t\}\n`)
 	portable = regexp.MustCompile(`(?m)"simd"$`)
+	isLanes  = regexp.MustCompile(`// (\w+) is lane's\.\nvar .*`)
 	laneOf   = regexp.MustCompile(`(?m)^\tlane ".*"\n`)
+	widths   = []int{128, 256, 512}
+	// toInts names the bits of a mask as archsimd does.
+	toInts = map[int]*strings.Replacer{
+		128: strings.NewReplacer("ToInt32s", "ToInt32x4", "ToInt64s", "ToInt64x2"),
+		256: strings.NewReplacer("ToInt32s", "ToInt32x8", "ToInt64s", "ToInt64x4"),
+		512: strings.NewReplacer("ToInt32s", "ToInt32x16", "ToInt64s", "ToInt64x8"),
+	}
+	// wider makes the vectors of w128 those of another width.
+	wider = map[int]*strings.Replacer{
+		256: strings.NewReplacer("128", "256", "32x4", "32x8", "64x2", "64x4"),
+		512: strings.NewReplacer("128", "512", "32x4", "32x16", "64x2", "64x8"),
+	}
 )
+
+// calls are methods of vectors that archsimd does not have as an instruction.
+var calls = regexp.MustCompile(`\.(Abs|Neg|IfElse|Masked)\(`)
+
+// length is a call in archsimd too, of what is known.
+var length = regexp.MustCompile(`[\w.]+(?:\(0\))?\.Len\(\)`)
+
+// ofWidth is a kernel file for vectors of one width and elements of so many bits. They are never emulated.
+func ofWidth(width, bits int, text string) string {
+	text = length.ReplaceAllString(text, fmt.Sprint(width/bits))
+	text = regexp.MustCompile(`(?ms)^\tif simd\.Emulated\(\) \{.*?^\t\}\n`).ReplaceAllString(text, "")
+	text = strings.ReplaceAll(text, "simd.Emulated() || ", "")
+	if !strings.Contains(text, "lane.") {
+		text = laneOf.ReplaceAllString(text, "")
+	}
+	return archTag + portable.ReplaceAllString(toInts[width].Replace(text), fmt.Sprintf(`simd "%s%d"`, archImport, width))
+}
 
 // generate gives every copy by its name under root.
 func generate(root string) (map[string][]byte, error) {
@@ -62,7 +98,7 @@ func generate(root string) (map[string][]byte, error) {
 	names := ""
 	for _, path := range sources {
 		base := filepath.Base(path)
-		if base == "lane.go" || strings.HasSuffix(base, "_test.go") {
+		if base == "lane.go" || base == "amd64.go" || strings.HasSuffix(base, "_test.go") {
 			continue
 		}
 		text, err := os.ReadFile(path)
@@ -71,6 +107,9 @@ func generate(root string) (map[string][]byte, error) {
 		}
 		if !bytes.HasPrefix(text, []byte(tag)) {
 			return nil, fmt.Errorf("%s: a kernel file begins with its build tag", path)
+		}
+		if called := calls.Find(text); called != nil {
+			return nil, fmt.Errorf("%s: %s is a call in archsimd, not an instruction: ops.go has what stands in for it", path, called)
 		}
 		exported, err := aliases(path, text)
 		if err != nil {
@@ -92,10 +131,35 @@ func generate(root string) (map[string][]byte, error) {
 				return nil, fmt.Errorf("%s: %w", path, err)
 			}
 		}
+		for _, width := range widths {
+			for bits, text := range map[int]string{32: single, 64: doubles.Replace(single)} {
+				name := fmt.Sprintf("w%d/f%d/%s", width, bits, base)
+				if err := add(name, "f32/"+base, ofWidth(width, bits, text[len(tag):])); err != nil {
+					return nil, fmt.Errorf("%s: %w", path, err)
+				}
+			}
+		}
 	}
 	for _, p := range []string{"f32", "f64"} {
 		text := "//go:build !goexperiment.simd || wasm\n\npackage " + p + "\n\nimport lane \"" + laneImport + "/" + p + "\"\n\n" + names
 		if err := add(p+"/lane.go", "f32", text); err != nil {
+			return nil, err
+		}
+		text = archTag + "package " + p + "\n\nimport (\n\t\"github.com/goptim/goptim/goptim/internal/kernel\"\n\tlane \"" + laneImport + "/" + p + "\"\n"
+		for _, width := range widths {
+			text += fmt.Sprintf("\tw%[2]d \"%[1]s%[2]d/%[3]s\"\n", archImport, width, p)
+		}
+		text += ")\n\n" + isLanes.ReplaceAllString(names, "// $1 is that of the width of vectors.\nvar $1 = kernel.OfWidth(lane.$1, w128.$1, w256.$1, w512.$1)")
+		if err := add(p+"/amd64.go", "f32", text); err != nil {
+			return nil, err
+		}
+	}
+	vectors, err := os.ReadFile(filepath.Join(root, "w128/vectors.go"))
+	if err != nil {
+		return nil, err
+	}
+	for width, replacer := range wider {
+		if err := add(fmt.Sprintf("w%d/vectors.go", width), "w128", replacer.Replace(string(vectors))); err != nil {
 			return nil, err
 		}
 	}

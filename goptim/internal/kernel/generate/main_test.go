@@ -19,7 +19,7 @@ func TestCopiesAreCurrent(t *testing.T) {
 		require.NoError(t, err, "run `make generate`")
 		assert.Equal(t, string(text), string(have), "%s is stale: run `make generate`", name)
 	}
-	for _, pattern := range []string{"../f64/*.go", "../f32/lane.go", "../lane/f*/*.go", "../reduce/float64_*.go"} {
+	for _, pattern := range []string{"../f64/*.go", "../f32/lane.go", "../f32/amd64.go", "../w*/f*/*.go", "../w256/*.go", "../w512/*.go", "../lane/f*/*.go", "../reduce/float64_*.go"} {
 		names, err := filepath.Glob(pattern)
 		require.NoError(t, err)
 		got = append(got, names...)

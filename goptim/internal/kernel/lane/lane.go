@@ -19,6 +19,43 @@ type (
 	Mask64s = Mask
 )
 
+// Uint32s and Uint64s are the bits of a vector.
+type (
+	Uint32s struct{ x uint32 }
+	Uint64s struct{ x uint64 }
+)
+
+func (a Uint32s) And(b Uint32s) Uint32s    { return Uint32s{a.x & b.x} }
+func (a Uint32s) AndNot(b Uint32s) Uint32s { return Uint32s{a.x &^ b.x} }
+func (a Uint32s) Or(b Uint32s) Uint32s     { return Uint32s{a.x | b.x} }
+func (a Uint32s) Xor(b Uint32s) Uint32s    { return Uint32s{a.x ^ b.x} }
+func (a Uint32s) BitsToFloat32() Float32s  { return Float32s{math.Float32frombits(a.x)} }
+func (a Float32s) ToBits() Uint32s         { return Uint32s{math.Float32bits(a.x)} }
+
+func (a Uint64s) And(b Uint64s) Uint64s    { return Uint64s{a.x & b.x} }
+func (a Uint64s) AndNot(b Uint64s) Uint64s { return Uint64s{a.x &^ b.x} }
+func (a Uint64s) Or(b Uint64s) Uint64s     { return Uint64s{a.x | b.x} }
+func (a Uint64s) Xor(b Uint64s) Uint64s    { return Uint64s{a.x ^ b.x} }
+func (a Uint64s) BitsToFloat64() Float64s  { return Float64s{math.Float64frombits(a.x)} }
+func (a Float64s) ToBits() Uint64s         { return Uint64s{math.Float64bits(a.x)} }
+
+// Int32s and Int64s are a mask's bits, all on or all off.
+type (
+	Int32s struct{ x uint32 }
+	Int64s struct{ x uint64 }
+)
+
+func (m Mask) ToInt32s() Int32s  { return Int32s{uint32(m.ToInt64s().x)} }
+func (a Int32s) ToBits() Uint32s { return Uint32s(a) }
+func (a Int64s) ToBits() Uint64s { return Uint64s(a) }
+
+func (m Mask) ToInt64s() Int64s {
+	if m {
+		return Int64s{math.MaxUint64}
+	}
+	return Int64s{}
+}
+
 func (m Mask) Or(o Mask) Mask { return m || o }
 
 func BroadcastFloat32s(x float32) Float32s { return Float32s{x} }
@@ -34,6 +71,9 @@ func (a Float32s) Sqrt() Float32s          { return Float32s{float32(math.Sqrt(f
 
 func (a Float32s) Abs() Float32s { return Float32s{float32(math.Abs(float64(a.x)))} }
 func (a Float32s) Neg() Float32s { return Float32s{-a.x} }
+
+func (a Float32s) Max(b Float32s) Float32s { return Float32s{max(a.x, b.x)} }
+func (a Float32s) Min(b Float32s) Float32s { return Float32s{min(a.x, b.x)} }
 
 func (a Float32s) Greater(b Float32s) Mask  { return a.x > b.x }
 func (a Float32s) Equal(b Float32s) Mask    { return a.x == b.x }
@@ -80,6 +120,9 @@ func (a Float64s) MulAdd(b, c Float64s) Float64s { return Float64s{math.FMA(a.x,
 
 func (a Float64s) Abs() Float64s { return Float64s{math.Abs(a.x)} }
 func (a Float64s) Neg() Float64s { return Float64s{-a.x} }
+
+func (a Float64s) Max(b Float64s) Float64s { return Float64s{max(a.x, b.x)} }
+func (a Float64s) Min(b Float64s) Float64s { return Float64s{min(a.x, b.x)} }
 
 func (a Float64s) Greater(b Float64s) Mask  { return a.x > b.x }
 func (a Float64s) Equal(b Float64s) Mask    { return a.x == b.x }

@@ -123,7 +123,7 @@ func meanSquare(sum, n simd.Float32s) simd.Float32s {
 
 // atLeast is torch's clamp by a minimum, which keeps a NaN.
 func atLeast(x, least simd.Float32s) simd.Float32s {
-	return least.IfElse(least.Greater(x), x)
+	return x.Max(least).ToBits().Or(nan(x)).BitsToFloat32()
 }
 
 // rootless is 1 over the root of v, which torch rounds twice.
@@ -131,12 +131,12 @@ func rootless(v, least, one simd.Float32s) simd.Float32s {
 	return one.Div(atLeast(v, least).Sqrt())
 }
 
-func addSquare(sum, x simd.Float32s, fused simd.Mask32s) simd.Float32s {
-	return x.MulAdd(x, sum).IfElse(fused, sum.Add(x.Mul(x)))
+func addSquare(sum, x simd.Float32s, fused bits) simd.Float32s {
+	return choose(fused, x.MulAdd(x, sum), sum.Add(x.Mul(x)))
 }
 
 // sumSquares adds the squares of n vectors.
-func sumSquares(x []float32, first, stride, n int, fused simd.Mask32s) simd.Float32s {
+func sumSquares(x []float32, first, stride, n int, fused bits) simd.Float32s {
 	whole := n - n%lanes
 	sum := set(0)
 	for l := 0; l < lanes && whole > 0; l++ {
@@ -158,7 +158,7 @@ func sumSquares(x []float32, first, stride, n int, fused simd.Mask32s) simd.Floa
 	return sum
 }
 
-func sumColumn(x []float32, first, stride, n int, fused simd.Mask32s) simd.Float32s {
+func sumColumn(x []float32, first, stride, n int, fused bits) simd.Float32s {
 	sum := set(0)
 	for i := range n {
 		sum = addSquare(sum, *at(x, first+i*stride), fused)

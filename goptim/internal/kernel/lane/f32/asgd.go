@@ -17,7 +17,7 @@ func ASGD(h *kernel.ASGD, p, g []float32, s [3][]float32) {
 		x := *at(p, i)
 		x = axpy(x.Mul(decay), decayed(x, *at(g, i), sgn, coupled, wd), step)
 		*at(p, i) = x
-		*at(ax, i) = average(*at(ax, i), x, mu).IfElse(averages, x)
+		*at(ax, i) = choose(averages, average(*at(ax, i), x, mu), x)
 	}
 }
 

@@ -4,34 +4,35 @@ package f32
 
 import (
 	simd "github.com/goptim/goptim/goptim/internal/kernel/lane"
+	"math"
 
 	"github.com/goptim/goptim/goptim/internal/kernel"
 )
 
 // Rprop applies one step of Rprop to prev and step_size.
 func Rprop(h *kernel.Rprop, p, g []float32, s [3][]float32) {
-	sgn, zero, one, minus := set(h.Sign), set(0), set(1), set(-1)
-	etaMinus, etaPlus, low, high := set(h.EtaMinus), set(h.EtaPlus), set(h.Min), set(h.Max)
+	sgn, zero, low, high := set(h.Sign), set(math.Copysign(0, -1)), set(h.Min), set(h.Max)
+	one, minus, etaMinus := set(1).ToBits(), set(-1).ToBits(), set(h.EtaMinus)
+	toPlus, toMinus := set(h.EtaPlus).ToBits().Xor(one), etaMinus.ToBits().Xor(one)
 	prev, size, w := s[0], s[1], zero.Len()
 	for i := 0; i < len(p); i += w {
 		d := at(g, i).Mul(sgn)
-		turned := signOf(d.Mul(*at(prev, i)), zero, one, minus)
-		factor := etaPlus.IfElse(turned.Greater(zero), etaMinus.IfElse(zero.Greater(turned), one))
-		z := clamp(at(size, i).Mul(factor), low, high)
-		d = zero.IfElse(factor.Equal(etaMinus), d)
+		turned := d.Mul(*at(prev, i))
+		back := above(zero, turned)
+		factor := above(turned, zero).And(toPlus).Xor(back.And(toMinus)).Xor(one).BitsToFloat32()
+		if w == 1 { // as torch has it; the same unless etaminus rounds to 1
+			back = factor.Equal(etaMinus).ToInt32s().ToBits()
+		}
+		z := at(size, i).Mul(factor)
+		z = z.Max(low).Min(high).ToBits().Or(nan(z)).BitsToFloat32()
+		d = d.ToBits().AndNot(back).BitsToFloat32()
 		*at(size, i) = z
 		*at(prev, i) = d
-		*at(p, i) = addcmul(*at(p, i), signOf(d, zero, one, minus), z, minus)
+		*at(p, i) = against(d, zero, one, minus).MulAdd(z, *at(p, i))
 	}
 }
 
-// signOf is 1, -1, or 0 for a zero and for a NaN.
-func signOf(x, zero, one, minus simd.Float32s) simd.Float32s {
-	return one.IfElse(x.Greater(zero), minus.IfElse(zero.Greater(x), zero))
-}
-
-// clamp keeps a NaN.
-func clamp(x, low, high simd.Float32s) simd.Float32s {
-	x = low.IfElse(low.Greater(x), x)
-	return high.IfElse(x.Greater(high), x)
+// against is -1 for a positive number, 1 for a negative one, and -0, which zero is, for a zero and for a NaN.
+func against(x, zero simd.Float32s, one, minus bits) simd.Float32s {
+	return above(x, zero).And(one).Xor(above(zero, x).And(minus)).Xor(zero.ToBits()).BitsToFloat32()
 }

@@ -123,7 +123,7 @@ func meanSquare(sum, n simd.Float64s) simd.Float64s {
 
 // atLeast is torch's clamp by a minimum, which keeps a NaN.
 func atLeast(x, least simd.Float64s) simd.Float64s {
-	return least.IfElse(least.Greater(x), x)
+	return x.Max(least).ToBits().Or(nan(x)).BitsToFloat64()
 }
 
 // rootless is 1 over the root of v, which torch rounds twice.
@@ -131,12 +131,12 @@ func rootless(v, least, one simd.Float64s) simd.Float64s {
 	return one.Div(atLeast(v, least).Sqrt())
 }
 
-func addSquare(sum, x simd.Float64s, fused simd.Mask64s) simd.Float64s {
-	return x.MulAdd(x, sum).IfElse(fused, sum.Add(x.Mul(x)))
+func addSquare(sum, x simd.Float64s, fused bits) simd.Float64s {
+	return choose(fused, x.MulAdd(x, sum), sum.Add(x.Mul(x)))
 }
 
 // sumSquares adds the squares of n vectors.
-func sumSquares(x []float64, first, stride, n int, fused simd.Mask64s) simd.Float64s {
+func sumSquares(x []float64, first, stride, n int, fused bits) simd.Float64s {
 	whole := n - n%lanes
 	sum := set(0)
 	for l := 0; l < lanes && whole > 0; l++ {
@@ -158,7 +158,7 @@ func sumSquares(x []float64, first, stride, n int, fused simd.Mask64s) simd.Floa
 	return sum
 }
 
-func sumColumn(x []float64, first, stride, n int, fused simd.Mask64s) simd.Float64s {
+func sumColumn(x []float64, first, stride, n int, fused bits) simd.Float64s {
 	sum := set(0)
 	for i := range n {
 		sum = addSquare(sum, *at(x, first+i*stride), fused)

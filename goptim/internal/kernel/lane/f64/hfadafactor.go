@@ -68,7 +68,7 @@ func HFAdafactorStep(h *kernel.HFAdafactor, p, g []float64, s [3][]float64) {
 			*at(m, i) = u
 		}
 		x := *at(p, i)
-		*at(p, i) = axpy(x, x, decay).IfElse(decays, x).Sub(u)
+		*at(p, i) = choose(decays, axpy(x, x, decay), x).Sub(u)
 	}
 }
 

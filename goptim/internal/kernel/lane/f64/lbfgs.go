@@ -25,9 +25,9 @@ func LBFGSFirst(h *kernel.LBFGS, c *kernel.Columns[float64], out *kernel.Sums[fl
 		for i, k := l, l+w; i < len(d); i, k = i+group, k+group {
 			g0, g1 := *at(g, i), *at(g, k)
 			*at(kept, i), *at(kept, k) = g0, g1
-			*at(d, i), *at(d, k) = g0.Neg(), g1.Neg()
+			*at(d, i), *at(d, k) = neg(g0), neg(g1)
 			square0, square1 = g0.MulAdd(g0, square0), g1.MulAdd(g1, square1)
-			g0, g1 = g0.Abs(), g1.Abs()
+			g0, g1 = abs(g0), abs(g1)
 			abs0, abs1 = abs0.Add(g0), abs1.Add(g1)
 			most0, most1 = maximum(most0, g0), maximum(most1, g1)
 		}
@@ -51,7 +51,7 @@ func LBFGSPair(h *kernel.LBFGS, c *kernel.Columns[float64], out *kernel.Sums[flo
 			*at(y, i), *at(y, k) = y0, y1
 			*at(s, i), *at(s, k) = s0, s1
 			*at(kept, i), *at(kept, k) = g0, g1
-			*at(d, i), *at(d, k) = g0.Neg(), g1.Neg()
+			*at(d, i), *at(d, k) = neg(g0), neg(g1)
 			ys0, ys1 = y0.MulAdd(s0, ys0), y1.MulAdd(s1, ys1)
 			yy0, yy1 = y0.MulAdd(y0, yy0), y1.MulAdd(y1, yy1)
 			sg0, sg1 = s0.MulAdd(g0, sg0), s1.MulAdd(g1, sg1)
@@ -71,7 +71,7 @@ func LBFGSDot(h *kernel.LBFGS, c *kernel.Columns[float64], out *kernel.Sums[floa
 		for i, k := l, l+w; i < len(x); i, k = i+group, k+group {
 			x0, x1 := *at(x, i), *at(x, k)
 			dot0, dot1 = at(y, i).MulAdd(x0, dot0), at(y, k).MulAdd(x1, dot1)
-			most0, most1 = maximum(most0, x0.Abs()), maximum(most1, x1.Abs())
+			most0, most1 = maximum(most0, abs(x0)), maximum(most1, abs(x1))
 		}
 		put(&out[0], l, dot0, dot1)
 		put(&out[kernel.Most], l, most0, most1)
@@ -89,7 +89,7 @@ func LBFGSAxpy(h *kernel.LBFGS, c *kernel.Columns[float64], out *kernel.Sums[flo
 			r0, r1 := axpy(*at(r, i), *at(x, i), alpha), axpy(*at(r, k), *at(x, k), alpha)
 			*at(r, i), *at(r, k) = r0, r1
 			dot0, dot1 = at(y, i).MulAdd(r0, dot0), at(y, k).MulAdd(r1, dot1)
-			most0, most1 = maximum(most0, r0.Abs()), maximum(most1, r1.Abs())
+			most0, most1 = maximum(most0, abs(r0)), maximum(most1, abs(r1))
 		}
 		put(&out[0], l, dot0, dot1)
 		put(&out[kernel.Most], l, most0, most1)
@@ -123,7 +123,7 @@ func LBFGSScale(h *kernel.LBFGS, c *kernel.Columns[float64], out *kernel.Sums[fl
 			r0, r1 := at(r, i).Mul(scale), at(r, k).Mul(scale)
 			*at(r, i), *at(r, k) = r0, r1
 			dot0, dot1 = at(y, i).MulAdd(r0, dot0), at(y, k).MulAdd(r1, dot1)
-			most0, most1 = maximum(most0, r0.Abs()), maximum(most1, r1.Abs())
+			most0, most1 = maximum(most0, abs(r0)), maximum(most1, abs(r1))
 		}
 		put(&out[0], l, dot0, dot1)
 		put(&out[kernel.Most], l, most0, most1)

@@ -16,7 +16,7 @@ func MuonMomentum(h *kernel.MuonMomentum, p, g []float64, s [3][]float64) {
 		gi := *at(g, i)
 		b := lerp(*at(buf, i), gi, c)
 		*at(buf, i) = b
-		*at(p, i) = lerp(gi, b, momentum).IfElse(nesterov, b)
+		*at(p, i) = choose(nesterov, lerp(gi, b, momentum), b)
 	}
 }
 

@@ -8,6 +8,7 @@ package f64
 
 import (
 	simd "github.com/goptim/goptim/goptim/internal/kernel/lane"
+	"math"
 	"unsafe"
 )
 
@@ -29,37 +30,51 @@ func axpy(x, y, alpha simd.Float64s) simd.Float64s       { return y.MulAdd(alpha
 func addcmul(x, a, b, value simd.Float64s) simd.Float64s { return value.Mul(a).MulAdd(b, x) }
 func addcdiv(x, a, b, value simd.Float64s) simd.Float64s { return x.Add(value.Mul(a).Div(b)) }
 
-type divisor struct{ by, minus, recip simd.Float64s }
+type divisor struct{ by, minus, recip, most simd.Float64s }
 
 // quotient is root/by, for a divisor that is not extreme if there are vectors.
 func quotient(root simd.Float64s, k divisor) simd.Float64s {
 	if root.Len() == 1 {
 		return root.Div(k.by)
 	}
-	q := root.Mul(k.recip)
-	rounded := q.NotEqual(root) // not 0, infinity, or divided by 1
-	return k.minus.MulAdd(q, root).MulAdd(k.recip, q).IfElse(rounded, root)
+	q := root.Mul(k.recip).Min(k.most) // of infinity, a number, so that it remains infinite
+	return q.MulAdd(k.minus, root).MulAdd(k.recip, q)
 }
 
-// maximum keeps a NaN of either side; Max keeps that of one.
-func maximum(a, b simd.Float64s) simd.Float64s {
-	return a.IfElse(a.Greater(b).Or(a.NotEqual(a)), b)
+// choose is a where on, else b. IfElse calls much that only renames a vector's type, and every call leaves a NOP.
+func choose(on bits, a, b simd.Float64s) simd.Float64s {
+	return a.ToBits().Xor(b.ToBits()).And(on).Xor(b.ToBits()).BitsToFloat64()
 }
+
+// maximum keeps a NaN of either side; Max keeps that of one, no matter which.
+func maximum(a, b simd.Float64s) simd.Float64s {
+	return a.Max(b).ToBits().Or(nan(a)).Or(nan(b)).BitsToFloat64()
+}
+
+// bits are those of a vector. All of a lane are on where a comparison holds, which makes a NaN of them, too.
+type bits = simd.Uint64s
+
+func above(a, b simd.Float64s) bits { return a.Greater(b).ToInt64s().ToBits() }
+func nan(a simd.Float64s) bits      { return a.NotEqual(a).ToInt64s().ToBits() }
+func signs() bits                   { return set(math.Copysign(0, -1)).ToBits() }
+
+func abs(x simd.Float64s) simd.Float64s { return x.ToBits().AndNot(signs()).BitsToFloat64() }
+func neg(x simd.Float64s) simd.Float64s { return x.ToBits().Xor(signs()).BitsToFloat64() }
 
 type weight struct {
 	w     simd.Float64s
-	fromX simd.Mask64s
+	fromX bits
 }
 
 func lerp(x, end simd.Float64s, k weight) simd.Float64s {
-	return end.Sub(x).MulAdd(k.w, x.IfElse(k.fromX, end))
+	return end.Sub(x).MulAdd(k.w, choose(k.fromX, x, end))
 }
 
 // flag is on in all lanes or in none. Choosing by it costs less than a branch, which would keep two copies of a value.
-func flag(x float64) simd.Mask64s { return set(x).Greater(set(0)) }
+func flag(x float64) bits { return above(set(x), set(0)) }
 
-// decayed is the gradient that descends, with the weight decay that is coupled to it, if any.
-func decayed(p, g, sign simd.Float64s, coupled simd.Mask64s, wd simd.Float64s) simd.Float64s {
-	g = g.Mul(sign)
-	return axpy(g, p, wd).IfElse(coupled, g)
+// decayed is the gradient that descends, with the weight decay that is coupled to it, if any: else the product is -0,
+// which changes no sum, for p counts as 0 and wd is -0.
+func decayed(p, g, sign simd.Float64s, coupled bits, wd simd.Float64s) simd.Float64s {
+	return p.ToBits().And(coupled).BitsToFloat64().MulAdd(wd, g.Mul(sign))
 }
