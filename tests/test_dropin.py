@@ -8,6 +8,7 @@ import contextlib
 import copy
 import inspect
 import itertools
+import json
 import re
 import warnings
 from pathlib import Path
@@ -239,6 +240,55 @@ def test_profiler_sees_one_step(name, kwargs):
         opt.zero_grad()
     seen = [event.name for event in profile.function_events if event.name.startswith("Optimizer.")]
     assert seen == [f"Optimizer.step#{name}.step", f"Optimizer.zero_grad#{name}.zero_grad"]
+
+
+@every
+@pytest.mark.parametrize("fails", [False, True])
+def test_profilers_see_what_they_see_of_torchs(name, fails, tmp_path):
+    """The same record of a step, and the end of one that fails."""
+
+    def closure():
+        if fails:
+            raise KeyboardInterrupt
+        return torch.tensor(1.0)
+
+    def seen(optimizer):
+        p = leaf(3, 4)
+        p.grad = torch.ones_like(p)
+        opt, found = optimizer([p]), []
+        for profiler in (torch.autograd.profiler.profile(use_kineto=False), torch.profiler.profile()):
+            with profiler as profile, contextlib.suppress(KeyboardInterrupt):
+                opt.step(closure)
+            events = getattr(profile, "events", lambda profile=profile: profile.function_events)()
+            found.append(
+                [(e.name, e.scope, e.is_user_annotation) for e in events if e.name.startswith("Optimizer.step")]
+            )
+        trace = tmp_path / f"{optimizer.__module__}.json"
+        observer = torch.profiler.ExecutionTraceObserver().register_callback(str(trace))
+        observer.start()
+        with contextlib.suppress(KeyboardInterrupt):
+            opt.step(closure)
+        observer.stop()
+        observer.unregister_callback()
+        nodes = json.loads(trace.read_text())["nodes"]
+        return found, [node["name"] for node in nodes if node["name"].startswith("Optimizer.step")]
+
+    expected, ours = map(seen, twins(name))
+    assert ours == expected
+    assert ours[1] == [f"Optimizer.step#{name}.step"]
+
+
+@every
+@pytest.mark.parametrize("answer", [(), 1, ((), {}, None)], ids=str)
+def test_hooks_that_answer_wrongly(name, answer):
+    def error(optimizer):
+        opt = optimizer([leaf(3)])
+        opt.register_step_pre_hook(lambda *_: answer)
+        kind, message = outcome(opt.step)
+        return kind, message.partition(" must ")[2]
+
+    expected, ours = map(error, twins(name))
+    assert ours == expected
 
 
 @elementwise
