@@ -111,6 +111,7 @@ bench: build ## measure everything, and write it into README.md, docs/benchmarks
 yardstick: build ## hold the kernels against C written by hand, ask a model how steps scale, and write docs/performance.md
 	$(PY) benchmarks/yardstick --update docs/performance.md
 	$(PY) benchmarks/yardstick --memory --update docs/performance.md
+	$(PY) benchmarks/way.py --update docs/performance.md
 	$(PY) benchmarks/scaling.py --update docs/performance.md
 
 wheel: $(VENV)/ready ## a manylinux wheel for Python 3.10 and later, in dist/

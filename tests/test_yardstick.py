@@ -58,6 +58,14 @@ def test_yardstick_says_what_it_expects() -> None:
     assert "argument --elements: expected multiples of 16" in done.stderr
 
 
+def test_way(tmp_path: Path) -> None:
+    page = page_with(tmp_path, "way")
+    done = run("benchmarks/way.py", "--tensors", 1, 3, "--seconds", 0.001, "--update", page)
+    assert done.returncode == 0, done.stderr
+    assert "| µs | 1 x 64 | 3 x 64 |" in done.stdout
+    assert done.stdout.strip() in page.read_text()
+
+
 def test_scaling(tmp_path: Path) -> None:
     page = page_with(tmp_path, "scaling")
     done = run("benchmarks/scaling.py", "--no-measure", "--update", page)

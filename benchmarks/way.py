@@ -1,0 +1,108 @@
+"""Print where a step of small tensors spends its time: AdamW, float32, 64 elements each, one thread.
+
+    python benchmarks/way.py [--tensors 1 20 1000] [--seconds 0.5] [--update docs/performance.md]
+
+Every part is timed alone, with all it touches in the cache; a figure is the best of many runs. Beside what goptim does
+stands what it does it instead of.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+import goptim
+from goptim import _native, _step
+from goptim._bench import pages
+
+
+def microseconds(run: Callable[[], object], seconds: float) -> float:
+    """The best time of a call, by batches of a tenth of a millisecond or more."""
+    run()
+    start = time.perf_counter()
+    run()
+    batch, best = max(1, int(1e-4 / (time.perf_counter() - start))), float("inf")
+    end = time.perf_counter() + seconds
+    while True:
+        start = time.perf_counter()
+        for _ in range(batch):
+            run()
+        now = time.perf_counter()
+        best = min(best, (now - start) / batch)
+        if now > end:
+            return best * 1e6
+
+
+def with_gradients(n: int) -> list[torch.Tensor]:
+    params = [torch.randn(64, requires_grad=True) for _ in range(n)]
+    for p in params:
+        p.grad = torch.ones_like(p)
+    return params
+
+
+def parts(n: int, seconds: float) -> dict[str, float]:
+    """Each part's time for n tensors, by its name."""
+    ours = goptim.AdamW(with_gradients(n))
+    fused = torch.optim.AdamW(with_gradients(n), fused=True)
+    loop = torch.optim.AdamW(with_gradients(n), foreach=False)
+    ours.step()
+    group = ours.param_groups[0]
+    table = _step._Table(ours, 0, group)
+    layout = _native.layout
+
+    def recorded() -> None:
+        with torch.autograd.profiler.record_function("Optimizer.step#AdamW.step"):
+            pass
+
+    def through_torch() -> None:
+        _native.layout = lambda: None  # type: ignore[assignment]
+        _step._Table(ours, 0, group)
+        _native.layout = layout
+
+    return {
+        what: microseconds(run, seconds)
+        for what, run in {
+            "goptim's step": ours.step,
+            "torch's fused step": fused.step,
+            "torch's for-loop": loop.step,
+            "the record for profilers": lambda: _step._end_record(_step._begin_record("Optimizer.step#AdamW.step")),
+            "… as torch leaves it": recorded,
+            "the table: addresses, with every check": lambda: _step._Table(ours, 0, group),
+            "… through torch's functions": through_torch,
+            "version counters": table._bump_versions,
+            "… by torch's increment_version": lambda: torch.autograd.graph.increment_version(table.written),
+            "Go: the call, checks, scalars, arithmetic": lambda: ours.go(table),
+        }.items()
+    }
+
+
+def lines(tensors: Sequence[int], seconds: float) -> Iterator[str]:
+    yield f"{goptim._core.Version()}, torch {torch.__version__}; load average {os.getloadavg()[0]:.1f} when it began."
+    yield ""
+    found = [parts(n, seconds) for n in tensors]
+    yield f"| µs | {' | '.join(f'{n} x 64' for n in tensors)} |"
+    yield f"|---|{'--:|' * len(tensors)}"
+    for what in found[0]:
+        yield f"| {what} | {' | '.join(f'{times[what]:.1f}' for times in found)} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tensors", nargs="+", type=int, default=[1, 20, 1000])
+    parser.add_argument("--seconds", type=float, default=0.5, help="for each figure")
+    parser.add_argument("--update", type=Path, metavar="PAGE", help="put the table between its <!-- way --> marks")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    table = "\n".join(lines(args.tensors, args.seconds))
+    print(table)
+    if args.update:
+        pages.put(args.update, "way", table)
+
+
+if __name__ == "__main__":
+    main()
