@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 import goptim
-from goptim import _native, _step
+from goptim import _core, _native, _step
 from goptim._bench import pages
 
 
@@ -82,7 +82,7 @@ def parts(n: int, seconds: float) -> dict[str, float]:
 
 
 def lines(tensors: Sequence[int], seconds: float) -> Iterator[str]:
-    yield f"{goptim._core.Version()}, torch {torch.__version__}; load average {os.getloadavg()[0]:.1f} when it began."
+    yield f"{_core.Version()}, torch {torch.__version__}; load average {os.getloadavg()[0]:.1f} when it began."
     yield ""
     found = [parts(n, seconds) for n in tensors]
     yield f"| µs | {' | '.join(f'{n} x 64' for n in tensors)} |"
