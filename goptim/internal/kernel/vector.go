@@ -1,4 +1,4 @@
-//go:build goexperiment.simd && !wasm
+//go:build goexperiment.simd && !wasm && !amd64
 
 // Package kernel is what the kernels of its subfolders share.
 package kernel
@@ -11,17 +11,4 @@ func VectorBits() int {
 		return 0
 	}
 	return simd.VectorBitSize()
-}
-
-// OfWidth is the kernel for the width of vectors that VectorBits tells.
-func OfWidth[F any](lane, w128, w256, w512 F) F {
-	switch VectorBits() {
-	case 128:
-		return w128
-	case 256:
-		return w256
-	case 512:
-		return w512
-	}
-	return lane
 }
