@@ -43,7 +43,7 @@ func Use(gompParallel, ompGetThreadNum uintptr) {
 
 // Team runs work on threads of OpenMP, as goptim.Table wants it; nil if there is no OpenMP to use.
 func Team() func(threads int, work func(thread int)) {
-	if parallel.Load() == 0 {
+	if parallel.Load() == 0 || number.Load() == 0 {
 		return nil
 	}
 	return team
