@@ -74,9 +74,9 @@ def parts(n: int, seconds: float) -> dict[str, float]:
             "… as torch leaves it": recorded,
             "the table: addresses, with every check": lambda: _step._Table(ours, 0, group),
             "… through torch's functions": through_torch,
-            "version counters": table._bump_versions,
+            "version counters": table.bump_versions,
             "… by torch's increment_version": lambda: torch.autograd.graph.increment_version(table.written),
-            "Go: the call, checks, scalars, arithmetic": lambda: ours.go(table),
+            "Go: the call, checks, scalars, arithmetic": lambda: ours.go([table]),
         }.items()
     }
 

@@ -2,12 +2,17 @@
 //
 // Every function has numbers for arguments and (int64, error) for results: gopy carries these at 0.4 µs a call,
 // and an error-only result would leak. Booleans are int64, 0 for false. A panic becomes an error.
+//
+// An optimizer that treats every element alike steps all its groups in one call: goptim.StepTables. Of each group there
+// are, one behind the other from the address tables on, the address of its table and the number of its rows; and, from
+// the address scalars on, as many float64 numbers as each says. The function's comment names them; flags are 0 for false.
 package bindings
 
 import (
 	"fmt"
 	"runtime"
 	"runtime/debug"
+	"unsafe"
 
 	"github.com/goptim/goptim/bindings/internal/cmath"
 	"github.com/goptim/goptim/bindings/internal/openmp"
@@ -17,47 +22,52 @@ import (
 // Version names the Go release and the width in bits of the vectors that this process uses.
 func Version() string { return fmt.Sprintf("%s simd=%d", runtime.Version(), goptim.VectorBits()) }
 
-// SGD steps a table: see goptim.SGDOptions.StepTable.
-func SGD(table, rows, threads int64, lr, momentum, dampening, weightDecay float64, nesterov, maximize int64) (n int64, err error) {
+// SGD steps tables: lr, momentum, dampening, weight_decay, nesterov, maximize.
+func SGD(tables, groups, scalars, each, threads int64) (n int64, err error) {
 	defer enter(&err)()
-	o := goptim.SGDOptions{
-		LR: lr, Momentum: momentum, Dampening: dampening, WeightDecay: weightDecay,
-		Nesterov: nesterov != 0, Maximize: maximize != 0,
-	}
-	return rows, o.StepTable(tableOf(table, rows, threads))
+	return step(tables, groups, scalars, each, threads, 6, func(x []float64, _ *goptim.Table) goptim.SGDOptions {
+		return goptim.SGDOptions{
+			LR: x[0], Momentum: x[1], Dampening: x[2], WeightDecay: x[3], Nesterov: x[4] != 0, Maximize: x[5] != 0,
+		}
+	})
 }
 
-// Adam steps a table: see goptim.AdamOptions.StepTable.
-func Adam(table, rows, threads int64, lr, beta1, beta2, eps, weightDecay float64, amsgrad, maximize, decoupledWeightDecay int64) (n int64, err error) {
+// Adam steps tables: lr, beta1, beta2, eps, weight_decay, amsgrad, maximize, decoupled_weight_decay.
+func Adam(tables, groups, scalars, each, threads int64) (n int64, err error) {
 	defer enter(&err)()
-	o := goptim.AdamOptions{
-		LR: lr, Betas: [2]float64{beta1, beta2}, Eps: eps, WeightDecay: weightDecay,
-		AMSGrad: amsgrad != 0, Maximize: maximize != 0, DecoupledWeightDecay: decoupledWeightDecay != 0,
-	}
-	return rows, o.StepTable(tableOf(table, rows, threads))
+	return step(tables, groups, scalars, each, threads, 8, func(x []float64, _ *goptim.Table) goptim.AdamOptions {
+		return goptim.AdamOptions{
+			LR: x[0], Betas: [2]float64{x[1], x[2]}, Eps: x[3], WeightDecay: x[4],
+			AMSGrad: x[5] != 0, Maximize: x[6] != 0, DecoupledWeightDecay: x[7] != 0,
+		}
+	})
 }
 
-// AdamW is Adam with decoupled weight decay.
-func AdamW(table, rows, threads int64, lr, beta1, beta2, eps, weightDecay float64, amsgrad, maximize int64) (n int64, err error) {
-	return Adam(table, rows, threads, lr, beta1, beta2, eps, weightDecay, amsgrad, maximize, 1)
+// AdamW steps tables: as Adam, with decoupled weight decay: lr, beta1, beta2, eps, weight_decay, amsgrad, maximize.
+func AdamW(tables, groups, scalars, each, threads int64) (n int64, err error) {
+	defer enter(&err)()
+	return step(tables, groups, scalars, each, threads, 7, func(x []float64, _ *goptim.Table) goptim.AdamOptions {
+		return goptim.AdamOptions{
+			LR: x[0], Betas: [2]float64{x[1], x[2]}, Eps: x[3], WeightDecay: x[4],
+			AMSGrad: x[5] != 0, Maximize: x[6] != 0, DecoupledWeightDecay: true,
+		}
+	})
 }
 
-// Adagrad steps a table: see goptim.AdagradOptions.StepTable.
-func Adagrad(table, rows, threads int64, lr, lrDecay, weightDecay, eps float64, maximize int64) (n int64, err error) {
+// Adagrad steps tables: lr, lr_decay, weight_decay, eps, maximize.
+func Adagrad(tables, groups, scalars, each, threads int64) (n int64, err error) {
 	defer enter(&err)()
-	o := goptim.AdagradOptions{
-		LR: lr, LRDecay: lrDecay, WeightDecay: weightDecay, Eps: eps, Maximize: maximize != 0,
-	}
-	return rows, o.StepTable(tableOf(table, rows, threads))
+	return step(tables, groups, scalars, each, threads, 5, func(x []float64, _ *goptim.Table) goptim.AdagradOptions {
+		return goptim.AdagradOptions{LR: x[0], LRDecay: x[1], WeightDecay: x[2], Eps: x[3], Maximize: x[4] != 0}
+	})
 }
 
-// Adadelta steps a table: see goptim.AdadeltaOptions.StepTable.
-func Adadelta(table, rows, threads int64, lr, rho, eps, weightDecay float64, maximize int64) (n int64, err error) {
+// Adadelta steps tables: lr, rho, eps, weight_decay, maximize.
+func Adadelta(tables, groups, scalars, each, threads int64) (n int64, err error) {
 	defer enter(&err)()
-	o := goptim.AdadeltaOptions{
-		LR: lr, Rho: rho, Eps: eps, WeightDecay: weightDecay, Maximize: maximize != 0,
-	}
-	return rows, o.StepTable(tableOf(table, rows, threads))
+	return step(tables, groups, scalars, each, threads, 5, func(x []float64, _ *goptim.Table) goptim.AdadeltaOptions {
+		return goptim.AdadeltaOptions{LR: x[0], Rho: x[1], Eps: x[2], WeightDecay: x[3], Maximize: x[4] != 0}
+	})
 }
 
 // Adafactor steps a table: see goptim.AdafactorOptions.StepTable. fusedNorms is not 0 where torch's norms fuse all
@@ -85,63 +95,67 @@ func HFAdafactor(table, rows, threads int64, lr, eps1, eps2, clipThreshold, deca
 	return rows, o.StepTable(t)
 }
 
-// Adamax steps a table: see goptim.AdamaxOptions.StepTable.
-func Adamax(table, rows, threads int64, lr, beta1, beta2, eps, weightDecay float64, maximize int64) (n int64, err error) {
+// Adamax steps tables: lr, beta1, beta2, eps, weight_decay, maximize.
+func Adamax(tables, groups, scalars, each, threads int64) (n int64, err error) {
 	defer enter(&err)()
-	o := goptim.AdamaxOptions{
-		LR: lr, Betas: [2]float64{beta1, beta2}, Eps: eps, WeightDecay: weightDecay, Maximize: maximize != 0,
-	}
-	return rows, o.StepTable(tableOf(table, rows, threads))
+	return step(tables, groups, scalars, each, threads, 6, func(x []float64, _ *goptim.Table) goptim.AdamaxOptions {
+		return goptim.AdamaxOptions{
+			LR: x[0], Betas: [2]float64{x[1], x[2]}, Eps: x[3], WeightDecay: x[4], Maximize: x[5] != 0,
+		}
+	})
 }
 
-// ASGD steps a table: see goptim.ASGDOptions.StepTable. float64Default is not 0 if torch's default dtype is float64.
-func ASGD(table, rows, threads int64, lr, lambd, alpha, t0, weightDecay float64, maximize, float64Default int64) (n int64, err error) {
+// ASGD steps tables: lr, lambd, alpha, t0, weight_decay, maximize, and whether torch's default dtype is float64.
+func ASGD(tables, groups, scalars, each, threads int64) (n int64, err error) {
 	defer enter(&err)()
-	o := goptim.ASGDOptions{
-		LR: lr, Lambd: lambd, Alpha: alpha, T0: t0, WeightDecay: weightDecay, Maximize: maximize != 0,
-	}
-	t := tableOf(table, rows, threads)
-	t.Float64 = float64Default != 0
-	return rows, o.StepTable(t)
+	return step(tables, groups, scalars, each, threads, 7, func(x []float64, t *goptim.Table) goptim.ASGDOptions {
+		t.Float64 = x[6] != 0
+		return goptim.ASGDOptions{
+			LR: x[0], Lambd: x[1], Alpha: x[2], T0: x[3], WeightDecay: x[4], Maximize: x[5] != 0,
+		}
+	})
 }
 
-// NAdam steps a table: see goptim.NAdamOptions.StepTable.
-func NAdam(table, rows, threads int64, lr, beta1, beta2, eps, weightDecay, momentumDecay float64, decoupledWeightDecay, maximize int64) (n int64, err error) {
+// NAdam steps tables: lr, beta1, beta2, eps, weight_decay, momentum_decay, decoupled_weight_decay, maximize.
+func NAdam(tables, groups, scalars, each, threads int64) (n int64, err error) {
 	defer enter(&err)()
-	o := goptim.NAdamOptions{
-		LR: lr, Betas: [2]float64{beta1, beta2}, Eps: eps, WeightDecay: weightDecay, MomentumDecay: momentumDecay,
-		DecoupledWeightDecay: decoupledWeightDecay != 0, Maximize: maximize != 0,
-	}
-	return rows, o.StepTable(tableOf(table, rows, threads))
+	return step(tables, groups, scalars, each, threads, 8, func(x []float64, _ *goptim.Table) goptim.NAdamOptions {
+		return goptim.NAdamOptions{
+			LR: x[0], Betas: [2]float64{x[1], x[2]}, Eps: x[3], WeightDecay: x[4], MomentumDecay: x[5],
+			DecoupledWeightDecay: x[6] != 0, Maximize: x[7] != 0,
+		}
+	})
 }
 
-// RAdam steps a table: see goptim.RAdamOptions.StepTable.
-func RAdam(table, rows, threads int64, lr, beta1, beta2, eps, weightDecay float64, decoupledWeightDecay, maximize int64) (n int64, err error) {
+// RAdam steps tables: lr, beta1, beta2, eps, weight_decay, decoupled_weight_decay, maximize.
+func RAdam(tables, groups, scalars, each, threads int64) (n int64, err error) {
 	defer enter(&err)()
-	o := goptim.RAdamOptions{
-		LR: lr, Betas: [2]float64{beta1, beta2}, Eps: eps, WeightDecay: weightDecay,
-		DecoupledWeightDecay: decoupledWeightDecay != 0, Maximize: maximize != 0,
-	}
-	return rows, o.StepTable(tableOf(table, rows, threads))
+	return step(tables, groups, scalars, each, threads, 7, func(x []float64, _ *goptim.Table) goptim.RAdamOptions {
+		return goptim.RAdamOptions{
+			LR: x[0], Betas: [2]float64{x[1], x[2]}, Eps: x[3], WeightDecay: x[4],
+			DecoupledWeightDecay: x[5] != 0, Maximize: x[6] != 0,
+		}
+	})
 }
 
-// RMSprop steps a table: see goptim.RMSpropOptions.StepTable.
-func RMSprop(table, rows, threads int64, lr, alpha, eps, weightDecay, momentum float64, centered, maximize int64) (n int64, err error) {
+// RMSprop steps tables: lr, alpha, eps, weight_decay, momentum, centered, maximize.
+func RMSprop(tables, groups, scalars, each, threads int64) (n int64, err error) {
 	defer enter(&err)()
-	o := goptim.RMSpropOptions{
-		LR: lr, Alpha: alpha, Eps: eps, WeightDecay: weightDecay, Momentum: momentum,
-		Centered: centered != 0, Maximize: maximize != 0,
-	}
-	return rows, o.StepTable(tableOf(table, rows, threads))
+	return step(tables, groups, scalars, each, threads, 7, func(x []float64, _ *goptim.Table) goptim.RMSpropOptions {
+		return goptim.RMSpropOptions{
+			LR: x[0], Alpha: x[1], Eps: x[2], WeightDecay: x[3], Momentum: x[4], Centered: x[5] != 0, Maximize: x[6] != 0,
+		}
+	})
 }
 
-// Rprop steps a table: see goptim.RpropOptions.StepTable.
-func Rprop(table, rows, threads int64, lr, etaMinus, etaPlus, minStep, maxStep float64, maximize int64) (n int64, err error) {
+// Rprop steps tables: lr, etaminus, etaplus, the smallest and the largest step size, maximize.
+func Rprop(tables, groups, scalars, each, threads int64) (n int64, err error) {
 	defer enter(&err)()
-	o := goptim.RpropOptions{
-		LR: lr, Etas: [2]float64{etaMinus, etaPlus}, StepSizes: [2]float64{minStep, maxStep}, Maximize: maximize != 0,
-	}
-	return rows, o.StepTable(tableOf(table, rows, threads))
+	return step(tables, groups, scalars, each, threads, 6, func(x []float64, _ *goptim.Table) goptim.RpropOptions {
+		return goptim.RpropOptions{
+			LR: x[0], Etas: [2]float64{x[1], x[2]}, StepSizes: [2]float64{x[3], x[4]}, Maximize: x[5] != 0,
+		}
+	})
 }
 
 // SparseSGD steps one parameter: see goptim.SGDOptions.StepSparse.
@@ -194,6 +208,26 @@ func OpenMP(parallel, number int64) (n int64, err error) {
 	openmp.Use(uintptr(parallel), uintptr(number))
 	return parallel, nil
 }
+
+// step takes the tables of several groups apart. It has options made of each group's numbers, which may set what else a
+// table says.
+func step[O goptim.TableOptions[O]](tables, groups, scalars, each, threads, expected int64, options func(x []float64, t *goptim.Table) O) (int64, error) {
+	if each != expected || groups < 1 || tables < 4096 || scalars < 4096 {
+		return 0, fmt.Errorf("goptim: %d groups at %#x, with %d scalars each at %#x; expected %d scalars", groups, tables, each, scalars, expected)
+	}
+	table := unsafe.Slice((*[2]int64)(pointer(tables)), groups)
+	numbers := unsafe.Slice((*float64)(pointer(scalars)), groups*each)
+	o, t := make([]O, groups), make([]goptim.Table, groups)
+	rows := int64(0)
+	for i := range t {
+		t[i] = tableOf(table[i][0], table[i][1], threads)
+		o[i] = options(numbers[int64(i)*each:][:each:each], &t[i])
+		rows += table[i][1]
+	}
+	return rows, goptim.StepTables(o, t)
+}
+
+func pointer(address int64) unsafe.Pointer { return *(*unsafe.Pointer)(unsafe.Pointer(&address)) }
 
 func tableOf(address, rows, threads int64) goptim.Table {
 	return goptim.Table{

@@ -61,7 +61,13 @@ func (a *Adadelta[T]) Step() error { return a.base.step(&a.AdadeltaOptions, a.Wo
 
 // StepTable runs one step over a table whose states are square_avg and acc_delta. It takes the options
 // unchecked, as torch's step does. On an error that wraps ErrParam nothing has changed.
-func (o AdadeltaOptions) StepTable(t Table) error { return stepTable(&o, &adadeltaPasses, t) }
+func (o AdadeltaOptions) StepTable(t Table) error {
+	return o.stepTables([]AdadeltaOptions{o}, []Table{t})
+}
+
+func (AdadeltaOptions) stepTables(o []AdadeltaOptions, t []Table) error {
+	return stepTables[kernel.Adadelta](&adadeltaPasses, o, t)
+}
 
 var adadeltaPasses sync.Pool
 

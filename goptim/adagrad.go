@@ -54,7 +54,13 @@ func (a *Adagrad[T]) Step() error { return a.base.step(&a.AdagradOptions, a.Work
 
 // StepTable runs one step over a table whose states are sum. It takes the options
 // unchecked, as torch's step does. On an error that wraps ErrParam nothing has changed.
-func (o AdagradOptions) StepTable(t Table) error { return stepTable(&o, &adagradPasses, t) }
+func (o AdagradOptions) StepTable(t Table) error {
+	return o.stepTables([]AdagradOptions{o}, []Table{t})
+}
+
+func (AdagradOptions) stepTables(o []AdagradOptions, t []Table) error {
+	return stepTables[kernel.Adagrad](&adagradPasses, o, t)
+}
 
 // SparseAdagrad is Adagrad on the rows that have a gradient. Gradients of a row that comes more than once are added up.
 // Its bits are those of torch.optim.Adagrad with sparse gradients, which are rounded otherwise than dense ones.

@@ -79,7 +79,11 @@ func (a *Adam[T]) Step() error { return a.base.step(&a.AdamOptions, a.Workers) }
 
 // StepTable runs one step over a table whose states are exp_avg, exp_avg_sq and, with AMSGrad, max_exp_avg_sq. It takes
 // the options unchecked, as torch's step does. On an error that wraps ErrParam nothing has changed.
-func (o AdamOptions) StepTable(t Table) error { return stepTable(&o, &adamPasses, t) }
+func (o AdamOptions) StepTable(t Table) error { return o.stepTables([]AdamOptions{o}, []Table{t}) }
+
+func (AdamOptions) stepTables(o []AdamOptions, t []Table) error {
+	return stepTables[kernel.Adam](&adamPasses, o, t)
+}
 
 var adamPasses sync.Pool
 

@@ -61,7 +61,11 @@ func (a *Adamax[T]) Step() error { return a.base.step(&a.AdamaxOptions, a.Worker
 
 // StepTable runs one step over a table whose states are exp_avg and exp_inf. It takes the options
 // unchecked, as torch's step does. On an error that wraps ErrParam nothing has changed.
-func (o AdamaxOptions) StepTable(t Table) error { return stepTable(&o, &adamaxPasses, t) }
+func (o AdamaxOptions) StepTable(t Table) error { return o.stepTables([]AdamaxOptions{o}, []Table{t}) }
+
+func (AdamaxOptions) stepTables(o []AdamaxOptions, t []Table) error {
+	return stepTables[kernel.Adamax](&adamaxPasses, o, t)
+}
 
 var adamaxPasses sync.Pool
 

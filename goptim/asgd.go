@@ -64,7 +64,11 @@ func (a *ASGD[T]) Step() error { return a.base.step(&a.ASGDOptions, a.Workers) }
 
 // StepTable runs one step over a table whose states are eta, mu and ax. It takes the options
 // unchecked, as torch's step does. On an error that wraps ErrParam nothing has changed.
-func (o ASGDOptions) StepTable(t Table) error { return stepTable(&o, &asgdPasses, t) }
+func (o ASGDOptions) StepTable(t Table) error { return o.stepTables([]ASGDOptions{o}, []Table{t}) }
+
+func (ASGDOptions) stepTables(o []ASGDOptions, t []Table) error {
+	return stepTables[kernel.ASGD](&asgdPasses, o, t)
+}
 
 var asgdPasses sync.Pool
 

@@ -252,7 +252,7 @@ var muonPasses = sync.Pool{New: func() any { return new(muonPass) }}
 func runMuon(pass muonPass, threads int, team engine.Team) error {
 	p := muonPasses.Get().(*muonPass)
 	defer func() {
-		*p = muonPass{} // see stepTable
+		*p = muonPass{} // see stepTables
 		muonPasses.Put(p)
 	}()
 	*p = pass

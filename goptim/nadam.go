@@ -63,7 +63,11 @@ func (n *NAdam[T]) Step() error { return n.base.step(&n.NAdamOptions, n.Workers)
 
 // StepTable runs one step over a table whose states are mu_product, exp_avg and exp_avg_sq. It takes the options
 // unchecked, as torch's step does. On an error that wraps ErrParam nothing has changed.
-func (o NAdamOptions) StepTable(t Table) error { return stepTable(&o, &nadamPasses, t) }
+func (o NAdamOptions) StepTable(t Table) error { return o.stepTables([]NAdamOptions{o}, []Table{t}) }
+
+func (NAdamOptions) stepTables(o []NAdamOptions, t []Table) error {
+	return stepTables[kernel.NAdam](&nadamPasses, o, t)
+}
 
 var nadamPasses sync.Pool
 

@@ -98,7 +98,8 @@ func (b *base[T, S]) step(r rule[S], threads int) error {
 	if threads <= 0 {
 		threads = runtime.GOMAXPROCS(0)
 	}
-	b.pass.begin(r, b.rows, now{pow: cpow.Pow})
+	b.pass.begin(r.kernels(), b.rows)
+	b.pass.add(r, b.rows, now{pow: cpow.Pow})
 	err := engine.Run(&b.pass, b.rows, threads, nil)
 	runtime.KeepAlive(b) // the rows hold addresses
 	if err != nil {

@@ -62,7 +62,11 @@ func (r *RAdam[T]) Step() error { return r.base.step(&r.RAdamOptions, r.Workers)
 
 // StepTable runs one step over a table whose states are exp_avg and exp_avg_sq. It takes the options
 // unchecked, as torch's step does. On an error that wraps ErrParam nothing has changed.
-func (o RAdamOptions) StepTable(t Table) error { return stepTable(&o, &radamPasses, t) }
+func (o RAdamOptions) StepTable(t Table) error { return o.stepTables([]RAdamOptions{o}, []Table{t}) }
+
+func (RAdamOptions) stepTables(o []RAdamOptions, t []Table) error {
+	return stepTables[kernel.RAdam](&radamPasses, o, t)
+}
 
 var radamPasses sync.Pool
 

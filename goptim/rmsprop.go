@@ -64,7 +64,13 @@ func (r *RMSprop[T]) Step() error { return r.base.step(&r.RMSpropOptions, r.Work
 
 // StepTable runs one step over a table whose states are square_avg, momentum_buffer if there is Momentum, and grad_avg if Centered. It takes the options
 // unchecked, as torch's step does. On an error that wraps ErrParam nothing has changed.
-func (o RMSpropOptions) StepTable(t Table) error { return stepTable(&o, &rmspropPasses, t) }
+func (o RMSpropOptions) StepTable(t Table) error {
+	return o.stepTables([]RMSpropOptions{o}, []Table{t})
+}
+
+func (RMSpropOptions) stepTables(o []RMSpropOptions, t []Table) error {
+	return stepTables[kernel.RMSprop](&rmspropPasses, o, t)
+}
 
 var rmspropPasses sync.Pool
 

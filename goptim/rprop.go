@@ -60,7 +60,11 @@ func (r *Rprop[T]) Step() error { return r.base.step(&r.RpropOptions, r.Workers)
 
 // StepTable runs one step over a table whose states are prev and step_size. It takes the options
 // unchecked, as torch's step does. On an error that wraps ErrParam nothing has changed.
-func (o RpropOptions) StepTable(t Table) error { return stepTable(&o, &rpropPasses, t) }
+func (o RpropOptions) StepTable(t Table) error { return o.stepTables([]RpropOptions{o}, []Table{t}) }
+
+func (RpropOptions) stepTables(o []RpropOptions, t []Table) error {
+	return stepTables[kernel.Rprop](&rpropPasses, o, t)
+}
 
 var rpropPasses sync.Pool
 

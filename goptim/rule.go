@@ -41,26 +41,37 @@ type kernels[S any] struct {
 	f64 kernel.Func[S, float64]
 }
 
-// A pass is one step of a rule over rows, with the distinct scalars among them.
+// A pass is one step of rules of one kind over rows, with the distinct scalars among them.
 type pass[S any] struct {
 	kernels  kernels[S]
-	layout   engine.Layout
 	rows     []engine.Row
-	distinct []S
-	at       []int // the index of a row's scalars
+	distinct []terms[S]
+	at       []int        // the index of a row's terms
+	joined   []engine.Row // of several tables
 }
 
-func (p *pass[S]) begin(r rule[S], rows []engine.Row, n now) {
-	p.kernels, p.layout, p.rows, p.distinct, p.at = r.kernels(), r.layout(), rows, p.distinct[:0], p.at[:0]
-	shared := !slices.Contains(p.layout.State[:], engine.Number)
+// terms are what rows of one group share.
+type terms[S any] struct {
+	scalars S
+	layout  engine.Layout
+}
+
+func (p *pass[S]) begin(k kernels[S], rows []engine.Row) {
+	p.kernels, p.rows, p.distinct, p.at = k, rows, p.distinct[:0], p.at[:0]
+}
+
+// add computes the scalars of the next rows, which are one group's.
+func (p *pass[S]) add(r rule[S], rows []engine.Row, n now) {
+	layout := r.layout()
+	shared := !slices.Contains(layout.State[:], engine.Number)
 	last := math.NaN()
 	for i := range rows {
 		n.row = &rows[i]
-		if p.layout.Counts {
+		if layout.Counts {
 			n.t = n.row.Tick()
 		}
 		if !shared || n.t != last || n.row.Kind != rows[i-1].Kind {
-			p.distinct = append(p.distinct, r.scalars(n))
+			p.distinct = append(p.distinct, terms[S]{r.scalars(n), layout})
 			last = n.t
 		}
 		p.at = append(p.at, len(p.distinct)-1)
@@ -78,13 +89,13 @@ func (p *pass[S]) Update(part engine.Part) {
 		if lo == hi {
 			continue
 		}
-		h := &p.distinct[p.at[row]]
+		t := &p.distinct[p.at[row]]
 		if r.DType() == engine.Float32 {
-			param, grad, states := engine.View[float32](r, p.layout, lo, hi)
-			kernel.Apply(p.kernels.f32, h, param, grad, states)
+			param, grad, states := engine.View[float32](r, t.layout, lo, hi)
+			kernel.Apply(p.kernels.f32, &t.scalars, param, grad, states)
 		} else {
-			param, grad, states := engine.View[float64](r, p.layout, lo, hi)
-			kernel.Apply(p.kernels.f64, h, param, grad, states)
+			param, grad, states := engine.View[float64](r, t.layout, lo, hi)
+			kernel.Apply(p.kernels.f64, &t.scalars, param, grad, states)
 		}
 	}
 }
@@ -116,11 +127,16 @@ func (n now) divisor(x float64) kernel.Divisor {
 	return kernel.DivisorOf[float64](x)
 }
 
-// stepTable runs one step of a rule over a table, with a pass from the rule's pool.
-func stepTable[S any](r rule[S], passes *sync.Pool, t Table) error {
-	rows, err := t.rows(r.name(), r.layout())
-	if err != nil {
-		return err
+// stepTables runs one step over tables, each by its own rule, with a pass from the rules' pool.
+func stepTables[S, O any, R interface {
+	*O
+	rule[S]
+}](passes *sync.Pool, options []O, tables []Table) error {
+	if len(options) != len(tables) {
+		return fmt.Errorf("goptim: options of %d tables, expected %d: %w", len(options), len(tables), ErrOption)
+	}
+	if len(tables) == 0 {
+		return nil
 	}
 	p, _ := passes.Get().(*pass[S])
 	if p == nil {
@@ -130,9 +146,33 @@ func stepTable[S any](r rule[S], passes *sync.Pool, t Table) error {
 		p.rows = nil // memory that is not Go's has no place in a pool, where Go's collector would look at it
 		passes.Put(p)
 	}()
-	p.begin(r, rows, now{pow: t.pow(), wide: t.Float64})
-	if err := engine.Run(p, rows, t.Threads, t.Team); err != nil {
-		return fmt.Errorf("goptim: %s: %w", r.name(), err)
+	rows, err := tables[0].rows(R(&options[0]).name(), R(&options[0]).layout())
+	if len(tables) > 1 && err == nil {
+		rows, err = p.join(tables, func(i int) rule[S] { return R(&options[i]) })
+	}
+	if err != nil {
+		return err
+	}
+	p.begin(R(&options[0]).kernels(), rows)
+	for i, t := range tables {
+		of := rows[len(p.at):][:t.Rows]
+		p.add(R(&options[i]), of, now{pow: t.pow(), wide: t.Float64})
+	}
+	if err := engine.Run(p, rows, tables[0].Threads, tables[0].Team); err != nil {
+		return fmt.Errorf("goptim: %s: %w", R(&options[0]).name(), err)
 	}
 	return nil
+}
+
+// join copies the rows of tables, one behind the other.
+func (p *pass[S]) join(tables []Table, of func(table int) rule[S]) ([]engine.Row, error) {
+	p.joined = p.joined[:0]
+	for i, t := range tables {
+		rows, err := t.rows(of(i).name(), of(i).layout())
+		if err != nil {
+			return nil, fmt.Errorf("table %d: %w", i, err)
+		}
+		p.joined = append(p.joined, rows...)
+	}
+	return p.joined, nil
 }

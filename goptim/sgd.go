@@ -59,7 +59,11 @@ func (s *SGD[T]) Step() error { return s.base.step(&s.SGDOptions, s.Workers) }
 
 // StepTable runs one step over a table whose state is momentum_buffer, if there is Momentum. It takes the options
 // unchecked, as torch's step does. On an error that wraps ErrParam nothing has changed.
-func (o SGDOptions) StepTable(t Table) error { return stepTable(&o, &sgdPasses, t) }
+func (o SGDOptions) StepTable(t Table) error { return o.stepTables([]SGDOptions{o}, []Table{t}) }
+
+func (SGDOptions) stepTables(o []SGDOptions, t []Table) error {
+	return stepTables[kernel.SGD](&sgdPasses, o, t)
+}
 
 // SparseSGD is SGD without momentum on the rows that have a gradient. Gradients of a row that comes more than once are
 // steps one after the other. Its bits are those of torch.optim.SGD with sparse gradients.

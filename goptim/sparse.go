@@ -201,7 +201,7 @@ func stepSparse[S any](r sparseRule[S], passes *sync.Pool, t SparseTable) error 
 		p = new(sparsePass[S])
 	}
 	defer func() {
-		p.table, p.row = SparseTable{}, [1]engine.Row{} // see stepTable
+		p.table, p.row = SparseTable{}, [1]engine.Row{} // see stepTables
 		passes.Put(p)
 	}()
 	if err := p.rows.find(&t); err != nil {

@@ -58,7 +58,8 @@ func testSplit[T Float, S any](t *testing.T, name string, r rule[S]) {
 			}
 			for _, b := range []*base[T, S]{whole, split} {
 				b.gather(r)
-				b.pass.begin(r, b.rows, now{pow: math.Pow})
+				b.pass.begin(r.kernels(), b.rows)
+				b.pass.add(r, b.rows, now{pow: math.Pow})
 				total := 0
 				for i := range b.rows {
 					total += int(b.rows[i].N)

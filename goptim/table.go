@@ -61,6 +61,19 @@ func (t Table) pow() func(x, y float64) float64 {
 	return cpow.Pow
 }
 
+// TableOptions are the options of an optimizer that treats every element alike.
+type TableOptions[O any] interface {
+	stepTables(options []O, tables []Table) error
+}
+
+// StepTables runs one step over the tables of several groups, each by its own options, as one piece of work: every
+// thread has its share of all, however small the groups are. Threads and Team are the first table's. On an error that
+// wraps ErrParam or ErrOption nothing has changed.
+func StepTables[O TableOptions[O]](options []O, tables []Table) error {
+	var o O
+	return o.stepTables(options, tables)
+}
+
 // VectorBits is the width of the vectors that this process computes with: 512, 256 or 128; 0 if it takes one element
 // at a time, for want of vectors or of GOEXPERIMENT=simd.
 func VectorBits() int { return kernel.VectorBits() }

@@ -483,7 +483,7 @@ def test_groups_of_go_and_of_torch_in_one_step(name, go):
         ]
 
     ours = train_both(name, make, **WITH_STATE.get(name, {}))
-    assert go == [1, 1] * 3
+    assert go == [2] * 3
     assert [len(group["params"]) for group in ours.param_groups] == [2, 1, 1]
 
 

@@ -44,19 +44,14 @@ class ReturnsNothing:
 class CachedTable(_Table):
     """The rows of the first step that has as many; what they point to lives on, or a test would write where none is."""
 
-    def step(self):
-        cache = vars(self.optimizer).setdefault("_cache", {})
-        super().step()
+    def bump_versions(self):
+        super().bump_versions()
         counts = [state["step"] for state in self.optimizer.state.values() if "step" in state]
         held = [t.untyped_storage() for t in (*self.written, *self.grads, *counts)]
-        cache.setdefault((self.index, self.n), (self.words, held))
-
-    def _step_dense(self):
-        cached = vars(self.optimizer).get("_cache", {}).get((self.index, self.n))
-        if cached is not None:
-            rows = slice(self.n * _WORDS)
-            self.words[rows] = cached[0][rows]
-        super()._step_dense()
+        cache = vars(self.optimizer).setdefault("_cache", {})
+        words, _ = cache.setdefault((self.index, self.n), (self.words, held))
+        rows = slice(self.n * _WORDS)
+        self.words[rows] = words[rows]
 
 
 class CachesAddresses:
@@ -81,10 +76,8 @@ class IgnoresLayouts:
 
 
 class VersionlessTable(_Table):
-    def _step_dense(self):
-        self.optimizer.go(self)
-        for state, key, t in self.made:
-            state[key] = t
+    def bump_versions(self):
+        pass
 
 
 class ForgetsVersions:

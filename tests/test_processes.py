@@ -126,9 +126,8 @@ def test_exit_while_a_daemon_thread_is_in_go():
     def forever(opt):
         [group] = opt.param_groups
         table = goptim._step._Table(opt, 0, group)
-        core, address, scalars = goptim._native.core(), table.words.buffer_info()[0], opt.scalars(group)
         while True:
-            core.AdamW(address, 1, 2, *scalars)
+            opt.go([table])
             started.release()
 
     for n in (SMALL, LARGE, LARGE):

@@ -57,7 +57,7 @@ class Kernel:
     """One optimizer's step by both."""
 
     ours: Callable[..., int]
-    options: tuple[float, ...]  # of ours, behind table, rows and threads
+    options: tuple[float, ...]  # of ours
     c: str
     scalars: Callable[[int], list[float]]  # of the C kernel, in step t
     states: int
@@ -135,10 +135,11 @@ class Columns:
 
     def ours(self, steps: int) -> Callable[[], object]:
         table = self.table(steps)
-        address, options = table.buffer_info()[0], self.kernel.options
+        rows, options = array("Q", [table.buffer_info()[0], steps]), array("d", self.kernel.options)
+        arguments = (rows.buffer_info()[0], 1, options.buffer_info()[0], len(options), 1)
 
-        def run(keep: object = table) -> None:
-            self.kernel.ours(address, steps, 1, *options)
+        def run(keep: object = (table, rows, options)) -> None:
+            self.kernel.ours(*arguments)
 
         return run
 

@@ -32,22 +32,17 @@ _wrap__core_ASGD(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *k
 {
     PyObject *py_retval;
     int64_t retval;
-    int64_t table;
-    int64_t rows;
+    int64_t tables;
+    int64_t groups;
+    int64_t scalars;
+    int64_t each;
     int64_t threads;
-    double lr;
-    double lambd;
-    double alpha;
-    double t0;
-    double weight_decay;
-    int64_t maximize;
-    int64_t float64_default;
-    const char *keywords[] = {"table", "rows", "threads", "lr", "lambd", "alpha", "t0", "weight_decay", "maximize", "float64_default", NULL};
+    const char *keywords[] = {"tables", "groups", "scalars", "each", "threads", NULL};
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LLLdddddLL", (char **) keywords, &table, &rows, &threads, &lr, &lambd, &alpha, &t0, &weight_decay, &maximize, &float64_default)) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LLLLL", (char **) keywords, &tables, &groups, &scalars, &each, &threads)) {
         return NULL;
     }
-    retval = bindings_ASGD(table, rows, threads, lr, lambd, alpha, t0, weight_decay, maximize, float64_default);
+    retval = bindings_ASGD(tables, groups, scalars, each, threads);
     if (PyErr_Occurred()) {
         return NULL;
     }
@@ -61,20 +56,17 @@ _wrap__core_Adadelta(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObjec
 {
     PyObject *py_retval;
     int64_t retval;
-    int64_t table;
-    int64_t rows;
+    int64_t tables;
+    int64_t groups;
+    int64_t scalars;
+    int64_t each;
     int64_t threads;
-    double lr;
-    double rho;
-    double eps;
-    double weight_decay;
-    int64_t maximize;
-    const char *keywords[] = {"table", "rows", "threads", "lr", "rho", "eps", "weight_decay", "maximize", NULL};
+    const char *keywords[] = {"tables", "groups", "scalars", "each", "threads", NULL};
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LLLddddL", (char **) keywords, &table, &rows, &threads, &lr, &rho, &eps, &weight_decay, &maximize)) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LLLLL", (char **) keywords, &tables, &groups, &scalars, &each, &threads)) {
         return NULL;
     }
-    retval = bindings_Adadelta(table, rows, threads, lr, rho, eps, weight_decay, maximize);
+    retval = bindings_Adadelta(tables, groups, scalars, each, threads);
     if (PyErr_Occurred()) {
         return NULL;
     }
@@ -118,20 +110,17 @@ _wrap__core_Adagrad(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject
 {
     PyObject *py_retval;
     int64_t retval;
-    int64_t table;
-    int64_t rows;
+    int64_t tables;
+    int64_t groups;
+    int64_t scalars;
+    int64_t each;
     int64_t threads;
-    double lr;
-    double lr_decay;
-    double weight_decay;
-    double eps;
-    int64_t maximize;
-    const char *keywords[] = {"table", "rows", "threads", "lr", "lr_decay", "weight_decay", "eps", "maximize", NULL};
+    const char *keywords[] = {"tables", "groups", "scalars", "each", "threads", NULL};
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LLLddddL", (char **) keywords, &table, &rows, &threads, &lr, &lr_decay, &weight_decay, &eps, &maximize)) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LLLLL", (char **) keywords, &tables, &groups, &scalars, &each, &threads)) {
         return NULL;
     }
-    retval = bindings_Adagrad(table, rows, threads, lr, lr_decay, weight_decay, eps, maximize);
+    retval = bindings_Adagrad(tables, groups, scalars, each, threads);
     if (PyErr_Occurred()) {
         return NULL;
     }
@@ -145,23 +134,17 @@ _wrap__core_Adam(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *k
 {
     PyObject *py_retval;
     int64_t retval;
-    int64_t table;
-    int64_t rows;
+    int64_t tables;
+    int64_t groups;
+    int64_t scalars;
+    int64_t each;
     int64_t threads;
-    double lr;
-    double beta1;
-    double beta2;
-    double eps;
-    double weight_decay;
-    int64_t amsgrad;
-    int64_t maximize;
-    int64_t decoupled_weight_decay;
-    const char *keywords[] = {"table", "rows", "threads", "lr", "beta1", "beta2", "eps", "weight_decay", "amsgrad", "maximize", "decoupled_weight_decay", NULL};
+    const char *keywords[] = {"tables", "groups", "scalars", "each", "threads", NULL};
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LLLdddddLLL", (char **) keywords, &table, &rows, &threads, &lr, &beta1, &beta2, &eps, &weight_decay, &amsgrad, &maximize, &decoupled_weight_decay)) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LLLLL", (char **) keywords, &tables, &groups, &scalars, &each, &threads)) {
         return NULL;
     }
-    retval = bindings_Adam(table, rows, threads, lr, beta1, beta2, eps, weight_decay, amsgrad, maximize, decoupled_weight_decay);
+    retval = bindings_Adam(tables, groups, scalars, each, threads);
     if (PyErr_Occurred()) {
         return NULL;
     }
@@ -175,22 +158,17 @@ _wrap__core_AdamW(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *
 {
     PyObject *py_retval;
     int64_t retval;
-    int64_t table;
-    int64_t rows;
+    int64_t tables;
+    int64_t groups;
+    int64_t scalars;
+    int64_t each;
     int64_t threads;
-    double lr;
-    double beta1;
-    double beta2;
-    double eps;
-    double weight_decay;
-    int64_t amsgrad;
-    int64_t maximize;
-    const char *keywords[] = {"table", "rows", "threads", "lr", "beta1", "beta2", "eps", "weight_decay", "amsgrad", "maximize", NULL};
+    const char *keywords[] = {"tables", "groups", "scalars", "each", "threads", NULL};
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LLLdddddLL", (char **) keywords, &table, &rows, &threads, &lr, &beta1, &beta2, &eps, &weight_decay, &amsgrad, &maximize)) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LLLLL", (char **) keywords, &tables, &groups, &scalars, &each, &threads)) {
         return NULL;
     }
-    retval = bindings_AdamW(table, rows, threads, lr, beta1, beta2, eps, weight_decay, amsgrad, maximize);
+    retval = bindings_AdamW(tables, groups, scalars, each, threads);
     if (PyErr_Occurred()) {
         return NULL;
     }
@@ -204,21 +182,17 @@ _wrap__core_Adamax(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject 
 {
     PyObject *py_retval;
     int64_t retval;
-    int64_t table;
-    int64_t rows;
+    int64_t tables;
+    int64_t groups;
+    int64_t scalars;
+    int64_t each;
     int64_t threads;
-    double lr;
-    double beta1;
-    double beta2;
-    double eps;
-    double weight_decay;
-    int64_t maximize;
-    const char *keywords[] = {"table", "rows", "threads", "lr", "beta1", "beta2", "eps", "weight_decay", "maximize", NULL};
+    const char *keywords[] = {"tables", "groups", "scalars", "each", "threads", NULL};
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LLLdddddL", (char **) keywords, &table, &rows, &threads, &lr, &beta1, &beta2, &eps, &weight_decay, &maximize)) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LLLLL", (char **) keywords, &tables, &groups, &scalars, &each, &threads)) {
         return NULL;
     }
-    retval = bindings_Adamax(table, rows, threads, lr, beta1, beta2, eps, weight_decay, maximize);
+    retval = bindings_Adamax(tables, groups, scalars, each, threads);
     if (PyErr_Occurred()) {
         return NULL;
     }
@@ -339,23 +313,17 @@ _wrap__core_NAdam(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *
 {
     PyObject *py_retval;
     int64_t retval;
-    int64_t table;
-    int64_t rows;
+    int64_t tables;
+    int64_t groups;
+    int64_t scalars;
+    int64_t each;
     int64_t threads;
-    double lr;
-    double beta1;
-    double beta2;
-    double eps;
-    double weight_decay;
-    double momentum_decay;
-    int64_t decoupled_weight_decay;
-    int64_t maximize;
-    const char *keywords[] = {"table", "rows", "threads", "lr", "beta1", "beta2", "eps", "weight_decay", "momentum_decay", "decoupled_weight_decay", "maximize", NULL};
+    const char *keywords[] = {"tables", "groups", "scalars", "each", "threads", NULL};
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LLLddddddLL", (char **) keywords, &table, &rows, &threads, &lr, &beta1, &beta2, &eps, &weight_decay, &momentum_decay, &decoupled_weight_decay, &maximize)) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LLLLL", (char **) keywords, &tables, &groups, &scalars, &each, &threads)) {
         return NULL;
     }
-    retval = bindings_NAdam(table, rows, threads, lr, beta1, beta2, eps, weight_decay, momentum_decay, decoupled_weight_decay, maximize);
+    retval = bindings_NAdam(tables, groups, scalars, each, threads);
     if (PyErr_Occurred()) {
         return NULL;
     }
@@ -390,22 +358,17 @@ _wrap__core_RAdam(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *
 {
     PyObject *py_retval;
     int64_t retval;
-    int64_t table;
-    int64_t rows;
+    int64_t tables;
+    int64_t groups;
+    int64_t scalars;
+    int64_t each;
     int64_t threads;
-    double lr;
-    double beta1;
-    double beta2;
-    double eps;
-    double weight_decay;
-    int64_t decoupled_weight_decay;
-    int64_t maximize;
-    const char *keywords[] = {"table", "rows", "threads", "lr", "beta1", "beta2", "eps", "weight_decay", "decoupled_weight_decay", "maximize", NULL};
+    const char *keywords[] = {"tables", "groups", "scalars", "each", "threads", NULL};
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LLLdddddLL", (char **) keywords, &table, &rows, &threads, &lr, &beta1, &beta2, &eps, &weight_decay, &decoupled_weight_decay, &maximize)) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LLLLL", (char **) keywords, &tables, &groups, &scalars, &each, &threads)) {
         return NULL;
     }
-    retval = bindings_RAdam(table, rows, threads, lr, beta1, beta2, eps, weight_decay, decoupled_weight_decay, maximize);
+    retval = bindings_RAdam(tables, groups, scalars, each, threads);
     if (PyErr_Occurred()) {
         return NULL;
     }
@@ -419,22 +382,17 @@ _wrap__core_RMSprop(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject
 {
     PyObject *py_retval;
     int64_t retval;
-    int64_t table;
-    int64_t rows;
+    int64_t tables;
+    int64_t groups;
+    int64_t scalars;
+    int64_t each;
     int64_t threads;
-    double lr;
-    double alpha;
-    double eps;
-    double weight_decay;
-    double momentum;
-    int64_t centered;
-    int64_t maximize;
-    const char *keywords[] = {"table", "rows", "threads", "lr", "alpha", "eps", "weight_decay", "momentum", "centered", "maximize", NULL};
+    const char *keywords[] = {"tables", "groups", "scalars", "each", "threads", NULL};
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LLLdddddLL", (char **) keywords, &table, &rows, &threads, &lr, &alpha, &eps, &weight_decay, &momentum, &centered, &maximize)) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LLLLL", (char **) keywords, &tables, &groups, &scalars, &each, &threads)) {
         return NULL;
     }
-    retval = bindings_RMSprop(table, rows, threads, lr, alpha, eps, weight_decay, momentum, centered, maximize);
+    retval = bindings_RMSprop(tables, groups, scalars, each, threads);
     if (PyErr_Occurred()) {
         return NULL;
     }
@@ -448,21 +406,17 @@ _wrap__core_Rprop(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *
 {
     PyObject *py_retval;
     int64_t retval;
-    int64_t table;
-    int64_t rows;
+    int64_t tables;
+    int64_t groups;
+    int64_t scalars;
+    int64_t each;
     int64_t threads;
-    double lr;
-    double eta_minus;
-    double eta_plus;
-    double min_step;
-    double max_step;
-    int64_t maximize;
-    const char *keywords[] = {"table", "rows", "threads", "lr", "eta_minus", "eta_plus", "min_step", "max_step", "maximize", NULL};
+    const char *keywords[] = {"tables", "groups", "scalars", "each", "threads", NULL};
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LLLdddddL", (char **) keywords, &table, &rows, &threads, &lr, &eta_minus, &eta_plus, &min_step, &max_step, &maximize)) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LLLLL", (char **) keywords, &tables, &groups, &scalars, &each, &threads)) {
         return NULL;
     }
-    retval = bindings_Rprop(table, rows, threads, lr, eta_minus, eta_plus, min_step, max_step, maximize);
+    retval = bindings_Rprop(tables, groups, scalars, each, threads);
     if (PyErr_Occurred()) {
         return NULL;
     }
@@ -476,21 +430,17 @@ _wrap__core_SGD(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kw
 {
     PyObject *py_retval;
     int64_t retval;
-    int64_t table;
-    int64_t rows;
+    int64_t tables;
+    int64_t groups;
+    int64_t scalars;
+    int64_t each;
     int64_t threads;
-    double lr;
-    double momentum;
-    double dampening;
-    double weight_decay;
-    int64_t nesterov;
-    int64_t maximize;
-    const char *keywords[] = {"table", "rows", "threads", "lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize", NULL};
+    const char *keywords[] = {"tables", "groups", "scalars", "each", "threads", NULL};
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LLLddddLL", (char **) keywords, &table, &rows, &threads, &lr, &momentum, &dampening, &weight_decay, &nesterov, &maximize)) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LLLLL", (char **) keywords, &tables, &groups, &scalars, &each, &threads)) {
         return NULL;
     }
-    retval = bindings_SGD(table, rows, threads, lr, momentum, dampening, weight_decay, nesterov, maximize);
+    retval = bindings_SGD(tables, groups, scalars, each, threads);
     if (PyErr_Occurred()) {
         return NULL;
     }
@@ -627,23 +577,23 @@ PyObject *bump(PyObject *module, PyObject *args);
 extern const char bump_doc[];
 
 static PyMethodDef _core_functions[] = {
-    {(char *) "ASGD", (PyCFunction) _wrap__core_ASGD, METH_KEYWORDS|METH_VARARGS, "ASGD($module, /, table, rows, threads, lr, lambd, alpha, t0, weight_decay, maximize, float64_default)\n--\n\ntype: table: int64_t\ntype: rows: int64_t\ntype: threads: int64_t\ntype: lr: double\ntype: lambd: double\ntype: alpha: double\ntype: t0: double\ntype: weight_decay: double\ntype: maximize: int64_t\ntype: float64_default: int64_t" },
-    {(char *) "Adadelta", (PyCFunction) _wrap__core_Adadelta, METH_KEYWORDS|METH_VARARGS, "Adadelta($module, /, table, rows, threads, lr, rho, eps, weight_decay, maximize)\n--\n\ntype: table: int64_t\ntype: rows: int64_t\ntype: threads: int64_t\ntype: lr: double\ntype: rho: double\ntype: eps: double\ntype: weight_decay: double\ntype: maximize: int64_t" },
+    {(char *) "ASGD", (PyCFunction) _wrap__core_ASGD, METH_KEYWORDS|METH_VARARGS, "ASGD($module, /, tables, groups, scalars, each, threads)\n--\n\ntype: tables: int64_t\ntype: groups: int64_t\ntype: scalars: int64_t\ntype: each: int64_t\ntype: threads: int64_t" },
+    {(char *) "Adadelta", (PyCFunction) _wrap__core_Adadelta, METH_KEYWORDS|METH_VARARGS, "Adadelta($module, /, tables, groups, scalars, each, threads)\n--\n\ntype: tables: int64_t\ntype: groups: int64_t\ntype: scalars: int64_t\ntype: each: int64_t\ntype: threads: int64_t" },
     {(char *) "Adafactor", (PyCFunction) _wrap__core_Adafactor, METH_KEYWORDS|METH_VARARGS, "Adafactor($module, /, table, rows, threads, lr, beta2_decay, eps1, eps2, d, weight_decay, maximize, fused_norms)\n--\n\ntype: table: int64_t\ntype: rows: int64_t\ntype: threads: int64_t\ntype: lr: double\ntype: beta2_decay: double\ntype: eps1: double\ntype: eps2: double\ntype: d: double\ntype: weight_decay: double\ntype: maximize: int64_t\ntype: fused_norms: int64_t" },
-    {(char *) "Adagrad", (PyCFunction) _wrap__core_Adagrad, METH_KEYWORDS|METH_VARARGS, "Adagrad($module, /, table, rows, threads, lr, lr_decay, weight_decay, eps, maximize)\n--\n\ntype: table: int64_t\ntype: rows: int64_t\ntype: threads: int64_t\ntype: lr: double\ntype: lr_decay: double\ntype: weight_decay: double\ntype: eps: double\ntype: maximize: int64_t" },
-    {(char *) "Adam", (PyCFunction) _wrap__core_Adam, METH_KEYWORDS|METH_VARARGS, "Adam($module, /, table, rows, threads, lr, beta1, beta2, eps, weight_decay, amsgrad, maximize, decoupled_weight_decay)\n--\n\ntype: table: int64_t\ntype: rows: int64_t\ntype: threads: int64_t\ntype: lr: double\ntype: beta1: double\ntype: beta2: double\ntype: eps: double\ntype: weight_decay: double\ntype: amsgrad: int64_t\ntype: maximize: int64_t\ntype: decoupled_weight_decay: int64_t" },
-    {(char *) "AdamW", (PyCFunction) _wrap__core_AdamW, METH_KEYWORDS|METH_VARARGS, "AdamW($module, /, table, rows, threads, lr, beta1, beta2, eps, weight_decay, amsgrad, maximize)\n--\n\ntype: table: int64_t\ntype: rows: int64_t\ntype: threads: int64_t\ntype: lr: double\ntype: beta1: double\ntype: beta2: double\ntype: eps: double\ntype: weight_decay: double\ntype: amsgrad: int64_t\ntype: maximize: int64_t" },
-    {(char *) "Adamax", (PyCFunction) _wrap__core_Adamax, METH_KEYWORDS|METH_VARARGS, "Adamax($module, /, table, rows, threads, lr, beta1, beta2, eps, weight_decay, maximize)\n--\n\ntype: table: int64_t\ntype: rows: int64_t\ntype: threads: int64_t\ntype: lr: double\ntype: beta1: double\ntype: beta2: double\ntype: eps: double\ntype: weight_decay: double\ntype: maximize: int64_t" },
+    {(char *) "Adagrad", (PyCFunction) _wrap__core_Adagrad, METH_KEYWORDS|METH_VARARGS, "Adagrad($module, /, tables, groups, scalars, each, threads)\n--\n\ntype: tables: int64_t\ntype: groups: int64_t\ntype: scalars: int64_t\ntype: each: int64_t\ntype: threads: int64_t" },
+    {(char *) "Adam", (PyCFunction) _wrap__core_Adam, METH_KEYWORDS|METH_VARARGS, "Adam($module, /, tables, groups, scalars, each, threads)\n--\n\ntype: tables: int64_t\ntype: groups: int64_t\ntype: scalars: int64_t\ntype: each: int64_t\ntype: threads: int64_t" },
+    {(char *) "AdamW", (PyCFunction) _wrap__core_AdamW, METH_KEYWORDS|METH_VARARGS, "AdamW($module, /, tables, groups, scalars, each, threads)\n--\n\ntype: tables: int64_t\ntype: groups: int64_t\ntype: scalars: int64_t\ntype: each: int64_t\ntype: threads: int64_t" },
+    {(char *) "Adamax", (PyCFunction) _wrap__core_Adamax, METH_KEYWORDS|METH_VARARGS, "Adamax($module, /, tables, groups, scalars, each, threads)\n--\n\ntype: tables: int64_t\ntype: groups: int64_t\ntype: scalars: int64_t\ntype: each: int64_t\ntype: threads: int64_t" },
     {(char *) "HFAdafactor", (PyCFunction) _wrap__core_HFAdafactor, METH_KEYWORDS|METH_VARARGS, "HFAdafactor($module, /, table, rows, threads, lr, eps1, eps2, clip_threshold, decay_rate, beta1, weight_decay, averages, scale_parameter, relative_step, warmup_init, fused_norms)\n--\n\ntype: table: int64_t\ntype: rows: int64_t\ntype: threads: int64_t\ntype: lr: double\ntype: eps1: double\ntype: eps2: double\ntype: clip_threshold: double\ntype: decay_rate: double\ntype: beta1: double\ntype: weight_decay: double\ntype: averages: int64_t\ntype: scale_parameter: int64_t\ntype: relative_step: int64_t\ntype: warmup_init: int64_t\ntype: fused_norms: int64_t" },
     {(char *) "LBFGS", (PyCFunction) _wrap__core_LBFGS, METH_KEYWORDS|METH_VARARGS, "LBFGS($module, /, machine, size, threads)\n--\n\ntype: machine: int64_t\ntype: size: int64_t\ntype: threads: int64_t" },
     {(char *) "MuonMomentum", (PyCFunction) _wrap__core_MuonMomentum, METH_KEYWORDS|METH_VARARGS, "MuonMomentum($module, /, table, rows, threads, momentum, nesterov)\n--\n\ntype: table: int64_t\ntype: rows: int64_t\ntype: threads: int64_t\ntype: momentum: double\ntype: nesterov: int64_t" },
     {(char *) "MuonUpdate", (PyCFunction) _wrap__core_MuonUpdate, METH_KEYWORDS|METH_VARARGS, "MuonUpdate($module, /, table, rows, threads, height, width, lr, weight_decay, adjust_lr)\n--\n\ntype: table: int64_t\ntype: rows: int64_t\ntype: threads: int64_t\ntype: height: int64_t\ntype: width: int64_t\ntype: lr: double\ntype: weight_decay: double\ntype: adjust_lr: int64_t" },
-    {(char *) "NAdam", (PyCFunction) _wrap__core_NAdam, METH_KEYWORDS|METH_VARARGS, "NAdam($module, /, table, rows, threads, lr, beta1, beta2, eps, weight_decay, momentum_decay, decoupled_weight_decay, maximize)\n--\n\ntype: table: int64_t\ntype: rows: int64_t\ntype: threads: int64_t\ntype: lr: double\ntype: beta1: double\ntype: beta2: double\ntype: eps: double\ntype: weight_decay: double\ntype: momentum_decay: double\ntype: decoupled_weight_decay: int64_t\ntype: maximize: int64_t" },
+    {(char *) "NAdam", (PyCFunction) _wrap__core_NAdam, METH_KEYWORDS|METH_VARARGS, "NAdam($module, /, tables, groups, scalars, each, threads)\n--\n\ntype: tables: int64_t\ntype: groups: int64_t\ntype: scalars: int64_t\ntype: each: int64_t\ntype: threads: int64_t" },
     {(char *) "OpenMP", (PyCFunction) _wrap__core_OpenMP, METH_KEYWORDS|METH_VARARGS, "OpenMP($module, /, parallel, number)\n--\n\ntype: parallel: int64_t\ntype: number: int64_t" },
-    {(char *) "RAdam", (PyCFunction) _wrap__core_RAdam, METH_KEYWORDS|METH_VARARGS, "RAdam($module, /, table, rows, threads, lr, beta1, beta2, eps, weight_decay, decoupled_weight_decay, maximize)\n--\n\ntype: table: int64_t\ntype: rows: int64_t\ntype: threads: int64_t\ntype: lr: double\ntype: beta1: double\ntype: beta2: double\ntype: eps: double\ntype: weight_decay: double\ntype: decoupled_weight_decay: int64_t\ntype: maximize: int64_t" },
-    {(char *) "RMSprop", (PyCFunction) _wrap__core_RMSprop, METH_KEYWORDS|METH_VARARGS, "RMSprop($module, /, table, rows, threads, lr, alpha, eps, weight_decay, momentum, centered, maximize)\n--\n\ntype: table: int64_t\ntype: rows: int64_t\ntype: threads: int64_t\ntype: lr: double\ntype: alpha: double\ntype: eps: double\ntype: weight_decay: double\ntype: momentum: double\ntype: centered: int64_t\ntype: maximize: int64_t" },
-    {(char *) "Rprop", (PyCFunction) _wrap__core_Rprop, METH_KEYWORDS|METH_VARARGS, "Rprop($module, /, table, rows, threads, lr, eta_minus, eta_plus, min_step, max_step, maximize)\n--\n\ntype: table: int64_t\ntype: rows: int64_t\ntype: threads: int64_t\ntype: lr: double\ntype: eta_minus: double\ntype: eta_plus: double\ntype: min_step: double\ntype: max_step: double\ntype: maximize: int64_t" },
-    {(char *) "SGD", (PyCFunction) _wrap__core_SGD, METH_KEYWORDS|METH_VARARGS, "SGD($module, /, table, rows, threads, lr, momentum, dampening, weight_decay, nesterov, maximize)\n--\n\ntype: table: int64_t\ntype: rows: int64_t\ntype: threads: int64_t\ntype: lr: double\ntype: momentum: double\ntype: dampening: double\ntype: weight_decay: double\ntype: nesterov: int64_t\ntype: maximize: int64_t" },
+    {(char *) "RAdam", (PyCFunction) _wrap__core_RAdam, METH_KEYWORDS|METH_VARARGS, "RAdam($module, /, tables, groups, scalars, each, threads)\n--\n\ntype: tables: int64_t\ntype: groups: int64_t\ntype: scalars: int64_t\ntype: each: int64_t\ntype: threads: int64_t" },
+    {(char *) "RMSprop", (PyCFunction) _wrap__core_RMSprop, METH_KEYWORDS|METH_VARARGS, "RMSprop($module, /, tables, groups, scalars, each, threads)\n--\n\ntype: tables: int64_t\ntype: groups: int64_t\ntype: scalars: int64_t\ntype: each: int64_t\ntype: threads: int64_t" },
+    {(char *) "Rprop", (PyCFunction) _wrap__core_Rprop, METH_KEYWORDS|METH_VARARGS, "Rprop($module, /, tables, groups, scalars, each, threads)\n--\n\ntype: tables: int64_t\ntype: groups: int64_t\ntype: scalars: int64_t\ntype: each: int64_t\ntype: threads: int64_t" },
+    {(char *) "SGD", (PyCFunction) _wrap__core_SGD, METH_KEYWORDS|METH_VARARGS, "SGD($module, /, tables, groups, scalars, each, threads)\n--\n\ntype: tables: int64_t\ntype: groups: int64_t\ntype: scalars: int64_t\ntype: each: int64_t\ntype: threads: int64_t" },
     {(char *) "SparseAdagrad", (PyCFunction) _wrap__core_SparseAdagrad, METH_KEYWORDS|METH_VARARGS, "SparseAdagrad($module, /, param, state1, state2, rows, width, float64s, indices, values, order, count, threads, step, lr, lr_decay, eps, maximize)\n--\n\ntype: param: int64_t\ntype: state1: int64_t\ntype: state2: int64_t\ntype: rows: int64_t\ntype: width: int64_t\ntype: float64s: int64_t\ntype: indices: int64_t\ntype: values: int64_t\ntype: order: int64_t\ntype: count: int64_t\ntype: threads: int64_t\ntype: step: double\ntype: lr: double\ntype: lr_decay: double\ntype: eps: double\ntype: maximize: int64_t" },
     {(char *) "SparseAdam", (PyCFunction) _wrap__core_SparseAdam, METH_KEYWORDS|METH_VARARGS, "SparseAdam($module, /, param, state1, state2, rows, width, float64s, indices, values, order, count, threads, step, lr, beta1, beta2, eps, maximize)\n--\n\ntype: param: int64_t\ntype: state1: int64_t\ntype: state2: int64_t\ntype: rows: int64_t\ntype: width: int64_t\ntype: float64s: int64_t\ntype: indices: int64_t\ntype: values: int64_t\ntype: order: int64_t\ntype: count: int64_t\ntype: threads: int64_t\ntype: step: double\ntype: lr: double\ntype: beta1: double\ntype: beta2: double\ntype: eps: double\ntype: maximize: int64_t" },
     {(char *) "SparseSGD", (PyCFunction) _wrap__core_SparseSGD, METH_KEYWORDS|METH_VARARGS, "SparseSGD($module, /, param, state1, state2, rows, width, float64s, indices, values, order, count, threads, step, lr, maximize)\n--\n\ntype: param: int64_t\ntype: state1: int64_t\ntype: state2: int64_t\ntype: rows: int64_t\ntype: width: int64_t\ntype: float64s: int64_t\ntype: indices: int64_t\ntype: values: int64_t\ntype: order: int64_t\ntype: count: int64_t\ntype: threads: int64_t\ntype: step: double\ntype: lr: double\ntype: maximize: int64_t" },

@@ -17,9 +17,9 @@ import (
 func main() {}
 
 //export bindings_ASGD
-func bindings_ASGD(table C.longlong, rows C.longlong, threads C.longlong, lr C.double, lambd C.double, alpha C.double, t0 C.double, weightDecay C.double, maximize C.longlong, float64Default C.longlong) C.longlong {
+func bindings_ASGD(tables C.longlong, groups C.longlong, scalars C.longlong, each C.longlong, threads C.longlong) C.longlong {
 	_saved_thread := C.PyEval_SaveThread()
-	cret, __err := bindings.ASGD(int64(table), int64(rows), int64(threads), float64(lr), float64(lambd), float64(alpha), float64(t0), float64(weightDecay), int64(maximize), int64(float64Default))
+	cret, __err := bindings.ASGD(int64(tables), int64(groups), int64(scalars), int64(each), int64(threads))
 
 	C.PyEval_RestoreThread(_saved_thread)
 	if __err != nil {
@@ -32,9 +32,9 @@ func bindings_ASGD(table C.longlong, rows C.longlong, threads C.longlong, lr C.d
 }
 
 //export bindings_Adadelta
-func bindings_Adadelta(table C.longlong, rows C.longlong, threads C.longlong, lr C.double, rho C.double, eps C.double, weightDecay C.double, maximize C.longlong) C.longlong {
+func bindings_Adadelta(tables C.longlong, groups C.longlong, scalars C.longlong, each C.longlong, threads C.longlong) C.longlong {
 	_saved_thread := C.PyEval_SaveThread()
-	cret, __err := bindings.Adadelta(int64(table), int64(rows), int64(threads), float64(lr), float64(rho), float64(eps), float64(weightDecay), int64(maximize))
+	cret, __err := bindings.Adadelta(int64(tables), int64(groups), int64(scalars), int64(each), int64(threads))
 
 	C.PyEval_RestoreThread(_saved_thread)
 	if __err != nil {
@@ -62,9 +62,9 @@ func bindings_Adafactor(table C.longlong, rows C.longlong, threads C.longlong, l
 }
 
 //export bindings_Adagrad
-func bindings_Adagrad(table C.longlong, rows C.longlong, threads C.longlong, lr C.double, lrDecay C.double, weightDecay C.double, eps C.double, maximize C.longlong) C.longlong {
+func bindings_Adagrad(tables C.longlong, groups C.longlong, scalars C.longlong, each C.longlong, threads C.longlong) C.longlong {
 	_saved_thread := C.PyEval_SaveThread()
-	cret, __err := bindings.Adagrad(int64(table), int64(rows), int64(threads), float64(lr), float64(lrDecay), float64(weightDecay), float64(eps), int64(maximize))
+	cret, __err := bindings.Adagrad(int64(tables), int64(groups), int64(scalars), int64(each), int64(threads))
 
 	C.PyEval_RestoreThread(_saved_thread)
 	if __err != nil {
@@ -77,9 +77,9 @@ func bindings_Adagrad(table C.longlong, rows C.longlong, threads C.longlong, lr 
 }
 
 //export bindings_Adam
-func bindings_Adam(table C.longlong, rows C.longlong, threads C.longlong, lr C.double, beta1 C.double, beta2 C.double, eps C.double, weightDecay C.double, amsgrad C.longlong, maximize C.longlong, decoupledWeightDecay C.longlong) C.longlong {
+func bindings_Adam(tables C.longlong, groups C.longlong, scalars C.longlong, each C.longlong, threads C.longlong) C.longlong {
 	_saved_thread := C.PyEval_SaveThread()
-	cret, __err := bindings.Adam(int64(table), int64(rows), int64(threads), float64(lr), float64(beta1), float64(beta2), float64(eps), float64(weightDecay), int64(amsgrad), int64(maximize), int64(decoupledWeightDecay))
+	cret, __err := bindings.Adam(int64(tables), int64(groups), int64(scalars), int64(each), int64(threads))
 
 	C.PyEval_RestoreThread(_saved_thread)
 	if __err != nil {
@@ -92,9 +92,9 @@ func bindings_Adam(table C.longlong, rows C.longlong, threads C.longlong, lr C.d
 }
 
 //export bindings_AdamW
-func bindings_AdamW(table C.longlong, rows C.longlong, threads C.longlong, lr C.double, beta1 C.double, beta2 C.double, eps C.double, weightDecay C.double, amsgrad C.longlong, maximize C.longlong) C.longlong {
+func bindings_AdamW(tables C.longlong, groups C.longlong, scalars C.longlong, each C.longlong, threads C.longlong) C.longlong {
 	_saved_thread := C.PyEval_SaveThread()
-	cret, __err := bindings.AdamW(int64(table), int64(rows), int64(threads), float64(lr), float64(beta1), float64(beta2), float64(eps), float64(weightDecay), int64(amsgrad), int64(maximize))
+	cret, __err := bindings.AdamW(int64(tables), int64(groups), int64(scalars), int64(each), int64(threads))
 
 	C.PyEval_RestoreThread(_saved_thread)
 	if __err != nil {
@@ -107,9 +107,9 @@ func bindings_AdamW(table C.longlong, rows C.longlong, threads C.longlong, lr C.
 }
 
 //export bindings_Adamax
-func bindings_Adamax(table C.longlong, rows C.longlong, threads C.longlong, lr C.double, beta1 C.double, beta2 C.double, eps C.double, weightDecay C.double, maximize C.longlong) C.longlong {
+func bindings_Adamax(tables C.longlong, groups C.longlong, scalars C.longlong, each C.longlong, threads C.longlong) C.longlong {
 	_saved_thread := C.PyEval_SaveThread()
-	cret, __err := bindings.Adamax(int64(table), int64(rows), int64(threads), float64(lr), float64(beta1), float64(beta2), float64(eps), float64(weightDecay), int64(maximize))
+	cret, __err := bindings.Adamax(int64(tables), int64(groups), int64(scalars), int64(each), int64(threads))
 
 	C.PyEval_RestoreThread(_saved_thread)
 	if __err != nil {
@@ -182,9 +182,9 @@ func bindings_MuonUpdate(table C.longlong, rows C.longlong, threads C.longlong, 
 }
 
 //export bindings_NAdam
-func bindings_NAdam(table C.longlong, rows C.longlong, threads C.longlong, lr C.double, beta1 C.double, beta2 C.double, eps C.double, weightDecay C.double, momentumDecay C.double, decoupledWeightDecay C.longlong, maximize C.longlong) C.longlong {
+func bindings_NAdam(tables C.longlong, groups C.longlong, scalars C.longlong, each C.longlong, threads C.longlong) C.longlong {
 	_saved_thread := C.PyEval_SaveThread()
-	cret, __err := bindings.NAdam(int64(table), int64(rows), int64(threads), float64(lr), float64(beta1), float64(beta2), float64(eps), float64(weightDecay), float64(momentumDecay), int64(decoupledWeightDecay), int64(maximize))
+	cret, __err := bindings.NAdam(int64(tables), int64(groups), int64(scalars), int64(each), int64(threads))
 
 	C.PyEval_RestoreThread(_saved_thread)
 	if __err != nil {
@@ -212,9 +212,9 @@ func bindings_OpenMP(parallel C.longlong, number C.longlong) C.longlong {
 }
 
 //export bindings_RAdam
-func bindings_RAdam(table C.longlong, rows C.longlong, threads C.longlong, lr C.double, beta1 C.double, beta2 C.double, eps C.double, weightDecay C.double, decoupledWeightDecay C.longlong, maximize C.longlong) C.longlong {
+func bindings_RAdam(tables C.longlong, groups C.longlong, scalars C.longlong, each C.longlong, threads C.longlong) C.longlong {
 	_saved_thread := C.PyEval_SaveThread()
-	cret, __err := bindings.RAdam(int64(table), int64(rows), int64(threads), float64(lr), float64(beta1), float64(beta2), float64(eps), float64(weightDecay), int64(decoupledWeightDecay), int64(maximize))
+	cret, __err := bindings.RAdam(int64(tables), int64(groups), int64(scalars), int64(each), int64(threads))
 
 	C.PyEval_RestoreThread(_saved_thread)
 	if __err != nil {
@@ -227,9 +227,9 @@ func bindings_RAdam(table C.longlong, rows C.longlong, threads C.longlong, lr C.
 }
 
 //export bindings_RMSprop
-func bindings_RMSprop(table C.longlong, rows C.longlong, threads C.longlong, lr C.double, alpha C.double, eps C.double, weightDecay C.double, momentum C.double, centered C.longlong, maximize C.longlong) C.longlong {
+func bindings_RMSprop(tables C.longlong, groups C.longlong, scalars C.longlong, each C.longlong, threads C.longlong) C.longlong {
 	_saved_thread := C.PyEval_SaveThread()
-	cret, __err := bindings.RMSprop(int64(table), int64(rows), int64(threads), float64(lr), float64(alpha), float64(eps), float64(weightDecay), float64(momentum), int64(centered), int64(maximize))
+	cret, __err := bindings.RMSprop(int64(tables), int64(groups), int64(scalars), int64(each), int64(threads))
 
 	C.PyEval_RestoreThread(_saved_thread)
 	if __err != nil {
@@ -242,9 +242,9 @@ func bindings_RMSprop(table C.longlong, rows C.longlong, threads C.longlong, lr 
 }
 
 //export bindings_Rprop
-func bindings_Rprop(table C.longlong, rows C.longlong, threads C.longlong, lr C.double, etaMinus C.double, etaPlus C.double, minStep C.double, maxStep C.double, maximize C.longlong) C.longlong {
+func bindings_Rprop(tables C.longlong, groups C.longlong, scalars C.longlong, each C.longlong, threads C.longlong) C.longlong {
 	_saved_thread := C.PyEval_SaveThread()
-	cret, __err := bindings.Rprop(int64(table), int64(rows), int64(threads), float64(lr), float64(etaMinus), float64(etaPlus), float64(minStep), float64(maxStep), int64(maximize))
+	cret, __err := bindings.Rprop(int64(tables), int64(groups), int64(scalars), int64(each), int64(threads))
 
 	C.PyEval_RestoreThread(_saved_thread)
 	if __err != nil {
@@ -257,9 +257,9 @@ func bindings_Rprop(table C.longlong, rows C.longlong, threads C.longlong, lr C.
 }
 
 //export bindings_SGD
-func bindings_SGD(table C.longlong, rows C.longlong, threads C.longlong, lr C.double, momentum C.double, dampening C.double, weightDecay C.double, nesterov C.longlong, maximize C.longlong) C.longlong {
+func bindings_SGD(tables C.longlong, groups C.longlong, scalars C.longlong, each C.longlong, threads C.longlong) C.longlong {
 	_saved_thread := C.PyEval_SaveThread()
-	cret, __err := bindings.SGD(int64(table), int64(rows), int64(threads), float64(lr), float64(momentum), float64(dampening), float64(weightDecay), int64(nesterov), int64(maximize))
+	cret, __err := bindings.SGD(int64(tables), int64(groups), int64(scalars), int64(each), int64(threads))
 
 	C.PyEval_RestoreThread(_saved_thread)
 	if __err != nil {

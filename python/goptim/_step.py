@@ -108,17 +108,23 @@ class GoStep(Optimizer):
         raise NotImplementedError
 
     def scalars(self, group: dict[str, Any]) -> tuple[Any, ...]:
-        """The arguments of the Go function behind table, rows and threads."""
+        """The numbers that the Go function takes of a group (bindings/bindings.go), in its order."""
         raise NotImplementedError
 
     def sparse_scalars(self, group: dict[str, Any]) -> tuple[Any, ...] | None:
         """The arguments of the Go function for sparse gradients, behind ``step``; None where such are torch's."""
         return None
 
-    def go(self, table: _Table) -> None:
-        """Have Go step the rows of a table."""
+    def go(self, tables: list[_Table]) -> None:
+        """Have Go step the rows of all tables, as one piece of work for its threads."""
         function = getattr(_native.core(), self.twin.__name__)
-        function(table.words.buffer_info()[0], table.n, torch.get_num_threads(), *table.scalars)
+        rows, scalars = array("Q"), array("d")
+        for table in tables:
+            rows.extend((table.words.buffer_info()[0], table.n))
+            scalars.extend(table.scalars)
+        groups = len(tables)
+        each = len(scalars) // groups
+        function(rows.buffer_info()[0], groups, scalars.buffer_info()[0], each, torch.get_num_threads())
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         _native.core()
@@ -157,14 +163,28 @@ class GoStep(Optimizer):
             if table.rest:
                 break
         else:
-            for table in tables:
-                table.step()
+            self._go_step(tables)
             return loss
         with self._states_in_order(tables):
             self._torch_step(tables)
-            for table in tables:
-                table.step()
+            self._go_step(tables)
         return loss
+
+    def _go_step(self, tables: list[_Table]) -> None:
+        dense = []
+        for table in tables:
+            if table.fresh:
+                table.make_states()
+            if table.n:
+                table.bump_versions()
+                dense.append(table)
+        if dense:
+            self.go(dense)
+        for table in tables:
+            for state, key, t in table.made:  # an interrupt before this leaves no state without a value
+                state[key] = t
+            for p, g in table.sparse:
+                table.step_sparse(p, g)
 
     @contextlib.contextmanager
     def _states_in_order(self, tables: list[_Table]) -> Iterator[None]:
@@ -412,7 +432,8 @@ class _Table:
             f"of shape {tuple(p.shape)} and {p.dtype}"
         )
 
-    def _make_states(self) -> None:
+    @torch.no_grad()
+    def make_states(self) -> None:
         """Make the states of fresh parameters as torch makes them, by torch's own hand, and their rows."""
         optimizer = self.optimizer
         _init_group(optimizer, self.group | {"params": self.fresh})
@@ -427,24 +448,7 @@ class _Table:
             self.made += [(state, key, t) for key, t in made.items()]
             self._add(p, p.grad, state | made, _NEW if made else 0)
 
-    def step(self) -> None:
-        if self.fresh:
-            with torch.no_grad():
-                self._make_states()
-        if self.n:
-            self._step_dense()
-        if self.sparse:
-            with torch.no_grad():
-                for p, g in self.sparse:
-                    self._step_sparse(p, g)
-
-    def _step_dense(self) -> None:
-        self._bump_versions()
-        self.optimizer.go(self)
-        for state, key, t in self.made:  # an interrupt before this leaves no state without a value
-            state[key] = t
-
-    def _bump_versions(self) -> None:
+    def bump_versions(self) -> None:
         if self.versions:
             core = _native.core()
             assert core is not None
@@ -453,7 +457,8 @@ class _Table:
         if self.counted < len(self.written):
             bump_versions(self.written[self.counted :])
 
-    def _step_sparse(self, p: Tensor, g: Tensor) -> None:
+    @torch.no_grad()
+    def step_sparse(self, p: Tensor, g: Tensor) -> None:
         optimizer = self.optimizer
         if self.numbers and not optimizer.state.get(p):
             _init_group(optimizer, self.group | {"params": [p]})

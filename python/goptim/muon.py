@@ -71,7 +71,11 @@ class Muon(GoStep, torch.optim.Muon):
             *(coefficients if sound else [None]),
         )
 
-    def go(self, table: _Table) -> None:
+    def go(self, tables: list[_Table]) -> None:
+        for table in tables:
+            self._go(table)
+
+    def _go(self, table: _Table) -> None:
         core, group, threads = _native.core(), table.group, torch.get_num_threads()
         assert core is not None
         for p in table.written[::2]:

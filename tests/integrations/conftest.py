@@ -54,9 +54,10 @@ class Counts:
             self.asked += sum(p.grad is not None for group in optimizer.param_groups for p in group["params"])
 
     def rows_of(self, function):
-        def counted(table, rows, *args):
+        def counted(*args):
+            rows = function(*args)
             self.rows += rows
-            return function(table, rows, *args)
+            return rows
 
         return counted
 
