@@ -105,7 +105,7 @@ func wave(n, k int) []float32 {
 }
 
 func BenchmarkAdafactor(b *testing.B) {
-	for _, shape := range [][]int{{512, 512, 3, 3}, {1024, 512, 1, 1}, {64, 3, 7, 7}, {128, 128, 5, 5}, {256, 256, 1, 7}, {256, 256, 2, 2}, {128, 32, 11, 11}, {1024, 1024}} {
+	for _, shape := range [][]int{{512, 512, 3, 3}, {64, 64, 3, 3}, {1024, 512, 1, 1}, {2048, 1024, 1, 1}, {64, 3, 7, 7}, {128, 128, 5, 5}, {256, 256, 1, 7}, {256, 256, 2, 2}, {128, 32, 11, 11}, {1024, 1024}} {
 		b.Run(fmt.Sprint(shape), func(b *testing.B) {
 			b.Run("float32", func(b *testing.B) { benchmarkAdafactor[float32](b, shape) })
 			b.Run("float64", func(b *testing.B) { benchmarkAdafactor[float64](b, shape) })

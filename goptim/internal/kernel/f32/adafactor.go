@@ -138,7 +138,6 @@ func AdafactorSmall(h *kernel.Adafactor, p, g []float32, s [3][]float32) {
 func convolutions(h *kernel.Adafactor, p, g []float32, s [3][]float32) {
 	c, fused := weight{set(h.W.W), flag(h.W.FromX)}, flag(h.Fused)
 	sgn, eps, least, one, three := set(h.Sign), set(h.Eps1), set(h.EpsSq), set(1), set(3)
-	var zero simd.Float32s
 	w := one.Len()
 	row, col := s[0], s[1]
 	for k, l := 0, 0; k < len(p); k, l = k+9*w, l+3*w {
@@ -153,7 +152,7 @@ func convolutions(h *kernel.Adafactor, p, g []float32, s [3][]float32) {
 			sum := choose(fused, z.MulAdd(z, y.MulAdd(y, squares)), squares.Add(y.Mul(y)).Add(z.Mul(z)))
 			*at(col, l+j*w) = lerp(*at(col, l+j*w), meanSquare(sum, three), c)
 		}
-		mean := atLeast(zero.Add(*at(row, l)).Add(*at(row, l+w)).Add(*at(row, l+2*w)).Div(three), eps)
+		mean := atLeast(zeros().Add(*at(row, l)).Add(*at(row, l+w)).Add(*at(row, l+2*w)).Div(three), eps)
 		for i := range 3 {
 			r := *at(row, l+i*w)
 			for j := range 3 {
@@ -204,9 +203,9 @@ func addSquare(sum, x simd.Float32s, fused bits) simd.Float32s {
 // sumSquares adds the squares of n vectors.
 func sumSquares(x []float32, first, stride, n int, fused bits) simd.Float32s {
 	whole := n - n%lanes
-	var sum simd.Float32s
+	sum := zeros()
 	for l := 0; l < lanes && whole > 0; l++ {
-		var part simd.Float32s
+		part := zeros()
 		for i := l; i < whole; i += lanes {
 			part = addSquare(part, *at(x, first+i*stride), fused)
 		}
@@ -225,7 +224,7 @@ func sumSquares(x []float32, first, stride, n int, fused bits) simd.Float32s {
 }
 
 func sumColumn(x []float32, first, stride, n int, fused bits) simd.Float32s {
-	var sum simd.Float32s
+	sum := zeros()
 	for i := range n {
 		sum = addSquare(sum, *at(x, first+i*stride), fused)
 	}
@@ -237,7 +236,7 @@ func sumFew(x []float32, stride, n int) simd.Float32s {
 	if n < lanes {
 		var sum simd.Float32s
 		for k := range 4 {
-			var part simd.Float32s
+			part := zeros()
 			if k < n&^3 {
 				part = *at(x, k*stride)
 			}
@@ -253,7 +252,7 @@ func sumFew(x []float32, stride, n int) simd.Float32s {
 		return sum
 	}
 	whole := n - n%lanes
-	var sum simd.Float32s
+	sum := zeros()
 	for i := whole; i < n; i++ {
 		sum = sum.Add(*at(x, i*stride))
 	}

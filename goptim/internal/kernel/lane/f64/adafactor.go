@@ -113,7 +113,6 @@ func AdafactorSmall(h *kernel.Adafactor, p, g []float64, s [3][]float64) {
 func convolutions(h *kernel.Adafactor, p, g []float64, s [3][]float64) {
 	c, fused := weight{set(h.W.W), flag(h.W.FromX)}, flag(h.Fused)
 	sgn, eps, least, one, three := set(h.Sign), set(h.Eps1), set(h.EpsSq), set(1), set(3)
-	var zero simd.Float64s
 	w := one.Len()
 	row, col := s[0], s[1]
 	for k, l := 0, 0; k < len(p); k, l = k+9*w, l+3*w {
@@ -128,7 +127,7 @@ func convolutions(h *kernel.Adafactor, p, g []float64, s [3][]float64) {
 			sum := choose(fused, z.MulAdd(z, y.MulAdd(y, squares)), squares.Add(y.Mul(y)).Add(z.Mul(z)))
 			*at(col, l+j*w) = lerp(*at(col, l+j*w), meanSquare(sum, three), c)
 		}
-		mean := atLeast(zero.Add(*at(row, l)).Add(*at(row, l+w)).Add(*at(row, l+2*w)).Div(three), eps)
+		mean := atLeast(zeros().Add(*at(row, l)).Add(*at(row, l+w)).Add(*at(row, l+2*w)).Div(three), eps)
 		for i := range 3 {
 			r := *at(row, l+i*w)
 			for j := range 3 {
@@ -175,9 +174,9 @@ func addSquare(sum, x simd.Float64s, fused bits) simd.Float64s {
 // sumSquares adds the squares of n vectors.
 func sumSquares(x []float64, first, stride, n int, fused bits) simd.Float64s {
 	whole := n - n%lanes
-	var sum simd.Float64s
+	sum := zeros()
 	for l := 0; l < lanes && whole > 0; l++ {
-		var part simd.Float64s
+		part := zeros()
 		for i := l; i < whole; i += lanes {
 			part = addSquare(part, *at(x, first+i*stride), fused)
 		}
@@ -196,7 +195,7 @@ func sumSquares(x []float64, first, stride, n int, fused bits) simd.Float64s {
 }
 
 func sumColumn(x []float64, first, stride, n int, fused bits) simd.Float64s {
-	var sum simd.Float64s
+	sum := zeros()
 	for i := range n {
 		sum = addSquare(sum, *at(x, first+i*stride), fused)
 	}
@@ -208,7 +207,7 @@ func sumFew(x []float64, stride, n int) simd.Float64s {
 	if n < lanes {
 		var sum simd.Float64s
 		for k := range 4 {
-			var part simd.Float64s
+			part := zeros()
 			if k < n&^3 {
 				part = *at(x, k*stride)
 			}
@@ -224,7 +223,7 @@ func sumFew(x []float64, stride, n int) simd.Float64s {
 		return sum
 	}
 	whole := n - n%lanes
-	var sum simd.Float64s
+	sum := zeros()
 	for i := whole; i < n; i++ {
 		sum = sum.Add(*at(x, i*stride))
 	}
