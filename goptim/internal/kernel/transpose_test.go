@@ -12,6 +12,7 @@ import (
 	"github.com/goptim/goptim/goptim/internal/kernel/f64"
 	lane32 "github.com/goptim/goptim/goptim/internal/kernel/lane/f32"
 	lane64 "github.com/goptim/goptim/goptim/internal/kernel/lane/f64"
+	"github.com/goptim/goptim/goptim/internal/kernel/reduce"
 )
 
 func TestTranspose(t *testing.T) {
@@ -50,12 +51,16 @@ func testTranspose[T kernel.Float](t *testing.T) {
 }
 
 func TestAdafactorSmall(t *testing.T) {
-	t.Run("float32", func(t *testing.T) { testAdafactorSmall(t, f32.AdafactorSmall, lane32.AdafactorSmall) })
-	t.Run("float64", func(t *testing.T) { testAdafactorSmall(t, f64.AdafactorSmall, lane64.AdafactorSmall) })
+	t.Run("float32", func(t *testing.T) {
+		testAdafactorSmall(t, f32.AdafactorSmall, lane32.AdafactorMean, lane32.AdafactorProduct)
+	})
+	t.Run("float64", func(t *testing.T) {
+		testAdafactorSmall(t, f64.AdafactorSmall, lane64.AdafactorMean, lane64.AdafactorProduct)
+	})
 }
 
-// testAdafactorSmall holds matrices one a lane, two vectors of them, against one after the other.
-func testAdafactorSmall[T kernel.Float](t *testing.T, small, single kernel.Func[kernel.Adafactor, T]) {
+// testAdafactorSmall holds matrices one a lane, two vectors of them, against one after the other, as large ones are taken.
+func testAdafactorSmall[T kernel.Float](t *testing.T, small, mean, product kernel.Func[kernel.Adafactor, T]) {
 	random := rand.New(rand.NewPCG(1, 2))
 	w := kernel.Lanes[T]()
 	for rows := 1; rows <= 15; rows++ {
@@ -82,9 +87,20 @@ func testAdafactorSmall[T kernel.Float](t *testing.T, small, single kernel.Func[
 				}
 				var want [][3][]T
 				for m := range 2 * w {
-					x := [3][]T{make([]T, rows*cols), one(row, m), one(col, m)}
-					single(h, x[0], one(g, m), [3][]T{x[1], x[2]})
-					want = append(want, x)
+					g, row, col, u := one(g, m), one(row, m), one(col, m), make([]T, rows*cols)
+					rowSums, colSums := make([]T, rows), make([]T, cols)
+					reduce.MatrixSquares(g, rowSums, colSums, reduce.Order{Fused: fused > 0})
+					h := *h
+					h.N = float64(cols)
+					mean(&h, row, rowSums, [3][]T{})
+					h.N = float64(rows)
+					mean(&h, col, colSums, [3][]T{})
+					h.Mean = max(h.Eps1, float64(reduce.Mean(row, 1)))
+					for i := range u {
+						u[i] = row[i/cols] * col[i%cols]
+					}
+					product(&h, u, g, [3][]T{slices.Clone(u)})
+					want = append(want, [3][]T{u, row, col})
 				}
 				u := slices.Clone(g)
 				small(h, u, u, [3][]T{row, col}) // over the gradient
