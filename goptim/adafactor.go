@@ -336,32 +336,34 @@ func (k *adafactorKernels[T]) update(h *kernel.Adafactor, shape matrices, p, u, 
 // largest is the largest of some numbers that are not below 0, as a float64; NaN if one is.
 func largest[T Float](s []T) float64 { return float64(slices.Max(s)) }
 
-// updateSmall takes as many matrices at a time as a vector has lanes.
+// updateSmall takes some matrices at a time, laid side by side for the lanes of vectors, in the first cache.
 func (k *adafactorKernels[T]) updateSmall(h *kernel.Adafactor, shape matrices, p, u, g, row, col []T, s *scratch[T]) {
 	w, rows, cols := kernel.Lanes[T](), shape.rows, shape.cols
 	size := rows * cols
-	block := grown(&s.product, w*(3*size+rows+cols))
-	bu, bg, middle := block[:w*size], block[w*size:][:w*size], block[2*w*size:][:w*size]
-	brow, bcol := block[3*w*size:][:w*rows], block[w*(3*size+rows):]
-	matrix, column := kernel.TransposeOf(rows, cols, middle), kernel.TransposeOf(rows, 1, middle)
-	line := kernel.TransposeOf(1, cols, middle)
 	b := 0
 	for n := 1; n > 0 && rows == 3 && cols == 3; b += n {
 		n = kernel.AdafactorConvolutions(h, u[b*size:], g[b*size:], row[b*rows:], col[b*cols:])
 		extend(&s.norm, u[:(b+n)*size]) // no norm of p, for which the first cache has no room
 	}
-	for ; b < shape.batch; b += w {
-		m := min(w, shape.batch-b)
-		matrix.Across(bg, g[b*size:], m)
-		column.Across(brow, row[b*rows:], m)
-		line.Across(bcol, col[b*cols:], m)
-		k.small(h, bu, bg, [3][]T{brow, bcol})
-		matrix.Back(u[b*size:], bu, m)
-		column.Back(row[b*rows:], brow, m)
-		line.Back(col[b*cols:], bcol, m)
-		s.extendNorms(p[:(b+m)*size], u)
+	most := max(1, cached/2/(w*size)) * w
+	memory := grown(&s.product, most*(size+rows+cols)+w*size)
+	across, acrossRow, acrossCol := memory[:most*size], memory[most*size:][:most*rows], memory[most*(size+rows):][:most*cols]
+	middle := memory[most*(size+rows+cols):]
+	matrix, column := kernel.TransposeOf(rows, cols, middle), kernel.TransposeOf(rows, 1, middle)
+	line := kernel.TransposeOf(1, cols, middle)
+	for n := 0; b < shape.batch; b += n {
+		n = min(most, shape.batch-b)
+		filled := (n + w - 1) / w * w
+		matrix.Across(across, g[b*size:], n)
+		column.Across(acrossRow, row[b*rows:], n)
+		line.Across(acrossCol, col[b*cols:], n)
+		k.small(h, across[:filled*size], across, [3][]T{acrossRow, acrossCol})
+		kernel.Leave()
+		matrix.Back(u[b*size:], across, n)
+		column.Back(row[b*rows:], acrossRow, n)
+		line.Back(col[b*cols:], acrossCol, n)
+		s.extendNorms(p[:(b+n)*size], u)
 	}
-	kernel.Leave()
 }
 
 // epsilons are Adafactor's in JSON, where torch's default for the first is null.

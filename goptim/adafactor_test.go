@@ -3,6 +3,7 @@ package goptim_test
 import (
 	"fmt"
 	"math"
+	"math/rand/v2"
 	"slices"
 	"testing"
 
@@ -101,4 +102,33 @@ func wave(n, k int) []float32 {
 		x[i] = float32(math.Sin(float64(i*7 + k*131)))
 	}
 	return x
+}
+
+func BenchmarkAdafactor(b *testing.B) {
+	for _, shape := range [][]int{{512, 512, 3, 3}, {64, 64, 3, 3}, {1024, 512, 1, 1}, {2048, 1024, 1, 1}, {64, 3, 7, 7}, {128, 128, 5, 5}, {256, 256, 1, 7}, {256, 256, 2, 2}, {128, 32, 11, 11}, {1024, 1024}} {
+		b.Run(fmt.Sprint(shape), func(b *testing.B) {
+			b.Run("float32", func(b *testing.B) { benchmarkAdafactor[float32](b, shape) })
+			b.Run("float64", func(b *testing.B) { benchmarkAdafactor[float64](b, shape) })
+		})
+	}
+}
+
+func benchmarkAdafactor[T goptim.Float](b *testing.B, shape []int) {
+	n := 1
+	for _, size := range shape {
+		n *= size
+	}
+	p := &goptim.Param[T]{Value: make([]T, n), Grad: make([]T, n), Shape: shape}
+	for i := range p.Value {
+		p.Value[i], p.Grad[i] = T(rand.NormFloat64()), T(rand.NormFloat64())
+	}
+	opt, err := goptim.NewAdafactor([]*goptim.Param[T]{p}, goptim.AdafactorOptions{})
+	require.NoError(b, err)
+	opt.Workers = 1
+	for b.Loop() {
+		if err := opt.Step(); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(n), "ns/element")
 }

@@ -26,11 +26,11 @@ func Apply[S any, T Float](f Func[S, T], h *S, p, g []T, s [3][]T) {
 	whole := len(p) - rest
 	if whole > 0 {
 		f(h, p[:whole], g, s)
+		Leave()
 	}
 	if rest > 0 {
 		applyRest(f, h, p[whole:], g[whole:], s, whole)
 	}
-	Leave()
 }
 
 func applyRest[S any, T Float](f Func[S, T], h *S, p, g []T, s [3][]T, whole int) {
@@ -48,6 +48,7 @@ func applyRest[S any, T Float](f Func[S, T], h *S, p, g []T, s [3][]T, whole int
 		}
 	}
 	f(h, padded[0][:n], padded[1][:n], states)
+	Leave()
 	copy(p, padded[0][:n])
 	for i := range s {
 		if s[i] != nil {

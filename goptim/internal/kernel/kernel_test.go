@@ -151,6 +151,8 @@ func variants[T kernel.Float](k kernels[T]) []variant[T] {
 	rmsprop := kernel.RMSprop{
 		Coupled: coupledTo, Alpha: .3, C: .7, Centre: kernel.WeightOf[T](.2), Eps: 1e-3, Momentum: .9, Step: -.1,
 	}
+	uncoupled := rmsprop
+	uncoupled.Coupled = kernel.CoupledOf(true, 0)
 	rprop := kernel.Rprop{Sign: 1, EtaMinus: .5, EtaPlus: 1.2, Min: 1e-9, Max: 50}
 	adafactor := kernel.Adafactor{
 		Sign: 1, W: kernel.WeightOf[T](.3), Eps1: 1e-7, EpsSq: 1e-14, N: 7, Row: .4, Mean: .6, Decay: .9, Step: -.1,
@@ -187,6 +189,8 @@ func variants[T kernel.Float](k kernels[T]) []variant[T] {
 		variantOf("radam rectified", 4, k.radam, rectified),
 		variantOf("rmsprop", 3, k.rmsprop, rmsprop),
 		variantOf("rmsprop momentum", 4, k.rmsprop, rmsprop),
+		variantOf("rmsprop centered", 5, k.rmsprop, rmsprop),
+		variantOf("rmsprop centered, usual", 5, k.rmsprop, uncoupled),
 		variantOf("rprop", 4, k.rprop, rprop),
 		rowsVariantOf("sparse sgd", 2, k.sparseSGD, sgd),
 		rowsVariantOf("sparse adagrad", 3, k.sparseAdagrad, loud),

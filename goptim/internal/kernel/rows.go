@@ -20,13 +20,13 @@ func ApplyRows[S any, T Float](f RowsFunc[S, T], h *S, p []T, s [3][]T, parts []
 	whole := n - n%Lanes[T]()
 	if whole > 0 {
 		f(h, p, s, parts, whole)
+		Leave()
 	}
 	if whole < n {
 		for i := range parts {
 			applyPartsRest(f, h, p, s, &parts[i], whole, n)
 		}
 	}
-	Leave()
 }
 
 func applyPartsRest[S any, T Float](f RowsFunc[S, T], h *S, p []T, s [3][]T, part *Part[T], whole, n int) {

@@ -3,7 +3,7 @@ package kernel
 import "unsafe"
 
 // A Transpose lays as many matrices as a vector has lanes side by side: the first elements of all, then the second, a
-// vector apart.
+// vector apart; and behind them the next as many.
 type Transpose[T Float] struct {
 	rows, cols int
 	middle     []T
@@ -15,14 +15,34 @@ func TransposeOf[T Float](rows, cols int, middle []T) Transpose[T] {
 	return Transpose[T]{rows, cols, middle[:rows*cols*Lanes[T]()], shuffleOf[T](rows, cols)}
 }
 
-// Across lays n matrices side by side. Where there are less than lanes, the last one fills the rest.
+// Across lays n matrices side by side. Where the last ones are less than lanes, the last of all fills the rest.
 func (t *Transpose[T]) Across(dst, src []T, n int) {
 	w, size := Lanes[T](), t.rows*t.cols
-	dst, src = dst[:size*w], src[:size*n]
-	if n == w && t.shuffle != nil {
-		t.shuffle.across(first(dst), first(src), first(t.middle), t.rows, t.cols)
-		return
+	dst, src = dst[:(n+w-1)/w*w*size], src[:n*size]
+	m := 0
+	switch {
+	case size == 1 || w == 1: // they do already
+		m = copy(dst, src) / size
+	case t.shuffle != nil:
+		for ; m+w <= n; m += w {
+			t.shuffle.across(first(dst[m*size:]), first(src[m*size:]), first(t.middle), t.rows, t.cols)
+		}
+	default:
+		m = tilesAcross[T](first(dst), first(src), size, n)
 	}
+	for ; m < n; m += w {
+		across(dst[m*size:][:w*size], src[m*size:min(m+w, n)*size], size)
+	}
+	if size == 1 {
+		for i := n; i < len(dst); i++ {
+			dst[i] = src[n-1]
+		}
+	}
+}
+
+// across lays no more matrices than lanes side by side.
+func across[T Float](dst, src []T, size int) {
+	n, w := len(src)/size, len(dst)/size
 	for j := range size {
 		to, at := dst[j*w:][:w], j
 		for m := range to[:n] {
@@ -38,11 +58,26 @@ func (t *Transpose[T]) Across(dst, src []T, n int) {
 // Back is the reverse of Across.
 func (t *Transpose[T]) Back(dst, src []T, n int) {
 	w, size := Lanes[T](), t.rows*t.cols
-	dst, src = dst[:size*n], src[:size*w]
-	if n == w && t.shuffle != nil {
-		t.shuffle.back(first(dst), first(src), first(t.middle), t.rows, t.cols)
-		return
+	dst, src = dst[:n*size], src[:(n+w-1)/w*w*size]
+	m := 0
+	switch {
+	case size == 1 || w == 1:
+		m = copy(dst, src) / size
+	case t.shuffle != nil:
+		for ; m+w <= n; m += w {
+			t.shuffle.back(first(dst[m*size:]), first(src[m*size:]), first(t.middle), t.rows, t.cols)
+		}
+	default:
+		m = tilesBack[T](first(dst), first(src), size, n)
 	}
+	for ; m < n; m += w {
+		back(dst[m*size:min(m+w, n)*size], src[m*size:][:w*size], size)
+	}
+}
+
+// back is the reverse of across.
+func back[T Float](dst, src []T, size int) {
+	n, w := len(dst)/size, len(src)/size
 	for j := range size {
 		at := j
 		for _, x := range src[j*w:][:n] {

@@ -2,6 +2,7 @@ package kernel_test
 
 import (
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -11,6 +12,7 @@ import (
 	"github.com/goptim/goptim/goptim/internal/kernel/f64"
 	lane32 "github.com/goptim/goptim/goptim/internal/kernel/lane/f32"
 	lane64 "github.com/goptim/goptim/goptim/internal/kernel/lane/f64"
+	"github.com/goptim/goptim/goptim/internal/kernel/reduce"
 )
 
 func TestTranspose(t *testing.T) {
@@ -18,7 +20,7 @@ func TestTranspose(t *testing.T) {
 	t.Run("float64", testTranspose[float64])
 }
 
-// testTranspose lays matrices of every small shape side by side, and back.
+// testTranspose lays matrices of every small shape side by side, some vectors of them, and back.
 func testTranspose[T kernel.Float](t *testing.T) {
 	const guard = -1
 	w := kernel.Lanes[T]()
@@ -26,66 +28,86 @@ func testTranspose[T kernel.Float](t *testing.T) {
 		for cols := 1; cols <= 15; cols++ {
 			size := rows * cols
 			transpose := kernel.TransposeOf(rows, cols, make([]T, w*size))
-			for n := 1; n <= w; n++ {
-				src, dst, back := make([]T, n*size), make([]T, w*size+1), make([]T, n*size+1)
+			for n := 1; n <= 2*w+1; n++ {
+				lanes := (n + w - 1) / w * w
+				src, dst, back := make([]T, n*size), make([]T, lanes*size+1), make([]T, n*size+1)
 				for i := range src {
 					src[i] = T(i)
 				}
-				dst[w*size], back[n*size] = guard, guard
+				dst[lanes*size], back[n*size] = guard, guard
 				transpose.Across(dst, src, n)
-				want := make([]T, w*size)
+				want := make([]T, lanes*size)
 				for i := range want {
-					want[i] = src[min(i%w, n-1)*size+i/w]
+					matrix := i/(w*size)*w + i%w
+					want[i] = src[min(matrix, n-1)*size+i/w%size]
 				}
-				require.Equal(t, want, dst[:w*size], "%d x %d, %d matrices", rows, cols, n)
+				require.Equal(t, want, dst[:lanes*size], "%d x %d, %d matrices", rows, cols, n)
 				transpose.Back(back, dst, n)
 				require.Equal(t, src, back[:n*size], "%d x %d, %d matrices", rows, cols, n)
-				require.Equal(t, []T{guard, guard}, []T{dst[w*size], back[n*size]}, "%d x %d, %d matrices", rows, cols, n)
+				require.Equal(t, []T{guard, guard}, []T{dst[lanes*size], back[n*size]}, "%d x %d, %d matrices", rows, cols, n)
 			}
 		}
 	}
 }
 
 func TestAdafactorSmall(t *testing.T) {
-	t.Run("float32", func(t *testing.T) { testAdafactorSmall(t, f32.AdafactorSmall, lane32.AdafactorSmall) })
-	t.Run("float64", func(t *testing.T) { testAdafactorSmall(t, f64.AdafactorSmall, lane64.AdafactorSmall) })
+	t.Run("float32", func(t *testing.T) {
+		testAdafactorSmall(t, f32.AdafactorSmall, lane32.AdafactorMean, lane32.AdafactorProduct)
+	})
+	t.Run("float64", func(t *testing.T) {
+		testAdafactorSmall(t, f64.AdafactorSmall, lane64.AdafactorMean, lane64.AdafactorProduct)
+	})
 }
 
-// testAdafactorSmall holds matrices one a lane against one after the other.
-func testAdafactorSmall[T kernel.Float](t *testing.T, small, single kernel.Func[kernel.Adafactor, T]) {
+// testAdafactorSmall holds matrices one a lane, two vectors of them, against one after the other, as large ones are taken.
+func testAdafactorSmall[T kernel.Float](t *testing.T, small, mean, product kernel.Func[kernel.Adafactor, T]) {
 	random := rand.New(rand.NewPCG(1, 2))
 	w := kernel.Lanes[T]()
 	for rows := 1; rows <= 15; rows++ {
 		for cols := 1; cols <= 15; cols++ {
-			h := &kernel.Adafactor{
-				Sign: -1, W: kernel.WeightOf[T](.3), Eps1: 1e-3, EpsSq: 1e-6, Rows: float64(rows), Cols: float64(cols), Fused: float64(rows % 2),
-			}
-			of := func(size int, f func() float64) []T { // element i of matrix lane at i*w + lane
-				s := make([]T, size*w)
-				for i := range s {
-					s[i] = T(f())
+			for _, fused := range []float64{0, 1} {
+				h := &kernel.Adafactor{
+					Sign: -1, W: kernel.WeightOf[T](.3), Eps1: 1e-3, EpsSq: 1e-6, Rows: float64(rows), Cols: float64(cols), Fused: fused,
 				}
-				return s
-			}
-			u, g := of(rows*cols, random.ExpFloat64), of(rows*cols, random.NormFloat64)
-			row, col := of(rows, random.ExpFloat64), of(cols, random.ExpFloat64)
-			one := func(s []T, lane int) []T {
-				x := make([]T, len(s)/w)
-				for i := range x {
-					x[i] = s[i*w+lane]
+				of := func(size int, f func() float64) []T { // element i of matrix m at m/w*w*size + i*w + m%w
+					s := make([]T, 2*w*size)
+					for i := range s {
+						s[i] = T(f())
+					}
+					return s
 				}
-				return x
-			}
-			var want [][3][]T
-			for lane := range w {
-				m := [3][]T{one(u, lane), one(row, lane), one(col, lane)}
-				single(h, m[0], one(g, lane), [3][]T{m[1], m[2]})
-				want = append(want, m)
-			}
-			small(h, u, g, [3][]T{row, col})
-			kernel.Leave()
-			for lane, m := range want {
-				require.Equal(t, m, [3][]T{one(u, lane), one(row, lane), one(col, lane)}, "%d x %d, lane %d", rows, cols, lane)
+				g, row, col := of(rows*cols, random.NormFloat64), of(rows, random.ExpFloat64), of(cols, random.ExpFloat64)
+				one := func(s []T, m int) []T {
+					size := len(s) / (2 * w)
+					x := make([]T, size)
+					for i := range x {
+						x[i] = s[m/w*w*size+i*w+m%w]
+					}
+					return x
+				}
+				var want [][3][]T
+				for m := range 2 * w {
+					g, row, col, u := one(g, m), one(row, m), one(col, m), make([]T, rows*cols)
+					rowSums, colSums := make([]T, rows), make([]T, cols)
+					reduce.MatrixSquares(g, rowSums, colSums, reduce.Order{Fused: fused > 0})
+					h := *h
+					h.N = float64(cols)
+					mean(&h, row, rowSums, [3][]T{})
+					h.N = float64(rows)
+					mean(&h, col, colSums, [3][]T{})
+					h.Mean = max(h.Eps1, float64(reduce.Mean(row, 1)))
+					for i := range u {
+						u[i] = row[i/cols] * col[i%cols]
+					}
+					product(&h, u, g, [3][]T{slices.Clone(u)})
+					want = append(want, [3][]T{u, row, col})
+				}
+				u := slices.Clone(g)
+				small(h, u, u, [3][]T{row, col}) // over the gradient
+				kernel.Leave()
+				for m, x := range want {
+					require.Equal(t, x, [3][]T{one(u, m), one(row, m), one(col, m)}, "%d x %d, matrix %d, fused %v", rows, cols, m, fused)
+				}
 			}
 		}
 	}

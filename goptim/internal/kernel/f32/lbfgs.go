@@ -23,7 +23,7 @@ func LBFGSFirst(h *kernel.LBFGS, c *kernel.Columns[float32], out *kernel.Sums[fl
 		lane.LBFGSFirst(h, c, out)
 		return
 	}
-	zero := set(0)
+	zero := zeros()
 	d, kept, g, w := c[0], c[1], c[2], zero.Len()
 	for l := 0; l < group; l += 2 * w {
 		abs0, abs1, square0, square1, most0, most1 := zero, zero, zero, zero, zero, zero
@@ -49,7 +49,7 @@ func LBFGSPair(h *kernel.LBFGS, c *kernel.Columns[float32], out *kernel.Sums[flo
 		lane.LBFGSPair(h, c, out)
 		return
 	}
-	zero, t := set(0), set(h.A)
+	zero, t := zeros(), set(h.A)
 	y, s, d, kept, g, last, w := c[0], c[1], c[2], c[3], c[4], c[5], zero.Len()
 	for l := 0; l < group; l += 2 * w {
 		ys0, ys1, yy0, yy1, sg0, sg1 := zero, zero, zero, zero, zero, zero
@@ -77,7 +77,7 @@ func LBFGSDot(h *kernel.LBFGS, c *kernel.Columns[float32], out *kernel.Sums[floa
 		lane.LBFGSDot(h, c, out)
 		return
 	}
-	zero := set(0)
+	zero := zeros()
 	x, y, w := c[0], c[1], zero.Len()
 	for l := 0; l < group; l += 2 * w {
 		dot0, dot1, most0, most1 := zero, zero, zero, zero
@@ -98,7 +98,7 @@ func LBFGSAxpy(h *kernel.LBFGS, c *kernel.Columns[float32], out *kernel.Sums[flo
 		lane.LBFGSAxpy(h, c, out)
 		return
 	}
-	zero, alpha := set(0), set(h.A)
+	zero, alpha := zeros(), set(h.A)
 	r, x, y, w := c[0], c[1], c[2], zero.Len()
 	for l := 0; l < group; l += 2 * w {
 		dot0, dot1, most0, most1 := zero, zero, zero, zero
@@ -120,7 +120,7 @@ func LBFGSTurn(h *kernel.LBFGS, c *kernel.Columns[float32], out *kernel.Sums[flo
 		lane.LBFGSTurn(h, c, out)
 		return
 	}
-	zero, alpha, scale := set(0), set(h.A), set(h.B)
+	zero, alpha, scale := zeros(), set(h.A), set(h.B)
 	r, x, w := c[0], c[1], zero.Len()
 	for l := 0; l < group; l += 2 * w {
 		dot0, dot1 := zero, zero
@@ -140,7 +140,7 @@ func LBFGSScale(h *kernel.LBFGS, c *kernel.Columns[float32], out *kernel.Sums[fl
 		lane.LBFGSScale(h, c, out)
 		return
 	}
-	zero, scale := set(0), set(h.B)
+	zero, scale := zeros(), set(h.B)
 	r, y, w := c[0], c[1], zero.Len()
 	for l := 0; l < group; l += 2 * w {
 		dot0, dot1, most0, most1 := zero, zero, zero, zero

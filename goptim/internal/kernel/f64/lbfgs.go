@@ -25,7 +25,7 @@ func LBFGSFirst(h *kernel.LBFGS, c *kernel.Columns[float64], out *kernel.Sums[fl
 		lane.LBFGSFirst(h, c, out)
 		return
 	}
-	zero := set(0)
+	zero := zeros()
 	d, kept, g, w := c[0], c[1], c[2], zero.Len()
 	for l := 0; l < group; l += 2 * w {
 		abs0, abs1, square0, square1, most0, most1 := zero, zero, zero, zero, zero, zero
@@ -51,7 +51,7 @@ func LBFGSPair(h *kernel.LBFGS, c *kernel.Columns[float64], out *kernel.Sums[flo
 		lane.LBFGSPair(h, c, out)
 		return
 	}
-	zero, t := set(0), set(h.A)
+	zero, t := zeros(), set(h.A)
 	y, s, d, kept, g, last, w := c[0], c[1], c[2], c[3], c[4], c[5], zero.Len()
 	for l := 0; l < group; l += 2 * w {
 		ys0, ys1, yy0, yy1, sg0, sg1 := zero, zero, zero, zero, zero, zero
@@ -79,7 +79,7 @@ func LBFGSDot(h *kernel.LBFGS, c *kernel.Columns[float64], out *kernel.Sums[floa
 		lane.LBFGSDot(h, c, out)
 		return
 	}
-	zero := set(0)
+	zero := zeros()
 	x, y, w := c[0], c[1], zero.Len()
 	for l := 0; l < group; l += 2 * w {
 		dot0, dot1, most0, most1 := zero, zero, zero, zero
@@ -100,7 +100,7 @@ func LBFGSAxpy(h *kernel.LBFGS, c *kernel.Columns[float64], out *kernel.Sums[flo
 		lane.LBFGSAxpy(h, c, out)
 		return
 	}
-	zero, alpha := set(0), set(h.A)
+	zero, alpha := zeros(), set(h.A)
 	r, x, y, w := c[0], c[1], c[2], zero.Len()
 	for l := 0; l < group; l += 2 * w {
 		dot0, dot1, most0, most1 := zero, zero, zero, zero
@@ -122,7 +122,7 @@ func LBFGSTurn(h *kernel.LBFGS, c *kernel.Columns[float64], out *kernel.Sums[flo
 		lane.LBFGSTurn(h, c, out)
 		return
 	}
-	zero, alpha, scale := set(0), set(h.A), set(h.B)
+	zero, alpha, scale := zeros(), set(h.A), set(h.B)
 	r, x, w := c[0], c[1], zero.Len()
 	for l := 0; l < group; l += 2 * w {
 		dot0, dot1 := zero, zero
@@ -142,7 +142,7 @@ func LBFGSScale(h *kernel.LBFGS, c *kernel.Columns[float64], out *kernel.Sums[fl
 		lane.LBFGSScale(h, c, out)
 		return
 	}
-	zero, scale := set(0), set(h.B)
+	zero, scale := zeros(), set(h.B)
 	r, y, w := c[0], c[1], zero.Len()
 	for l := 0; l < group; l += 2 * w {
 		dot0, dot1, most0, most1 := zero, zero, zero, zero

@@ -10,20 +10,27 @@ import (
 
 // SGD applies one step of SGD; with momentum, if there is a state, which is the buffer.
 func SGD(h *kernel.SGD, p, g []float32, s [3][]float32) {
+	if s[0] == nil {
+		plainSGD(h, p, g)
+		return
+	}
 	coupled, nesterov, first := flag(h.Couples), flag(h.Nesterov), flag(h.First)
 	sgn, wd, momentum, c, step := set(h.Sign), set(h.WeightDecay), set(h.Momentum), set(h.C), set(h.Step)
 	buf, w := s[0], step.Len()
-	if buf != nil {
-		for i := 0; i < len(p); i += w {
-			x := *at(p, i)
-			d := decayed(x, *at(g, i), sgn, coupled, wd)
-			b := momentumOf(*at(buf, i), d, first, momentum, c)
-			*at(buf, i) = b
-			d = choose(nesterov, axpy(d, b, momentum), b)
-			*at(p, i) = axpy(x, d, step)
-		}
-		return
+	for i := 0; i < len(p); i += w {
+		x := *at(p, i)
+		d := decayed(x, *at(g, i), sgn, coupled, wd)
+		b := momentumOf(*at(buf, i), d, first, momentum, c)
+		*at(buf, i) = b
+		d = choose(nesterov, axpy(d, b, momentum), b)
+		*at(p, i) = axpy(x, d, step)
 	}
+}
+
+// plainSGD has no momentum. It is a function as usualAdam is.
+func plainSGD(h *kernel.SGD, p, g []float32) {
+	sgn, coupled, wd, step := set(h.Sign), flag(h.Couples), set(h.WeightDecay), set(h.Step)
+	w := step.Len()
 	for i := 0; i < len(p); i += w {
 		x := *at(p, i)
 		*at(p, i) = axpy(x, decayed(x, *at(g, i), sgn, coupled, wd), step)

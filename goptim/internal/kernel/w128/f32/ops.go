@@ -28,6 +28,7 @@ func at(s []float32, i int) *simd.Float32s {
 // a product that feeds a sum is fused, a division is a true division, a scalar is rounded to the element type once.
 
 func set(x float64) simd.Float32s                        { return simd.BroadcastFloat32s(float32(x)) }
+func zeros() (z simd.Float32s)                           { return z } // what set(0) makes by an instruction of SSE
 func axpy(x, y, alpha simd.Float32s) simd.Float32s       { return y.MulAdd(alpha, x) }
 func addcmul(x, a, b, value simd.Float32s) simd.Float32s { return value.Mul(a).MulAdd(b, x) }
 func addcdiv(x, a, b, value simd.Float32s) simd.Float32s { return x.Add(value.Mul(a).Div(b)) }
@@ -73,7 +74,7 @@ func lerp(x, end simd.Float32s, k weight) simd.Float32s {
 }
 
 // flag is on in all lanes or in none. Choosing by it costs less than a branch, which would keep two copies of a value.
-func flag(x float64) bits { return above(set(x), set(0)) }
+func flag(x float64) bits { return above(set(x), zeros()) }
 
 // decayed is the gradient that descends, with the weight decay that is coupled to it, if any: else the product is -0,
 // which changes no sum, for p counts as 0 and wd is -0.

@@ -20,7 +20,7 @@ const group = 128 / int(unsafe.Sizeof(float64(0)))
 // LBFGSFirst sets the first direction: d = -g, and keeps g. It sums |g| and g·g.
 // The columns are d, the kept gradient, g.
 func LBFGSFirst(h *kernel.LBFGS, c *kernel.Columns[float64], out *kernel.Sums[float64]) {
-	zero := set(0)
+	zero := zeros()
 	d, kept, g, w := c[0], c[1], c[2], 2
 	for l := 0; l < group; l += 2 * w {
 		abs0, abs1, square0, square1, most0, most1 := zero, zero, zero, zero, zero, zero
@@ -42,7 +42,7 @@ func LBFGSFirst(h *kernel.LBFGS, c *kernel.Columns[float64], out *kernel.Sums[fl
 // LBFGSPair makes a pair of the history, y = g - kept and s = A*last, and sets d = -g and keeps g. It sums y·s, y·y and
 // s·g. The columns are y, s, d, the kept gradient, g, the last direction, which may be d.
 func LBFGSPair(h *kernel.LBFGS, c *kernel.Columns[float64], out *kernel.Sums[float64]) {
-	zero, t := set(0), set(h.A)
+	zero, t := zeros(), set(h.A)
 	y, s, d, kept, g, last, w := c[0], c[1], c[2], c[3], c[4], c[5], 2
 	for l := 0; l < group; l += 2 * w {
 		ys0, ys1, yy0, yy1, sg0, sg1 := zero, zero, zero, zero, zero, zero
@@ -66,7 +66,7 @@ func LBFGSPair(h *kernel.LBFGS, c *kernel.Columns[float64], out *kernel.Sums[flo
 
 // LBFGSDot sums x·y and finds the largest |x|. The columns are x, y.
 func LBFGSDot(h *kernel.LBFGS, c *kernel.Columns[float64], out *kernel.Sums[float64]) {
-	zero := set(0)
+	zero := zeros()
 	x, y, w := c[0], c[1], 2
 	for l := 0; l < group; l += 2 * w {
 		dot0, dot1, most0, most1 := zero, zero, zero, zero
@@ -83,7 +83,7 @@ func LBFGSDot(h *kernel.LBFGS, c *kernel.Columns[float64], out *kernel.Sums[floa
 // LBFGSAxpy is a step of the two-loop recursion, r += A*x, and sums the next one's r·y. It finds the largest |r|.
 // The columns are r, x, y.
 func LBFGSAxpy(h *kernel.LBFGS, c *kernel.Columns[float64], out *kernel.Sums[float64]) {
-	zero, alpha := set(0), set(h.A)
+	zero, alpha := zeros(), set(h.A)
 	r, x, y, w := c[0], c[1], c[2], 2
 	for l := 0; l < group; l += 2 * w {
 		dot0, dot1, most0, most1 := zero, zero, zero, zero
@@ -101,7 +101,7 @@ func LBFGSAxpy(h *kernel.LBFGS, c *kernel.Columns[float64], out *kernel.Sums[flo
 // LBFGSTurn ends the first loop and begins the second, r = (r + A*x) * B, and sums r·x, as both are about one pair.
 // The columns are r, x.
 func LBFGSTurn(h *kernel.LBFGS, c *kernel.Columns[float64], out *kernel.Sums[float64]) {
-	zero, alpha, scale := set(0), set(h.A), set(h.B)
+	zero, alpha, scale := zeros(), set(h.A), set(h.B)
 	r, x, w := c[0], c[1], 2
 	for l := 0; l < group; l += 2 * w {
 		dot0, dot1 := zero, zero
@@ -117,7 +117,7 @@ func LBFGSTurn(h *kernel.LBFGS, c *kernel.Columns[float64], out *kernel.Sums[flo
 
 // LBFGSScale is the recursion without a history, r *= B. It sums r·y and finds the largest |r|. The columns are r, y.
 func LBFGSScale(h *kernel.LBFGS, c *kernel.Columns[float64], out *kernel.Sums[float64]) {
-	zero, scale := set(0), set(h.B)
+	zero, scale := zeros(), set(h.B)
 	r, y, w := c[0], c[1], 2
 	for l := 0; l < group; l += 2 * w {
 		dot0, dot1, most0, most1 := zero, zero, zero, zero

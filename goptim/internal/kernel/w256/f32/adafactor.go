@@ -72,35 +72,71 @@ func AdafactorSingles(h *kernel.Adafactor, p, g []float32, s [3][]float32) {
 	}
 }
 
-// AdafactorSmall is for as many small matrices as a vector has lanes, one a lane, with their elements one vector after
-// the other. It moves row_var and col_var, and writes the unclipped updates to p.
+// AdafactorSmall is for small matrices, as many at a time as a vector has lanes, one a lane, with their elements one vector
+// after the other. It moves row_var and col_var, and writes the unclipped updates to p, which may be the gradient.
 func AdafactorSmall(h *kernel.Adafactor, p, g []float32, s [3][]float32) {
 	rows, cols := int(h.Rows), int(h.Cols)
+	if rows == 3 && cols == 3 {
+		convolutions(h, p, g, s)
+		return
+	}
 	c, fused := weight{set(h.W.W), flag(h.W.FromX)}, flag(h.Fused)
-	row, col, w := s[0], s[1], 8
-	n := set(h.Cols)
-	for i := range rows {
-		sum := sumSquares(g, i*cols*w, w, cols, fused)
-		*at(row, i*w) = lerp(*at(row, i*w), meanSquare(sum, n), c)
-	}
-	n = set(h.Rows)
-	for j := range cols {
-		var sum simd.Float32s
-		if cols == 1 { // torch takes the only column for a row
-			sum = sumSquares(g, 0, w, rows, fused)
-		} else {
-			sum = sumColumn(g, j*w, cols*w, rows, fused)
+	sgn, eps, least, one := set(h.Sign), set(h.Eps1), set(h.EpsSq), set(1)
+	overRow, overCol := set(h.Cols), set(h.Rows)
+	w := 8
+	row, col, size := s[0], s[1], rows*cols*w
+	for ; len(p) > 0; p, g, row, col = p[size:], g[size:], row[rows*w:], col[cols*w:] {
+		for i := range rows {
+			sum := sumSquares(g, i*cols*w, w, cols, fused)
+			*at(row, i*w) = lerp(*at(row, i*w), meanSquare(sum, overRow), c)
 		}
-		*at(col, j*w) = lerp(*at(col, j*w), meanSquare(sum, n), c)
-	}
-	sgn, least, one := set(h.Sign), set(h.EpsSq), set(1)
-	mean := atLeast(sumFew(row, w, rows).Div(n), set(h.Eps1))
-	for i := range rows {
-		r := *at(row, i*w)
 		for j := range cols {
-			k := (i*cols + j) * w
-			v := r.Mul(*at(col, j*w)).Div(mean)
-			*at(p, k) = rootless(v, least, one).Mul(at(g, k).Mul(sgn))
+			var sum simd.Float32s
+			if cols == 1 { // torch takes the only column for a row
+				sum = sumSquares(g, 0, w, rows, fused)
+			} else {
+				sum = sumColumn(g, j*w, cols*w, rows, fused)
+			}
+			*at(col, j*w) = lerp(*at(col, j*w), meanSquare(sum, overCol), c)
+		}
+		mean := atLeast(sumFew(row, w, rows).Div(overCol), eps)
+		for i := range rows {
+			r := *at(row, i*w)
+			for j := range cols {
+				k := (i*cols + j) * w
+				v := r.Mul(*at(col, j*w)).Div(mean)
+				*at(p, k) = rootless(v, least, one).Mul(at(g, k).Mul(sgn))
+			}
+		}
+	}
+}
+
+// convolutions is AdafactorSmall for 3 x 3 matrices, as most convolutions are.
+func convolutions(h *kernel.Adafactor, p, g []float32, s [3][]float32) {
+	c, fused := weight{set(h.W.W), flag(h.W.FromX)}, flag(h.Fused)
+	sgn, eps, least, one, three := set(h.Sign), set(h.Eps1), set(h.EpsSq), set(1), set(3)
+	w := 8
+	row, col := s[0], s[1]
+	for k, l := 0, 0; k < len(p); k, l = k+9*w, l+3*w {
+		for i := range 3 {
+			x, y, z := *at(g, k+3*i*w), *at(g, k+(3*i+1)*w), *at(g, k+(3*i+2)*w)
+			sum := z.MulAdd(z, y.MulAdd(y, x.Mul(x)))
+			*at(row, l+i*w) = lerp(*at(row, l+i*w), meanSquare(sum, three), c)
+		}
+		for j := range 3 {
+			x, y, z := *at(g, k+j*w), *at(g, k+(3+j)*w), *at(g, k+(6+j)*w)
+			squares := x.Mul(x)
+			sum := choose(fused, z.MulAdd(z, y.MulAdd(y, squares)), squares.Add(y.Mul(y)).Add(z.Mul(z)))
+			*at(col, l+j*w) = lerp(*at(col, l+j*w), meanSquare(sum, three), c)
+		}
+		mean := atLeast(zeros().Add(*at(row, l)).Add(*at(row, l+w)).Add(*at(row, l+2*w)).Div(three), eps)
+		for i := range 3 {
+			r := *at(row, l+i*w)
+			for j := range 3 {
+				at9 := k + (3*i+j)*w
+				v := r.Mul(*at(col, l+j*w)).Div(mean)
+				*at(p, at9) = rootless(v, least, one).Mul(at(g, at9).Mul(sgn))
+			}
 		}
 	}
 }
@@ -140,9 +176,9 @@ func addSquare(sum, x simd.Float32s, fused bits) simd.Float32s {
 // sumSquares adds the squares of n vectors.
 func sumSquares(x []float32, first, stride, n int, fused bits) simd.Float32s {
 	whole := n - n%lanes
-	sum := set(0)
+	sum := zeros()
 	for l := 0; l < lanes && whole > 0; l++ {
-		part := set(0)
+		part := zeros()
 		for i := l; i < whole; i += lanes {
 			part = addSquare(part, *at(x, first+i*stride), fused)
 		}
@@ -161,7 +197,7 @@ func sumSquares(x []float32, first, stride, n int, fused bits) simd.Float32s {
 }
 
 func sumColumn(x []float32, first, stride, n int, fused bits) simd.Float32s {
-	sum := set(0)
+	sum := zeros()
 	for i := range n {
 		sum = addSquare(sum, *at(x, first+i*stride), fused)
 	}
@@ -173,7 +209,7 @@ func sumFew(x []float32, stride, n int) simd.Float32s {
 	if n < lanes {
 		var sum simd.Float32s
 		for k := range 4 {
-			part := set(0)
+			part := zeros()
 			if k < n&^3 {
 				part = *at(x, k*stride)
 			}
@@ -189,7 +225,7 @@ func sumFew(x []float32, stride, n int) simd.Float32s {
 		return sum
 	}
 	whole := n - n%lanes
-	sum := set(0)
+	sum := zeros()
 	for i := whole; i < n; i++ {
 		sum = sum.Add(*at(x, i*stride))
 	}

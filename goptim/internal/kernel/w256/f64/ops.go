@@ -28,6 +28,7 @@ func at(s []float64, i int) *simd.Float64s {
 // a product that feeds a sum is fused, a division is a true division, a scalar is rounded to the element type once.
 
 func set(x float64) simd.Float64s                        { return simd.BroadcastFloat64s(float64(x)) }
+func zeros() (z simd.Float64s)                           { return z } // what set(0) makes by an instruction of SSE
 func axpy(x, y, alpha simd.Float64s) simd.Float64s       { return y.MulAdd(alpha, x) }
 func addcmul(x, a, b, value simd.Float64s) simd.Float64s { return value.Mul(a).MulAdd(b, x) }
 func addcdiv(x, a, b, value simd.Float64s) simd.Float64s { return x.Add(value.Mul(a).Div(b)) }
@@ -73,7 +74,7 @@ func lerp(x, end simd.Float64s, k weight) simd.Float64s {
 }
 
 // flag is on in all lanes or in none. Choosing by it costs less than a branch, which would keep two copies of a value.
-func flag(x float64) bits { return above(set(x), set(0)) }
+func flag(x float64) bits { return above(set(x), zeros()) }
 
 // decayed is the gradient that descends, with the weight decay that is coupled to it, if any: else the product is -0,
 // which changes no sum, for p counts as 0 and wd is -0.

@@ -6,6 +6,7 @@ package f64
 
 import (
 	simd "github.com/goptim/goptim/goptim/internal/kernel/w256"
+	"math"
 
 	"github.com/goptim/goptim/goptim/internal/kernel"
 )
@@ -15,7 +16,7 @@ func RAdam(h *kernel.RAdam, p, g []float64, s [3][]float64) {
 	sgn, coupled, wd, decay := set(h.Sign), flag(h.Couples), set(h.WeightDecay), set(h.Decay)
 	c1, beta2, c2 := weight{set(h.C1.W), flag(h.C1.FromX)}, set(h.Beta2), set(h.C2)
 	one, bc1, lr, bc2, eps, rect := set(1), set(h.BC1), set(h.LR), set(h.BC2Sqrt), set(h.Eps), set(h.Rect)
-	rectifies := int(h.Rectified) // the compiler compares numbers in the loop, with SSE beside AVX: up to twenty times slower
+	rectifies := math.Float64bits(h.Rectified) != 0 // a number would be compared in the loop, with SSE beside AVX: up to twenty times slower
 	m, v, w := s[0], s[1], 4
 	for i := 0; i < len(p); i += w {
 		x := *at(p, i)
@@ -23,7 +24,7 @@ func RAdam(h *kernel.RAdam, p, g []float64, s [3][]float64) {
 		*at(m, i) = mi
 		*at(v, i) = vi
 		update := mi.Div(bc1).Mul(lr)
-		if rectifies != 0 {
+		if rectifies {
 			update = rectified(update, vi, one, bc2, eps, rect)
 		}
 		*at(p, i) = x.Mul(decay).Sub(update)

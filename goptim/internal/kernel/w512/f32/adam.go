@@ -19,6 +19,10 @@ func Adam(h *kernel.Adam, p, g []float32, s [3][]float32) {
 		lane.Adam(h, p, g, s)
 		return
 	}
+	if s[2] == nil && h.Couples == 0 && h.C1.FromX != 0 {
+		usualAdam(h, p, g, s)
+		return
+	}
 	// Each scalar is a variable of its own, which stays in a register; as fields of a struct all would be in memory.
 	sgn, coupled, wd, decay := set(h.Sign), flag(h.Couples), set(h.WeightDecay), set(h.Decay)
 	c1, beta2, c2, step := weight{set(h.C1.W), flag(h.C1.FromX)}, set(h.Beta2), set(h.C2), set(h.Step)
@@ -36,23 +40,28 @@ func Adam(h *kernel.Adam, p, g []float32, s [3][]float32) {
 		}
 		return
 	}
-	if h.Couples == 0 && h.C1.FromX != 0 { // so few scalars that none leaves its register, for twice the speed in cache
-		for i := 0; i < len(p); i += w {
-			x, gi := *at(p, i), at(g, i).Mul(sgn)
-			mi := axpy(*at(m, i), gi.Sub(*at(m, i)), c1.w)
-			vi := addcmul(at(v, i).Mul(beta2), gi, gi, c2)
-			*at(m, i) = mi
-			*at(v, i) = vi
-			*at(p, i) = adamStep(x, mi, vi, decay, step, bc2, eps)
-		}
-		return
-	}
 	for i := 0; i < len(p); i += w {
 		x := *at(p, i)
 		mi, vi := moments(x, *at(g, i), *at(m, i), *at(v, i), sgn, coupled, wd, c1, beta2, c2)
 		*at(m, i) = mi
 		*at(v, i) = vi
 		*at(p, i) = adamStep(x, mi, vi, decay, step, bc2, eps)
+	}
+}
+
+// usualAdam has so few scalars that none leaves its register, for twice the speed in cache. It is a function because the
+// compiler converts what one of two loops needs behind the branch, by SSE, which costs some 50 ns once AVX has begun.
+func usualAdam(h *kernel.Adam, p, g []float32, s [3][]float32) {
+	sgn, decay, c1, beta2, c2, step := set(h.Sign), set(h.Decay), set(h.C1.W), set(h.Beta2), set(h.C2), set(h.Step)
+	bc2, eps := divisor{set(h.BC2Sqrt.By), set(-h.BC2Sqrt.By), set(h.BC2Sqrt.Recip), set(math.MaxFloat32)}, set(h.Eps)
+	m, v, w := s[0], s[1], 16
+	for i := 0; i < len(p); i += w {
+		gi := at(g, i).Mul(sgn)
+		mi := axpy(*at(m, i), gi.Sub(*at(m, i)), c1)
+		vi := addcmul(at(v, i).Mul(beta2), gi, gi, c2)
+		*at(m, i) = mi
+		*at(v, i) = vi
+		*at(p, i) = adamStep(*at(p, i), mi, vi, decay, step, bc2, eps)
 	}
 }
 
