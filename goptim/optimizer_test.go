@@ -302,6 +302,11 @@ func TestTableRefusesWhatIsNoTable(t *testing.T) {
 	}
 }
 
+func TestStepTablesRefusesAnotherNumberOfOptions(t *testing.T) {
+	require.NoError(t, goptim.StepTables([]goptim.AdamOptions{}, nil))
+	require.ErrorIs(t, goptim.StepTables([]goptim.AdamOptions{{}}, nil), goptim.ErrOption)
+}
+
 // TestMinimizes has every optimizer find minima of gonum's test functions.
 func TestMinimizes(t *testing.T) {
 	type problem interface {

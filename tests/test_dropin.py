@@ -473,6 +473,25 @@ def test_16_bit_is_torchs(name, dtype, go):
 
 
 @elementwise
+@pytest.mark.parametrize("overlapping", [False, True], ids=["apart", "overlapping"])
+def test_groups_are_one_piece_of_work(name, overlapping, go, threads):
+    """Groups that alone would be too small for a second thread; some have states that others have not."""
+    threads(2)
+    flag = {"AdamW": "amsgrad", "Adam": "amsgrad", "RMSprop": "centered"}.get(name, "maximize")
+
+    def make():
+        memory = torch.randn(1 << 20)
+        step = len(memory) // (9 if overlapping else 8)  # parameters that share memory are stepped in their order
+        return [
+            {"params": [Parameter(memory[i * step :][: 1 << 17]), leaf(i + 1)], "lr": 0.1 / (i + 1), flag: i % 3 == 0}
+            for i in range(8)
+        ]
+
+    train_both(name, make, **WITH_STATE.get(name, {}))
+    assert go == [16] * len(go)
+
+
+@elementwise
 def test_groups_of_go_and_of_torch_in_one_step(name, go):
     def make():
         rate = torch.tensor(0.1)  # a group whose rate is a Tensor is torch's

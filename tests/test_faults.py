@@ -330,8 +330,17 @@ def call(name, table, rows=1, threads=2):
     """Go's function, with the optimizer's default arguments but for those that give it a state."""
     optimizer = getattr(goptim, name)
     opt = optimizer([Parameter(torch.ones(1))], **OPTIONS.get(name, {}))
-    arguments = opt.scalars(opt.param_groups[0])
-    return getattr(_core, name)(table if isinstance(table, int) else table.buffer_info()[0], rows, threads, *arguments)
+    scalars = opt.scalars(opt.param_groups[0])
+    address = table if isinstance(table, int) else table.buffer_info()[0]
+    if name == "Adafactor":
+        return _core.Adafactor(address, rows, threads, *scalars)
+    return call_groups(name, [(address, rows)], [scalars], threads)
+
+
+def call_groups(name, tables, scalars, threads=2):
+    words, numbers = array("q", itertools.chain(*tables)), array("d", itertools.chain(*scalars))
+    at = words.buffer_info()[0], numbers.buffer_info()[0]
+    return getattr(_core, name)(at[0], len(tables), at[1], len(scalars[0]), threads)
 
 
 def assert_the_next_step_is_right(name, *sizes):
@@ -463,6 +472,24 @@ def test_bad_row(name, what, to_go):
     if "panic" not in says:
         assert not any(m.array.any() for m in [*good, *bad])
     assert_the_next_step_is_right(name, CALLER)
+
+
+@every
+def test_bad_row_of_one_group_of_several(name, to_go):
+    good, bad = ([Memory(CALLER) for _ in range(6)] for _ in range(2))
+    tables = [table_of(good, CALLER, name), table_of(bad, CALLER, name)]
+    tables[1][2] = 0
+    opt = getattr(goptim, name)([Parameter(torch.ones(1))], **OPTIONS.get(name, {}))
+    scalars = opt.scalars(opt.param_groups[0])
+    with pytest.raises(RuntimeError, match="table 1: .*row 0: address 0x0 of the parameter"):
+        call_groups(name, [(table.buffer_info()[0], 1) for table in tables], [scalars] * 2)
+    assert not any(m.array.any() for m in [*good, *bad])
+
+
+@every
+def test_wrong_number_of_scalars(name):
+    with pytest.raises(RuntimeError, match=r"with 3 scalars each .*; expected \d scalars"):
+        call_groups(name, [(4096, 0)], [(1.0, 2.0, 3.0)])
 
 
 @every
