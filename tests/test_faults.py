@@ -481,7 +481,7 @@ def test_bad_row_of_one_group_of_several(name, to_go):
     tables[1][2] = 0
     opt = getattr(goptim, name)([Parameter(torch.ones(1))], **OPTIONS.get(name, {}))
     scalars = opt.scalars(opt.param_groups[0])
-    with pytest.raises(RuntimeError, match="table 1: .*row 0: address 0x0 of the parameter"):
+    with pytest.raises(RuntimeError, match=r"table 1: .*row 0: address 0x0 of the parameter"):
         call_groups(name, [(table.buffer_info()[0], 1) for table in tables], [scalars] * 2)
     assert not any(m.array.any() for m in [*good, *bad])
 

@@ -37,6 +37,14 @@ watch: Callable[[Optimizer, int, list[str]], None] | None = None
 _begin_record: Callable[[str], Any] = torch.autograd._record_function_with_args_enter  # type: ignore[attr-defined]
 _end_record: Callable[[Any], None] = torch.autograd._record_function_with_args_exit  # type: ignore[attr-defined]
 
+# Asked at every step, where the way to them through torch's modules would cost as much as the answer.
+_dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
+_functorch: Callable[[], Any] = torch._C._functorch.peek_interpreter_stack
+
+
+# What most tables have none of, until they make lists, for six of these would be a tenth of what a small table costs.
+_NONE: Any = ()
+
 
 class _Misfit(str):
     """A reason why Go does not take a parameter that torch will refuse too, or convert."""
@@ -81,11 +89,12 @@ class GoStep(Optimizer):
         @functools.wraps(func)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             self = args[0]
-            if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():  # who look for torch's
+            if torch.compiler.is_compiling() or _dispatch_modes():  # who look for torch's
                 return torchs(*args, **kwargs)
             record = _begin_record(f"Optimizer.step#{type(self).__name__}.step")
             try:
-                for pre_hook in (*_global_pre_hooks.values(), *self._optimizer_step_pre_hooks.values()):
+                own = self._optimizer_step_pre_hooks
+                for pre_hook in (*_global_pre_hooks.values(), *own.values()) if own or _global_pre_hooks else ():
                     result = pre_hook(self, args, kwargs)
                     if result is not None:
                         if not isinstance(result, tuple) or len(result) != 2:
@@ -95,7 +104,8 @@ class GoStep(Optimizer):
                         args, kwargs = result
                 out = func(*args, **kwargs)
                 self._optimizer_step_code()
-                for post_hook in (*self._optimizer_step_post_hooks.values(), *_global_post_hooks.values()):
+                own = self._optimizer_step_post_hooks
+                for post_hook in (*own.values(), *_global_post_hooks.values()) if own or _global_post_hooks else ():
                     post_hook(self, args, kwargs)
                 return out
             finally:
@@ -118,12 +128,12 @@ class GoStep(Optimizer):
     def go(self, tables: list[_Table]) -> None:
         """Have Go step the rows of all tables, as one piece of work for its threads."""
         function = getattr(_native.core(), self.twin.__name__)
-        rows, scalars = array("Q"), array("d")
-        for table in tables:
+        first, groups = tables[0], len(tables)
+        rows, scalars = array("Q", (first.words.buffer_info()[0], first.n)), array("d", first.scalars)
+        for table in tables[1:]:
             rows.extend((table.words.buffer_info()[0], table.n))
             scalars.extend(table.scalars)
-        groups = len(tables)
-        each = len(scalars) // groups
+        each = len(first.scalars)
         function(rows.buffer_info()[0], groups, scalars.buffer_info()[0], each, torch.get_num_threads())
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -226,35 +236,49 @@ class GoStep(Optimizer):
 class _Table:
     """One group's part of a step: a row for every parameter that Go takes, and a list of those that it does not."""
 
+    rest: list[Tensor] = _NONE  # for torch
+    why: list[str] = _NONE  # of each of rest
+    misfits: list[str] = _NONE  # what is wrong with some of rest, which torch will refuse, or convert
+    fresh: list[Tensor] = _NONE  # for Go, without a state yet
+    sparse: list[tuple[Tensor, Tensor]] = _NONE  # for Go, with their gradients
+    made: list[tuple[dict[str, Any], str, Tensor]] = _NONE  # states without a value yet
+    n = counted = versions = 0  # rows; of written, what gather has counted; the versions among it
+
     def __init__(self, optimizer: GoStep, index: int, group: dict[str, Any], at: int | None = 0) -> None:
         self.optimizer = optimizer
         self.index = index
         self.group = group
         self.columns = optimizer.columns(group)
-        self.alike, self.numbers = _keys(self.columns, optimizer.numbers, optimizer.counts)
-        self.rest: list[Tensor] = []  # for torch
-        self.why: list[str] = []  # of each of rest, or of the whole group
-        self.misfits: list[str] = []  # what is wrong with some of rest, which torch will refuse, or convert
-        self.fresh: list[Tensor] = []  # for Go, without a state yet
-        self.sparse: list[tuple[Tensor, Tensor]] = []  # for Go, with their gradients
         self.written: list[Tensor] = []
-        self.made: list[tuple[dict[str, Any], str, Tensor]] = []  # states without a value yet
         self.grads: list[Tensor] = []  # held, so that no other thread frees them during the step
         params: list[Tensor] = group["params"]
         self.words = _ROOM * len(params)
-        self.n = 0
-        self.counted = self.versions = 0  # of written, what gather has counted; the versions among it
         self.at = at or 0  # in the optimizer's state, where the search goes on; None asks for no rows
         self.scalars = optimizer.scalars(group)
         self.why_group = _why_not_group(group, self.scalars)
-        self.sparse_scalars = optimizer.sparse_scalars(group) if self.why_group is None else None
         if at is None:
             return
         if self.why_group is not None:
             self.rest = params
-            return
-        for p in self._gather(params):
-            self._sort(p)
+        elif odd := self._gather(params):
+            self.rest, self.why, self.misfits, self.fresh, self.sparse, self.made = [], [], [], [], [], []
+            for p in odd:
+                self._sort(p)
+
+    @property
+    def sparse_scalars(self) -> tuple[Any, ...] | None:
+        return None if self.why_group else self.optimizer.sparse_scalars(self.group)
+
+    @property
+    def alike(self) -> tuple[str, ...]:
+        """The keys of the states that are shaped as their parameter."""
+        return _keys(self.columns)[self.optimizer.numbers :]
+
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        """The keys of the states that are one number."""
+        optimizer = self.optimizer
+        return (("step",) if optimizer.counts else ()) + _keys(self.columns)[: optimizer.numbers]
 
     def count(self) -> int:
         """How many parameters go to Go."""
@@ -477,20 +501,17 @@ class _Table:
 GoStep._table = _Table
 
 
-@functools.cache
-def _keys(columns: tuple[str | None, ...], numbers: int, counts: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The keys of the states that are shaped as their parameter, and of those that are one number."""
-    keys = tuple(key for key in columns if key is not None)
-    return keys[numbers:], (("step",) if counts else ()) + keys[:numbers]
+def _keys(columns: tuple[str | None, ...]) -> tuple[str, ...]:
+    return tuple(key for key in columns if key is not None)
 
 
 def why_torch(optimizer: Optimizer) -> str | None:
     """Why Go may not write to memory behind torch's back, which a tracer or a loss scaler must not miss."""
     if _native.core() is None:
         return "this process was forked after goptim had been used"
-    if torch._C._len_torch_dispatch_stack():
+    if _dispatch_modes():
         return "a dispatch mode is active"
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if _functorch() is not None:
         return "functorch is active"
     if getattr(optimizer, "grad_scale", None) is not None or getattr(optimizer, "found_inf", None) is not None:
         return "a GradScaler hands its scale to the optimizer"
@@ -506,9 +527,8 @@ _NUMBERS = {float, int, bool}
 
 
 def _why_not_group(group: dict[str, Any], scalars: tuple[Any, ...]) -> str | None:
-    for flag in ("differentiable", "capturable"):
-        if group.get(flag, False):
-            return f"its group is {flag}"
+    if group.get("differentiable") or group.get("capturable"):
+        return f"its group is {'differentiable' if group.get('differentiable') else 'capturable'}"
     if _NUMBERS.issuperset(map(type, scalars)) or all(isinstance(x, (float, int)) for x in scalars):
         return None
     return not_numbers(group)
