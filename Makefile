@@ -104,7 +104,7 @@ bench: build ## measure everything, and write it into README.md, docs/benchmarks
 	$(PY) -m goptim bench --plot docs/benchmarks.png \
 	  --update 'README.md#goptim bench, brief' 'docs/benchmarks.md#goptim bench' $(BENCH)
 	$(PY) -m goptim bench --training --update 'docs/benchmarks.md#goptim bench --training' $(BENCH)
-	$(PY) -m goptim bench --optimizer Adam AdamW NAdam RMSprop --shapes big --threads $(shell nproc) \
+	$(PY) -m goptim bench --optimizer Adam AdamW Adagrad NAdam RMSprop --shapes big --threads $(shell nproc) \
 	  --against fused,compile,deepspeed --update 'docs/benchmarks.md#goptim bench --against fused,compile,deepspeed' $(BENCH)
 	$(PY) benchmarks/sparse.py --case $(SPARSE) --rounds 20 --update docs/benchmarks.md
 	$(PY) benchmarks/lbfgs.py --history 10 --update docs/benchmarks.md

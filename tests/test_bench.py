@@ -1,11 +1,15 @@
 """python -m goptim bench measures every contender on every list of shapes, and says what it could not measure."""
 
+import importlib.util
 import itertools
 import json
+import os
 import re
 import subprocess
 import sys
+import time
 import types
+import warnings
 from pathlib import Path
 
 import pytest
@@ -107,7 +111,7 @@ def test_shapes_are_those_of_the_model(shapes, tensors, elements):
 
 def test_json(bench):
     out, found = bench("--optimizer", "AdamW", "--shapes", "few,small-matrices", "--threads", "1,2", "--rounds", 1)
-    assert found.keys() == {"measured", "conditions", "scale", "cpu_seconds", "notes", "rows"}
+    assert found.keys() == {"measured", "conditions", "scale", "patience", "cpu_seconds", "notes", "rows"}
     assert found["measured"] == "steps"
     assert found["conditions"].keys() == {
         "cpu", "cores", "torch_vectors", "go_vector_bits", "go", "goptim", "torch", "python", "system", "allocator",
@@ -158,7 +162,7 @@ def test_turns_are_interleaved_and_spread(monkeypatch, threads):
     monkeypatch.setattr(contenders, "bound_library", lambda: (None, ""))
     monkeypatch.setattr(steps, "SLOW", 0.0)
     r = row({}, shapes="few")
-    steps.measure(r, ["for"], 20, conditions.Watch(), lambda: None)
+    steps.measure(r, ["for"], 20, 10.0, conditions.Watch(), lambda: None)
     assert {path: len(times) for path, times in r.seconds.items()} == {"goptim": 5, "for": 5}
     timed = calls[2 * steps.WARM_UP :]
     assert {tuple(timed[i : i + 2]) for i in range(0, 10, 2)} == {("goptim", "for"), ("for", "goptim")}
@@ -191,13 +195,13 @@ def test_deepspeed(bench, monkeypatch):
     asked = []
 
     class CPUAdam(torch.optim.AdamW):
-        def __init__(self, model_params, lr=1e-3, weight_decay=0, adamw_mode=True, fp32_optimizer_states=True):
-            asked.append((weight_decay, adamw_mode, fp32_optimizer_states))
+        def __init__(self, model_params, lr=1, eps=1, weight_decay=0, adamw_mode=True, fp32_optimizer_states=True):
+            asked.append((lr, eps, weight_decay, adamw_mode, fp32_optimizer_states))
             super().__init__(model_params, lr=lr, weight_decay=weight_decay)
 
     class CPUAdagrad(torch.optim.Adagrad):
-        def __init__(self, model_params, lr=1e-2, fp32_optimizer_states=True):
-            asked.append("Adagrad")
+        def __init__(self, model_params, lr=1, eps=1, fp32_optimizer_states=True):
+            asked.append((lr, eps, fp32_optimizer_states))
             super().__init__(model_params, lr=lr)
 
     for name, attributes in {
@@ -211,11 +215,51 @@ def test_deepspeed(bench, monkeypatch):
         monkeypatch.setitem(sys.modules, name, module)
     names = ["Adam", "AdamW", "Adagrad", "NAdam"]
     out, found = bench("--optimizer", *names, "--shapes", "few", "--against", "deepspeed", *TINY)
-    assert asked == [(0, False, True), (0.01, True, True), "Adagrad"]
+    assert asked == [(1e-3, 1e-8, 0, False, True), (1e-3, 1e-8, 0.01, True, True), (1e-2, 1e-10, True)]
     assert ["deepspeed" in r["seconds"] for r in found["rows"]] == [True, True, True, False]
     assert "- deepspeed: it has an equal of Adam, AdamW and Adagrad alone; its Lion has none here" in out
     bench("--optimizer", "AdamW", "--shapes", "few", "--against", "deepspeed", "--dtype", "bfloat16", *TINY)
-    assert asked[-1] == (0.01, True, False)
+    assert asked[-1] == (1e-3, 1e-8, 0.01, True, False)
+
+
+def test_the_installed_deepspeed_takes_torchs_step(threads):
+    """It is compiled here, which takes a minute or two the first time."""
+    if not importlib.util.find_spec("deepspeed"):
+        pytest.skip("needs deepspeed: docs/benchmarks.md says how to install it")
+    for name in ("Adam", "AdamW", "Adagrad"):
+        of = torch.Generator().manual_seed(0)
+        start = [torch.randn(shape, generator=of) for shape in ((5,), (70, 30), (70_000,))]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # its import has some
+            for_loop, deepspeed = (
+                contenders.build(path, subjects.OPTIMIZERS[name], [p.clone().requires_grad_() for p in start])
+                for path in ("for", "deepspeed")
+            )
+        assert contenders.NVML not in os.environ
+        for _ in range(4):
+            for p, q in zip(for_loop.parameters, deepspeed.parameters, strict=True):
+                p.grad = torch.randn(p.shape, generator=of)
+                q.grad = p.grad.clone()
+            for_loop.step()
+            deepspeed.step()
+        for p, q, s in zip(for_loop.parameters, deepspeed.parameters, start, strict=True):
+            torch.testing.assert_close(q - s, p - s, rtol=1e-3, atol=5e-6)
+
+
+def test_torchs_steps_are_as_fast_after_deepspeeds_import(own, monkeypatch):
+    """It sets a variable with which they would load NVML each time."""
+    text = f"""
+import os, torch
+os.environ.setdefault({contenders.NVML!r}, "1")
+make = lambda model_params, lr: torch.optim.SGD(model_params, lr)
+"""
+    monkeypatch.setitem(sys.modules, "deepspeed", types.ModuleType("deepspeed"))
+    ps = [torch.zeros(3, requires_grad=True)]
+    for before in (None, "0"):
+        if before is not None:
+            monkeypatch.setenv(contenders.NVML, before)
+        contenders.build("deepspeed", subjects.Optimizer("SGD", {}, (own(text), "make", {})), ps)
+        assert os.environ.get(contenders.NVML) == before
 
 
 def test_a_contender_that_fails_is_a_note(bench, monkeypatch):
@@ -226,6 +270,67 @@ def test_a_contender_that_fails_is_a_note(bench, monkeypatch):
     out, found = bench("--optimizer", "SGD", "--shapes", "few", "--against", "compile,for", *TINY)
     assert "- SGD: compile: RuntimeError: no such thing" in out
     assert set(found["rows"][0]["seconds"]) == {"goptim", "for", "bound"}
+
+
+def test_a_failure_comes_with_its_cause(bench, monkeypatch):
+    def fail(*_):
+        try:
+            raise ValueError("no compiler\nhere")
+        except ValueError as e:
+            raise RuntimeError("failed to build") from e
+
+    monkeypatch.setattr(contenders, "_deepspeed", fail)
+    out, _ = bench("--optimizer", "AdamW", "--shapes", "few", "--against", "deepspeed", *TINY)
+    assert "- AdamW: deepspeed: RuntimeError: failed to build (ValueError: no compiler)" in out
+
+
+@pytest.mark.parametrize(
+    ("seconds", "turns"),
+    [(1e-6, 120), (0.01, 50), (0.4, 5), (1.9, 5), (2.6, 3), (9.0, 1)],
+)
+def test_slow_contenders_have_few_rounds(seconds, turns):
+    assert steps.turns_of(seconds, 120, 10.0) == turns
+
+
+def test_a_contender_that_is_too_slow_is_left_out(bench, monkeypatch):
+    build = contenders.build
+
+    def slow(path, subject, parameters):
+        contender = build(path, subject, parameters)
+        if path == "foreach":
+            contender.step = lambda: time.sleep(0.6)
+        return contender
+
+    monkeypatch.setattr(contenders, "build", slow)
+    out, found = bench("--optimizer", "SGD", "--shapes", "few", *TINY, "--patience", 0.5)
+    assert "- SGD, 20 x 64, 1 thread: foreach: not measured: a step takes 0.6 s here, and --patience is 0.5" in out
+    assert set(found["rows"][0]["seconds"]) == {"goptim", "for", "fused", "bound"}
+    assert found["patience"] == 0.5
+
+
+def test_a_row_that_is_too_slow_is_left_out(bench, monkeypatch):
+    """After a quarter of a tensor, not after steps of them all."""
+    stepped = []
+    build = contenders.build
+
+    def slow(path, subject, parameters):
+        contender = build(path, subject, parameters)
+        step = contender.step
+
+        def count():
+            stepped.append([tuple(p.shape) for p in parameters])
+            time.sleep(0.01)
+            step()
+
+        contender.step = count
+        return contender
+
+    monkeypatch.setattr(contenders, "build", slow)
+    out, found = bench("--optimizer", "SGD", "--shapes", "big", "few", *TINY, "--patience", 0.3)
+    says = r"- SGD, 8 x 2M, 1 thread: not measured: a step takes at least 0\.\d+ s here, and --patience is 0\.3"
+    assert re.search(says, out)
+    assert stepped[:3] == [[(524,)], [(524,)], [(1,)] * 20]
+    assert [r["shapes"] for r in found["rows"]] == ["20 x 64"]
 
 
 @pytest.fixture
@@ -335,6 +440,7 @@ def test_own_shapes_that_are_none(attribute, says, own, refused):
         (["--threads", "0"], "argument --threads: expected a whole number, at least 1, got '0'"),
         (["--rounds", "many"], "argument --rounds: expected a whole number, at least 1, got 'many'"),
         (["--scale", "2"], "argument --scale: expected a number above 0, at most 1, got '2'"),
+        (["--patience", "0"], "argument --patience: expected a number of seconds above 0, got '0'"),
         (["--dtype", "int8"], "argument --dtype: invalid choice: 'int8'"),
         (["--json", "/nowhere/a.json"], "expected the name of a .json file in a folder that exists"),
         (["--plot", "a.jpg"], "expected the name of a .png or .svg or .pdf file in a folder that exists, got 'a.jpg'"),
@@ -425,7 +531,7 @@ def test_memory_that_is_not_there(bench, monkeypatch):
     monkeypatch.setattr(steps, "_check_memory", none)
     out, found = bench("--optimizer", "SGD", "--shapes", "few", *TINY)
     assert found["rows"] == []
-    assert "- SGD, 20 x 64, 1 threads: not measured: about 9 GiB are needed" in out
+    assert "- SGD, 20 x 64, 1 thread: not measured: about 9 GiB are needed" in out
 
 
 @pytest.mark.parametrize("optimizer", ["SGD momentum", "AdamW", "NAdam", "Adafactor"])

@@ -56,6 +56,13 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--rounds", type=_at_least(1), default=30, metavar="N", help="of 16M elements, of small tensors four times more"
     )
     parser.add_argument(
+        "--patience",
+        type=_seconds,
+        default=10.0,
+        metavar="S",
+        help="seconds of a row for each contender: one whose step takes longer is left out; default: 10",
+    )
+    parser.add_argument(
         "--scale", type=_share, default=1.0, metavar="X", help="shrink all shapes, as 0.001, to see whether it works"
     )
     parser.add_argument("--json", type=_file(".json"), metavar="FILE", help="write everything that was measured")
@@ -132,6 +139,16 @@ def _share(text: str) -> float:
     if not 0 < share <= 1:
         raise argparse.ArgumentTypeError(f"expected a number above 0, at most 1, got {text!r}")
     return share
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not seconds > 0:
+        raise argparse.ArgumentTypeError(f"expected a number of seconds above 0, got {text!r}")
+    return seconds
 
 
 def _file(*suffixes: str) -> Callable[[str], Path]:

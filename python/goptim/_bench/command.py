@@ -75,14 +75,12 @@ def _step(options: argparse.Namespace) -> None:
     report = Report(options, lines, [why] if why else [])
 
     def measure(row: steps.Row, advance: Callable[[], None]) -> str:
-        rounds = steps.rounds_of(row.shapes, row.optimizer, options.rounds)
-        steps.measure(row, options.against, rounds, report.watch, advance)
+        rounds = steps.rounds_of(row.shapes, options.rounds)
+        steps.measure(row, options.against, rounds, options.patience, report.watch, advance)
         return pages.line(row, options.against, bound is not None)
 
-    total = sum(steps.rounds_of(row.shapes, row.optimizer, options.rounds) for row in rows)
-    done = report.measure(
-        rows, total, measure, lambda row: f"{row.optimizer}, {row.shapes.title}, {row.threads} threads"
-    )
+    total = sum(steps.rounds_of(row.shapes, options.rounds) for row in rows)
+    done = report.measure(rows, total, measure, lambda row: row.title)
     report.notes += compile_times(done)
     spreads = [row.spread for row in done if row.spread is not None]
     report.end(done, max(row.threads for row in rows), spreads, lambda row: brief(row, done))
@@ -169,7 +167,7 @@ class Report:
                 progress.begin(title(row))
                 try:
                     line = measure(row, progress.advance)
-                except MemoryError as e:
+                except (MemoryError, steps.TooSlow) as e:
                     self.notes.append(f"{title(row)}: not measured: {e}")
                     continue
                 progress.print(line)
@@ -201,6 +199,7 @@ class Report:
             "measured": "training" if self.options.training else "steps",
             "conditions": self.conditions,
             "scale": self.options.scale,
+            "patience": self.options.patience,
             "cpu_seconds": asdict(self.watch),
             "notes": notes,
             "rows": [row.json() for row in rows],

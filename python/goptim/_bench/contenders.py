@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import importlib
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +44,8 @@ TITLES = {
     "bound": "memory's speed",
 }
 COMPILED = 200  # tensors: a step of more takes many minutes to compile
+# DeepSpeed sets it, and then torch's own steps load NVML each time: small ones take twice as long.
+NVML = "PYTORCH_NVML_BASED_CUDA_CHECK"
 
 
 class Missing(Exception):
@@ -97,11 +100,28 @@ def _deepspeed(subject: subjects.Optimizer, parameters: list[Tensor]) -> Optimiz
     if subject.deepspeed is None:
         raise Missing("deepspeed: it has an equal of Adam, AdamW and Adagrad alone; its Lion has none here")
     module, name, options = subject.deepspeed
-    cls = getattr(importlib.import_module(module), name)
+    with _same_environment(NVML):
+        cls = getattr(importlib.import_module(module), name)
+    torchs = inspect.signature(getattr(torch.optim, subject.cls)).parameters
+    defaults = {k: torchs[k].default for k in inspect.signature(cls).parameters if k in torchs}
+    options = {**defaults, **subject.options, **options}
     if parameters[0].dtype != torch.float32:
-        options = {**options, "fp32_optimizer_states": False}  # as all others
+        options["fp32_optimizer_states"] = False  # as all others
     optimizer: Optimizer = cls(parameters, **options)
     return optimizer
+
+
+@contextlib.contextmanager
+def _same_environment(name: str) -> Iterator[None]:
+    """Undo what happens to a variable."""
+    before = os.environ.get(name)
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = before
 
 
 @functools.cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import statistics
+import textwrap
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,7 @@ from goptim._bench import contenders, subjects
 from goptim._bench.conditions import Watch
 from goptim._bench.contenders import Contender, Missing
 
-LEAST = 5  # rounds of a contender, however slow
+LEAST = 5  # rounds of a contender, however slow, if there is patience for them
 SLOW = 0.5  # seconds after which a contender has had its share of a row's time: it sits out some rounds
 WARM_UP = 2
 
@@ -36,6 +37,11 @@ class Row:
     seconds: dict[str, list[float]] = field(default_factory=dict)
     compile_seconds: float | None = None
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def title(self) -> str:
+        """What messages call it."""
+        return f"{self.optimizer}, {self.shapes.title}, {self.threads} thread{'s' if self.threads > 1 else ''}"
 
     def best(self, path: str) -> float:
         return min(self.seconds[path])
@@ -68,23 +74,44 @@ class Row:
         }
 
 
-def rounds_of(shapes: subjects.Shapes, optimizer: str, rounds: int) -> int:
-    """More of small tensors; fewer of large ones, and of Muon, whose matrix products take a second."""
-    factor = min(4.0, max(1 / 8, (1 << 24) / shapes.elements)) / (16 if optimizer == "Muon" else 1)
-    return max(2, round(rounds * factor))
+class TooSlow(Exception):
+    """A step takes longer than there is patience for."""
+
+    def __init__(self, seconds: float, patience: float, least: str = "") -> None:
+        super().__init__(f"a step takes {least}{seconds:.2g} s here, and --patience is {patience:g}")
 
 
-def measure(row: Row, against: Sequence[str], rounds: int, watch: Watch, advance: Callable[[], object]) -> None:
-    """Fill a row with the seconds that each contender took in each of its rounds."""
+def rounds_of(shapes: subjects.Shapes, rounds: int) -> int:
+    """More of small tensors, fewer of large ones."""
+    return max(2, round(rounds * min(4.0, max(1 / 8, (1 << 24) / shapes.elements))))
+
+
+def turns_of(seconds: float, rounds: int, patience: float) -> int:
+    """In how many of a row's rounds a contender steps, whose step takes so long."""
+    least = max(1, min(LEAST, int(patience / seconds)))
+    return min(rounds, max(least, int(SLOW / seconds)))
+
+
+def measure(
+    row: Row, against: Sequence[str], rounds: int, patience: float, watch: Watch, advance: Callable[[], object]
+) -> None:
+    """Fill a row with the seconds that each contender took in each of its rounds.
+
+    Raises:
+        MemoryError: there is not enough for all contenders.
+        TooSlow: goptim's step takes more than ``patience`` seconds. Others that do are left out of the row.
+    """
     torch.set_num_threads(row.threads)
     torch.manual_seed(0)
     subject = subjects.OPTIMIZERS[row.optimizer]
     gradients = [torch.randn(shape, dtype=row.dtype) for shape in row.shapes.shapes]
     _check_memory(gradients, against)
-    found = dict(_warm(row, subject, ["goptim", *against], gradients))
+    if row.shapes.large:
+        _try_a_part(subject, max(gradients, key=torch.Tensor.numel), row.shapes.elements, patience)
+    found = dict(_warm(row, subject, ["goptim", *against], gradients, patience))
     ours = found["goptim"][0]
     library = None if row.optimizer == "Muon" else contenders.bound_library()[0]  # products are not bound by memory
-    turns = {path: min(rounds, max(LEAST, int(SLOW / seconds))) for path, (_, seconds) in found.items()}
+    turns = {path: turns_of(seconds, rounds, patience) for path, (_, seconds) in found.items()}
     if library is not None:
         turns["bound"] = rounds
     row.seconds = {path: [] for path in turns}
@@ -109,28 +136,49 @@ def measure(row: Row, against: Sequence[str], rounds: int, watch: Watch, advance
             advance()
 
 
+def _try_a_part(subject: subjects.Optimizer, largest: torch.Tensor, elements: int, patience: float) -> None:
+    """Step a quarter of a tensor, so that nobody waits minutes to learn that a step takes minutes.
+
+    The time of all elements is at least in proportion: that of Muon's matrix products grows faster. It is the second
+    step's, for the first prepares what others share.
+    """
+    part = [largest[: max(1, len(largest) // 4)].contiguous()]
+    contender = contenders.build("goptim", subject, [part[0].clone().requires_grad_()])
+    times = [_time(contender, part) for _ in range(2)]
+    least = times[-1] * elements / part[0].numel()
+    if least > patience:
+        raise TooSlow(least, patience, "at least ")
+
+
+def _time(contender: Contender, gradients: list[torch.Tensor]) -> float:
+    """The seconds of a step."""
+    with _fresh(contender, gradients):
+        start = time.perf_counter()
+        contender.step()
+        return time.perf_counter() - start
+
+
 def _warm(
-    row: Row, subject: subjects.Optimizer, paths: Sequence[str], gradients: list[torch.Tensor]
+    row: Row, subject: subjects.Optimizer, paths: Sequence[str], gradients: list[torch.Tensor], patience: float
 ) -> Iterator[tuple[str, tuple[Contender, float]]]:
     """Build contenders and have each take its first steps; give the seconds of the last."""
     for path in paths:
-        start = seconds = 0.0
         try:
             contender = contenders.build(path, subject, [g.clone().requires_grad_() for g in gradients])
             begin = time.perf_counter()
-            for _ in range(WARM_UP):
-                with _fresh(contender, gradients):
-                    start = time.perf_counter()
-                    contender.step()
-                    seconds = time.perf_counter() - start
+            times = [_time(contender, gradients) for _ in range(WARM_UP)]
+            if times[-1] > patience:
+                raise TooSlow(times[-1], patience)
         except Missing as e:
             row.notes += [str(e)] if str(e) else []
             continue
         except Exception as e:
             if path == "goptim":
                 raise
-            said = str(e).strip().splitlines()
-            row.notes.append(f"{row.optimizer}: {path}: {type(e).__name__}: {next(iter(said), '')}")
+            if isinstance(e, TooSlow):
+                row.notes.append(f"{row.title}: {path}: not measured: {e}")
+            else:
+                row.notes.append(f"{row.optimizer}: {path}: {_said(e)}")
             continue
         if path == "compile":
             row.compile_seconds = time.perf_counter() - begin
@@ -140,7 +188,14 @@ def _warm(
             row.in_go = len(gradients) - reasons.total()
             taken = (f"torch takes {n} of {len(gradients)} tensors: {why}" for why, n in reasons.items())
             row.notes += [f"{row.optimizer}: goptim: {text}" for text in taken]
-        yield path, (contender, seconds)
+        yield path, (contender, times[-1])
+
+
+def _said(e: BaseException) -> str:
+    """An error in a line, with its cause: DeepSpeed says there why its C++ could not be compiled."""
+    first = next(iter(str(e).strip().splitlines()), "")
+    said = f"{type(e).__name__}: {textwrap.shorten(first, 240)}"
+    return f"{said} ({_said(e.__cause__)})" if e.__cause__ else said
 
 
 @contextlib.contextmanager

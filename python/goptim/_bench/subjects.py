@@ -14,7 +14,10 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Optimizer:
-    """A class of torch.optim with the arguments that it is measured with, and its equal in DeepSpeed, if it has one."""
+    """A class of torch.optim with the arguments that it is measured with.
+
+    Its equal in DeepSpeed, if it has one, is a module, a class, and the arguments that torch's does not have.
+    """
 
     cls: str
     options: dict[str, Any]
@@ -26,7 +29,7 @@ OPTIMIZERS = {
     "SGD": Optimizer("SGD", {"lr": 1e-3}),
     "SGD momentum": Optimizer("SGD", {"lr": 1e-3, "momentum": 0.9}),
     "Adam": Optimizer("Adam", {}, (*_DEEPSPEED_ADAM, {"adamw_mode": False})),
-    "AdamW": Optimizer("AdamW", {}, (*_DEEPSPEED_ADAM, {"adamw_mode": True, "weight_decay": 0.01})),
+    "AdamW": Optimizer("AdamW", {}, (*_DEEPSPEED_ADAM, {"adamw_mode": True})),
     "AdamW amsgrad": Optimizer("AdamW", {"amsgrad": True}),
     "Adagrad": Optimizer("Adagrad", {}, ("deepspeed.ops.adagrad", "DeepSpeedCPUAdagrad", {})),
     "Adadelta": Optimizer("Adadelta", {}),
