@@ -1,7 +1,9 @@
 """The extension module: package bindings of the Go module, through gopy, and gather.c. Booleans are 0 or not 0.
 
-A function of an optimizer steps a table (goptim/table.go says what that is): `rows` rows at the address `table`, on at
-most `threads` threads. It returns the number of rows, and raises RuntimeError with what Go says is wrong.
+A function of an optimizer steps tables (goptim/table.go says what these are) on at most `threads` threads. It returns
+the number of rows, and raises RuntimeError with what Go says is wrong. Those of optimizers that treat every element
+alike step all `groups` at once: at the address `tables` are the address and the number of rows of each, as int64, and
+at `scalars` are `each` numbers of each, as float64, in the order that bindings/bindings.go names.
 """
 
 from collections.abc import MutableMapping
@@ -9,64 +11,11 @@ from typing import Any
 
 from torch import Tensor
 
-def Adam(
-    table: int,
-    rows: int,
-    threads: int,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-    amsgrad: int,
-    maximize: int,
-    decoupled_weight_decay: int,
-) -> int: ...
-def AdamW(
-    table: int,
-    rows: int,
-    threads: int,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-    amsgrad: int,
-    maximize: int,
-) -> int: ...
-def SGD(
-    table: int,
-    rows: int,
-    threads: int,
-    lr: float,
-    momentum: float,
-    dampening: float,
-    weight_decay: float,
-    nesterov: int,
-    maximize: int,
-) -> int: ...
-def ASGD(
-    table: int,
-    rows: int,
-    threads: int,
-    lr: float,
-    lambd: float,
-    alpha: float,
-    t0: float,
-    weight_decay: float,
-    maximize: int,
-    float64_default: int,
-) -> int: ...
-def Adadelta(
-    table: int,
-    rows: int,
-    threads: int,
-    lr: float,
-    rho: float,
-    eps: float,
-    weight_decay: float,
-    maximize: int,
-) -> int: ...
+def Adam(tables: int, groups: int, scalars: int, each: int, threads: int) -> int: ...
+def AdamW(tables: int, groups: int, scalars: int, each: int, threads: int) -> int: ...
+def SGD(tables: int, groups: int, scalars: int, each: int, threads: int) -> int: ...
+def ASGD(tables: int, groups: int, scalars: int, each: int, threads: int) -> int: ...
+def Adadelta(tables: int, groups: int, scalars: int, each: int, threads: int) -> int: ...
 def Adafactor(
     table: int,
     rows: int,
@@ -97,75 +46,12 @@ def HFAdafactor(
     warmup_init: int,
     fused_norms: int,
 ) -> int: ...
-def Adagrad(
-    table: int,
-    rows: int,
-    threads: int,
-    lr: float,
-    lr_decay: float,
-    weight_decay: float,
-    eps: float,
-    maximize: int,
-) -> int: ...
-def Adamax(
-    table: int,
-    rows: int,
-    threads: int,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-    maximize: int,
-) -> int: ...
-def NAdam(
-    table: int,
-    rows: int,
-    threads: int,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-    momentum_decay: float,
-    decoupled_weight_decay: int,
-    maximize: int,
-) -> int: ...
-def RAdam(
-    table: int,
-    rows: int,
-    threads: int,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-    decoupled_weight_decay: int,
-    maximize: int,
-) -> int: ...
-def RMSprop(
-    table: int,
-    rows: int,
-    threads: int,
-    lr: float,
-    alpha: float,
-    eps: float,
-    weight_decay: float,
-    momentum: float,
-    centered: int,
-    maximize: int,
-) -> int: ...
-def Rprop(
-    table: int,
-    rows: int,
-    threads: int,
-    lr: float,
-    eta_minus: float,
-    eta_plus: float,
-    min_step: float,
-    max_step: float,
-    maximize: int,
-) -> int: ...
+def Adagrad(tables: int, groups: int, scalars: int, each: int, threads: int) -> int: ...
+def Adamax(tables: int, groups: int, scalars: int, each: int, threads: int) -> int: ...
+def NAdam(tables: int, groups: int, scalars: int, each: int, threads: int) -> int: ...
+def RAdam(tables: int, groups: int, scalars: int, each: int, threads: int) -> int: ...
+def RMSprop(tables: int, groups: int, scalars: int, each: int, threads: int) -> int: ...
+def Rprop(tables: int, groups: int, scalars: int, each: int, threads: int) -> int: ...
 def SparseSGD(
     param: int,
     state1: int,
