@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 from goptim._bench import subjects
 
-AGAINST = ("for", "foreach", "fused", "compile", "deepspeed")
+USUAL = ("for", "foreach", "fused")
+AGAINST = (*USUAL, "compile", "deepspeed")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 _T = TypeVar("_T")
 
@@ -48,9 +49,8 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         nargs="+",
         type=_listed(_one_of(AGAINST)),
         action=_Flat,
-        default=["for", "foreach", "fused"],
         metavar="PATH",
-        help=f"of {', '.join(AGAINST)}; default: for,foreach,fused. What compiling took is not part of a step",
+        help=f"of {', '.join(AGAINST)}; default: {','.join(USUAL)}. What compiling took is not part of a step",
     )
     parser.add_argument(
         "--rounds", type=_at_least(1), default=30, metavar="N", help="of 16M elements, of small tensors four times more"

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from goptim._bench import conditions, contenders, pages, steps, subjects, training
+from goptim._bench import USUAL, conditions, contenders, pages, steps, subjects, training
 
 TRAINED = ("AdamW", "NAdam", "Adafactor")  # by default
 
@@ -69,6 +69,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _step(options: argparse.Namespace) -> None:
+    options.against = options.against or list(USUAL)
     rows = _rows(options)
     bound, why = contenders.bound_library()
     lines = [_conditions(options), "", *pages.head(options.against, bound is not None)]
@@ -114,9 +115,9 @@ def _rows(options: argparse.Namespace) -> list[steps.Row]:
 
 
 def _train(options: argparse.Namespace) -> None:
-    for flag, value in (("--shapes", options.shapes), ("--plot", options.plot)):
+    for flag, value in (("--shapes", options.shapes), ("--against", options.against), ("--plot", options.plot)):
         if value:
-            raise Refused(f"{flag} is not for --training, whose models are its own")
+            raise Refused(f"{flag} is not for --training, whose models and contenders are its own")
     names = options.optimizer or TRAINED
     if "Muon" in names:
         raise Refused("Muon takes matrices, and the models of --training have others")
