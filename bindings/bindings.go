@@ -3,9 +3,8 @@
 // Every function has numbers for arguments and (int64, error) for results: gopy carries these at 0.4 µs a call,
 // and an error-only result would leak. Booleans are int64, 0 for false. A panic becomes an error.
 //
-// An optimizer that treats every element alike steps all its groups in one call: goptim.StepTables. Of each group there
-// are, one behind the other from the address tables on, the address of its table and the number of its rows; and, from
-// the address scalars on, as many float64 numbers as each says. The function's comment names them; flags are 0 for false.
+// An optimizer that treats every element alike steps all its groups in one call, goptim.StepTables, from the address of
+// the first group on. The function's comment names a group's scalars; flags are 0 for false.
 package bindings
 
 import (
@@ -22,20 +21,20 @@ import (
 // Version names the Go release and the width in bits of the vectors that this process uses.
 func Version() string { return fmt.Sprintf("%s simd=%d", runtime.Version(), goptim.VectorBits()) }
 
-// SGD steps tables: lr, momentum, dampening, weight_decay, nesterov, maximize.
-func SGD(tables, groups, scalars, each, threads int64) (n int64, err error) {
+// SGD steps groups: lr, momentum, dampening, weight_decay, nesterov, maximize.
+func SGD(groups, threads int64) (n int64, err error) {
 	defer enter(&err)()
-	return step(tables, groups, scalars, each, threads, 6, func(x []float64, _ *goptim.Table) goptim.SGDOptions {
+	return step(groups, threads, 6, func(x []float64, _ *goptim.Table) goptim.SGDOptions {
 		return goptim.SGDOptions{
 			LR: x[0], Momentum: x[1], Dampening: x[2], WeightDecay: x[3], Nesterov: x[4] != 0, Maximize: x[5] != 0,
 		}
 	})
 }
 
-// Adam steps tables: lr, beta1, beta2, eps, weight_decay, amsgrad, maximize, decoupled_weight_decay.
-func Adam(tables, groups, scalars, each, threads int64) (n int64, err error) {
+// Adam steps groups: lr, beta1, beta2, eps, weight_decay, amsgrad, maximize, decoupled_weight_decay.
+func Adam(groups, threads int64) (n int64, err error) {
 	defer enter(&err)()
-	return step(tables, groups, scalars, each, threads, 8, func(x []float64, _ *goptim.Table) goptim.AdamOptions {
+	return step(groups, threads, 8, func(x []float64, _ *goptim.Table) goptim.AdamOptions {
 		return goptim.AdamOptions{
 			LR: x[0], Betas: [2]float64{x[1], x[2]}, Eps: x[3], WeightDecay: x[4],
 			AMSGrad: x[5] != 0, Maximize: x[6] != 0, DecoupledWeightDecay: x[7] != 0,
@@ -43,10 +42,10 @@ func Adam(tables, groups, scalars, each, threads int64) (n int64, err error) {
 	})
 }
 
-// AdamW steps tables: as Adam, with decoupled weight decay: lr, beta1, beta2, eps, weight_decay, amsgrad, maximize.
-func AdamW(tables, groups, scalars, each, threads int64) (n int64, err error) {
+// AdamW steps groups: as Adam, with decoupled weight decay: lr, beta1, beta2, eps, weight_decay, amsgrad, maximize.
+func AdamW(groups, threads int64) (n int64, err error) {
 	defer enter(&err)()
-	return step(tables, groups, scalars, each, threads, 7, func(x []float64, _ *goptim.Table) goptim.AdamOptions {
+	return step(groups, threads, 7, func(x []float64, _ *goptim.Table) goptim.AdamOptions {
 		return goptim.AdamOptions{
 			LR: x[0], Betas: [2]float64{x[1], x[2]}, Eps: x[3], WeightDecay: x[4],
 			AMSGrad: x[5] != 0, Maximize: x[6] != 0, DecoupledWeightDecay: true,
@@ -54,18 +53,18 @@ func AdamW(tables, groups, scalars, each, threads int64) (n int64, err error) {
 	})
 }
 
-// Adagrad steps tables: lr, lr_decay, weight_decay, eps, maximize.
-func Adagrad(tables, groups, scalars, each, threads int64) (n int64, err error) {
+// Adagrad steps groups: lr, lr_decay, weight_decay, eps, maximize.
+func Adagrad(groups, threads int64) (n int64, err error) {
 	defer enter(&err)()
-	return step(tables, groups, scalars, each, threads, 5, func(x []float64, _ *goptim.Table) goptim.AdagradOptions {
+	return step(groups, threads, 5, func(x []float64, _ *goptim.Table) goptim.AdagradOptions {
 		return goptim.AdagradOptions{LR: x[0], LRDecay: x[1], WeightDecay: x[2], Eps: x[3], Maximize: x[4] != 0}
 	})
 }
 
-// Adadelta steps tables: lr, rho, eps, weight_decay, maximize.
-func Adadelta(tables, groups, scalars, each, threads int64) (n int64, err error) {
+// Adadelta steps groups: lr, rho, eps, weight_decay, maximize.
+func Adadelta(groups, threads int64) (n int64, err error) {
 	defer enter(&err)()
-	return step(tables, groups, scalars, each, threads, 5, func(x []float64, _ *goptim.Table) goptim.AdadeltaOptions {
+	return step(groups, threads, 5, func(x []float64, _ *goptim.Table) goptim.AdadeltaOptions {
 		return goptim.AdadeltaOptions{LR: x[0], Rho: x[1], Eps: x[2], WeightDecay: x[3], Maximize: x[4] != 0}
 	})
 }
@@ -95,20 +94,20 @@ func HFAdafactor(table, rows, threads int64, lr, eps1, eps2, clipThreshold, deca
 	return rows, o.StepTable(t)
 }
 
-// Adamax steps tables: lr, beta1, beta2, eps, weight_decay, maximize.
-func Adamax(tables, groups, scalars, each, threads int64) (n int64, err error) {
+// Adamax steps groups: lr, beta1, beta2, eps, weight_decay, maximize.
+func Adamax(groups, threads int64) (n int64, err error) {
 	defer enter(&err)()
-	return step(tables, groups, scalars, each, threads, 6, func(x []float64, _ *goptim.Table) goptim.AdamaxOptions {
+	return step(groups, threads, 6, func(x []float64, _ *goptim.Table) goptim.AdamaxOptions {
 		return goptim.AdamaxOptions{
 			LR: x[0], Betas: [2]float64{x[1], x[2]}, Eps: x[3], WeightDecay: x[4], Maximize: x[5] != 0,
 		}
 	})
 }
 
-// ASGD steps tables: lr, lambd, alpha, t0, weight_decay, maximize, and whether torch's default dtype is float64.
-func ASGD(tables, groups, scalars, each, threads int64) (n int64, err error) {
+// ASGD steps groups: lr, lambd, alpha, t0, weight_decay, maximize, and whether torch's default dtype is float64.
+func ASGD(groups, threads int64) (n int64, err error) {
 	defer enter(&err)()
-	return step(tables, groups, scalars, each, threads, 7, func(x []float64, t *goptim.Table) goptim.ASGDOptions {
+	return step(groups, threads, 7, func(x []float64, t *goptim.Table) goptim.ASGDOptions {
 		t.Float64 = x[6] != 0
 		return goptim.ASGDOptions{
 			LR: x[0], Lambd: x[1], Alpha: x[2], T0: x[3], WeightDecay: x[4], Maximize: x[5] != 0,
@@ -116,10 +115,10 @@ func ASGD(tables, groups, scalars, each, threads int64) (n int64, err error) {
 	})
 }
 
-// NAdam steps tables: lr, beta1, beta2, eps, weight_decay, momentum_decay, decoupled_weight_decay, maximize.
-func NAdam(tables, groups, scalars, each, threads int64) (n int64, err error) {
+// NAdam steps groups: lr, beta1, beta2, eps, weight_decay, momentum_decay, decoupled_weight_decay, maximize.
+func NAdam(groups, threads int64) (n int64, err error) {
 	defer enter(&err)()
-	return step(tables, groups, scalars, each, threads, 8, func(x []float64, _ *goptim.Table) goptim.NAdamOptions {
+	return step(groups, threads, 8, func(x []float64, _ *goptim.Table) goptim.NAdamOptions {
 		return goptim.NAdamOptions{
 			LR: x[0], Betas: [2]float64{x[1], x[2]}, Eps: x[3], WeightDecay: x[4], MomentumDecay: x[5],
 			DecoupledWeightDecay: x[6] != 0, Maximize: x[7] != 0,
@@ -127,10 +126,10 @@ func NAdam(tables, groups, scalars, each, threads int64) (n int64, err error) {
 	})
 }
 
-// RAdam steps tables: lr, beta1, beta2, eps, weight_decay, decoupled_weight_decay, maximize.
-func RAdam(tables, groups, scalars, each, threads int64) (n int64, err error) {
+// RAdam steps groups: lr, beta1, beta2, eps, weight_decay, decoupled_weight_decay, maximize.
+func RAdam(groups, threads int64) (n int64, err error) {
 	defer enter(&err)()
-	return step(tables, groups, scalars, each, threads, 7, func(x []float64, _ *goptim.Table) goptim.RAdamOptions {
+	return step(groups, threads, 7, func(x []float64, _ *goptim.Table) goptim.RAdamOptions {
 		return goptim.RAdamOptions{
 			LR: x[0], Betas: [2]float64{x[1], x[2]}, Eps: x[3], WeightDecay: x[4],
 			DecoupledWeightDecay: x[5] != 0, Maximize: x[6] != 0,
@@ -138,20 +137,20 @@ func RAdam(tables, groups, scalars, each, threads int64) (n int64, err error) {
 	})
 }
 
-// RMSprop steps tables: lr, alpha, eps, weight_decay, momentum, centered, maximize.
-func RMSprop(tables, groups, scalars, each, threads int64) (n int64, err error) {
+// RMSprop steps groups: lr, alpha, eps, weight_decay, momentum, centered, maximize.
+func RMSprop(groups, threads int64) (n int64, err error) {
 	defer enter(&err)()
-	return step(tables, groups, scalars, each, threads, 7, func(x []float64, _ *goptim.Table) goptim.RMSpropOptions {
+	return step(groups, threads, 7, func(x []float64, _ *goptim.Table) goptim.RMSpropOptions {
 		return goptim.RMSpropOptions{
 			LR: x[0], Alpha: x[1], Eps: x[2], WeightDecay: x[3], Momentum: x[4], Centered: x[5] != 0, Maximize: x[6] != 0,
 		}
 	})
 }
 
-// Rprop steps tables: lr, etaminus, etaplus, the smallest and the largest step size, maximize.
-func Rprop(tables, groups, scalars, each, threads int64) (n int64, err error) {
+// Rprop steps groups: lr, etaminus, etaplus, the smallest and the largest step size, maximize.
+func Rprop(groups, threads int64) (n int64, err error) {
 	defer enter(&err)()
-	return step(tables, groups, scalars, each, threads, 6, func(x []float64, _ *goptim.Table) goptim.RpropOptions {
+	return step(groups, threads, 6, func(x []float64, _ *goptim.Table) goptim.RpropOptions {
 		return goptim.RpropOptions{
 			LR: x[0], Etas: [2]float64{x[1], x[2]}, StepSizes: [2]float64{x[3], x[4]}, Maximize: x[5] != 0,
 		}
@@ -209,20 +208,36 @@ func OpenMP(parallel, number int64) (n int64, err error) {
 	return parallel, nil
 }
 
-// step takes the tables of several groups apart. It has options made of each group's numbers, which may set what else a
-// table says.
-func step[O goptim.TableOptions[O]](tables, groups, scalars, each, threads, expected int64, options func(x []float64, t *goptim.Table) O) (int64, error) {
-	if each != expected || groups < 1 || tables < 4096 || scalars < 4096 {
-		return 0, fmt.Errorf("goptim: %d groups at %#x, with %d scalars each at %#x; expected %d scalars", groups, tables, each, scalars, expected)
+// A group is what a step takes of one: a table, and the scalars of its options. The extension and python/goptim/_step.py
+// write it.
+type group struct {
+	next    int64 // the address of the next group; 0 behind the last
+	table   int64 // its address
+	rows    int64
+	count   int64 // of the scalars
+	scalars [8]float64
+}
+
+// step runs one step over a list of groups. It has options made of each group's scalars, which may set what else a table
+// says.
+func step[O goptim.TableOptions[O]](groups, threads, scalars int64, options func(x []float64, t *goptim.Table) O) (int64, error) {
+	n, rows := 0, int64(0)
+	for at := groups; at != 0 || n == 0; n++ {
+		if at < 4096 || at%8 != 0 {
+			return 0, fmt.Errorf("goptim: group %d is at %#x", n, at)
+		}
+		g := (*group)(pointer(at))
+		if g.count != scalars {
+			return 0, fmt.Errorf("goptim: group %d has %d scalars, expected %d", n, g.count, scalars)
+		}
+		at, rows = g.next, rows+g.rows
 	}
-	table := unsafe.Slice((*[2]int64)(pointer(tables)), groups)
-	numbers := unsafe.Slice((*float64)(pointer(scalars)), groups*each)
-	o, t := make([]O, groups), make([]goptim.Table, groups)
-	rows := int64(0)
+	o, t := make([]O, n), make([]goptim.Table, n)
 	for i := range t {
-		t[i] = tableOf(table[i][0], table[i][1], threads)
-		o[i] = options(numbers[int64(i)*each:][:each:each], &t[i])
-		rows += table[i][1]
+		g := (*group)(pointer(groups))
+		t[i] = tableOf(g.table, g.rows, threads)
+		o[i] = options(g.scalars[:scalars], &t[i])
+		groups = g.next
 	}
 	return rows, goptim.StepTables(o, t)
 }

@@ -35,11 +35,14 @@ import (
 func main() {}
 """
 # What pybindgen cannot know: the functions of bindings/_core/gather.c.
-BY_HAND = ("gather", "bump")
+BY_HAND = ("pack", "gather", "bump")
 DECLARATIONS = "".join(
-    f"PyObject *{name}(PyObject *module, PyObject *args);\nextern const char {name}_doc[];\n\n" for name in BY_HAND
+    f"PyObject *{name}(PyObject *module, PyObject *const *args, Py_ssize_t n);\nextern const char {name}_doc[];\n\n"
+    for name in BY_HAND
 )
-METHODS = "".join(f'    {{"{name}", {name}, METH_VARARGS, {name}_doc}},\n' for name in BY_HAND)
+METHODS = "".join(
+    f'    {{"{name}", (PyCFunction)(void (*)(void)){name}, METH_FASTCALL, {name}_doc}},\n' for name in BY_HAND
+)
 
 
 def prune_go(text):

@@ -4,6 +4,7 @@ import ctypes
 import itertools
 import mmap
 import os
+import struct
 import time
 import warnings
 from array import array
@@ -334,13 +335,17 @@ def call(name, table, rows=1, threads=2):
     address = table if isinstance(table, int) else table.buffer_info()[0]
     if name == "Adafactor":
         return _core.Adafactor(address, rows, threads, *scalars)
-    return call_groups(name, [(address, rows)], [scalars], threads)
+    return call_groups(name, [(address, rows)], scalars, threads)
 
 
 def call_groups(name, tables, scalars, threads=2):
-    words, numbers = array("q", itertools.chain(*tables)), array("d", itertools.chain(*scalars))
-    at = words.buffer_info()[0], numbers.buffer_info()[0]
-    return getattr(_core, name)(at[0], len(tables), at[1], len(scalars[0]), threads)
+    """Go's function, with groups of the same scalars."""
+    groups, at = [], 0
+    for address, rows in reversed(tables):
+        group = array("q", struct.pack("4q8d", at, address, rows, len(scalars), *scalars, *[0.0] * (8 - len(scalars))))
+        at = group.buffer_info()[0]
+        groups.append(group)
+    return getattr(_core, name)(at, threads)
 
 
 def assert_the_next_step_is_right(name, *sizes):
@@ -482,14 +487,30 @@ def test_bad_row_of_one_group_of_several(name, to_go):
     opt = getattr(goptim, name)([Parameter(torch.ones(1))], **OPTIONS.get(name, {}))
     scalars = opt.scalars(opt.param_groups[0])
     with pytest.raises(RuntimeError, match=r"table 1: .*row 0: address 0x0 of the parameter"):
-        call_groups(name, [(table.buffer_info()[0], 1) for table in tables], [scalars] * 2)
+        call_groups(name, [(table.buffer_info()[0], 1) for table in tables], scalars)
     assert not any(m.array.any() for m in [*good, *bad])
 
 
 @every
-def test_wrong_number_of_scalars(name):
-    with pytest.raises(RuntimeError, match=r"with 3 scalars each .*; expected \d scalars"):
-        call_groups(name, [(4096, 0)], [(1.0, 2.0, 3.0)])
+def test_bad_groups(name):
+    with pytest.raises(RuntimeError, match=r"group 0 has 3 scalars, expected \d"):
+        call_groups(name, [(4096, 0)], (1.0, 2.0, 3.0))
+    for address in (0, 16, 4099, -8):
+        with pytest.raises(RuntimeError, match=f"group 0 is at {address:#x}"):
+            getattr(_core, name)(address, 1)
+
+
+def test_scalars_that_are_no_numbers():
+    group = array("q", bytes(96))
+    at = group.buffer_info()[0]
+    assert _core.pack(at, 5, (0.5, 2, True, float("nan")))
+    assert struct.unpack("4q3d", group.tobytes()[:56]) == (0, 5, 0, 4, 0.5, 2.0, 1.0)
+    for odd in (None, "1", torch.tensor(1.0), 1j):
+        assert not _core.pack(at, 5, (0.5, odd))
+    with pytest.raises(ValueError, match="9 scalars, expected up to 8"):
+        _core.pack(at, 5, (0.5,) * 9)
+    with pytest.raises(OverflowError):
+        _core.pack(at, 5, (10**400,))
 
 
 @every

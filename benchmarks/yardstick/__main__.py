@@ -135,11 +135,13 @@ class Columns:
 
     def ours(self, steps: int) -> Callable[[], object]:
         table = self.table(steps)
-        rows, options = array("Q", [table.buffer_info()[0], steps]), array("d", self.kernel.options)
-        arguments = (rows.buffer_info()[0], 1, options.buffer_info()[0], len(options), 1)
+        group = array("q", bytes(96))
+        address = group.buffer_info()[0]
+        _core.pack(address, table.buffer_info()[0], self.kernel.options)
+        group[2] = steps
 
-        def run(keep: object = (table, rows, options)) -> None:
-            self.kernel.ours(*arguments)
+        def run(keep: object = (table, group)) -> None:
+            self.kernel.ours(address, 1)
 
         return run
 

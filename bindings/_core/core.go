@@ -17,9 +17,9 @@ import (
 func main() {}
 
 //export bindings_ASGD
-func bindings_ASGD(tables C.longlong, groups C.longlong, scalars C.longlong, each C.longlong, threads C.longlong) C.longlong {
+func bindings_ASGD(groups C.longlong, threads C.longlong) C.longlong {
 	_saved_thread := C.PyEval_SaveThread()
-	cret, __err := bindings.ASGD(int64(tables), int64(groups), int64(scalars), int64(each), int64(threads))
+	cret, __err := bindings.ASGD(int64(groups), int64(threads))
 
 	C.PyEval_RestoreThread(_saved_thread)
 	if __err != nil {
@@ -32,9 +32,9 @@ func bindings_ASGD(tables C.longlong, groups C.longlong, scalars C.longlong, eac
 }
 
 //export bindings_Adadelta
-func bindings_Adadelta(tables C.longlong, groups C.longlong, scalars C.longlong, each C.longlong, threads C.longlong) C.longlong {
+func bindings_Adadelta(groups C.longlong, threads C.longlong) C.longlong {
 	_saved_thread := C.PyEval_SaveThread()
-	cret, __err := bindings.Adadelta(int64(tables), int64(groups), int64(scalars), int64(each), int64(threads))
+	cret, __err := bindings.Adadelta(int64(groups), int64(threads))
 
 	C.PyEval_RestoreThread(_saved_thread)
 	if __err != nil {
@@ -62,9 +62,9 @@ func bindings_Adafactor(table C.longlong, rows C.longlong, threads C.longlong, l
 }
 
 //export bindings_Adagrad
-func bindings_Adagrad(tables C.longlong, groups C.longlong, scalars C.longlong, each C.longlong, threads C.longlong) C.longlong {
+func bindings_Adagrad(groups C.longlong, threads C.longlong) C.longlong {
 	_saved_thread := C.PyEval_SaveThread()
-	cret, __err := bindings.Adagrad(int64(tables), int64(groups), int64(scalars), int64(each), int64(threads))
+	cret, __err := bindings.Adagrad(int64(groups), int64(threads))
 
 	C.PyEval_RestoreThread(_saved_thread)
 	if __err != nil {
@@ -77,9 +77,9 @@ func bindings_Adagrad(tables C.longlong, groups C.longlong, scalars C.longlong, 
 }
 
 //export bindings_Adam
-func bindings_Adam(tables C.longlong, groups C.longlong, scalars C.longlong, each C.longlong, threads C.longlong) C.longlong {
+func bindings_Adam(groups C.longlong, threads C.longlong) C.longlong {
 	_saved_thread := C.PyEval_SaveThread()
-	cret, __err := bindings.Adam(int64(tables), int64(groups), int64(scalars), int64(each), int64(threads))
+	cret, __err := bindings.Adam(int64(groups), int64(threads))
 
 	C.PyEval_RestoreThread(_saved_thread)
 	if __err != nil {
@@ -92,9 +92,9 @@ func bindings_Adam(tables C.longlong, groups C.longlong, scalars C.longlong, eac
 }
 
 //export bindings_AdamW
-func bindings_AdamW(tables C.longlong, groups C.longlong, scalars C.longlong, each C.longlong, threads C.longlong) C.longlong {
+func bindings_AdamW(groups C.longlong, threads C.longlong) C.longlong {
 	_saved_thread := C.PyEval_SaveThread()
-	cret, __err := bindings.AdamW(int64(tables), int64(groups), int64(scalars), int64(each), int64(threads))
+	cret, __err := bindings.AdamW(int64(groups), int64(threads))
 
 	C.PyEval_RestoreThread(_saved_thread)
 	if __err != nil {
@@ -107,9 +107,9 @@ func bindings_AdamW(tables C.longlong, groups C.longlong, scalars C.longlong, ea
 }
 
 //export bindings_Adamax
-func bindings_Adamax(tables C.longlong, groups C.longlong, scalars C.longlong, each C.longlong, threads C.longlong) C.longlong {
+func bindings_Adamax(groups C.longlong, threads C.longlong) C.longlong {
 	_saved_thread := C.PyEval_SaveThread()
-	cret, __err := bindings.Adamax(int64(tables), int64(groups), int64(scalars), int64(each), int64(threads))
+	cret, __err := bindings.Adamax(int64(groups), int64(threads))
 
 	C.PyEval_RestoreThread(_saved_thread)
 	if __err != nil {
@@ -182,9 +182,9 @@ func bindings_MuonUpdate(table C.longlong, rows C.longlong, threads C.longlong, 
 }
 
 //export bindings_NAdam
-func bindings_NAdam(tables C.longlong, groups C.longlong, scalars C.longlong, each C.longlong, threads C.longlong) C.longlong {
+func bindings_NAdam(groups C.longlong, threads C.longlong) C.longlong {
 	_saved_thread := C.PyEval_SaveThread()
-	cret, __err := bindings.NAdam(int64(tables), int64(groups), int64(scalars), int64(each), int64(threads))
+	cret, __err := bindings.NAdam(int64(groups), int64(threads))
 
 	C.PyEval_RestoreThread(_saved_thread)
 	if __err != nil {
@@ -212,9 +212,9 @@ func bindings_OpenMP(parallel C.longlong, number C.longlong) C.longlong {
 }
 
 //export bindings_RAdam
-func bindings_RAdam(tables C.longlong, groups C.longlong, scalars C.longlong, each C.longlong, threads C.longlong) C.longlong {
+func bindings_RAdam(groups C.longlong, threads C.longlong) C.longlong {
 	_saved_thread := C.PyEval_SaveThread()
-	cret, __err := bindings.RAdam(int64(tables), int64(groups), int64(scalars), int64(each), int64(threads))
+	cret, __err := bindings.RAdam(int64(groups), int64(threads))
 
 	C.PyEval_RestoreThread(_saved_thread)
 	if __err != nil {
@@ -227,9 +227,9 @@ func bindings_RAdam(tables C.longlong, groups C.longlong, scalars C.longlong, ea
 }
 
 //export bindings_RMSprop
-func bindings_RMSprop(tables C.longlong, groups C.longlong, scalars C.longlong, each C.longlong, threads C.longlong) C.longlong {
+func bindings_RMSprop(groups C.longlong, threads C.longlong) C.longlong {
 	_saved_thread := C.PyEval_SaveThread()
-	cret, __err := bindings.RMSprop(int64(tables), int64(groups), int64(scalars), int64(each), int64(threads))
+	cret, __err := bindings.RMSprop(int64(groups), int64(threads))
 
 	C.PyEval_RestoreThread(_saved_thread)
 	if __err != nil {
@@ -242,9 +242,9 @@ func bindings_RMSprop(tables C.longlong, groups C.longlong, scalars C.longlong, 
 }
 
 //export bindings_Rprop
-func bindings_Rprop(tables C.longlong, groups C.longlong, scalars C.longlong, each C.longlong, threads C.longlong) C.longlong {
+func bindings_Rprop(groups C.longlong, threads C.longlong) C.longlong {
 	_saved_thread := C.PyEval_SaveThread()
-	cret, __err := bindings.Rprop(int64(tables), int64(groups), int64(scalars), int64(each), int64(threads))
+	cret, __err := bindings.Rprop(int64(groups), int64(threads))
 
 	C.PyEval_RestoreThread(_saved_thread)
 	if __err != nil {
@@ -257,9 +257,9 @@ func bindings_Rprop(tables C.longlong, groups C.longlong, scalars C.longlong, ea
 }
 
 //export bindings_SGD
-func bindings_SGD(tables C.longlong, groups C.longlong, scalars C.longlong, each C.longlong, threads C.longlong) C.longlong {
+func bindings_SGD(groups C.longlong, threads C.longlong) C.longlong {
 	_saved_thread := C.PyEval_SaveThread()
-	cret, __err := bindings.SGD(int64(tables), int64(groups), int64(scalars), int64(each), int64(threads))
+	cret, __err := bindings.SGD(int64(groups), int64(threads))
 
 	C.PyEval_RestoreThread(_saved_thread)
 	if __err != nil {

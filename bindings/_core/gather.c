@@ -13,7 +13,49 @@
 #include <string.h>
 
 enum { FLOAT32 = 1, FLOAT64 = 2 }; /* engine.DType */
+enum { SCALARS = 8 };
 typedef struct { int64_t n; uint64_t kind, param, grad, step, state[3]; } Row; /* engine.Row */
+typedef struct { uint64_t next, table; int64_t rows, count; double scalars[SCALARS]; } Group; /* bindings.group */
+
+/* expect reports whether the arguments are as many as types, and each of its type, where one is asked for. The parser of
+ * formats, which does the same, would take longer than the small tables that it is for. */
+static int expect(const char *name, PyTypeObject *const *types, Py_ssize_t count, PyObject *const *args, Py_ssize_t n)
+{
+	if (n != count) {
+		PyErr_Format(PyExc_TypeError, "%s() takes exactly %zd arguments (%zd given)", name, count, n);
+		return 0;
+	}
+	for (Py_ssize_t i = 0; i < n; i++)
+		if (types[i] != NULL && !PyObject_TypeCheck(args[i], types[i])) {
+			PyErr_Format(PyExc_TypeError, "%s() argument %zd is of the wrong type: %R", name, i + 1, Py_TYPE(args[i]));
+			return 0;
+		}
+	return 1;
+}
+
+const char pack_doc[] =
+	"pack(group, table, scalars, /)\n--\n\n"
+	"Write a group of no rows at an address: its table's address and its scalars. False if one of these is no number.";
+
+PyObject *pack(PyObject *module, PyObject *const *args, Py_ssize_t n)
+{
+	PyTypeObject *types[] = {&PyLong_Type, &PyLong_Type, &PyTuple_Type};
+	if (!expect("pack", types, 3, args, n)) return NULL;
+	Group *group = PyLong_AsVoidPtr(args[0]);
+	uint64_t table = (uint64_t)(uintptr_t)PyLong_AsVoidPtr(args[1]);
+	PyObject *scalars = args[2];
+	if (PyErr_Occurred()) return NULL;
+	n = PyTuple_Size(scalars);
+	*group = (Group){.table = table, .count = n};
+	for (Py_ssize_t i = 0; i < n; i++) {
+		PyObject *x = PyTuple_GetItem(scalars, i);
+		if (!PyFloat_Check(x) && !PyLong_Check(x)) Py_RETURN_FALSE;
+		if (i == SCALARS) return PyErr_Format(PyExc_ValueError, "pack: %zd scalars, expected up to %d", n, SCALARS);
+		group->scalars[i] = PyFloat_AsDouble(x);
+		if (group->scalars[i] == -1 && PyErr_Occurred()) return NULL;
+	}
+	Py_RETURN_TRUE;
+}
 
 /* A Layout is where torch keeps what, in words of 8 bytes unless said otherwise: the fields of _layout.Layout. */
 typedef struct {
@@ -106,7 +148,8 @@ typedef struct {
 	const Layout *layout;
 	PyObject *plain[TYPES];   /* types of parameters; the first is torch.Tensor */
 	PyObject *key[TENSORS];   /* in a parameter's state; NULL for one that is not looked for */
-	int stateful, numbers;    /* whether there is a key, and how many of the states are of one number */
+	int stateful;             /* whether there is a key */
+	Py_ssize_t numbers;       /* how many of the states are of one number */
 	PyObject *params, *state, *written, *grads, *odd;
 	Py_ssize_t n, at;         /* of params; in state, behind the parameter found last */
 	uint32_t **version;       /* where the next one's address goes */
@@ -278,17 +321,20 @@ const char gather_doc[] =
 	"bump. What the rows name is appended to the lists written and grads, in order; a parameter with a gradient that is\n"
 	"not plain, to odd.";
 
-PyObject *gather(PyObject *module, PyObject *args)
+PyObject *gather(PyObject *module, PyObject *const *args, Py_ssize_t n)
 {
-	Search s = {0};
-	PyObject *plain, *step, *keys;
-	Py_ssize_t size;
-	unsigned long long table;
-	if (!PyArg_ParseTuple(args, "y#O!O!O!nOO!iKO!O!O!:gather", &s.layout, &size, &PyTuple_Type, &plain, &PyList_Type,
-	                      &s.params, &PyDict_Type, &s.state, &s.at, &step, &PyTuple_Type, &keys, &s.numbers, &table,
-	                      &PyList_Type, &s.written, &PyList_Type, &s.grads, &PyList_Type, &s.odd))
-		return NULL;
-	Py_ssize_t n_plain = PyTuple_Size(plain), n_keys = PyTuple_Size(keys), rows = 0;
+	PyTypeObject *types[] = {&PyBytes_Type, &PyTuple_Type, &PyList_Type, &PyDict_Type, &PyLong_Type, NULL,
+	                         &PyTuple_Type, &PyLong_Type, &PyLong_Type, &PyList_Type, &PyList_Type, &PyList_Type};
+	if (!expect("gather", types, 12, args, n)) return NULL;
+	Search s = {
+		.layout = (const Layout *)PyBytes_AsString(args[0]), .params = args[2], .state = args[3],
+		.at = PyLong_AsSsize_t(args[4]), .numbers = PyLong_AsSsize_t(args[7]),
+		.written = args[9], .grads = args[10], .odd = args[11],
+	};
+	PyObject *plain = args[1], *step = args[5], *keys = args[6];
+	Row *table = PyLong_AsVoidPtr(args[8]);
+	if (PyErr_Occurred()) return NULL;
+	Py_ssize_t size = PyBytes_Size(args[0]), n_plain = PyTuple_Size(plain), n_keys = PyTuple_Size(keys), rows = 0;
 	if (size != sizeof(Layout) || n_plain < 1 || n_plain > TYPES || n_keys > STATES || s.at < 0 || s.numbers < 0 ||
 	    s.numbers > n_keys) {
 		PyErr_SetString(PyExc_ValueError, "gather: expected a layout, up to four types and three keys");
@@ -302,9 +348,9 @@ PyObject *gather(PyObject *module, PyObject *args)
 	}
 	for (int i = 0; i < TENSORS; i++) s.stateful |= s.key[i] != NULL;
 	s.n = PyList_Size(s.params);
-	uint32_t **versions = s.version = (uint32_t **)((Row *)(uintptr_t)table + s.n);
+	uint32_t **versions = s.version = (uint32_t **)(table + s.n);
 	for (Py_ssize_t i = 0; i < s.n; i += BLOCK) {
-		int more = gather_block(&s, i, (Row *)(uintptr_t)table + rows);
+		int more = gather_block(&s, i, table + rows);
 		if (more < 0) return NULL;
 		rows += more;
 	}
@@ -315,12 +361,13 @@ const char bump_doc[] =
 	"bump(addresses, n, /)\n--\n\n"
 	"Count a change in the n versions whose addresses gather has written, as autograd does.";
 
-PyObject *bump(PyObject *module, PyObject *args)
+PyObject *bump(PyObject *module, PyObject *const *args, Py_ssize_t n)
 {
-	unsigned long long addresses;
-	Py_ssize_t n;
-	if (!PyArg_ParseTuple(args, "Kn:bump", &addresses, &n)) return NULL;
-	uint32_t **version = (uint32_t **)(uintptr_t)addresses;
+	PyTypeObject *types[] = {&PyLong_Type, &PyLong_Type};
+	if (!expect("bump", types, 2, args, n)) return NULL;
+	uint32_t **version = PyLong_AsVoidPtr(args[0]);
+	n = PyLong_AsSsize_t(args[1]);
+	if (PyErr_Occurred()) return NULL;
 	for (Py_ssize_t i = 0; i < n; i++) {
 		if (i + 16 < n) __builtin_prefetch(version[i + 16], 1);
 		__atomic_fetch_add(version[i], 1, __ATOMIC_RELAXED); /* autograd's own threads may count too */

@@ -24,8 +24,9 @@ _WORDS = 8
 _DTYPES = {torch.float32: 1, torch.float64: 2}
 _NEW = 1 << 16
 
-# Of each parameter: a row, and behind all rows the addresses of up to four versions.
+# Of each parameter: a row, and behind all rows the addresses of up to four versions. Then as much again for the group.
 _ROOM = array("Q", [0] * (_WORDS + 4))
+_NEXT, _ROWS = -len(_ROOM), -len(_ROOM) + 2  # words of the group (bindings/bindings.go)
 
 # A subclass of these may give torch's operations another meaning, which Go would not see.
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -127,14 +128,11 @@ class GoStep(Optimizer):
 
     def go(self, tables: list[_Table]) -> None:
         """Have Go step the rows of all tables, as one piece of work for its threads."""
-        function = getattr(_native.core(), self.twin.__name__)
-        first, groups = tables[0], len(tables)
-        rows, scalars = array("Q", (first.words.buffer_info()[0], first.n)), array("d", first.scalars)
-        for table in tables[1:]:
-            rows.extend((table.words.buffer_info()[0], table.n))
-            scalars.extend(table.scalars)
-        each = len(first.scalars)
-        function(rows.buffer_info()[0], groups, scalars.buffer_info()[0], each, torch.get_num_threads())
+        function, at = getattr(_native.core(), self.twin.__name__), 0
+        for table in reversed(tables):
+            table.words[_NEXT], table.words[_ROWS] = at, table.n
+            at = table.group_address
+        function(at, torch.get_num_threads())
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         _native.core()
@@ -252,10 +250,12 @@ class _Table:
         self.written: list[Tensor] = []
         self.grads: list[Tensor] = []  # held, so that no other thread frees them during the step
         params: list[Tensor] = group["params"]
-        self.words = _ROOM * len(params)
+        self.words = _ROOM * (len(params) + 1)
+        self.address = self.words.buffer_info()[0]
+        self.group_address = self.address + 8 * len(_ROOM) * len(params)
         self.at = at or 0  # in the optimizer's state, where the search goes on; None asks for no rows
         self.scalars = optimizer.scalars(group)
-        self.why_group = _why_not_group(group, self.scalars)
+        self.why_group = self._why_not_group()
         if at is None:
             return
         if self.why_group is not None:
@@ -290,6 +290,15 @@ class _Table:
             return self.why
         return [self.why_group for p in self.rest if p.grad is not None]
 
+    def _why_not_group(self) -> str | None:
+        """Why Go does not take the group; None if it does, and its scalars are written."""
+        group, core = self.group, _native.core()
+        if group.get("differentiable") or group.get("capturable"):
+            return f"its group is {'differentiable' if group.get('differentiable') else 'capturable'}"
+        if core is None or core.pack(self.group_address, self.address, self.scalars):
+            return None
+        return not_numbers(group)
+
     def _gather(self, params: list[Tensor]) -> list[Tensor]:
         """Make the rows that gather.c can make; what it leaves is returned."""
         core, layout = _native.core(), _native.layout()
@@ -305,7 +314,7 @@ class _Table:
             "step" if self.optimizer.counts else None,
             self.columns,
             self.optimizer.numbers,
-            self.words.buffer_info()[0],
+            self.address,
             self.written,
             self.grads,
             odd,
@@ -476,8 +485,7 @@ class _Table:
         if self.versions:
             core = _native.core()
             assert core is not None
-            behind_rows = 8 * _WORDS * (len(self.words) // len(_ROOM))
-            core.bump(self.words.buffer_info()[0] + behind_rows, self.versions)
+            core.bump(self.address + 8 * _WORDS * (len(self.words) // len(_ROOM) - 1), self.versions)
         if self.counted < len(self.written):
             bump_versions(self.written[self.counted :])
 
@@ -521,17 +529,6 @@ def why_torch(optimizer: Optimizer) -> str | None:
 def why_compiling() -> str | None:
     """Why a step that a compiler traces is torch's; a question of its own, for a compiler cannot trace the others."""
     return "the step is being compiled" if torch.compiler.is_compiling() else None
-
-
-_NUMBERS = {float, int, bool}
-
-
-def _why_not_group(group: dict[str, Any], scalars: tuple[Any, ...]) -> str | None:
-    if group.get("differentiable") or group.get("capturable"):
-        return f"its group is {'differentiable' if group.get('differentiable') else 'capturable'}"
-    if _NUMBERS.issuperset(map(type, scalars)) or all(isinstance(x, (float, int)) for x in scalars):
-        return None
-    return not_numbers(group)
 
 
 def not_numbers(group: dict[str, Any]) -> str:

@@ -115,7 +115,7 @@ class Adafactor(GoStep, torch.optim.Adafactor):
         core, threads = _native.core(), torch.get_num_threads()
         assert core is not None
         for table in tables:
-            core.Adafactor(table.words.buffer_info()[0], table.n, threads, *table.scalars)
+            core.Adafactor(table.address, table.n, threads, *table.scalars)
 
 
 functools.update_wrapper(Adafactor.__init__, torch.optim.Adafactor.__init__)  # the signature
