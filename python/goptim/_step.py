@@ -243,6 +243,7 @@ class _Table:
     n = counted = versions = 0  # rows; of written, what gather has counted; the versions among it
 
     def __init__(self, optimizer: GoStep, index: int, group: dict[str, Any], at: int | None = 0) -> None:
+        self.core = _native.core()
         self.optimizer = optimizer
         self.index = index
         self.group = group
@@ -292,17 +293,17 @@ class _Table:
 
     def _why_not_group(self) -> str | None:
         """Why Go does not take the group; None if it does, and its scalars are written."""
-        group, core = self.group, _native.core()
+        group = self.group
         if group.get("differentiable") or group.get("capturable"):
             return f"its group is {'differentiable' if group.get('differentiable') else 'capturable'}"
-        if core is None or core.pack(self.group_address, self.address, self.scalars):
+        if self.core is None or self.core.pack(self.group_address, self.address, self.scalars):
             return None
         return not_numbers(group)
 
     def _gather(self, params: list[Tensor]) -> list[Tensor]:
         """Make the rows that gather.c can make; what it leaves is returned."""
-        core, layout = _native.core(), _native.layout()
-        if not self.optimizer.dense or core is None or layout is None or type(params) is not list:
+        core, layout = self.core, _native.layout()
+        if core is None or layout is None or not self.optimizer.dense or type(params) is not list:
             return params
         odd: list[Tensor] = []
         self.n, self.at, self.versions = core.gather(
@@ -483,9 +484,8 @@ class _Table:
 
     def bump_versions(self) -> None:
         if self.versions:
-            core = _native.core()
-            assert core is not None
-            core.bump(self.address + 8 * _WORDS * (len(self.words) // len(_ROOM) - 1), self.versions)
+            assert self.core is not None
+            self.core.bump(self.address + 8 * _WORDS * (len(self.words) // len(_ROOM) - 1), self.versions)
         if self.counted < len(self.written):
             bump_versions(self.written[self.counted :])
 
