@@ -13,7 +13,9 @@ import (
 )
 
 // The passes of L-BFGS over flat vectors, which also sum: element i of a column is added to lane i%group, so that a sum
-// does not depend on the width of vectors. A sweep over the columns takes the lanes that fill two vectors.
+// does not depend on the width of vectors. A sweep over the columns takes the lanes that fill two vectors; or four, in
+// the passes over the history, for which there are registers with all widths but the widest, where two are all lanes.
+// With 256 bits that is half the sweeps, and each reads whole lines of memory: half the time, from memory.
 
 // group is the number of lanes of a sum, those of two of the widest vectors. Columns are a multiple of it long.
 const group = 128 / int(unsafe.Sizeof(float64(0)))
@@ -81,16 +83,35 @@ func LBFGSDot(h *kernel.LBFGS, c *kernel.Columns[float64], out *kernel.Sums[floa
 	}
 	zero := zeros()
 	x, y, w := c[0], c[1], zero.Len()
-	for l := 0; l < group; l += 2 * w {
+	if 2*w == group { // with the widest vectors
 		dot0, dot1, most0, most1 := zero, zero, zero, zero
-		for i, k := l, l+w; i < len(x); i, k = i+group, k+group {
-			x0, x1 := *at(x, i), *at(x, k)
-			dot0, dot1 = at(y, i).MulAdd(x0, dot0), at(y, k).MulAdd(x1, dot1)
-			most0, most1 = maximum(most0, abs(x0)), maximum(most1, abs(x1))
+		for i := 0; i < len(x); i += group {
+			dot0, most0 = dotMost(at(x, i), at(y, i), dot0, most0)
+			dot1, most1 = dotMost(at(x, i+w), at(y, i+w), dot1, most1)
+		}
+		put(&out[0], 0, dot0, dot1)
+		put(&out[kernel.Most], 0, most0, most1)
+		return
+	}
+	for l := 0; l < group; l += 4 * w {
+		dot0, dot1, most0, most1 := zero, zero, zero, zero
+		dot2, dot3, most2, most3 := zero, zero, zero, zero
+		for i := l; i < len(x); i += group {
+			dot0, most0 = dotMost(at(x, i), at(y, i), dot0, most0)
+			dot1, most1 = dotMost(at(x, i+w), at(y, i+w), dot1, most1)
+			dot2, most2 = dotMost(at(x, i+2*w), at(y, i+2*w), dot2, most2)
+			dot3, most3 = dotMost(at(x, i+3*w), at(y, i+3*w), dot3, most3)
 		}
 		put(&out[0], l, dot0, dot1)
+		put(&out[0], l+2*w, dot2, dot3)
 		put(&out[kernel.Most], l, most0, most1)
+		put(&out[kernel.Most], l+2*w, most2, most3)
 	}
+}
+
+// dotMost adds x·y to dot, and takes |x| into most.
+func dotMost(x, y *simd.Float64s, dot, most simd.Float64s) (simd.Float64s, simd.Float64s) {
+	return y.MulAdd(*x, dot), maximum(most, abs(*x))
 }
 
 // LBFGSAxpy is a step of the two-loop recursion, r += A*x, and sums the next one's r·y. It finds the largest |r|.
@@ -102,17 +123,37 @@ func LBFGSAxpy(h *kernel.LBFGS, c *kernel.Columns[float64], out *kernel.Sums[flo
 	}
 	zero, alpha := zeros(), set(h.A)
 	r, x, y, w := c[0], c[1], c[2], zero.Len()
-	for l := 0; l < group; l += 2 * w {
+	if 2*w == group { // with the widest vectors
 		dot0, dot1, most0, most1 := zero, zero, zero, zero
-		for i, k := l, l+w; i < len(r); i, k = i+group, k+group {
-			r0, r1 := axpy(*at(r, i), *at(x, i), alpha), axpy(*at(r, k), *at(x, k), alpha)
-			*at(r, i), *at(r, k) = r0, r1
-			dot0, dot1 = at(y, i).MulAdd(r0, dot0), at(y, k).MulAdd(r1, dot1)
-			most0, most1 = maximum(most0, abs(r0)), maximum(most1, abs(r1))
+		for i := 0; i < len(r); i += group {
+			dot0, most0 = axpyDot(at(r, i), at(x, i), at(y, i), alpha, dot0, most0)
+			dot1, most1 = axpyDot(at(r, i+w), at(x, i+w), at(y, i+w), alpha, dot1, most1)
+		}
+		put(&out[0], 0, dot0, dot1)
+		put(&out[kernel.Most], 0, most0, most1)
+		return
+	}
+	for l := 0; l < group; l += 4 * w {
+		dot0, dot1, most0, most1 := zero, zero, zero, zero
+		dot2, dot3, most2, most3 := zero, zero, zero, zero
+		for i := l; i < len(r); i += group {
+			dot0, most0 = axpyDot(at(r, i), at(x, i), at(y, i), alpha, dot0, most0)
+			dot1, most1 = axpyDot(at(r, i+w), at(x, i+w), at(y, i+w), alpha, dot1, most1)
+			dot2, most2 = axpyDot(at(r, i+2*w), at(x, i+2*w), at(y, i+2*w), alpha, dot2, most2)
+			dot3, most3 = axpyDot(at(r, i+3*w), at(x, i+3*w), at(y, i+3*w), alpha, dot3, most3)
 		}
 		put(&out[0], l, dot0, dot1)
+		put(&out[0], l+2*w, dot2, dot3)
 		put(&out[kernel.Most], l, most0, most1)
+		put(&out[kernel.Most], l+2*w, most2, most3)
 	}
+}
+
+// axpyDot is r += alpha*x, and dotMost of that and y.
+func axpyDot(r, x, y *simd.Float64s, alpha, dot, most simd.Float64s) (simd.Float64s, simd.Float64s) {
+	z := axpy(*r, *x, alpha)
+	*r = z
+	return y.MulAdd(z, dot), maximum(most, abs(z))
 }
 
 // LBFGSTurn ends the first loop and begins the second, r = (r + A*x) * B, and sums r·x, as both are about one pair.
@@ -124,16 +165,33 @@ func LBFGSTurn(h *kernel.LBFGS, c *kernel.Columns[float64], out *kernel.Sums[flo
 	}
 	zero, alpha, scale := zeros(), set(h.A), set(h.B)
 	r, x, w := c[0], c[1], zero.Len()
-	for l := 0; l < group; l += 2 * w {
+	if 2*w == group { // with the widest vectors
 		dot0, dot1 := zero, zero
-		for i, k := l, l+w; i < len(r); i, k = i+group, k+group {
-			x0, x1 := *at(x, i), *at(x, k)
-			r0, r1 := axpy(*at(r, i), x0, alpha).Mul(scale), axpy(*at(r, k), x1, alpha).Mul(scale)
-			*at(r, i), *at(r, k) = r0, r1
-			dot0, dot1 = x0.MulAdd(r0, dot0), x1.MulAdd(r1, dot1)
+		for i := 0; i < len(r); i += group {
+			dot0 = turnDot(at(r, i), at(x, i), alpha, scale, dot0)
+			dot1 = turnDot(at(r, i+w), at(x, i+w), alpha, scale, dot1)
+		}
+		put(&out[0], 0, dot0, dot1)
+		return
+	}
+	for l := 0; l < group; l += 4 * w {
+		dot0, dot1, dot2, dot3 := zero, zero, zero, zero
+		for i := l; i < len(r); i += group {
+			dot0 = turnDot(at(r, i), at(x, i), alpha, scale, dot0)
+			dot1 = turnDot(at(r, i+w), at(x, i+w), alpha, scale, dot1)
+			dot2 = turnDot(at(r, i+2*w), at(x, i+2*w), alpha, scale, dot2)
+			dot3 = turnDot(at(r, i+3*w), at(x, i+3*w), alpha, scale, dot3)
 		}
 		put(&out[0], l, dot0, dot1)
+		put(&out[0], l+2*w, dot2, dot3)
 	}
+}
+
+// turnDot is r = (r + alpha*x) * scale, and adds r·x to dot.
+func turnDot(r, x *simd.Float64s, alpha, scale, dot simd.Float64s) simd.Float64s {
+	z := axpy(*r, *x, alpha).Mul(scale)
+	*r = z
+	return x.MulAdd(z, dot)
 }
 
 // LBFGSScale is the recursion without a history, r *= B. It sums r·y and finds the largest |r|. The columns are r, y.
