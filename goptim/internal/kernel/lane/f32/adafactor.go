@@ -131,9 +131,9 @@ func convolutions(h *kernel.Adafactor, p, g []float32, s [3][]float32) {
 		for i := range 3 {
 			r := *at(row, l+i*w)
 			for j := range 3 {
-				at9 := k + (3*i+j)*w
+				ij := k + (3*i+j)*w
 				v := r.Mul(*at(col, l+j*w)).Div(mean)
-				*at(p, at9) = rootless(v, least, one).Mul(at(g, at9).Mul(sgn))
+				*at(p, ij) = rootless(v, least, one).Mul(at(g, ij).Mul(sgn))
 			}
 		}
 	}
