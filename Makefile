@@ -20,7 +20,7 @@ PARITY := tests/test_parity.py tests/test_state.py tests/test_safetensors.py tes
 # What a slow or emulated machine tests in seconds.
 LIGHT := -run 'Golden|TorchsRuns|State|Files|^Example|Refuses|RoundTrip|Runs|Ends' ./goptim ./goptim/schedule ./goptim/gonumopt ./goptim/internal/safetensors
 
-.PHONY: help demo tour test test-go test-go-everywhere test-python test-oldest test-integrations soak test-packaging lint build generate bindings golden bench yardstick wheel sdist clean
+.PHONY: help demo tour test test-all test-go test-go-everywhere test-python test-python-all test-oldest test-integrations soak test-packaging lint build generate bindings golden bench yardstick wheel sdist clean
 
 help: ## print the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -31,7 +31,9 @@ demo: build ## train a network on real digits with torch.optim and with goptim, 
 tour: build ## train with every optimizer, beside torch's, and draw their losses and paths
 	$(PY) examples/tour.py
 
-test: lint test-go test-python ## everything that must pass: lint, Go tests, Python tests
+test: lint test-go test-python ## lint and the core of the tests: what a change is most likely to break; five minutes
+
+test-all: lint test-go test-python-all ## lint and all tests, as CI runs them
 
 test-go: $(VENV)/ready ## the Go tests, with every width of vector and without GOEXPERIMENT=simd
 	$(GO) test ./...
@@ -54,8 +56,14 @@ test-go-everywhere: $(VENV)/ready ## the Go package without cgo, under the race 
 	if command -v qemu-aarch64; then export CGO_ENABLED=0 GOARCH=arm64; \
 	  $(GO) test -exec=qemu-aarch64 $(LIGHT) && $(GO) test -exec=qemu-aarch64 ./goptim/internal/engine || exit 1; fi
 
-test-python: build ## the Python tests
-	$(PY) -m pytest -q
+# Processes that run Python tests side by side.
+JOBS ?= 2
+
+test-python: build ## the core of the Python tests
+	$(PY) -m pytest -q -n $(JOBS)
+
+test-python-all: build ## all Python tests
+	$(PY) -m pytest -q -n $(JOBS) -m "not packaging and not integrations"
 
 test-oldest: $(BUILT) ## the parity tests on the oldest torch that is supported, in an environment of its own
 	test -x $(VENV)-oldest/bin/python || $(PYTHON) -m venv $(VENV)-oldest
