@@ -16,6 +16,9 @@ import (
 
 // TestDocsExampleInANewModule goes a new user's path: an empty module that requires this one, and doc.go's example in it.
 func TestDocsExampleInANewModule(t *testing.T) {
+	if testing.Short() {
+		t.Skip("does not depend on the width of vectors")
+	}
 	checkout, err := filepath.Abs("..")
 	require.NoError(t, err)
 	doc, err := os.ReadFile("doc.go")

@@ -84,6 +84,9 @@ func TestLBFGSConverges(t *testing.T) {
 }
 
 func TestLBFGSOnAnyNumberOfThreads(t *testing.T) {
+	if testing.Short() {
+		t.Skip("does not depend on the width of vectors")
+	}
 	t.Run("float32", testLBFGSThreads[float32])
 	t.Run("float64", testLBFGSThreads[float64])
 }

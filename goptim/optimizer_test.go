@@ -74,6 +74,9 @@ func params[T goptim.Float](sizes ...int) []*goptim.Param[T] {
 }
 
 func TestThreadsDoNotChangeBits(t *testing.T) {
+	if testing.Short() {
+		t.Skip("does not depend on the width of vectors")
+	}
 	sizes := []int{1, 700_001, 0, 33, 400_000}
 	for name, build := range kinds[float32]() {
 		t.Run(name, func(t *testing.T) {
@@ -134,6 +137,9 @@ func setWorkers(s stepper, n int) {
 }
 
 func TestStepAllocatesNothing(t *testing.T) {
+	if testing.Short() {
+		t.Skip("does not depend on the width of vectors")
+	}
 	all := map[string]stepper{}
 	for name, build := range kinds[float64]() {
 		opt, err := build(params[float64](3, 1000, 600_000))
