@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from configurations import IN_TABLES
+from pythons import Server
 
 from goptim import _core
 
@@ -55,3 +56,11 @@ def go(monkeypatch):
     for name in IN_TABLES:
         monkeypatch.setattr(_core, name, functools.partial(counted, getattr(_core, name)))
     return calls
+
+
+@pytest.fixture(scope="session")
+def server():
+    """Forks of a process that has imported torch. Tests that use it are of one group, so that one worker has it."""
+    server = Server()
+    yield server
+    server.stop()

@@ -1,20 +1,21 @@
 """goptim in the life of processes: import, threads, forks, signals and exit."""
 
+import functools
 import os
 import signal
-import subprocess
-import sys
 import textwrap
 import threading
 import time
 
 import pytest
+import pythons
 import torch
 from torch.nn import Parameter
 
 import goptim
 from goptim.testing import assert_bit_equal, ieee_sqrt
 
+pytestmark = pytest.mark.xdist_group("server")
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 
 # What the programs below share: steps that are checked against torch's.
@@ -50,29 +51,60 @@ def threads_of_process():
 """
 
 
-def start(program, *flags, **kwargs):
-    """Start a program in a Python of its own; it is killed with the test."""
-    program = SHARED + textwrap.dedent(program)
-    return subprocess.Popen(
-        [sys.executable, *flags, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs
-    )
+@pytest.fixture(params=["a fork", pytest.param("a new process", marks=pytest.mark.full)])
+def start(request, server):
+    """Start a program in a process that has imported torch."""
+    return functools.partial(start_in, server if request.param == "a fork" else None)
+
+
+def start_in(server, program):
+    begin = server.start if server else pythons.start_new
+    return begin("-c", SHARED + textwrap.dedent(program))
 
 
 def finish(process, timeout=60):
     """What a process has written when it has ended."""
-    try:
-        out, err = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        out, err = process.communicate()
-        pytest.fail(f"hangs after writing {out!r} and {err!r}")
-    return process.returncode, out, err
+    done = process.finish(timeout)
+    return done.returncode, done.stdout, done.stderr
 
 
-def check(program, *flags, out="", timeout=60):
-    assert finish(start(program, *flags), timeout) == (0, out, "")
+@pytest.fixture
+def check(start):
+    """Run a program that says nothing but what is expected, and succeeds."""
+
+    def check(program, out=""):
+        assert finish(start(program)) == (0, out, "")
+
+    return check
 
 
+@pytest.fixture
+def check_in_fork(server):
+    def check(program):
+        assert finish(start_in(server, program)) == (0, "", "")
+
+    return check
+
+
+@pytest.fixture(scope="module")
+def used():
+    """A process that runs the programs of many tests, with threads of OpenMP's and all that goptim needs."""
+    used = pythons.Server()
+    yield used
+    used.stop()
+
+
+@pytest.fixture
+def check_inside(used):
+    """Run a program where others have run before, with as many threads as it likes."""
+
+    def check(program):
+        assert finish(used.start("-c", SHARED + textwrap.dedent(program), inside=True)) == (0, "", "")
+
+    return check
+
+
+@pytest.mark.full
 def test_strict_python_has_nothing_to_say():
     program = """
     torch.set_num_threads(2)
@@ -80,11 +112,12 @@ def test_strict_python_has_nothing_to_say():
         step_and_check(make(goptim.AdamW, n), 3)
     """
     torchs = "ignore:Implicitly cleaning up:ResourceWarning"  # of torch 2.6, which leaves a temporary folder to exit
-    check(program, "-X", "dev", "-W", "error", "-W", torchs)
+    done = pythons.new("-X", "dev", "-W", "error", "-W", torchs, "-c", SHARED + textwrap.dedent(program))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_extension_is_loaded_by_the_first_optimizer():
-    check("""
+def test_extension_is_loaded_by_the_first_optimizer(check_in_fork):
+    check_in_fork("""
     before = threads_of_process()
     assert "goptim._core" not in sys.modules
     torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))])
@@ -100,7 +133,7 @@ def test_extension_is_loaded_by_the_first_optimizer():
     """)
 
 
-def test_step_at_exit():
+def test_step_at_exit(check):
     check(
         """
     import atexit
@@ -118,7 +151,7 @@ def test_step_at_exit():
     )
 
 
-def test_exit_while_a_daemon_thread_is_in_go():
+def test_exit_while_a_daemon_thread_is_in_go(check):
     check("""
     torch.set_num_threads(2)
     started = threading.Semaphore(0)
@@ -139,7 +172,7 @@ def test_exit_while_a_daemon_thread_is_in_go():
     """)
 
 
-def test_exit_while_a_daemon_thread_steps():
+def test_exit_while_a_daemon_thread_steps(start):
     process = start("""
     import resource
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -168,9 +201,9 @@ def test_exit_while_a_daemon_thread_steps():
 
 
 @needs_fork
-def test_forked_child_steps():
+def test_forked_child_steps(check_inside):
     """Go's runtime does not live on in it: torch's own step takes over, with the same bits."""
-    check("""
+    check_inside("""
     import copy, pickle, signal
     torch.set_num_threads(2)
     opts = [make(goptim.AdamW, n) for n in (SMALL, LARGE)]
@@ -199,7 +232,7 @@ def test_forked_child_steps():
 
 
 @needs_fork
-def test_every_class_goes_on_in_a_forked_child(tmp_path):
+def test_every_class_goes_on_in_a_forked_child(tmp_path, check_inside):
     """The child ends where the parent does, which is Go's way; LBFGS' sums are torch's there, in another order."""
     program = f"""
     import signal
@@ -224,12 +257,12 @@ def test_every_class_goes_on_in_a_forked_child(tmp_path):
         else:
             assert_bit_equal(ours, theirs, name)
     """
-    check(program)
+    check_inside(program)
 
 
 @needs_fork
-def test_forked_child_steps_after_torch_has_used_threads():
-    check("""
+def test_forked_child_steps_after_torch_has_used_threads(check_inside):
+    check_inside("""
     import signal
     torch.set_num_threads(2)
     opt = make(goptim.AdamW, LARGE)
@@ -245,7 +278,7 @@ def test_forked_child_steps_after_torch_has_used_threads():
 
 
 @needs_fork
-def test_forked_child_exits_by_itself():
+def test_forked_child_exits_by_itself(check):
     """Through all that Python does at exit, and while Go was at work in the parent."""
     check("""
     import signal
@@ -270,9 +303,9 @@ def test_forked_child_exits_by_itself():
 
 
 @needs_fork
-def test_fork_before_the_extension_is_loaded():
+def test_fork_before_the_extension_is_loaded(check_in_fork):
     """Such a child has a Go of its own."""
-    check("""
+    check_in_fork("""
     import signal
     child = os.fork()
     if child == 0:
@@ -287,10 +320,11 @@ def test_fork_before_the_extension_is_loaded():
     """)
 
 
+@pytest.mark.full
 @needs_fork
 def test_fork_after_torch_has_used_threads_before_the_extension_is_loaded():
     """OpenMP would hang in such a child, and Go's own threads step."""
-    check("""
+    program = """
     import signal
     torch.set_num_threads(2)
     p = torch.nn.Parameter(torch.zeros(LARGE))
@@ -310,12 +344,13 @@ def test_fork_after_torch_has_used_threads_before_the_extension_is_loaded():
     opt = goptim.SGD([p], lr=1)
     opt.step()
     assert (p.detach().numpy() == -2).all()
-    """)
+    """
+    assert finish(start_in(None, program)) == (0, "", "")
 
 
-def test_numbers_of_threads_that_change():
+def test_numbers_of_threads_that_change(check_inside):
     """Threads of OpenMP end and begin between steps."""
-    check("""
+    check_inside("""
     opt = make(goptim.AdamW, LARGE)
     for i, n in enumerate([2, 1, 4, 2, 3, 1, 2]):
         torch.set_num_threads(n)
@@ -323,14 +358,15 @@ def test_numbers_of_threads_that_change():
     """)
 
 
-def test_without_openmp():
+def test_without_openmp(check_inside):
     """Go's own threads step, as on a machine whose torch came without libgomp."""
-    check("""
+    check_inside("""
     torch.set_num_threads(2)
     opt = make(goptim.AdamW, LARGE)
     step_and_check(opt, 2)
     goptim._core.OpenMP(0, 0)
     step_and_check(opt, 2, before=2)
+    goptim._core.OpenMP(*goptim._native._gomp())
     """)
 
 
@@ -365,23 +401,22 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize(
-    ("method", "workers"), [pytest.param("fork", "2", marks=needs_fork), ("forkserver", "1"), ("spawn", "1")]
+    ("method", "workers"),
+    [
+        pytest.param("fork", "2", marks=needs_fork),
+        pytest.param("forkserver", "1", marks=pytest.mark.full),
+        pytest.param("spawn", "1", marks=pytest.mark.full),
+    ],
 )
-def test_data_loader_workers_step(method, workers, tmp_path):
+def test_data_loader_workers_step(method, workers, tmp_path, server):
     (tmp_path / "test_processes_shared.py").write_text(SHARED)
     (tmp_path / "data.py").write_text(DATA)
-    process = subprocess.Popen(
-        [sys.executable, tmp_path / "data.py", method, workers],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    code, out, err = finish(process)
+    code, out, err = finish(server.start(tmp_path / "data.py", method, workers))
     assert (code, out) == (0, "loaded\n"), err
 
 
 @pytest.mark.parametrize("n", ["SMALL", "LARGE"])
-def test_interrupt_in_a_training_loop(n):
+def test_interrupt_in_a_training_loop(n, start):
     process = start(f"""
     torch.set_num_threads(2)
     opt = make(goptim.AdamW, {n})
@@ -412,7 +447,7 @@ def test_interrupt_in_a_training_loop(n):
     assert code == -signal.SIGINT
 
 
-def test_signals_that_come_all_the_time_to_all_threads():
+def test_signals_that_come_all_the_time_to_all_threads(check):
     """A handler of Python's runs while Go computes or waits, and on stacks of Go's."""
     check("""
     import ctypes, signal, time
@@ -451,8 +486,8 @@ def test_signals_that_come_all_the_time_to_all_threads():
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_faulthandler_reports_crashes_that_are_not_gos(when):
-    process = start(f"""
+def test_faulthandler_reports_crashes_that_are_not_gos(when, server):
+    program = f"""
     import ctypes, faulthandler, resource
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if "{when}" == "before":
@@ -462,8 +497,8 @@ def test_faulthandler_reports_crashes_that_are_not_gos(when):
     if "{when}" == "after":
         faulthandler.enable()
     ctypes.string_at(0)
-    """)
-    code, _, err = finish(process)
+    """
+    code, _, err = finish(start_in(server, program))
     assert code < 0
     assert "Fatal Python error: Segmentation fault" in err
     assert "string_at" in err
