@@ -3,11 +3,10 @@
 import os
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import pythons
 import torch
 
 from goptim.testing import assert_bit_equal
@@ -16,12 +15,21 @@ ROOT = Path(__file__).parents[1]
 PROGRAMS = ROOT / "tests" / "programs"
 RUN = ("-m", "goptim", "run")
 
+pytestmark = pytest.mark.xdist_group("server")
+
 # The oracle's square roots, for all of a process.
-IEEE = "import goptim.testing\n_roots = goptim.testing.ieee_sqrt()\n_roots.__enter__()\n"
+IEEE = """
+import atexit, goptim.testing
+_roots = goptim.testing.ieee_sqrt()
+_roots.__enter__()
+atexit.register(_roots.__exit__, None, None, None)
+"""
+# What the environment and sitecustomize.py make of a new process.
+FIRST = IEEE + "import torch, warnings\ntorch.set_num_threads(1)\nwarnings.simplefilter('ignore')\n"
 
 
 @pytest.fixture
-def python(tmp_path):
+def new_python(tmp_path):
     """Run Python in a folder of its own, where torch rounds square roots correctly."""
     folder = tmp_path / "site"
     folder.mkdir()
@@ -29,9 +37,32 @@ def python(tmp_path):
     path = os.pathsep.join([str(folder), str(ROOT / "python")])
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 
-    def run(*words, code=0, flags=()):
-        command = [sys.executable, *flags, *map(str, words)]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    def run(*words, code=0):
+        done = pythons.new(*words, cwd=tmp_path, env=environment, timeout=120)
+        assert done.returncode == code, done.stderr
+        return done.stdout, done.stderr
+
+    return run
+
+
+@pytest.fixture
+def python(tmp_path, server):
+    """The same in a fork of a process that has imported torch."""
+
+    def run(*words, code=0):
+        done = server.run(*words, cwd=tmp_path, first=FIRST, timeout=120)
+        assert done.returncode == code, done.stderr
+        return done.stdout, done.stderr
+
+    return run
+
+
+@pytest.fixture
+def plain_python(tmp_path):
+    """A new Python without torch, which is soon there, for what goptim does to a program's surroundings."""
+
+    def run(*words, code=0):
+        done = pythons.new(*words, cwd=tmp_path)
         assert done.returncode == code, done.stderr
         return done.stdout, done.stderr
 
@@ -56,11 +87,12 @@ def load(*paths):
     return [torch.load(path) for path in paths]
 
 
-def test_digits(python, tmp_path):
+@pytest.mark.full
+def test_digits(new_python, tmp_path):
     pytest.importorskip("sklearn")
     program, saved = PROGRAMS / "digits.py", [tmp_path / "torch.pt", tmp_path / "go.pt"]
-    expected, _ = python(program, "--epochs", 2, "--save-model", saved[0])
-    out, err = python(*RUN, program, "--epochs", 2, "--save-model", saved[1])
+    expected, _ = new_python(program, "--epochs", 2, "--save-model", saved[0])
+    out, err = new_python(*RUN, program, "--epochs", 2, "--save-model", saved[1])
     assert out == expected
     assert "Accuracy" in out
     assert_bit_equal(*load(*saved))
@@ -150,7 +182,7 @@ print(pickle.loads(pickle.dumps(f)) is f, beside.__name__, __annotations__ if "_
 
 
 @pytest.mark.parametrize("how", ["file", "module", "folder"])
-def test_a_program_finds_itself_as_ever(python, script, tmp_path, how):
+def test_a_program_finds_itself_as_ever(python, plain_python, script, tmp_path, how):
     (tmp_path / "pack").mkdir()
     for name in ("pack/program.py", "pack/__main__.py"):
         script(SELF, name)
@@ -158,7 +190,7 @@ def test_a_program_finds_itself_as_ever(python, script, tmp_path, how):
         script("", name)
     words = {"file": ["pack/program.py"], "module": ["-m", "pack.program"], "folder": ["pack"]}[how]
     words += ["--lr", "1", "-m", "x", "--", "-q"]
-    expected, _ = python(*words)
+    expected, _ = plain_python(*words)
     out, _ = python(*RUN, *words)
     assert out == expected
 
@@ -183,20 +215,25 @@ ENDS = {
 
 
 @pytest.mark.parametrize("end", ENDS)
-def test_a_program_ends_as_ever(python, script, end):
+def test_a_program_ends_as_ever(python, plain_python, script, end):
     text, code = ENDS[end]
     program = script(text)
     out, err = python(*RUN, program, code=code)
     says = "" if end == "exits at once" else "goptim: no optimizer took a step\n"
-    expected = python(program, code=code)
+    expected = plain_python(program, code=code)
     assert (out, err) == (expected[0], expected[1] + says)
 
 
+@pytest.mark.full
+def test_a_new_process_that_raises(new_python, script):
+    test_a_program_ends_as_ever(new_python, new_python, script, "raises")
+
+
 @pytest.mark.parametrize("words", [["nowhere.py"], ["-m", "nowhere"]], ids=str)
-def test_a_program_that_is_not_there(python, words):
+def test_a_program_that_is_not_there(python, plain_python, words):
     code = 1 if "-m" in words else 2
     _, err = python(*RUN, "-q", *words, code=code)
-    assert err == python(*words, code=code)[1]
+    assert err == plain_python(*words, code=code)[1]
 
 
 SPAWNS = """
@@ -213,13 +250,14 @@ if __name__ == "__main__":
 """
 
 
-def test_child_processes(python, script):
+@pytest.mark.full
+def test_child_processes(new_python, script):
     """A forked one has what its parent has; a spawned one is a Python of its own, unless the program itself patches."""
     ours, theirs = "goptim.sgd", "torch.optim.sgd"
-    out, err = python(*RUN, script(SPAWNS))
+    out, err = new_python(*RUN, script(SPAWNS))
     assert out.split() == [ours, "fork", ours, "spawn", theirs]
     assert report(err) == ["goptim: no optimizer took a step"]
-    out, _ = python(script("import goptim\ngoptim.patch()\n" + SPAWNS))
+    out, _ = new_python(script("import goptim\ngoptim.patch()\n" + SPAWNS))
     assert out.split() == [ours, "fork", ours, "spawn", ours]
 
 
