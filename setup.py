@@ -23,6 +23,11 @@ else:
     LDFLAGS = f"'-Wl,--version-script={ROOT / 'bindings/_core/exports.map'}'"
 
 
+# Go's runtime would send SIGURG to its threads, which is the program's own signal, to stop them for other goroutines. And
+# it would shrink the stacks of goroutines, on which handlers of the program run (bindings/internal/room).
+GODEBUG = "asyncpreemptoff=1,gcshrinkstackoff=1"
+
+
 class BuildGo(build_ext):
     def build_extension(self, ext):
         go, cc = find_go(), find_cc()
@@ -45,7 +50,7 @@ class BuildGo(build_ext):
 
         library = work / "_core.so"
         command = [go, "build", "-mod=readonly", "-trimpath", "-buildvcs=false", "-buildmode=c-shared"]
-        command += [f'-ldflags=-s -w -buildid= "-extldflags={LDFLAGS}"']
+        command += [f'-ldflags=-s -w -buildid= -X=runtime.godebugDefault={GODEBUG} "-extldflags={LDFLAGS}"']
         command += ["-o", str(library), "./bindings/_core"]
         self.announce(f"CC={cc} {' '.join(command)}", level=logging.INFO)
         if subprocess.call(command, cwd=ROOT, env=env):

@@ -36,6 +36,7 @@ func main() {}
 """
 # What pybindgen cannot know: the functions of bindings/_core/gather.c.
 BY_HAND = ("pack", "gather", "bump")
+ENTER = "void goptim_enter(void); /* bindings/internal/openmp/team.c */\n"
 DECLARATIONS = "".join(
     f"PyObject *{name}(PyObject *module, PyObject *const *args, Py_ssize_t n);\nextern const char {name}_doc[];\n\n"
     for name in BY_HAND
@@ -75,6 +76,8 @@ def edit_c(text):
         (r"\n{3,}", r"\n\n"),
         (r'"(\w+)\((.*)\)\\n\\n', r'"\1($module, /, \2)\\n--\\n\\n'),
         (r"/, \)", "/)"),
+        (r'(?<=#include "_cgo_export.h"\n)', ENTER),
+        (r"(?m)^( *)(?=.*\bbindings_\w+\()", r"\1goptim_enter();\n\1"),
         (r"(?=static PyMethodDef)", DECLARATIONS),
         (r"(?m)(?=^ *\{NULL, NULL, 0, NULL\})", METHODS),
     ):

@@ -25,6 +25,7 @@ typedef enum _PyBindGenWrapperFlags {
 #endif
 
 #include "_cgo_export.h"
+void goptim_enter(void); /* bindings/internal/openmp/team.c */
 /* --- module functions --- */
 
 PyObject *
@@ -39,6 +40,7 @@ _wrap__core_ASGD(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *k
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LL", (char **) keywords, &groups, &threads)) {
         return NULL;
     }
+    goptim_enter();
     retval = bindings_ASGD(groups, threads);
     if (PyErr_Occurred()) {
         return NULL;
@@ -60,6 +62,7 @@ _wrap__core_Adadelta(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObjec
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LL", (char **) keywords, &groups, &threads)) {
         return NULL;
     }
+    goptim_enter();
     retval = bindings_Adadelta(groups, threads);
     if (PyErr_Occurred()) {
         return NULL;
@@ -90,6 +93,7 @@ _wrap__core_Adafactor(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObje
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LLLddddddLL", (char **) keywords, &table, &rows, &threads, &lr, &beta2_decay, &eps1, &eps2, &d, &weight_decay, &maximize, &fused_norms)) {
         return NULL;
     }
+    goptim_enter();
     retval = bindings_Adafactor(table, rows, threads, lr, beta2_decay, eps1, eps2, d, weight_decay, maximize, fused_norms);
     if (PyErr_Occurred()) {
         return NULL;
@@ -111,6 +115,7 @@ _wrap__core_Adagrad(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LL", (char **) keywords, &groups, &threads)) {
         return NULL;
     }
+    goptim_enter();
     retval = bindings_Adagrad(groups, threads);
     if (PyErr_Occurred()) {
         return NULL;
@@ -132,6 +137,7 @@ _wrap__core_Adam(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *k
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LL", (char **) keywords, &groups, &threads)) {
         return NULL;
     }
+    goptim_enter();
     retval = bindings_Adam(groups, threads);
     if (PyErr_Occurred()) {
         return NULL;
@@ -153,6 +159,7 @@ _wrap__core_AdamW(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LL", (char **) keywords, &groups, &threads)) {
         return NULL;
     }
+    goptim_enter();
     retval = bindings_AdamW(groups, threads);
     if (PyErr_Occurred()) {
         return NULL;
@@ -174,6 +181,7 @@ _wrap__core_Adamax(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject 
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LL", (char **) keywords, &groups, &threads)) {
         return NULL;
     }
+    goptim_enter();
     retval = bindings_Adamax(groups, threads);
     if (PyErr_Occurred()) {
         return NULL;
@@ -208,6 +216,7 @@ _wrap__core_HFAdafactor(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyOb
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LLLdddddddLLLLL", (char **) keywords, &table, &rows, &threads, &lr, &eps1, &eps2, &clip_threshold, &decay_rate, &beta1, &weight_decay, &averages, &scale_parameter, &relative_step, &warmup_init, &fused_norms)) {
         return NULL;
     }
+    goptim_enter();
     retval = bindings_HFAdafactor(table, rows, threads, lr, eps1, eps2, clip_threshold, decay_rate, beta1, weight_decay, averages, scale_parameter, relative_step, warmup_init, fused_norms);
     if (PyErr_Occurred()) {
         return NULL;
@@ -230,6 +239,7 @@ _wrap__core_LBFGS(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LLL", (char **) keywords, &machine, &size, &threads)) {
         return NULL;
     }
+    goptim_enter();
     retval = bindings_LBFGS(machine, size, threads);
     if (PyErr_Occurred()) {
         return NULL;
@@ -254,6 +264,7 @@ _wrap__core_MuonMomentum(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyO
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LLLdL", (char **) keywords, &table, &rows, &threads, &momentum, &nesterov)) {
         return NULL;
     }
+    goptim_enter();
     retval = bindings_MuonMomentum(table, rows, threads, momentum, nesterov);
     if (PyErr_Occurred()) {
         return NULL;
@@ -281,6 +292,7 @@ _wrap__core_MuonUpdate(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObj
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LLLLLddL", (char **) keywords, &table, &rows, &threads, &height, &width, &lr, &weight_decay, &adjust_lr)) {
         return NULL;
     }
+    goptim_enter();
     retval = bindings_MuonUpdate(table, rows, threads, height, width, lr, weight_decay, adjust_lr);
     if (PyErr_Occurred()) {
         return NULL;
@@ -302,6 +314,7 @@ _wrap__core_NAdam(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LL", (char **) keywords, &groups, &threads)) {
         return NULL;
     }
+    goptim_enter();
     retval = bindings_NAdam(groups, threads);
     if (PyErr_Occurred()) {
         return NULL;
@@ -323,6 +336,7 @@ _wrap__core_OpenMP(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject 
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LL", (char **) keywords, &parallel, &number)) {
         return NULL;
     }
+    goptim_enter();
     retval = bindings_OpenMP(parallel, number);
     if (PyErr_Occurred()) {
         return NULL;
@@ -344,6 +358,7 @@ _wrap__core_RAdam(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LL", (char **) keywords, &groups, &threads)) {
         return NULL;
     }
+    goptim_enter();
     retval = bindings_RAdam(groups, threads);
     if (PyErr_Occurred()) {
         return NULL;
@@ -365,6 +380,7 @@ _wrap__core_RMSprop(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LL", (char **) keywords, &groups, &threads)) {
         return NULL;
     }
+    goptim_enter();
     retval = bindings_RMSprop(groups, threads);
     if (PyErr_Occurred()) {
         return NULL;
@@ -386,6 +402,7 @@ _wrap__core_Rprop(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LL", (char **) keywords, &groups, &threads)) {
         return NULL;
     }
+    goptim_enter();
     retval = bindings_Rprop(groups, threads);
     if (PyErr_Occurred()) {
         return NULL;
@@ -407,6 +424,7 @@ _wrap__core_SGD(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kw
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LL", (char **) keywords, &groups, &threads)) {
         return NULL;
     }
+    goptim_enter();
     retval = bindings_SGD(groups, threads);
     if (PyErr_Occurred()) {
         return NULL;
@@ -442,6 +460,7 @@ _wrap__core_SparseAdagrad(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, Py
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LLLLLLLLLLLddddL", (char **) keywords, &param, &state1, &state2, &rows, &width, &float64s, &indices, &values, &order, &count, &threads, &step, &lr, &lr_decay, &eps, &maximize)) {
         return NULL;
     }
+    goptim_enter();
     retval = bindings_SparseAdagrad(param, state1, state2, rows, width, float64s, indices, values, order, count, threads, step, lr, lr_decay, eps, maximize);
     if (PyErr_Occurred()) {
         return NULL;
@@ -478,6 +497,7 @@ _wrap__core_SparseAdam(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObj
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LLLLLLLLLLLdddddL", (char **) keywords, &param, &state1, &state2, &rows, &width, &float64s, &indices, &values, &order, &count, &threads, &step, &lr, &beta1, &beta2, &eps, &maximize)) {
         return NULL;
     }
+    goptim_enter();
     retval = bindings_SparseAdam(param, state1, state2, rows, width, float64s, indices, values, order, count, threads, step, lr, beta1, beta2, eps, maximize);
     if (PyErr_Occurred()) {
         return NULL;
@@ -511,6 +531,7 @@ _wrap__core_SparseSGD(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObje
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LLLLLLLLLLLddL", (char **) keywords, &param, &state1, &state2, &rows, &width, &float64s, &indices, &values, &order, &count, &threads, &step, &lr, &maximize)) {
         return NULL;
     }
+    goptim_enter();
     retval = bindings_SparseSGD(param, state1, state2, rows, width, float64s, indices, values, order, count, threads, step, lr, maximize);
     if (PyErr_Occurred()) {
         return NULL;
@@ -526,6 +547,7 @@ _wrap__core_Version(PyObject *PYBINDGEN_UNUSED(_args), PyObject *PYBINDGEN_UNUSE
     PyObject *py_retval;
     char *retval;
 
+    goptim_enter();
     retval = bindings_Version();
     if (PyErr_Occurred()) {
         if (retval != NULL) free(retval);

@@ -6,42 +6,51 @@ package openmp
 
 /*
 #include <stdint.h>
+#include <unistd.h>
 
-void goptim_openmp_work(int thread);
-
-// GOMP_parallel of GNU's libgomp, https://gcc.gnu.org/onlinedocs/libgomp/Implementing-PARALLEL-construct.html
-typedef void parallel(void (*function)(void *), void *data, unsigned threads, unsigned flags);
-
-// omp_get_thread_num of OpenMP's API: 0 for the caller's.
-typedef int number(void);
-
-static void work(void *data) { goptim_openmp_work(((number *)data)()); }
-static void team(uintptr_t address, uintptr_t number, unsigned threads)
-{
-	((parallel *)address)(work, (void *)number, threads, 0);
-}
+void goptim_team(uintptr_t parallel, uintptr_t number, unsigned threads);
 */
 import "C"
 
 import (
+	"runtime"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
+
+	"github.com/goptim/goptim/bindings/internal/room"
 )
 
 var (
 	parallel, number atomic.Uintptr
 	mu               sync.Mutex
 	current          func(thread int)
+	procs            = runtime.GOMAXPROCS(0) // guarded by mu
 )
 
 // Use makes the functions GOMP_parallel and omp_get_thread_num at two addresses what Team uses; 0 for none.
+//
+// The process's threads are its own affair, whatever Go has counted: the variable GOMAXPROCS, a limit of the cgroup, or
+// the CPUs that the main thread may use, which is a single one where OpenMP binds its threads.
 func Use(gompParallel, ompGetThreadNum uintptr) {
+	mu.Lock()
+	defer mu.Unlock()
 	number.Store(ompGetThreadNum)
 	parallel.Store(gompParallel)
+	procs = max(procs, int(C.sysconf(C._SC_NPROCESSORS_CONF)))
+	runtime.GOMAXPROCS(procs) // even if it is as many: Go then stops adapting the number by itself
 }
 
-// Team runs work on threads of OpenMP, as goptim.Table wants it; nil if there is no OpenMP to use.
+// allow has Go run on as many as threads threads at the same time.
+func allow(threads int) {
+	if threads > procs {
+		procs = threads
+		runtime.GOMAXPROCS(threads)
+	}
+}
+
+// Team runs work on threads of OpenMP, as goptim.Table wants it; nil if there is no OpenMP to use. The threads compute in
+// the rounding mode of the caller's, and flush subnormal numbers to zero if that does.
 func Team() func(threads int, work func(thread int)) {
 	if parallel.Load() == 0 || number.Load() == 0 {
 		return nil
@@ -52,8 +61,9 @@ func Team() func(threads int, work func(thread int)) {
 func team(threads int, work func(thread int)) {
 	mu.Lock()
 	defer mu.Unlock()
+	allow(threads)
 	current = work
-	C.team(C.uintptr_t(parallel.Load()), C.uintptr_t(number.Load()), C.unsigned(threads))
+	C.goptim_team(C.uintptr_t(parallel.Load()), C.uintptr_t(number.Load()), C.unsigned(threads))
 	current = nil
 }
 
@@ -62,3 +72,6 @@ func goptim_openmp_work(thread C.int) {
 	debug.SetPanicOnFault(true)
 	current(int(thread))
 }
+
+//export goptim_prepare
+func goptim_prepare() { room.Make() }

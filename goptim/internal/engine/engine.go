@@ -8,6 +8,8 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+
+	"github.com/goptim/goptim/goptim/internal/fpstate"
 )
 
 // A Pass is what one optimizer does to its rows. Update works on one part of them; calls for disjoint parts run at the
@@ -36,6 +38,9 @@ const (
 	alone = 1 << 19
 	// minChunk keeps the cost of taking a chunk small beside its work.
 	minChunk = 1 << 14
+	// maxAlone bounds how long a kernel runs on a single thread until its goroutine can be stopped: a kernel has no place
+	// for that, signals that would stop it anywhere are off in the extension, and Go's collector stops all goroutines.
+	maxAlone = 1 << 22
 	// chunksPerThread lets a thread that wakes late, or loses its core, leave the rest to the others.
 	chunksPerThread = 32
 )
@@ -46,7 +51,8 @@ const (
 type Team func(threads int, work func(thread int))
 
 // Run applies p to every element of rows on the caller's thread and up to threads-1 others, and returns when all
-// is done: on those of team, or on workers of its own if that is nil. A panic in p becomes an error.
+// is done: on those of team, or on workers of its own if that is nil. Workers compute with the caller's rounding mode and
+// treatment of subnormal numbers; a team does so by itself. A panic in p becomes an error.
 func Run(p Pass, rows []Row, threads int, team Team) error {
 	total := 0
 	for i := range rows {
@@ -56,7 +62,7 @@ func Run(p Pass, rows []Row, threads int, team Team) error {
 		return nil
 	}
 	if threads < 2 || total < alone || !workers.mu.TryLock() {
-		return runAlone(p, rows)
+		return runAlone(p, rows, total)
 	}
 	defer workers.mu.Unlock()
 	return workers.run(p, rows, total, threads, team)
@@ -81,11 +87,30 @@ func eachAlone(n int, do func(i int)) (err error) {
 	return nil
 }
 
-func runAlone(p Pass, rows []Row) (err error) {
+func runAlone(p Pass, rows []Row, total int) (err error) {
 	defer recovered(&err)
-	last := len(rows) - 1
-	p.Update(Part{Last: last, Hi: int(rows[last].N)})
+	if total <= maxAlone {
+		last := len(rows) - 1
+		p.Update(Part{Last: last, Hi: int(rows[last].N)})
+		return nil
+	}
+	for first, lo := 0, 0; first < len(rows); {
+		last, hi := reach(rows, first, lo)
+		p.Update(Part{First: first, Lo: lo, Last: last, Hi: hi})
+		if first, lo = last, hi; hi == int(rows[last].N) {
+			first, lo = last+1, 0
+		}
+	}
 	return nil
+}
+
+// reach is where a part ends that begins at element lo of row first and has maxAlone elements, if there are so many.
+func reach(rows []Row, first, lo int) (last, hi int) {
+	room := lo + maxAlone
+	for last = first; last < len(rows)-1 && room > int(rows[last].N); last++ {
+		room -= int(rows[last].N)
+	}
+	return last, min(room, int(rows[last].N))
 }
 
 // recovered turns a panic into an error with the place it came from.
@@ -106,7 +131,7 @@ type pool struct {
 
 func (w *pool) run(p Pass, rows []Row, total, threads int, team Team) error {
 	if w.job.plan(p, rows, total, threads) {
-		return runAlone(p, rows)
+		return runAlone(p, rows, total)
 	}
 	return w.start(threads, team)
 }
@@ -114,17 +139,18 @@ func (w *pool) run(p Pass, rows []Row, total, threads int, team Team) error {
 // start has threads work on the job.
 func (w *pool) start(threads int, team Team) error {
 	j := &w.job
-	threads = min(threads, runtime.GOMAXPROCS(0))
 	if team != nil {
 		j.start(threads)
 		team(threads, j.work)
 		return j.wait()
 	}
+	threads = min(threads, runtime.GOMAXPROCS(0))
 	for i := len(w.bells) + 1; i < threads; i++ {
 		bell := new(event)
 		w.bells = append(w.bells, bell)
 		go w.serve(bell, i)
 	}
+	j.floats.Store(uint64(fpstate.Get()))
 	j.start(threads)
 	for _, bell := range w.bells[:threads-1] {
 		bell.ring()
@@ -138,9 +164,11 @@ func (w *pool) start(threads int, team Team) error {
 func (w *pool) serve(bell *event, thread int) {
 	runtime.LockOSThread()
 	debug.SetPanicOnFault(true)
+	own := fpstate.Get()
 	for rung := uint32(0); ; {
 		rung = bell.wait(rung)
-		w.job.work(thread)
+		w.job.workAsCaller(thread)
+		fpstate.Set(own)
 	}
 }
 
@@ -155,6 +183,7 @@ type job struct {
 	spans  []span
 	chunk  int
 	count  int
+	floats atomic.Uint64 // the fpstate.State of the caller's thread, for workers
 	shares [maxShares]share
 	active atomic.Int64 // how many shares there are
 	undone atomic.Int64
@@ -238,15 +267,27 @@ func (j *job) work(thread int) {
 	shares := int(j.active.Load())
 	thread = max(thread, 0)
 	for i := range shares {
-		j.empty(&j.shares[(thread+i)%shares])
+		j.empty(&j.shares[(thread+i)%shares], false)
 	}
 }
 
-func (j *job) empty(s *share) {
+// workAsCaller is work with the caller's floating-point state, in which it leaves the thread.
+func (j *job) workAsCaller(thread int) {
+	shares := int(j.active.Load())
+	for i := range shares {
+		j.empty(&j.shares[(thread+i)%shares], true)
+	}
+}
+
+// empty takes chunks of a share until none is left. The caller's state is known once a chunk is taken, as all of a job is.
+func (j *job) empty(s *share, asCaller bool) {
 	for {
 		left := s.left.Add(-1)
 		if left < 0 {
 			return
+		}
+		if asCaller {
+			fpstate.Set(fpstate.State(j.floats.Load()))
 		}
 		if err := j.update(s.end - 1 - int(left)); err != nil {
 			j.failed.CompareAndSwap(nil, &err)

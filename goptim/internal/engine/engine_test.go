@@ -8,10 +8,13 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 	"unsafe"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/goptim/goptim/goptim/internal/fpstate"
 )
 
 // counting adds one to every element of its rows' columns of counts, and panics at one row.
@@ -194,7 +197,7 @@ func TestTeam(t *testing.T) {
 		require.NoError(t, Run(pass, rows, 2, team))
 		requireEachOnce(t, pass, i+1)
 	}
-	assert.Equal(t, min(2, runtime.GOMAXPROCS(0)), asked)
+	assert.Equal(t, 2, asked)
 	pass.panics = 2
 	require.ErrorContains(t, Run(pass, rows, 2, team), "panic")
 }
@@ -207,7 +210,7 @@ func (s *starts) Update(p Part) { s.at = append(s.at, p.Lo) }
 // TestAThreadBeginsWithItsShare has one thread of a team come, as if the others were late: it takes its own stretch of the
 // elements, which is the same at every step, and then the others'.
 func TestAThreadBeginsWithItsShare(t *testing.T) {
-	threads := min(4, runtime.GOMAXPROCS(0))
+	const threads = 4
 	rows, _ := rowsOf(8 * alone)
 	for thread := -1; thread < threads; thread++ {
 		for range 2 {
@@ -242,4 +245,51 @@ func TestEach(t *testing.T) {
 	})
 	require.ErrorContains(t, err, "panic in Go: three")
 	require.NoError(t, Each(10, 2, nil, func(int) {}), "after a panic")
+}
+
+// TestLongRowsAreSplit has one thread: the parts of long rows come in order, and none holds the collector up for long.
+func TestLongRowsAreSplit(t *testing.T) {
+	rows, counts := rowsOf(3, 2*maxAlone+1, 0, maxAlone-1, 0, 7, 0)
+	var pass starts
+	require.NoError(t, Run(&pass, rows, 1, nil))
+	assert.Equal(t, []int{0, maxAlone - 3, 2*maxAlone - 3, maxAlone - 4}, pass.at)
+	require.NoError(t, Run(counts, rows, 1, nil))
+	requireEachOnce(t, counts, 1)
+}
+
+// states records the floating-point state of whoever updates a part.
+type states struct {
+	mu   sync.Mutex
+	seen map[fpstate.State]int
+	wait chan struct{} // until two threads are at work
+}
+
+func (s *states) Update(Part) {
+	select {
+	case s.wait <- struct{}{}:
+	case <-s.wait:
+	case <-time.After(10 * time.Millisecond):
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.seen[fpstate.Get()]++
+}
+
+func TestWorkersComputeAsTheCaller(t *testing.T) {
+	flush, ok := map[string]fpstate.State{"amd64": 0x8040, "arm64": 1 << 24}[runtime.GOARCH]
+	if !ok {
+		t.Skip("the state is not known on this architecture")
+	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	before := fpstate.Get()
+	rows, _ := rowsOf(4 * alone)
+	for _, state := range []fpstate.State{before, before | flush, before} {
+		pass := states{seen: map[fpstate.State]int{}, wait: make(chan struct{})}
+		fpstate.Set(state)
+		err := Run(&pass, rows, 2, nil)
+		fpstate.Set(before)
+		require.NoError(t, err)
+		assert.Equal(t, map[fpstate.State]int{state: 2 * chunksPerThread}, pass.seen)
+	}
 }

@@ -193,7 +193,7 @@ type Weight struct {
 // WeightOf is the weight w for elements of type T.
 func WeightOf[T Float](w float64) Weight {
 	if t := T(w); t <= -0.5 || t >= 0.5 {
-		return Weight{W: float64(-(1 - t))}
+		return Weight{W: float64(t - 1)} // 0, not -0, for 1
 	}
 	return Weight{W: w, FromX: 1}
 }

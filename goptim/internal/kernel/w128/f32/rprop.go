@@ -22,8 +22,9 @@ func Rprop(h *kernel.Rprop, p, g []float32, s [3][]float32) {
 	one, minus, etaMinus := set(1).ToBits(), set(-1).ToBits(), set(h.EtaMinus)
 	toPlus, toMinus := set(h.EtaPlus).ToBits().Xor(one), etaMinus.ToBits().Xor(one)
 	prev, size, w := s[0], s[1], 4
+	flip := sgn.ToBits().Xor(one) // a product would flush what prev keeps
 	for i := 0; i < len(p); i += w {
-		d := at(g, i).Mul(sgn)
+		d := at(g, i).ToBits().Xor(flip).BitsToFloat32()
 		turned := d.Mul(*at(prev, i))
 		back := above(zero, turned)
 		factor := above(turned, zero).And(toPlus).Xor(back.And(toMinus)).Xor(one).BitsToFloat32()

@@ -6,6 +6,7 @@ package f64
 
 import (
 	simd "github.com/goptim/goptim/goptim/internal/kernel/w128"
+	"math"
 
 	"github.com/goptim/goptim/goptim/internal/kernel"
 )
@@ -14,6 +15,10 @@ import (
 func SGD(h *kernel.SGD, p, g []float64, s [3][]float64) {
 	if s[0] == nil {
 		plainSGD(h, p, g)
+		return
+	}
+	if math.Float64bits(h.First) != 0 && math.Float64bits(h.Couples) == 0 {
+		copySGD(h, p, g, s[0])
 		return
 	}
 	coupled, nesterov, first := flag(h.Couples), flag(h.Nesterov), flag(h.First)
@@ -36,6 +41,19 @@ func plainSGD(h *kernel.SGD, p, g []float64) {
 	for i := 0; i < len(p); i += w {
 		x := *at(p, i)
 		*at(p, i) = axpy(x, decayed(x, *at(g, i), sgn, coupled, wd), step)
+	}
+}
+
+// copySGD is the first step without weight decay: the buffer is a copy of the gradient, whose subnormal numbers stay where
+// arithmetic flushes them to zero.
+func copySGD(h *kernel.SGD, p, g, buf []float64) {
+	nesterov, flip := flag(h.Nesterov), set(h.Sign).ToBits().And(signs())
+	momentum, step := set(h.Momentum), set(h.Step)
+	w := 2
+	for i := 0; i < len(p); i += w {
+		b := at(g, i).ToBits().Xor(flip).BitsToFloat64()
+		*at(buf, i) = b
+		*at(p, i) = axpy(*at(p, i), choose(nesterov, axpy(b, b, momentum), b), step)
 	}
 }
 
