@@ -9,7 +9,7 @@ export GOTOOLCHAIN := local
 export GOEXPERIMENT := simd
 
 # The widths of vector that this machine has; a plus asks for one that Go would not choose by itself.
-WIDTHS := $(if $(shell grep -m 1 avx512bw /proc/cpuinfo),+512) $(if $(shell grep -m 1 avx2 /proc/cpuinfo),+256) +128
+WIDTHS := $(if $(shell grep -m 1 avx512bw /proc/cpuinfo),+512) $(if $(shell grep -m 1 avx2 /proc/cpuinfo),+256)
 # The extension; as it is, where .venv has made room for another torch.
 BUILT := $(if $(wildcard $(VENV)),build,$(if $(wildcard python/goptim/*.so),,build))
 # Where an environment keeps its packages.
@@ -97,7 +97,7 @@ lint: $(VENV)/ready ## gofmt, go vet, staticcheck, ruff, mypy
 build: $(VENV)/ready ## compile the extension in place
 	$(PY) setup.py -q build_ext --inplace
 
-generate: $(VENV)/ready ## write the copies of the kernels, after a change in kernel/f32
+generate: $(VENV)/ready ## write the copies of the kernels, after a change in kernel/f32x8
 	cd goptim/internal/kernel && $(CURDIR)/$(GO) run ./generate
 
 bindings: $(VENV)/ready ## write bindings/_core, after a change of the functions of package bindings

@@ -263,7 +263,7 @@ def test_stock_for_loop(configuration, dtype):
     assert ulp_distance(params[0], expected[0]) <= most
 
 
-@pytest.mark.parametrize(("bits", "capability"), [(512, "avx512"), (256, "avx2"), (128, "avx2"), (0, "avx2")])
+@pytest.mark.parametrize(("bits", "capability"), [(512, "avx512"), (256, "avx2"), (0, "avx2")])
 def test_vector_widths(bits, capability):
     """The tests above in a process that has vectors of this width, by the line that conftest.py has pytest print."""
     if bits == 512 and CAPABILITY != "AVX512":

@@ -57,6 +57,6 @@ func applyRest[S any, T Float](f Func[S, T], h *S, p, g []T, s [3][]T, whole int
 	}
 }
 
-// padding is a vector of every column, not on the stack: a kernel whose stack grows does not find it there again
-// (Go 1.27.3 does not move the arguments of a function that it compiles for several widths of vector).
+// padding holds a vector of every column. It is pooled because what a call through a function value is given escapes to the
+// heap.
 var padding = sync.Pool{New: func() any { return new([5][widest]float64) }}

@@ -10,7 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/goptim/goptim/goptim/internal/kernel"
-	lane "github.com/goptim/goptim/goptim/internal/kernel/lane/f32"
+	"github.com/goptim/goptim/goptim/internal/kernel/f32x1"
 )
 
 // TestAdafactorConvolutions holds matrices taken 16 at a time against one after the other, and the guard values behind.
@@ -59,7 +59,7 @@ func TestAdafactorConvolutions(t *testing.T) {
 						require.Equal(t, min(n/16*16, 256), done)
 					}
 					for i := range done {
-						lane.AdafactorSmall(h, wantU[9*i:][:9], g[9*i:], [3][]float32{wantRow[3*i:][:3], wantCol[3*i:][:3]})
+						f32x1.AdafactorSmall(h, wantU[9*i:][:9], g[9*i:], [3][]float32{wantRow[3*i:][:3], wantCol[3*i:][:3]})
 					}
 					requireSameBits(t, wantRow, row, name+" row_var")
 					requireSameBits(t, wantCol, col, name+" col_var")

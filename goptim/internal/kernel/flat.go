@@ -23,7 +23,7 @@ type (
 	FlatFunc[T Float] func(h *LBFGS, c *Columns[T], out *Sums[T])
 )
 
-// Scratch is the memory of ApplyFlat, not on the stack: see padding.
+// Scratch is the memory of ApplyFlat, on the heap as padding is.
 type Scratch[T Float] struct {
 	h       LBFGS
 	columns Columns[T]

@@ -11,47 +11,13 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/goptim/goptim/goptim/internal/kernel"
-	"github.com/goptim/goptim/goptim/internal/kernel/f32"
-	"github.com/goptim/goptim/goptim/internal/kernel/f64"
-	lane32 "github.com/goptim/goptim/goptim/internal/kernel/lane/f32"
-	lane64 "github.com/goptim/goptim/goptim/internal/kernel/lane/f64"
 )
 
-// A flat is a pass of L-BFGS, and the same one element at a time. Of its columns the first few are written.
-type flat[T kernel.Float] struct {
-	name             string
-	columns, written int
-	pass, single     kernel.FlatFunc[T]
-}
-
-func TestFlat(t *testing.T) {
-	t.Run("float32", func(t *testing.T) {
-		testFlat(t, []flat[float32]{
-			{"first", 3, 2, f32.LBFGSFirst, lane32.LBFGSFirst},
-			{"pair", 6, 4, f32.LBFGSPair, lane32.LBFGSPair},
-			{"dot", 2, 0, f32.LBFGSDot, lane32.LBFGSDot},
-			{"axpy", 3, 1, f32.LBFGSAxpy, lane32.LBFGSAxpy},
-			{"turn", 2, 1, f32.LBFGSTurn, lane32.LBFGSTurn},
-			{"scale", 2, 1, f32.LBFGSScale, lane32.LBFGSScale},
-			{"move", 3, 1, f32.LBFGSMove, lane32.LBFGSMove},
-		})
-	})
-	t.Run("float64", func(t *testing.T) {
-		testFlat(t, []flat[float64]{
-			{"first", 3, 2, f64.LBFGSFirst, lane64.LBFGSFirst},
-			{"pair", 6, 4, f64.LBFGSPair, lane64.LBFGSPair},
-			{"dot", 2, 0, f64.LBFGSDot, lane64.LBFGSDot},
-			{"axpy", 3, 1, f64.LBFGSAxpy, lane64.LBFGSAxpy},
-			{"turn", 2, 1, f64.LBFGSTurn, lane64.LBFGSTurn},
-			{"scale", 2, 1, f64.LBFGSScale, lane64.LBFGSScale},
-			{"move", 3, 1, f64.LBFGSMove, lane64.LBFGSMove},
-		})
-	})
-}
+func TestFlat(t *testing.T) { onCopies(t, testFlat[float32], testFlat[float64]) }
 
 // testFlat runs every pass at every length, on columns that begin or end where memory does: the columns and the sums are
 // those of one element at a time, and nothing else is written.
-func testFlat[T kernel.Float](t *testing.T, flats []flat[T]) {
+func testFlat[T kernel.Float](t *testing.T, k kernels) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	const guard = 12345
 	random := rand.New(rand.NewPCG(1, 2))
@@ -60,6 +26,9 @@ func testFlat[T kernel.Float](t *testing.T, flats []flat[T]) {
 	for k := range pages {
 		page := fencedPage(t)
 		pages[k] = unsafe.Slice((*T)(unsafe.Pointer(&page[0])), syscall.Getpagesize()/int(unsafe.Sizeof(T(0))))
+	}
+	pass := func(k kernels, name string) kernel.FlatFunc[T] {
+		return k.byName[name].(func(*kernel.LBFGS, *kernel.Columns[T], *kernel.Sums[T]))
 	}
 	for _, v := range flats {
 		for n := range 3*kernel.SumLanes + 5 {
@@ -78,8 +47,8 @@ func testFlat[T kernel.Float](t *testing.T, flats []flat[T]) {
 					}
 					want[k] = append([]T{}, columns[k]...)
 				}
-				sums := kernel.ApplyFlat(v.pass, h, columns, v.written, new(kernel.Scratch[T]))
-				require.Equal(t, kernel.ApplyFlat(v.single, h, want, v.written, new(kernel.Scratch[T])), sums, "%s, %d elements", v.name, n)
+				sums := kernel.ApplyFlat(pass(k, v.name), h, columns, v.written, new(kernel.Scratch[T]))
+				require.Equal(t, kernel.ApplyFlat(pass(single[T](), v.name), h, want, v.written, new(kernel.Scratch[T])), sums, "%s, %d elements", v.name, n)
 				for k := range v.columns {
 					require.Equal(t, want[k], columns[k], "%s, %d elements: column %d", v.name, n, k)
 					beside := pages[k][n:]

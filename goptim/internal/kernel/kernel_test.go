@@ -1,14 +1,8 @@
 package kernel_test
 
 import (
-	"go/ast"
-	"go/parser"
-	"go/token"
 	"math"
 	"math/rand/v2"
-	"os"
-	"path/filepath"
-	"regexp"
 	"strings"
 	"testing"
 	"unsafe"
@@ -17,44 +11,92 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/goptim/goptim/goptim/internal/kernel"
-	"github.com/goptim/goptim/goptim/internal/kernel/f32"
-	"github.com/goptim/goptim/goptim/internal/kernel/f64"
 )
 
-// A variant is one way through a kernel: how many columns it takes, of which the second is the gradient, and the call.
+// registry holds the kernels by the names of their package and of their own: those of f32 and f64, the one-lane copies
+// and, on amd64, those for vectors of 256 bits, among them f32x8, the source of all. `make generate` lists them.
+var registry = map[string]map[string]any{}
+
+// kernels are those of one package, for vectors of so many bits.
+type kernels struct {
+	byName map[string]any
+	bits   int
+}
+
+// onCopies runs a test on the kernels that this process uses, and in one with wider vectors also on those for 256 bits.
+func onCopies(t *testing.T, float32s, float64s func(t *testing.T, k kernels)) {
+	run := func(name string, bits int, test func(t *testing.T, k kernels)) {
+		t.Run(name, func(t *testing.T) { test(t, kernels{registry[name], bits}) })
+	}
+	run("f32", kernel.VectorBits(), float32s)
+	run("f64", kernel.VectorBits(), float64s)
+	if kernel.VectorBits() > 256 {
+		run("f32x8", 256, float32s)
+		run("f64x4", 256, float64s)
+	}
+}
+
+// single is the one-lane copy.
+func single[T kernel.Float]() kernels {
+	if unsafe.Sizeof(T(0)) == 8 {
+		return kernels{registry["f64x1"], 0}
+	}
+	return kernels{registry["f32x1"], 0}
+}
+
+func funcOf[S any, T kernel.Float](k kernels, name string) kernel.Func[S, T] {
+	return k.byName[name].(func(*S, []T, []T, [3][]T))
+}
+
+// A variant is one way through a kernel: how many columns it takes, of which the second is the gradient, and the call. Its
+// name begins with the kernel's.
 type variant[T kernel.Float] struct {
 	name    string
 	columns int
 	update  func(c [][]T)
 }
 
-func variantOf[S any, T kernel.Float](name string, columns int, f kernel.Func[S, T], h S) variant[T] {
-	return variant[T]{name, columns, func(c [][]T) {
+func kernelOf(name string) string { return strings.Fields(name)[0] }
+
+// builder makes the variants of a package's kernels.
+type builder[T kernel.Float] struct {
+	kernels  kernels
+	variants []variant[T]
+}
+
+// add adds a variant with the scalars h. A wrap changes what the kernel is given.
+func add[S any, T kernel.Float](b *builder[T], name string, columns int, h S, wraps ...func(kernel.Func[S, T]) kernel.Func[S, T]) {
+	f := funcOf[S, T](b.kernels, kernelOf(name))
+	for _, wrap := range wraps {
+		f = wrap(f)
+	}
+	b.variants = append(b.variants, variant[T]{name, columns, func(c [][]T) {
 		var states [3][]T
 		copy(states[:], c[2:])
 		kernel.Apply(f, &h, c[0], c[1], states)
-	}}
+	}})
 }
 
-// rowsVariantOf gives a kernel of rows the columns in two parts of one length, and what is left.
-func rowsVariantOf[S any, T kernel.Float](name string, columns int, f kernel.RowsFunc[S, T], h S) variant[T] {
-	return variant[T]{name, columns, func(c [][]T) {
+// addRows adds a variant of a kernel of rows, which is given the columns in two parts of one length, and the rest.
+func addRows[S any, T kernel.Float](b *builder[T], name string, columns int, h S) {
+	var f kernel.RowsFunc[S, T] = b.kernels.byName[kernelOf(name)].(func(*S, []T, [3][]T, []kernel.Part[T], int))
+	b.variants = append(b.variants, variant[T]{name, columns, func(c [][]T) {
 		var states [3][]T
 		copy(states[:], c[2:])
 		n := len(c[0]) / 2
 		parts := []kernel.Part[T]{{At: n, Grad: c[1][n:]}, {At: 0, Grad: c[1]}}
 		kernel.ApplyRows(f, &h, c[0], states, parts, n)
 		kernel.ApplyRows(f, &h, c[0], states, []kernel.Part[T]{{At: 2 * n, Grad: c[1][2*n:]}}, len(c[0])-2*n)
-	}}
+	}})
 }
 
-// behind gives a kernel its columns behind a number of states that are not columns.
-func behind[S any, T kernel.Float](numbers int, f kernel.Func[S, T]) kernel.Func[S, T] {
-	return func(h *S, p, g []T, s [3][]T) {
-		var states [3][]T
-		copy(states[numbers:], s[:])
-		f(h, p, g, states)
-	}
+// fromSecond gives a kernel its columns from the second state on, fromThird from the third.
+func fromSecond[S any, T kernel.Float](f kernel.Func[S, T]) kernel.Func[S, T] {
+	return func(h *S, p, g []T, s [3][]T) { f(h, p, g, [3][]T{nil, s[0], s[1]}) }
+}
+
+func fromThird[S any, T kernel.Float](f kernel.Func[S, T]) kernel.Func[S, T] {
+	return func(h *S, p, g []T, s [3][]T) { f(h, p, g, [3][]T{nil, nil, s[0]}) }
 }
 
 // withGrad gives a kernel its gradient for states, which it only reads.
@@ -62,65 +104,8 @@ func withGrad[S any, T kernel.Float](f kernel.Func[S, T]) kernel.Func[S, T] {
 	return func(h *S, p, g []T, _ [3][]T) { f(h, p, g, [3][]T{g, g, g}) }
 }
 
-// kernels are those of one type of elements.
-type kernels[T kernel.Float] struct {
-	adam     kernel.Func[kernel.Adam, T]
-	sgd      kernel.Func[kernel.SGD, T]
-	adagrad  kernel.Func[kernel.Adagrad, T]
-	adadelta kernel.Func[kernel.Adadelta, T]
-	adamax   kernel.Func[kernel.Adamax, T]
-	asgd     kernel.Func[kernel.ASGD, T]
-	nadam    kernel.Func[kernel.NAdam, T]
-	radam    kernel.Func[kernel.RAdam, T]
-	rmsprop  kernel.Func[kernel.RMSprop, T]
-	rprop    kernel.Func[kernel.Rprop, T]
-
-	sparseSGD     kernel.RowsFunc[kernel.SGD, T]
-	sparseAdagrad kernel.RowsFunc[kernel.Adagrad, T]
-	sparseAdam    kernel.RowsFunc[kernel.SparseAdam, T]
-	accumulate    kernel.RowsFunc[kernel.None, T]
-
-	adafactor   []kernel.Func[kernel.Adafactor, T]
-	hfAdafactor []kernel.Func[kernel.HFAdafactor, T]
-
-	momentum kernel.Func[kernel.MuonMomentum, T]
-	update   kernel.Func[kernel.MuonUpdate, T]
-	combine  kernel.Func[kernel.Combine, T]
-}
-
-func variants32() []variant[float32] {
-	return variants(kernels[float32]{
-		f32.Adam, f32.SGD, f32.Adagrad, f32.Adadelta, f32.Adamax, f32.ASGD, f32.NAdam, f32.RAdam, f32.RMSprop, f32.Rprop,
-		f32.SparseSGD, f32.SparseAdagrad, f32.SparseAdam, f32.Accumulate,
-		[]kernel.Func[kernel.Adafactor, float32]{
-			f32.AdafactorMean, f32.AdafactorRow, f32.AdafactorProduct, f32.AdafactorVector, f32.AdafactorSingles,
-			f32.AdafactorStep,
-		},
-		[]kernel.Func[kernel.HFAdafactor, float32]{
-			f32.HFAdafactorMoment, f32.HFAdafactorSquares, f32.HFAdafactorFactor, f32.HFAdafactorRow, f32.HFAdafactorVector,
-			f32.HFAdafactorStep,
-		},
-		f32.MuonMomentum, f32.MuonUpdate, f32.Combine,
-	})
-}
-
-func variants64() []variant[float64] {
-	return variants(kernels[float64]{
-		f64.Adam, f64.SGD, f64.Adagrad, f64.Adadelta, f64.Adamax, f64.ASGD, f64.NAdam, f64.RAdam, f64.RMSprop, f64.Rprop,
-		f64.SparseSGD, f64.SparseAdagrad, f64.SparseAdam, f64.Accumulate,
-		[]kernel.Func[kernel.Adafactor, float64]{
-			f64.AdafactorMean, f64.AdafactorRow, f64.AdafactorProduct, f64.AdafactorVector, f64.AdafactorSingles,
-			f64.AdafactorStep,
-		},
-		[]kernel.Func[kernel.HFAdafactor, float64]{
-			f64.HFAdafactorMoment, f64.HFAdafactorSquares, f64.HFAdafactorFactor, f64.HFAdafactorRow, f64.HFAdafactorVector,
-			f64.HFAdafactorStep,
-		},
-		f64.MuonMomentum, f64.MuonUpdate, f64.Combine,
-	})
-}
-
-func variants[T kernel.Float](k kernels[T]) []variant[T] {
+// variants are those of the kernels of a package. Each kernel needs one at least, but for those with tests of their own.
+func variants[T kernel.Float](k kernels) []variant[T] {
 	coupledTo := kernel.CoupledOf(false, .01)
 	adam := kernel.Adam{
 		Coupled: kernel.CoupledOf(false, 0), Decay: .9996, C1: kernel.WeightOf[T](.1), Beta2: .999, C2: .001, Step: -1e-3,
@@ -160,47 +145,61 @@ func variants[T kernel.Float](k kernels[T]) []variant[T] {
 	hfAdafactor := kernel.HFAdafactor{
 		Eps1: 1e-5, Beta2: .7, C2: .3, Mean: .6, Row: .4, Clip: 1.1, LR: .1, Beta1: .9, C1: .1, Decays: 1, Decay: -.01,
 	}
-	return []variant[T]{
-		variantOf("adafactor mean", 2, k.adafactor[0], adafactor),
-		variantOf("adafactor row", 2, withGrad(k.adafactor[1]), adafactor),
-		variantOf("adafactor product", 2, withGrad(k.adafactor[2]), adafactor),
-		variantOf("adafactor vector", 3, k.adafactor[3], adafactor),
-		variantOf("adafactor singles", 4, k.adafactor[4], adafactor),
-		variantOf("adafactor step", 2, k.adafactor[5], adafactor),
-		variantOf("hf adafactor moment", 2, k.hfAdafactor[0], hfAdafactor),
-		variantOf("hf adafactor squares", 2, k.hfAdafactor[1], hfAdafactor),
-		variantOf("hf adafactor factor", 2, k.hfAdafactor[2], hfAdafactor),
-		variantOf("hf adafactor row", 2, withGrad(k.hfAdafactor[3]), hfAdafactor),
-		variantOf("hf adafactor vector", 3, k.hfAdafactor[4], hfAdafactor),
-		variantOf("hf adafactor step", 3, k.hfAdafactor[5], hfAdafactor),
-		variantOf("adam", 4, k.adam, adam),
-		variantOf("adam coupled", 4, k.adam, coupled),
-		variantOf("adam extreme", 4, k.adam, extreme),
-		variantOf("amsgrad", 5, k.adam, adam),
-		variantOf("sgd", 2, k.sgd, sgd),
-		variantOf("sgd momentum", 3, k.sgd, sgd),
-		variantOf("sgd first", 3, k.sgd, first),
-		variantOf("adagrad", 3, k.adagrad, adagrad),
-		variantOf("adadelta", 4, k.adadelta, adadelta),
-		variantOf("adamax", 4, k.adamax, adamax),
-		variantOf("nadam", 4, behind(1, k.nadam), nadam),
-		variantOf("asgd", 3, behind(2, k.asgd), asgd),
-		variantOf("radam", 4, k.radam, radam),
-		variantOf("radam rectified", 4, k.radam, rectified),
-		variantOf("rmsprop", 3, k.rmsprop, rmsprop),
-		variantOf("rmsprop momentum", 4, k.rmsprop, rmsprop),
-		variantOf("rmsprop centered", 5, k.rmsprop, rmsprop),
-		variantOf("rmsprop centered, usual", 5, k.rmsprop, uncoupled),
-		variantOf("rprop", 4, k.rprop, rprop),
-		rowsVariantOf("sparse sgd", 2, k.sparseSGD, sgd),
-		rowsVariantOf("sparse adagrad", 3, k.sparseAdagrad, loud),
-		rowsVariantOf("sparse adam", 4, k.sparseAdam, kernel.SparseAdam{Sign: 1, C1: .1, C2: .001, Eps: 1e-8, Step: -.1}),
-		rowsVariantOf("accumulate", 2, k.accumulate, kernel.None{}),
-		variantOf("muon momentum", 3, k.momentum, kernel.MuonMomentum{C: kernel.WeightOf[T](.1), Momentum: kernel.WeightOf[T](.9)}),
-		variantOf("muon nesterov", 3, k.momentum, kernel.MuonMomentum{C: kernel.WeightOf[T](.7), Momentum: kernel.WeightOf[T](.3), Nesterov: 1}),
-		variantOf("muon update", 2, k.update, kernel.MuonUpdate{Decay: .99, Step: -.1}),
-		variantOf("combine", 2, withGrad(k.combine), kernel.Combine{A: [4]float64{.1, .2, .3, .4}}),
-	}
+	b := &builder[T]{kernels: k}
+	add(b, "AdafactorMean", 2, adafactor)
+	add(b, "AdafactorRow", 2, adafactor, withGrad)
+	add(b, "AdafactorProduct", 2, adafactor, withGrad)
+	add(b, "AdafactorVector", 3, adafactor)
+	add(b, "AdafactorSingles", 4, adafactor)
+	add(b, "AdafactorStep", 2, adafactor)
+	add(b, "HFAdafactorMoment", 2, hfAdafactor)
+	add(b, "HFAdafactorSquares", 2, hfAdafactor)
+	add(b, "HFAdafactorFactor", 2, hfAdafactor)
+	add(b, "HFAdafactorRow", 2, hfAdafactor, withGrad)
+	add(b, "HFAdafactorVector", 3, hfAdafactor)
+	add(b, "HFAdafactorStep", 3, hfAdafactor)
+	add(b, "Adam", 4, adam)
+	add(b, "Adam coupled", 4, coupled)
+	add(b, "Adam extreme", 4, extreme)
+	add(b, "Adam amsgrad", 5, adam)
+	add(b, "SGD", 2, sgd)
+	add(b, "SGD momentum", 3, sgd)
+	add(b, "SGD first", 3, first)
+	add(b, "Adagrad", 3, adagrad)
+	add(b, "Adadelta", 4, adadelta)
+	add(b, "Adamax", 4, adamax)
+	add(b, "NAdam", 4, nadam, fromSecond)
+	add(b, "ASGD", 3, asgd, fromThird)
+	add(b, "RAdam", 4, radam)
+	add(b, "RAdam rectified", 4, rectified)
+	add(b, "RMSprop", 3, rmsprop)
+	add(b, "RMSprop momentum", 4, rmsprop)
+	add(b, "RMSprop centered", 5, rmsprop)
+	add(b, "RMSprop centered, usual", 5, uncoupled)
+	add(b, "Rprop", 4, rprop)
+	addRows(b, "SparseSGD", 2, sgd)
+	addRows(b, "SparseAdagrad", 3, loud)
+	addRows(b, "SparseAdam", 4, kernel.SparseAdam{Sign: 1, C1: .1, C2: .001, Eps: 1e-8, Step: -.1})
+	addRows(b, "Accumulate", 2, kernel.None{})
+	add(b, "MuonMomentum", 3, kernel.MuonMomentum{C: kernel.WeightOf[T](.1), Momentum: kernel.WeightOf[T](.9)})
+	add(b, "MuonMomentum nesterov", 3, kernel.MuonMomentum{C: kernel.WeightOf[T](.7), Momentum: kernel.WeightOf[T](.3), Nesterov: 1})
+	add(b, "MuonUpdate", 2, kernel.MuonUpdate{Decay: .99, Step: -.1})
+	add(b, "Combine", 2, kernel.Combine{A: [4]float64{.1, .2, .3, .4}}, withGrad)
+	return b.variants
+}
+
+// flats are the passes of L-BFGS, and how many columns they have, of which the first few are written.
+var flats = []struct {
+	name             string
+	columns, written int
+}{
+	{"LBFGSFirst", 3, 2},
+	{"LBFGSPair", 6, 4},
+	{"LBFGSDot", 2, 0},
+	{"LBFGSAxpy", 3, 1},
+	{"LBFGSTurn", 2, 1},
+	{"LBFGSScale", 2, 1},
+	{"LBFGSMove", 3, 1},
 }
 
 // longest is beyond three of the widest vectors of float32, and a few more elements.
@@ -222,16 +221,13 @@ func fill[T kernel.Float](columns [][]T) {
 	}
 }
 
-func TestGuards(t *testing.T) {
-	t.Run("float32", func(t *testing.T) { testGuards(t, variants32()) })
-	t.Run("float64", func(t *testing.T) { testGuards(t, variants64()) })
-}
+func TestGuards(t *testing.T) { onCopies(t, testGuards[float32], testGuards[float64]) }
 
 // testGuards runs every kernel on columns between guard values, at every length and alignment: it must write all
 // elements, nothing beside them, and not the gradient.
-func testGuards[T kernel.Float](t *testing.T, variants []variant[T]) {
+func testGuards[T kernel.Float](t *testing.T, k kernels) {
 	const guard, around = 12345, 17
-	for _, v := range variants {
+	for _, v := range variants[T](k) {
 		for n := range longest + 1 {
 			before := make([][]T, v.columns)
 			columns := make([][]T, v.columns)
@@ -266,15 +262,12 @@ func testGuards[T kernel.Float](t *testing.T, variants []variant[T]) {
 	}
 }
 
-func TestSplit(t *testing.T) {
-	t.Run("float32", func(t *testing.T) { testSplit(t, variants32()) })
-	t.Run("float64", func(t *testing.T) { testSplit(t, variants64()) })
-}
+func TestSplit(t *testing.T) { onCopies(t, testSplit[float32], testSplit[float64]) }
 
-// testSplit holds every kernel on whole columns against the same kernel on each element alone: the bits do not depend
-// on how the elements fall into vectors.
-func testSplit[T kernel.Float](t *testing.T, variants []variant[T]) {
-	for _, v := range variants {
+// testSplit compares every kernel on whole columns with the same kernel on each element alone: the bits do not depend on
+// how the elements fall into vectors.
+func testSplit[T kernel.Float](t *testing.T, k kernels) {
+	for _, v := range variants[T](k) {
 		for n := range longest + 1 {
 			whole, single := make([][]T, v.columns), make([][]T, v.columns)
 			for k := range whole {
@@ -303,15 +296,13 @@ func TestVectorBits(t *testing.T) {
 
 func bytes[T kernel.Float](n int) int { return n * int(unsafe.Sizeof(T(0))) }
 
-// TestQuotient holds the division without the divider against the CPU's: for square roots that take every path,
-// and divisors from the most usual to the ends of what is not extreme. Adam's kernel is the way in: with exp_avg_sq
+// TestQuotient compares the division without the divider with the CPU's: for square roots that take every path, and
+// divisors from the most usual to the ends of what is not extreme. Adam's kernel is the way in: with exp_avg_sq
 // given and beta2 of 1, a gradient of 0, exp_avg of 1 and a step of 1, the parameter becomes 1 / (sqrt(v)/by).
-func TestQuotient(t *testing.T) {
-	t.Run("float32", func(t *testing.T) { testQuotient(t, f32.Adam) })
-	t.Run("float64", func(t *testing.T) { testQuotient(t, f64.Adam) })
-}
+func TestQuotient(t *testing.T) { onCopies(t, testQuotient[float32], testQuotient[float64]) }
 
-func testQuotient[T kernel.Float](t *testing.T, f kernel.Func[kernel.Adam, T]) {
+func testQuotient[T kernel.Float](t *testing.T, k kernels) {
+	f := funcOf[kernel.Adam, T](k, "Adam")
 	const n = 1 << 12
 	p, g, m, v := make([]T, n), make([]T, n), make([]T, n), make([]T, n)
 	r := rand.New(rand.NewPCG(1, 2))
@@ -348,30 +339,21 @@ func TestPrefetchOfWrongAddressesIsHarmless(t *testing.T) {
 	}
 }
 
-// TestEveryKernelIsTested looks for every kernel's name in the tests of this folder, for both types of elements.
+// TestEveryKernelIsTested names the list that a kernel is missing from.
 func TestEveryKernelIsTested(t *testing.T) {
-	tests, err := filepath.Glob("*_test.go")
-	require.NoError(t, err)
-	var text strings.Builder
-	for _, name := range tests {
-		content, err := os.ReadFile(name)
-		require.NoError(t, err)
-		text.Write(content)
+	tested := map[string]bool{"AdafactorSmall": true} // by TestAdafactorSmall
+	for _, v := range variants[float32](single[float32]()) {
+		tested[kernelOf(v.name)] = true
 	}
-	kernels, err := filepath.Glob("f32/*.go")
-	require.NoError(t, err)
-	found := 0
-	for _, name := range kernels {
-		file, err := parser.ParseFile(token.NewFileSet(), name, nil, parser.SkipObjectResolution)
-		require.NoError(t, err)
-		for _, d := range file.Decls {
-			if f, ok := d.(*ast.FuncDecl); ok && f.Name.IsExported() {
-				found++
-				for _, of := range []string{"f32.", "f64."} {
-					assert.True(t, regexp.MustCompile(regexp.QuoteMeta(of+f.Name.Name)+`\b`).MatchString(text.String()), "%s%s has no test", of, f.Name.Name)
-				}
-			}
+	for _, v := range flats {
+		tested[v.name] = true
+	}
+	assert.Greater(t, len(registry["f32"]), 30)
+	for name, f := range registry["f32"] {
+		list := "variants"
+		if _, isFlat := f.(func(*kernel.LBFGS, *kernel.Columns[float32], *kernel.Sums[float32])); isFlat {
+			list = "flats"
 		}
+		assert.True(t, tested[name], "kernel %s has no test: add it to %s in kernel_test.go", name, list)
 	}
-	assert.Greater(t, found, 30)
 }

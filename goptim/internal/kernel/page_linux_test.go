@@ -11,16 +11,13 @@ import (
 	"github.com/goptim/goptim/goptim/internal/kernel"
 )
 
-func TestPageEnds(t *testing.T) {
-	t.Run("float32", func(t *testing.T) { testPageEnds(t, variants32()) })
-	t.Run("float64", func(t *testing.T) { testPageEnds(t, variants64()) })
-}
+func TestPageEnds(t *testing.T) { onCopies(t, testPageEnds[float32], testPageEnds[float64]) }
 
 // testPageEnds runs every kernel on columns whose last byte is the last of a mapped page, and on columns whose first is
 // the first of one: reading a byte further faults.
-func testPageEnds[T kernel.Float](t *testing.T, variants []variant[T]) {
+func testPageEnds[T kernel.Float](t *testing.T, k kernels) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	for _, v := range variants {
+	for _, v := range variants[T](k) {
 		pages := make([][]byte, v.columns)
 		for k := range pages {
 			pages[k] = fencedPage(t)

@@ -48,5 +48,5 @@ func applyPartsRest[S any, T Float](f RowsFunc[S, T], h *S, p []T, s [3][]T, par
 	single[0] = Part[T]{}
 }
 
-// singles are for one part each, not on the stack: see padding.
+// singles are for one part each, pooled as padding is.
 var singles = sync.Pool{New: func() any { return new([1]Part[float64]) }}

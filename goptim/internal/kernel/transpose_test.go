@@ -8,10 +8,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/goptim/goptim/goptim/internal/kernel"
-	"github.com/goptim/goptim/goptim/internal/kernel/f32"
-	"github.com/goptim/goptim/goptim/internal/kernel/f64"
-	lane32 "github.com/goptim/goptim/goptim/internal/kernel/lane/f32"
-	lane64 "github.com/goptim/goptim/goptim/internal/kernel/lane/f64"
 	"github.com/goptim/goptim/goptim/internal/kernel/reduce"
 )
 
@@ -51,18 +47,15 @@ func testTranspose[T kernel.Float](t *testing.T) {
 }
 
 func TestAdafactorSmall(t *testing.T) {
-	t.Run("float32", func(t *testing.T) {
-		testAdafactorSmall(t, f32.AdafactorSmall, lane32.AdafactorMean, lane32.AdafactorProduct)
-	})
-	t.Run("float64", func(t *testing.T) {
-		testAdafactorSmall(t, f64.AdafactorSmall, lane64.AdafactorMean, lane64.AdafactorProduct)
-	})
+	onCopies(t, testAdafactorSmall[float32], testAdafactorSmall[float64])
 }
 
-// testAdafactorSmall holds matrices one a lane, two vectors of them, against one after the other, as large ones are taken.
-func testAdafactorSmall[T kernel.Float](t *testing.T, small, mean, product kernel.Func[kernel.Adafactor, T]) {
+// testAdafactorSmall compares matrices one a lane, two vectors of them, with one after the other, as large ones are taken.
+func testAdafactorSmall[T kernel.Float](t *testing.T, k kernels) {
+	of := funcOf[kernel.Adafactor, T]
+	small, mean, product := of(k, "AdafactorSmall"), of(single[T](), "AdafactorMean"), of(single[T](), "AdafactorProduct")
 	random := rand.New(rand.NewPCG(1, 2))
-	w := kernel.Lanes[T]()
+	w := max(1, k.bits/8/bytes[T](1))
 	for rows := 1; rows <= 15; rows++ {
 		for cols := 1; cols <= 15; cols++ {
 			for _, fused := range []float64{0, 1} {

@@ -1,14 +1,13 @@
-//go:build goexperiment.simd && !wasm && !amd64
-
 // Package kernel is what the kernels of its subfolders share.
 package kernel
 
-import "simd"
+import "slices"
 
-// VectorBits is the width of the vectors that kernels use; 0 where vectors are emulated.
-func VectorBits() int {
-	if simd.Emulated() {
-		return 0
+// OfWidth is the copy of a kernel for vectors of VectorBits, of its copies for this system's widths; single where there
+// are no vectors.
+func OfWidth[F any](single F, copies ...F) F {
+	if i := slices.Index(widths, bits); i >= 0 {
+		return copies[i]
 	}
-	return simd.VectorBitSize()
+	return single
 }

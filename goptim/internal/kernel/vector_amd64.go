@@ -1,6 +1,5 @@
 //go:build goexperiment.simd
 
-// Package kernel is what the kernels of its subfolders share.
 package kernel
 
 import (
@@ -10,42 +9,30 @@ import (
 	"strings"
 )
 
-// VectorBits is the width of the vectors that kernels use; 0 where there are none, or none that fuse a product and a sum.
+// There are no kernels for 128 bits. A CPU that has FMA but not AVX2, as AMD's of 2012 to 2014, takes one element at a time;
+// torch does not use FMA there, so that no kernel would have its bits.
+var widths = []int{256, 512}
+
+// VectorBits is the width of the vectors that kernels use; 0 if the CPU has no AVX2, or GODEBUG=simd=0 asks for none.
 func VectorBits() int { return vectorBits }
 
 var vectorBits = chosen(os.Getenv("GODEBUG"), simd.Emulated(), simd.VectorBitSize(), archsimd.X86.FMA(), archsimd.X86.AVX2(), archsimd.X86.AVX512())
 
-// chosen is package simd's choice, if a user has asked it for one. Of itself it takes half the width, or a quarter, where a
-// CPU cannot multiply polynomials (VPCLMULQDQ), as all of Intel's before Ice Lake: no kernel does.
+// chosen is the width that GODEBUG asks package simd for, or 256 for 128; else the widest that the CPU has. Package simd's
+// own default is half that or less on a CPU that cannot multiply polynomials (VPCLMULQDQ), which no kernel does: all of
+// Intel's before Ice Lake.
 func chosen(godebug string, emulated bool, bits int, fma, avx2, avx512 bool) int {
 	asked := false
 	for setting := range strings.SplitSeq(godebug, ",") {
 		asked = asked || strings.HasPrefix(setting, "simd=")
 	}
 	switch {
-	case !fma || asked && emulated:
+	case !fma || !avx2 || asked && emulated:
 		return 0
 	case asked:
-		return bits
+		return max(bits, 256)
 	case avx512:
 		return 512
-	case avx2:
-		return 256
-	case emulated:
-		return 0
 	}
-	return bits
-}
-
-// OfWidth is the kernel for the width of vectors that VectorBits tells.
-func OfWidth[F any](lane, w128, w256, w512 F) F {
-	switch vectorBits {
-	case 128:
-		return w128
-	case 256:
-		return w256
-	case 512:
-		return w512
-	}
-	return lane
+	return 256
 }

@@ -5,14 +5,11 @@
 package reduce
 
 import (
+	"github.com/goptim/goptim/goptim/internal/kernel"
 	"simd/archsimd"
 	"unsafe"
-
-	"github.com/goptim/goptim/goptim/internal/kernel"
 )
 
-// at is where the vector that begins at element i lies.
-//
 //go:nocheckptr
 func atFloat64(x *float64, i int) *archsimd.Float64x4 {
 	return (*archsimd.Float64x4)(unsafe.Add(unsafe.Pointer(x), uintptr(i)*unsafe.Sizeof(*x)))
@@ -35,7 +32,6 @@ func addSquaresFloat64(lanes *[widest]float64, x []float64, fused bool) {
 	kernel.Leave()
 }
 
-// matrixSquaresFloat64 takes four rows at a time, as long as there are, and returns how many it has taken.
 func matrixSquaresFloat64(x, rows, columns []float64, o Order) int {
 	c := len(columns)
 	var lanes [4][widest]float64

@@ -1,0 +1,41 @@
+//go:build goexperiment.simd && amd64
+
+package f32x8
+
+import "github.com/goptim/goptim/goptim/internal/kernel"
+
+// MuonMomentum moves the momentum, a state, to the gradient, and makes p the update that is to be orthogonalized.
+func MuonMomentum(h *kernel.MuonMomentum, p, g []float32, s [3][]float32) {
+	c, momentum, nesterov := weight{set(h.C.W), flag(h.C.FromX)}, weight{set(h.Momentum.W), flag(h.Momentum.FromX)}, flag(h.Nesterov)
+	buf := s[0]
+	for i := 0; i < len(p); i += lanes {
+		gi := *at(g, i)
+		b := lerp(*at(buf, i), gi, c)
+		*at(buf, i) = b
+		*at(p, i) = choose(nesterov, lerp(gi, b, momentum), b)
+	}
+}
+
+// MuonUpdate lets the parameter decay, and moves it by the orthogonalized update g.
+func MuonUpdate(h *kernel.MuonUpdate, p, g []float32, s [3][]float32) {
+	decay, step := set(h.Decay), set(h.Step)
+	for i := 0; i < len(p); i += lanes {
+		*at(p, i) = moved(*at(p, i), *at(g, i), decay, step)
+	}
+}
+
+func moved(p, update, decay, step vector) vector {
+	return axpy(p.Mul(decay), update, step)
+}
+
+// Combine adds four columns to p, each with a factor: a part of a row of a product of matrices, whose rows they are.
+func Combine(h *kernel.Combine, p, g []float32, s [3][]float32) {
+	a0, a1, a2, a3 := set(h.A[0]), set(h.A[1]), set(h.A[2]), set(h.A[3])
+	s0, s1, s2 := s[0], s[1], s[2]
+	for i := 0; i < len(p); i += lanes {
+		x := at(g, i).MulAdd(a0, *at(p, i))
+		x = at(s0, i).MulAdd(a1, x)
+		x = at(s1, i).MulAdd(a2, x)
+		*at(p, i) = at(s2, i).MulAdd(a3, x)
+	}
+}
