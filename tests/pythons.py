@@ -221,6 +221,10 @@ if words[0] == "-m":
     sys.path[0] = os.getcwd()
     main = sys.modules["__main__"] = types.ModuleType("__main__")
     runpy._run_module_as_main(words[1])
+elif os.path.isdir(words[0]):
+    sys.path[0] = os.path.abspath(words[0])
+    main = sys.modules["__main__"] = types.ModuleType("__main__")
+    runpy._run_module_as_main("__main__", alter_argv=False)
 else:
     main = sys.modules["__main__"] = types.ModuleType("__main__")
     if words[0] == "-c":

@@ -168,11 +168,12 @@ def test_turns_are_interleaved_and_spread(monkeypatch, threads):
     assert {tuple(timed[i : i + 2]) for i in range(0, 10, 2)} == {("goptim", "for"), ("for", "goptim")}
 
 
-def test_compile(tmp_path):
+@pytest.mark.full
+@pytest.mark.xdist_group("server")
+def test_compile(tmp_path, server):
     (tmp_path / "own.py").write_text("shapes = [(16,)]\n")
     words = ["--optimizer", "SGD", "--shapes", "own:shapes", "small", "--against", "compile,fused", *TINY]
-    command = [sys.executable, "-m", "goptim", "bench", *words, "--json", "out.json"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = server.run("-m", "goptim", "bench", *words, "--json", "out.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     one, many = json.loads((tmp_path / "out.json").read_text())["rows"]
     assert set(one["seconds"]) == {"goptim", "compile", "fused", "bound"}, one["notes"]
@@ -612,6 +613,7 @@ def test_spread_is_of_large_tensors():
     assert row({"goptim": [1.0]}).spread is None
 
 
+@pytest.mark.xdist_group("server")
 @pytest.mark.parametrize(
     ("script", "mark", "arguments"),
     [
@@ -619,11 +621,10 @@ def test_spread_is_of_large_tensors():
         ("lbfgs.py", "lbfgs", ["--n", 20000, "--history", 3, "--rounds", 1]),
     ],
 )
-def test_programs(script, mark, arguments, tmp_path):
+def test_programs(script, mark, arguments, tmp_path, server):
     page = tmp_path / "page.md"
     page.write_text(f"<!-- {mark} -->\nold\n<!-- end -->\n")
-    words = [sys.executable, f"benchmarks/{script}", *arguments, "--threads", 1, "--update", page]
-    done = subprocess.run(list(map(str, words)), cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = server.run(f"benchmarks/{script}", *arguments, "--threads", 1, "--update", page)
     assert done.returncode == 0, done.stderr
     rows = re.findall(rf"(?m)^\|.*\| 1 \| \d+ \| \d+ \|{RATIO}$", done.stdout)
     assert len(rows) == (3 if mark == "sparse" else 1)

@@ -1,8 +1,8 @@
 """The tour takes every optimizer, prints a row for each, and draws; and says what it expects of its arguments."""
 
+import importlib
 import re
-import subprocess
-import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -14,21 +14,41 @@ ROOT = Path(__file__).parents[1]
 CELL = r" +(\d+|-)"
 
 
-def tour(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "examples/tour.py", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+@pytest.fixture
+def tour(monkeypatch: pytest.MonkeyPatch, threads: object) -> types.ModuleType:
+    """The program, imported into this process."""
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    return importlib.import_module("tour")
 
 
-def test_tour(tmp_path: Path) -> None:
-    done = tour("--steps", 22, "--out", tmp_path / "tour.png")
-    assert done.returncode == 0, done.stderr
-    rows = re.findall(rf"(?m)^([\w.]+) +(\d\.\d{{4}}) +(bits|\d\.\de-\d+|-){CELL}{CELL}{CELL} +(\d+)$", done.stdout)
+def run(tour: types.ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    monkeypatch.setattr("sys.argv", ["tour.py", *map(str, arguments)])
+    tour.main()
+
+
+ROW = rf"(?m)^([\w.]+) +(\d\.\d{{4}}) +(bits|\d\.\de-\d+|-){CELL}{CELL}{CELL} +(\d+)$"
+
+
+@pytest.mark.filterwarnings("ignore:No artists with labels")  # in the panels of other families
+def test_a_tour_of_one(tour, monkeypatch, capsys, tmp_path: Path) -> None:
+    monkeypatch.setattr(tour, "TOUR", [stop for stop in tour.TOUR if stop.title == "NAdam"])
+    run(tour, monkeypatch, "--steps", 5, "--out", tmp_path / "tour.png")
+    [(name, _, equal, *_)] = re.findall(ROW, capsys.readouterr().out)
+    assert (name, equal) == ("NAdam", "bits")
+    assert (tmp_path / "tour.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.full
+def test_tour(tour, monkeypatch, capsys, tmp_path: Path) -> None:
+    run(tour, monkeypatch, "--steps", 22, "--out", tmp_path / "tour.png")
+    out = capsys.readouterr().out
+    rows = re.findall(ROW, out)
     of = {name: row for name, *row in rows}
     classes = {name for name in goptim.__all__ if isinstance(getattr(goptim, name), type)} - {"Optimizer"}
     assert classes <= of.keys()
     assert of.keys() - classes <= {"hf.Adafactor"}
     tolerant = {"LBFGS"}
-    assert {row[1] for name, row in of.items() if name not in tolerant} == {"bits"}, done.stdout
+    assert {row[1] for name, row in of.items() if name not in tolerant} == {"bits"}, out
     for name, (accuracy, _, for_loop, foreach, fused, _) in of.items():
         twin = getattr(torch.optim, "Adam" if name == "AMSGrad" else name, None)
         assert (for_loop != "-") == (twin is not None) or name == "hf.Adafactor"
@@ -55,7 +75,8 @@ def test_tour(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_tour_says_what_it_expects(arguments: list[str], says: str) -> None:
-    done = tour(*arguments)
-    assert done.returncode == 2
-    assert says in done.stderr
+def test_tour_says_what_it_expects(tour, monkeypatch, capsys, arguments: list[str], says: str) -> None:
+    with pytest.raises(SystemExit) as e:
+        run(tour, monkeypatch, *arguments)
+    assert e.value.code == 2
+    assert says in capsys.readouterr().err

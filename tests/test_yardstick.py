@@ -2,20 +2,23 @@
 
 import runpy
 import shutil
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pythons import Done, Server
 
 ROOT = Path(__file__).parents[1]
 
-pytestmark = pytest.mark.skipif(not (shutil.which("gcc") or shutil.which("clang")), reason="needs a C compiler")
+pytestmark = [
+    pytest.mark.skipif(not (shutil.which("gcc") or shutil.which("clang")), reason="needs a C compiler"),
+    pytest.mark.xdist_group("server"),
+]
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+@pytest.fixture
+def run(server: Server) -> Callable[..., Done]:
+    return server.run
 
 
 def page_with(tmp_path: Path, mark: str) -> Path:
@@ -24,7 +27,7 @@ def page_with(tmp_path: Path, mark: str) -> Path:
     return page
 
 
-def test_yardstick(tmp_path: Path) -> None:
+def test_yardstick(run: Callable[..., Done], tmp_path: Path) -> None:
     page = page_with(tmp_path, "yardstick")
     done = run("benchmarks/yardstick", "--elements", 32, "--seconds", 0.01, "--update", page)
     assert done.returncode == 0, done.stderr
@@ -45,20 +48,20 @@ def test_yardstick_finds_other_bits(optimizer: str, tmp_path: Path) -> None:
         yardstick["check_bits"](kernel, yardstick["compile_c"](source, "-DBREAK=1"), 1024)
 
 
-def test_memory(tmp_path: Path) -> None:
+def test_memory(run: Callable[..., Done], tmp_path: Path) -> None:
     page = page_with(tmp_path, "yardstick --memory")
     done = run("benchmarks/yardstick", "--memory", "--elements", 64, "--seconds", 0.01, "--update", page)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() in page.read_text()
 
 
-def test_yardstick_says_what_it_expects() -> None:
+def test_yardstick_says_what_it_expects(run: Callable[..., Done]) -> None:
     done = run("benchmarks/yardstick", "--elements", 17)
     assert done.returncode == 2
     assert "argument --elements: expected multiples of 16" in done.stderr
 
 
-def test_way(tmp_path: Path) -> None:
+def test_way(run: Callable[..., Done], tmp_path: Path) -> None:
     page = page_with(tmp_path, "way")
     done = run("benchmarks/way.py", "--tensors", 1, 3, "--seconds", 0.001, "--update", page)
     assert done.returncode == 0, done.stderr
@@ -66,7 +69,7 @@ def test_way(tmp_path: Path) -> None:
     assert done.stdout.strip() in page.read_text()
 
 
-def test_scaling(tmp_path: Path) -> None:
+def test_scaling(run: Callable[..., Done], tmp_path: Path) -> None:
     page = page_with(tmp_path, "scaling")
     done = run("benchmarks/scaling.py", "--no-measure", "--update", page)
     assert done.returncode == 0, done.stderr
