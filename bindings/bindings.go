@@ -208,6 +208,14 @@ func OpenMP(parallel, number int64) (n int64, err error) {
 	return parallel, nil
 }
 
+// Reserve has Go start its threads now, as many as threads beside the caller's, where later there may be no room for them:
+// Go ends the process if it cannot start one.
+func Reserve(threads int64) (n int64, err error) {
+	defer enter(&err)()
+	openmp.Reserve(int(threads))
+	return threads, nil
+}
+
 // A group is what a step takes of one: a table, and the scalars of its options. The extension and python/goptim/_step.py
 // write it.
 type group struct {

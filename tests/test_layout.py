@@ -4,6 +4,11 @@ That gather.c then reads what torch says is tests/test_gather.py's.
 """
 
 import contextlib
+import ctypes
+import mmap
+import subprocess
+import sys
+from unittest import mock
 
 import pytest
 import torch
@@ -40,7 +45,6 @@ PLACES = {
 @pytest.mark.parametrize("place", PLACES)
 def test_found_wherever_a_step_is_taken(place):
     expected, random = _layout.find(), torch.get_rng_state()
-    assert expected is not None
     with PLACES[place]():
         found = _layout.find()
     assert found == expected
@@ -61,7 +65,8 @@ def steps(optimizer):
 
 
 FAILURES = {
-    "memory that cannot be read": ("_MEMORY", "/nowhere"),
+    "memory that cannot be read": ("_Memory", mock.Mock(side_effect=OSError("no way"))),
+    "no memory for the experiment": ("_plain_tensors", mock.Mock(side_effect=MemoryError)),
     "tensors that are all alike": ("_plain_tensors", lambda: [torch.zeros(3) for _ in range(3)]),
     "odd tensors that cannot be told": ("_odd_tensors", lambda: [_layout._plain_tensors()]),
     "memory whose guard cannot be told": ("_guarded_storages", lambda: [torch.zeros(3).untyped_storage()]),
@@ -71,13 +76,56 @@ FAILURES = {
 
 @pytest.mark.parametrize("failure", FAILURES)
 def test_without_a_layout_steps_are_the_same(failure, monkeypatch):
+    """A failure is told, and does not last longer than its cause."""
     name, value = FAILURES[failure]
-    assert None not in (_layout.find(), _native.layout())
-    monkeypatch.setattr(_layout, name, value)
-    assert _layout.find() is None
+    found = _native.layout()
+    assert found == _layout.find()
     expected = steps(goptim.AdamW)
-    monkeypatch.setattr(_native, "layout", _layout.find)
-    assert_bit_equal(steps(goptim.AdamW), expected)
+    forget_layout(monkeypatch)
+    with monkeypatch.context() as context:
+        context.setattr(_layout, name, value)
+        with pytest.raises(_layout.UnknownError):
+            _layout.find()
+        assert_bit_equal(steps(goptim.AdamW), expected)
+        assert _native.layout() is None
+        [row] = goptim.explain(goptim.AdamW([torch.nn.Parameter(torch.ones(2))]))
+        assert row.to == "go"
+        assert row.slow == _native.why_slow() != ""
+    assert _native.layout() is None  # it is not looked for at every step
+    monkeypatch.setitem(_native._next_try, "layout", 0.0)
+    assert _native.layout() == found
+    [row] = goptim.explain(goptim.AdamW([torch.nn.Parameter(torch.ones(2))]))
+    assert row.slow == ""
+
+
+def forget_layout(monkeypatch):
+    for name in ("_layout_found", "_why_slow"):
+        monkeypatch.setattr(_native, name, None)
+    monkeypatch.setattr(_native, "_next_try", {})
+
+
+READERS = ["_read_as_debugger", "_read_if_readable"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="these are system calls of Linux")
+@pytest.mark.parametrize("reader", READERS)
+def test_memory_is_read_where_there_is_some(reader, monkeypatch):
+    """And where there is none, by either way, there is an error."""
+    (other,) = {*READERS} - {reader}
+    monkeypatch.setattr(_layout._Memory, other, mock.Mock(side_effect=OSError))
+    memory = _layout._Memory()
+    with mmap.mmap(-1, 2 * mmap.PAGESIZE) as pages:
+        start = ctypes.addressof(ctypes.c_char.from_buffer(pages))
+        end = start + 2 * mmap.PAGESIZE
+        pages[:] = bytes(range(256)) * (len(pages) // 256)
+        assert memory.read(end - 192, 192) == pages[-192:]
+        assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(start + mmap.PAGESIZE), mmap.PAGESIZE, 0) == 0
+        assert memory.units("B", end - mmap.PAGESIZE - 8, 8) == tuple(range(248, 256))
+        for address in (end - mmap.PAGESIZE - 16, end - 192, 4096, 1 << 62):
+            with pytest.raises(OSError):  # noqa: PT011
+                memory.units("q", address, 3)
+    found = _layout.find()
+    assert found == _native.layout()
 
 
 @pytest.mark.parametrize("which", ["the parameter", "its gradient", "its state 'exp_avg'"])
@@ -95,3 +143,70 @@ def test_a_storage_made_too_small(which, size):
     with pytest.raises(ValueError, match=f"the storage of {which} has {size} bytes, expected at least 16"):
         opt.step()
     assert torch.equal(p, before)
+
+
+CHILDREN = """
+import ctypes, os, platform, resource, struct, sys
+import torch, goptim
+from goptim import _native
+
+libc = ctypes.CDLL(None, use_errno=True)
+DUMPABLE, NO_NEW_PRIVS, SECCOMP = 4, 38, 22
+ERRNO, KILL = 0x00050001, 0x80000000
+VM_READV = {"x86_64": 310, "aarch64": 270}[platform.machine()]
+
+def drop_rights():
+    if os.getuid() == 0:
+        os.setuid(4711)
+    libc.prctl(DUMPABLE, 0, 0, 0, 0)
+    try:
+        open("/proc/self/mem", "rb")
+    except PermissionError:
+        return
+    sys.exit("its memory can be opened")
+
+def use_all_descriptors():
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+    try:
+        while True:
+            os.dup(0)
+    except OSError:
+        pass
+
+def sandbox(action):
+    code = [(0x20, 0, 0, 0), (0x15, 0, 1, VM_READV), (6, 0, 0, action), (6, 0, 0, 0x7FFF0000)]
+    program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in code))
+    assert libc.prctl(NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+    length = struct.pack("HxxxxxxQ", len(code), ctypes.addressof(program))
+    assert libc.prctl(SECCOMP, 2, length, 0, 0) == 0
+
+def all_of_them():
+    use_all_descriptors()
+    libc.prctl(DUMPABLE, 0, 0, 0, 0)
+    sandbox(KILL)
+
+hardships = [drop_rights, use_all_descriptors, lambda: sandbox(ERRNO), lambda: sandbox(KILL), all_of_them]
+for i, hardship in enumerate(hardships):
+    child = os.fork()
+    if child == 0:
+        hardship()
+        layout = _native.layout()
+        os._exit(0 if layout is not None and _native.why_slow() is None else 1)
+    status = os.waitpid(child, 0)[1]
+    assert status == 0, (i, status)
+
+p = torch.nn.Parameter(torch.ones(4))
+p.grad = torch.ones(4)
+optimizer = goptim.SGD([p])
+use_all_descriptors()
+optimizer.step()
+assert _native.layout() is not None
+assert goptim.explain(optimizer)[0].slow == ""
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="these are system calls of Linux")
+def test_found_without_rights_and_files():
+    """As after a server's setuid, in a sandbox, and with all file descriptors in use."""
+    done = subprocess.run([sys.executable, "-c", CHILDREN], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")

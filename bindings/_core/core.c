@@ -391,6 +391,27 @@ _wrap__core_RMSprop(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject
 PyObject * _wrap__core_RMSprop(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs);
 
 PyObject *
+_wrap__core_Reserve(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs)
+{
+    PyObject *py_retval;
+    int64_t retval;
+    int64_t threads;
+    const char *keywords[] = {"threads", NULL};
+
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "L", (char **) keywords, &threads)) {
+        return NULL;
+    }
+    goptim_enter();
+    retval = bindings_Reserve(threads);
+    if (PyErr_Occurred()) {
+        return NULL;
+    }
+    py_retval = Py_BuildValue((char *) "L", retval);
+    return py_retval;
+}
+PyObject * _wrap__core_Reserve(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs);
+
+PyObject *
 _wrap__core_Rprop(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs)
 {
     PyObject *py_retval;
@@ -584,6 +605,7 @@ static PyMethodDef _core_functions[] = {
     {(char *) "OpenMP", (PyCFunction) _wrap__core_OpenMP, METH_KEYWORDS|METH_VARARGS, "OpenMP($module, /, parallel, number)\n--\n\ntype: parallel: int64_t\ntype: number: int64_t" },
     {(char *) "RAdam", (PyCFunction) _wrap__core_RAdam, METH_KEYWORDS|METH_VARARGS, "RAdam($module, /, groups, threads)\n--\n\ntype: groups: int64_t\ntype: threads: int64_t" },
     {(char *) "RMSprop", (PyCFunction) _wrap__core_RMSprop, METH_KEYWORDS|METH_VARARGS, "RMSprop($module, /, groups, threads)\n--\n\ntype: groups: int64_t\ntype: threads: int64_t" },
+    {(char *) "Reserve", (PyCFunction) _wrap__core_Reserve, METH_KEYWORDS|METH_VARARGS, "Reserve($module, /, threads)\n--\n\ntype: threads: int64_t" },
     {(char *) "Rprop", (PyCFunction) _wrap__core_Rprop, METH_KEYWORDS|METH_VARARGS, "Rprop($module, /, groups, threads)\n--\n\ntype: groups: int64_t\ntype: threads: int64_t" },
     {(char *) "SGD", (PyCFunction) _wrap__core_SGD, METH_KEYWORDS|METH_VARARGS, "SGD($module, /, groups, threads)\n--\n\ntype: groups: int64_t\ntype: threads: int64_t" },
     {(char *) "SparseAdagrad", (PyCFunction) _wrap__core_SparseAdagrad, METH_KEYWORDS|METH_VARARGS, "SparseAdagrad($module, /, param, state1, state2, rows, width, float64s, indices, values, order, count, threads, step, lr, lr_decay, eps, maximize)\n--\n\ntype: param: int64_t\ntype: state1: int64_t\ntype: state2: int64_t\ntype: rows: int64_t\ntype: width: int64_t\ntype: float64s: int64_t\ntype: indices: int64_t\ntype: values: int64_t\ntype: order: int64_t\ntype: count: int64_t\ntype: threads: int64_t\ntype: step: double\ntype: lr: double\ntype: lr_decay: double\ntype: eps: double\ntype: maximize: int64_t" },

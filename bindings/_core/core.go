@@ -241,6 +241,21 @@ func bindings_RMSprop(groups C.longlong, threads C.longlong) C.longlong {
 	return C.longlong(cret)
 }
 
+//export bindings_Reserve
+func bindings_Reserve(threads C.longlong) C.longlong {
+	_saved_thread := C.PyEval_SaveThread()
+	cret, __err := bindings.Reserve(int64(threads))
+
+	C.PyEval_RestoreThread(_saved_thread)
+	if __err != nil {
+		estr := C.CString(__err.Error())
+		C.PyErr_SetString(C.PyExc_RuntimeError, estr)
+		C.free(unsafe.Pointer(estr))
+		return C.longlong(0)
+	}
+	return C.longlong(cret)
+}
+
 //export bindings_Rprop
 func bindings_Rprop(groups C.longlong, threads C.longlong) C.longlong {
 	_saved_thread := C.PyEval_SaveThread()

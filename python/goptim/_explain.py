@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from goptim import hf
+from goptim import _native, hf
 from goptim._step import _PLAIN, GoStep, why_compiling, why_torch
 from goptim.lbfgs import LBFGS
 
@@ -43,6 +43,9 @@ class Row:
     has_grad: bool
     """Whether it has a gradient now. A step leaves a parameter without one as it is."""
 
+    slow: str = ""
+    """Why a step reads the tensor through Python, which takes some 20 µs per parameter; empty if it does not."""
+
 
 class Explanation(tuple[Row, ...]):
     """The rows of :func:`explain`, in the order of the parameters; as a string, a table."""
@@ -56,7 +59,8 @@ class Explanation(tuple[Row, ...]):
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    why = "; ".join(filter(None, [row.reason, "" if row.has_grad else "it has no gradient now"]))
+    slow = row.slow and f"slowly, because {row.slow}"
+    why = "; ".join(filter(None, [row.reason, slow, "" if row.has_grad else "it has no gradient now"]))
     shape = " x ".join(map(str, row.shape)) or "()"
     dtype = str(row.dtype).removeprefix("torch.")
     return (f"{row.group}.{row.index}", row.name or "", shape, dtype, str(row.device), row.to, why)
@@ -97,6 +101,7 @@ _Ask = Callable[[int, int, Tensor], str | None]
 
 
 def _rows(optimizer: Optimizer, ask: _Ask) -> Iterator[Row]:
+    slow = (_native.why_slow() or "") if isinstance(optimizer, GoStep) else ""
     for i, group in enumerate(optimizer.param_groups):
         names = group.get("param_names")
         for j, p in enumerate(group["params"]):
@@ -107,7 +112,18 @@ def _rows(optimizer: Optimizer, ask: _Ask) -> Iterator[Row]:
             except (ValueError, RuntimeError) as e:  # a step raises the same
                 to, why = "error", str(e)
             name = names[j] if names else None
-            yield Row(i, j, name, tuple(p.shape), p.dtype, p.device, to, why or "", p.grad is not None)
+            yield Row(
+                i,
+                j,
+                name,
+                tuple(p.shape),
+                p.dtype,
+                p.device,
+                to,
+                why or "",
+                p.grad is not None,
+                slow if to == "go" else "",
+            )
 
 
 def _ask_tables(optimizer: GoStep) -> _Ask:

@@ -1,13 +1,20 @@
-"""The Go extension, loaded late and never used where it cannot work."""
+"""The Go extension: loaded when the first optimizer is built, and never used where it cannot work."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import functools
+import errno
+import mmap
 import os
 import re
+import signal
+import struct
+import sys
+import threading
+import time
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -20,35 +27,193 @@ TESTED = ((2, 6), (2, 15))
 
 _loaded: ModuleType | None = None
 _forked = False
+_why_not: str | None = None  # why the extension could not be loaded
+_layout_found: bytes | None = None
+_why_slow: str | None = None  # why the layout could not be found
+_openmp_asked = False
+
+_lock = threading.RLock()
+_next_try: dict[str, float] = {}
+_PAUSE = {"core": 60.0, "layout": 1.0}  # seconds between tries
+
 _PF_FORKNOEXEC = 0x40  # of Linux's include/linux/sched.h: a fork without an exec since
 
+# What Go's runtime asks the system for. It ends the process if it does not get it.
+_ADDRESSES = 4 << 30  # bytes: Go reserves 1.9 GiB, of which it uses little; the rest is for the program
+_THREADS = 16  # Go starts six or seven, and more for its garbage collector
+_MANY_THREADS = 64  # with room for so many, there will be room later
+_MAP_NORESERVE = 0x4000  # of Linux's mman.h
+_SCARCE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
+_SCARCE_TEXTS = "|".join([*map(os.strerror, sorted(_SCARCE)), "failed to map segment"])
 
-@functools.cache
+# Linux's struct sigaction.
+_HANDLER, _FLAGS, _AT_FLAGS, _SA_ONSTACK = struct.Struct("=Q"), struct.Struct("=I"), 136, 0x08000000
+_GOS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE}  # of faults, for which Go has handlers
+_SYNCHRONOUS = _GOS | {signal.SIGILL, signal.SIGTRAP, signal.SIGABRT, signal.SIGSYS}
+
+
 def layout() -> bytes | None:
-    """Where torch keeps what of a tensor, for the extension to read it there; None if that is not known."""
-    return _layout.find()
+    """The offsets of the fields of torch's tensors, for the extension to read them; None if they are not known."""
+    if _layout_found is None:
+        _try("layout", _find_layout)
+    return _layout_found
+
+
+def _find_layout() -> None:
+    global _layout_found, _why_slow
+    if _layout_found is None:
+        try:
+            _layout_found, _why_slow = _layout.find(), None
+        except _layout.UnknownError as e:
+            _why_slow = str(e)
+
+
+def why_slow() -> str | None:
+    """Why tensors are read through Python, which takes some 20 µs per parameter; None if they are not."""
+    layout()
+    return _why_slow
 
 
 def core() -> ModuleType | None:
-    """The extension; None in a process forked from one that had loaded it.
+    """The extension; None where it cannot be used, for which why_not has the reason.
 
     Go's runtime does not survive a fork: only the forking thread goes on in the child. It starts threads when it is
     loaded, which Python 3.12 and later warn about at a fork, so it is loaded when the first optimizer is built.
     """
-    global _loaded
     if _forked:
         return None
-    if _loaded is None:
-        try:
-            from goptim import _core
-        except ImportError as e:
-            raise ImportError(
-                f"goptim's extension cannot be loaded: {e}. In a checkout, `make build` compiles it."
-            ) from e
-        _loaded = _core
-        _warn_of_newer_torch()
-        _core.OpenMP(*_gomp())
+    if not _openmp_asked:
+        _try("core", _load)
     return _loaded
+
+
+def why_not() -> str:
+    """Why core returns None."""
+    return "this process was forked after goptim had been used" if _forked else _why_not or "goptim is not loaded"
+
+
+def forked() -> bool:
+    """Whether this process was forked from one that had loaded the extension."""
+    return _forked
+
+
+def _try(what: str, do: Callable[[], None]) -> None:
+    """Do what may fail for want of a resource: once at a time, and not at every step, for it may take milliseconds."""
+    with _lock:
+        if time.monotonic() < _next_try.get(what, 0):
+            return
+        do()
+        _next_try[what] = time.monotonic() + _PAUSE[what]
+
+
+def _load() -> None:
+    global _why_not, _openmp_asked
+    if _openmp_asked:
+        return
+    if _loaded is None:
+        with _signals_kept():
+            why = _import()
+        if why is not None:
+            first, _why_not = _why_not is None, why
+            if first:
+                warnings.warn(f"goptim falls back to torch: {why}", RuntimeWarning, stacklevel=2)
+            return
+        _why_not = None
+        _warn_of_newer_torch()
+    assert _loaded is not None
+    with contextlib.suppress(OSError):
+        _loaded.OpenMP(*_gomp())
+        _openmp_asked = True
+
+
+def _import() -> str | None:
+    """Import the extension, or say what it lacks."""
+    global _loaded
+    why, threads = _why_no_room()
+    if why is not None:
+        return why
+    try:
+        from goptim import _core
+    except (ImportError, OSError, MemoryError) as e:
+        if isinstance(e, MemoryError) or getattr(e, "errno", 0) in _SCARCE or re.search(_SCARCE_TEXTS, str(e)):
+            return f"its extension cannot be loaded: {e or type(e).__name__}"
+        raise ImportError(f"goptim's extension cannot be loaded: {e}. In a checkout, `make build` compiles it.") from e
+    _core.Version()  # which waits for the start of Go's runtime
+    if threads is not None:
+        _core.Reserve(threads)
+    _loaded = _core
+    return None
+
+
+def _why_no_room() -> tuple[str | None, int | None]:
+    """Why Go's runtime would end the process when it starts; or how many threads it should start while it can.
+
+    These are experiments, for there are many limits: of the process, of its user, of its control group, of the system.
+    """
+    if sys.platform != "linux":
+        return None, None
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+    try:
+        reserved = mmap.mmap(-1, _ADDRESSES, flags=flags, prot=0)
+    except (OSError, MemoryError, OverflowError):
+        return f"less than {_ADDRESSES >> 30} GiB of address space are left (ulimit -v); Go reserves 2", None
+    with reserved:
+        started = _start_threads(_MANY_THREADS)
+    if started < _THREADS:
+        why = f"only {started} more threads can be started (ulimit -u, or pids.max of a control group); Go starts six"
+        return why, None
+    import resource
+
+    if started == _MANY_THREADS and resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY:
+        return None, None
+    return None, min(os.cpu_count() or 1, started - 8)
+
+
+def _start_threads(n: int) -> int:
+    """Start as many as n threads at the same time, which wait for each other and end; return how many started."""
+    libc = ctypes.CDLL(None)
+    semaphore, threads = (ctypes.c_long * 8)(), (ctypes.c_ulong * n)()
+    libc.sem_init(semaphore, 0, 0)
+    started = 0
+    while started < n and not libc.pthread_create(ctypes.byref(threads, 8 * started), None, libc.sem_wait, semaphore):
+        started += 1
+    for _ in range(started):
+        libc.sem_post(semaphore)
+    for thread in threads[:started]:
+        libc.pthread_join(ctypes.c_ulong(thread), None)
+    return started
+
+
+@contextlib.contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Leave signals as they are when Go's runtime starts.
+
+    Its threads take their masks from the one that loads it. Blocked there, asynchronous signals go to the program's
+    threads as before. Go also replaces the handlers of SIGPIPE and SIGURG, without need in an extension that does not
+    preempt by signals; and a SIGPIPE that is ignored, as by Python, is ignored in executed programs too. Go's handlers
+    of faults stay: they make a fault in Go an exception.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _SYNCHRONOUS)
+    before = {number: action for number in signal.valid_signals() - _GOS if (action := _action(number)) is not None}
+    try:
+        yield
+    finally:
+        for number, action in before.items():
+            now = _action(number)
+            if now is not None and now[: _HANDLER.size] != action[: _HANDLER.size]:
+                if _HANDLER.unpack_from(action)[0] > 1:  # neither the default nor to ignore it
+                    _FLAGS.pack_into(action, _AT_FLAGS, _FLAGS.unpack_from(action, _AT_FLAGS)[0] | _SA_ONSTACK)
+                ctypes.CDLL(None).sigaction(number, ctypes.byref(action), None)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _action(number: int) -> ctypes.Array[ctypes.c_char] | None:
+    """C's struct sigaction of a signal."""
+    action = ctypes.create_string_buffer(256)
+    return None if ctypes.CDLL(None).sigaction(number, None, ctypes.byref(action)) else action
 
 
 def _warn_of_newer_torch() -> None:
@@ -67,20 +232,27 @@ def _gomp() -> tuple[int, int]:
     """Where the OpenMP that came with torch has GOMP_parallel and omp_get_thread_num; 0 if it has none, or would hang.
 
     It hangs in a process forked from one that has used it. Where that may be, Go's own threads step.
+
+    Raises:
+        OSError: there is no file descriptor to find out with.
     """
-    with contextlib.suppress(OSError, AttributeError, ValueError):
+    try:
         flags = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[6])
         if not flags & _PF_FORKNOEXEC:
             for path in (Path(torch.__file__).parent / "lib").glob("libgomp*.so*"):
                 gomp = ctypes.CDLL(str(path), mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
                 found = [ctypes.cast(f, ctypes.c_void_p).value for f in (gomp.GOMP_parallel, gomp.omp_get_thread_num)]
                 return found[0] or 0, found[1] or 0
+    except (OSError, AttributeError, ValueError) as e:
+        if getattr(e, "errno", None) in _SCARCE:
+            raise
     return 0, 0
 
 
 def _after_fork_in_child() -> None:
-    global _forked
+    global _forked, _lock
     _forked = _loaded is not None
+    _lock = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):

@@ -18,7 +18,7 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from goptim import _patch, _step, hf, lbfgs
+from goptim import _native, _patch, _step, hf, lbfgs
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -185,6 +185,8 @@ class _Report:
                 line += f"; torch took {_many(others, 'parameter')} ({_many(reasons.total(), 'update')}):"
             lines.append(line)
             lines += [f"goptim:   {_many(n, 'update')}: {why}" for why, n in reasons.most_common()]
+        if any(count.go_updates for count in self.counts) and (slow := _native.why_slow()) is not None:
+            lines.append(f"goptim: each update in Go took some 20 µs more than it should: {slow}")
         return "\n".join(lines)
 
 

@@ -516,7 +516,7 @@ def _keys(columns: tuple[str | None, ...]) -> tuple[str, ...]:
 def why_torch(optimizer: Optimizer) -> str | None:
     """Why Go may not write to memory behind torch's back, which a tracer or a loss scaler must not miss."""
     if _native.core() is None:
-        return "this process was forked after goptim had been used"
+        return _native.why_not()
     if _dispatch_modes():
         return "a dispatch mode is active"
     if _functorch() is not None:
@@ -613,7 +613,7 @@ def bump_versions(written: list[Tensor]) -> None:
 def _threads_after_fork() -> Iterator[None]:
     """One thread in a forked child: torch's OpenMP does not survive a fork either, and would hang with more."""
     threads = torch.get_num_threads()
-    if _native.core() is not None or threads == 1:
+    if not _native.forked() or threads == 1:
         yield
         return
     torch.set_num_threads(1)

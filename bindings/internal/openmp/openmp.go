@@ -41,6 +41,29 @@ func Use(gompParallel, ompGetThreadNum uintptr) {
 	runtime.GOMAXPROCS(procs) // even if it is as many: Go then stops adapting the number by itself
 }
 
+// Reserve starts threads of Go's at the same time. They wait for work when it returns, and Go uses no more of them at the
+// same time until Team does.
+func Reserve(threads int) {
+	mu.Lock()
+	defer mu.Unlock()
+	procs = threads
+	defer runtime.GOMAXPROCS(procs)
+	var started, done sync.WaitGroup
+	begin := make(chan struct{})
+	for range threads {
+		started.Add(1)
+		done.Go(func() {
+			runtime.LockOSThread() // for the others to take threads of their own
+			defer runtime.UnlockOSThread()
+			started.Done()
+			<-begin
+		})
+	}
+	started.Wait()
+	close(begin)
+	done.Wait()
+}
+
 // allow has Go run on as many as threads threads at the same time.
 func allow(threads int) {
 	if threads > procs {
