@@ -1,14 +1,29 @@
 """States as safetensors files: between goptim, torch.optim and the Go package, and on with the same bits."""
 
+import contextlib
+import copy
+import errno
+import itertools
 import json
+import os
+import random
+import resource
+import signal
+import stat
+import struct
+import subprocess
+import sys
+import threading
+import time
 
 import golden
+import numpy as np
 import pytest
 import torch
 from configurations import oracle_of
 
 import goptim
-from goptim import _safetensors
+from goptim import _files, _safetensors
 from goptim.testing import assert_bit_equal, ieee_sqrt
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse invariant checks")
@@ -160,3 +175,376 @@ def test_refuses_and_changes_nothing(tmp_path):
         goptim.save_state(type("Mine", (torch.optim.Optimizer,), {})([p], {}), path)
     assert_bit_equal(optimizer.state_dict()["state"], before["state"])
     assert optimizer.state_dict()["param_groups"] == before["param_groups"]
+
+
+def small(lr=1e-3, n=3):
+    """An optimizer after a step, whose state is as good as any."""
+    p = torch.ones(n, requires_grad=True)
+    p.grad = torch.ones(n)
+    optimizer = goptim.Adam([p], lr=lr)
+    optimizer.step()
+    return optimizer
+
+
+def rate_in(path):
+    """The learning rate in a file, which must be whole."""
+    return json.loads(_safetensors.read(path)[1]["param_groups"])[0]["lr"]
+
+
+def test_symbolic_links_are_followed(tmp_path):
+    real, chain = tmp_path / "real" / "state", tmp_path / "chain"
+    real.parent.mkdir()
+    os.symlink("real/state", tmp_path / "link")
+    os.symlink(tmp_path / "link", chain)
+    for lr in (0.5, 0.25):  # a link to nothing, and one to a file
+        goptim.save_state(small(lr), chain)
+        assert chain.is_symlink()
+        assert (tmp_path / "link").is_symlink()
+        assert rate_in(real) == lr
+    assert sorted(os.listdir(tmp_path)) == ["chain", "link", "real"]
+    assert os.listdir(real.parent) == ["state"]
+    os.symlink("loop", tmp_path / "loop")
+    with pytest.raises(OSError, match="symbolic links"):
+        goptim.save_state(small(), tmp_path / "loop")
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o444, 0o4755])
+def test_permissions_stay(tmp_path, mode):
+    path = tmp_path / "state"
+    path.write_bytes(b"old")
+    if os.geteuid() == 0:
+        os.chown(path, 12345, 54321)
+    path.chmod(mode)
+    if os.geteuid() != 0 and not mode & 0o200:
+        with pytest.raises(PermissionError):
+            goptim.save_state(small(), path)
+        assert path.read_bytes() == b"old"
+        return
+    before = path.stat()
+    goptim.save_state(small(0.5), path)
+    after = path.stat()
+    assert rate_in(path) == 0.5
+    assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
+
+
+def test_a_new_file_has_the_permissions_of_the_umask(tmp_path):
+    for mask in (0o022, 0o077, 0o002):
+        before = os.umask(mask)
+        try:
+            goptim.save_state(small(), tmp_path / str(mask))
+        finally:
+            os.umask(before)
+        assert stat.S_IMODE((tmp_path / str(mask)).stat().st_mode) == 0o666 & ~mask
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path):
+    for path in ("/dev/null", "/dev/full"):
+        before = os.stat(path)
+        with pytest.raises(OSError, match="No space left") if path == "/dev/full" else contextlib.nullcontext():
+            goptim.save_state(small(), path)
+        after = os.stat(path)
+        assert (after.st_ino, after.st_rdev, after.st_mode) == (before.st_ino, before.st_rdev, before.st_mode)
+    os.symlink("/dev/null", tmp_path / "link")
+    goptim.save_state(small(), tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+    goptim.save_state(small(0.5), tmp_path / "state")
+    whole = (tmp_path / "state").read_bytes()
+
+    os.mkfifo(tmp_path / "fifo")
+    read = []
+    reader = threading.Thread(target=lambda: read.append((tmp_path / "fifo").read_bytes()))
+    reader.start()
+    goptim.save_state(small(0.5), tmp_path / "fifo")
+    reader.join()
+    assert read == [whole]
+    assert stat.S_ISFIFO((tmp_path / "fifo").stat().st_mode)
+
+    for path in (tmp_path, f"{tmp_path}/", f"{tmp_path}/.", f"{tmp_path}/new/", "/"):
+        with pytest.raises(IsADirectoryError):
+            goptim.save_state(small(), path)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        goptim.save_state(small(), tmp_path / "nowhere" / "state")
+    with pytest.raises(NotADirectoryError):
+        goptim.save_state(small(), tmp_path / "state" / "state")
+    assert sorted(os.listdir(tmp_path)) == ["fifo", "link", "state"]
+
+
+def test_descriptors_are_written(tmp_path):
+    """Also where they are files: a shell's redirection goes on."""
+    goptim.save_state(small(0.5), tmp_path / "state")
+    whole = (tmp_path / "state").read_bytes()
+    r, w = os.pipe()
+    goptim.save_state(small(0.5), f"/dev/fd/{w}")
+    os.close(w)
+    with open(r, "rb") as f:
+        assert f.read() == whole
+    with open(tmp_path / "open", "w+b") as f:
+        for folder in ("/dev/fd", "/proc/self/fd", f"/proc/{os.getpid()}/fd", "/proc/thread-self/fd"):
+            inode = os.fstat(f.fileno()).st_ino
+            goptim.save_state(small(0.5), f"{folder}/{f.fileno()}")
+            assert os.stat(tmp_path / "open").st_ino == inode
+            f.seek(0)
+            assert f.read() == whole
+        os.unlink(tmp_path / "open")
+        goptim.save_state(small(0.25), f"/proc/self/fd/{f.fileno()}")
+        f.seek(0)
+        assert f.read() != whole
+    assert os.listdir(tmp_path) == ["state"]
+
+
+@pytest.mark.parametrize("kind", ["str", "bytes", "path-like", "relative"])
+def test_paths(tmp_path, kind, monkeypatch):
+    class PathLike:
+        def __fspath__(self):
+            return bytes(tmp_path / "state")
+
+    monkeypatch.chdir(tmp_path)
+    path = {"str": str(tmp_path / "state"), "bytes": bytes(tmp_path / "state"), "path-like": PathLike()}.get(kind, "state")
+    goptim.save_state(small(0.5), path)
+    optimizer = small()
+    goptim.load_state(optimizer, path)
+    assert optimizer.param_groups[0]["lr"] == 0.5
+    (tmp_path / "state").write_bytes(b"")
+    with pytest.raises(ValueError, match=f"^{'' if kind == 'relative' else tmp_path}/?state: no safetensors file"):
+        goptim.load_state(optimizer, path)
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "\u00e9" * 127, b"\xff" * 255], ids=["long", "wide", "no UTF-8"])
+def test_long_names(tmp_path, name):
+    path = os.path.join(os.fsencode(tmp_path), os.fsencode(name))
+    for lr in (0.5, 0.25):
+        goptim.save_state(small(lr), path)
+        assert rate_in(path) == lr
+    with pytest.raises(OSError, match="too long") as e:
+        goptim.save_state(small(), path + b"xx")
+    assert e.value.errno == errno.ENAMETOOLONG
+    assert os.listdir(os.fsencode(tmp_path)) == [os.path.basename(path)]
+
+
+UNNAMED = pytest.mark.parametrize("unnamed", [True, False], ids=["unnamed", "named"])
+
+
+def without_unnamed(monkeypatch, unnamed):
+    """A system without unnamed temporary files, unless it is asked for one that has them."""
+    if not unnamed:
+        monkeypatch.delattr(os, "O_TMPFILE")
+
+
+@UNNAMED
+def test_a_save_that_fails_leaves_the_old_file(tmp_path, monkeypatch, unnamed):
+    without_unnamed(monkeypatch, unnamed)
+    path = tmp_path / "state"
+    goptim.save_state(small(0.5), path)
+    old = path.read_bytes()
+
+    def fails(error):
+        def function(*args, **kwargs):
+            raise error
+
+        return function
+
+    for function, error in itertools.product(
+        ("fsync", "replace", "fchmod"), (OSError(errno.EIO, "Input/output error"), KeyboardInterrupt())
+    ):
+        with monkeypatch.context() as m:
+            m.setattr(os, function, fails(error))
+            with pytest.raises(type(error)):
+                goptim.save_state(small(), path)
+        assert path.read_bytes() == old
+        assert os.listdir(tmp_path) == ["state"]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            goptim.save_state(small(n=10_000), path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == old
+    assert os.listdir(tmp_path) == ["state"]
+
+
+@UNNAMED
+def test_data_and_folder_are_synchronized(tmp_path, monkeypatch, unnamed):
+    without_unnamed(monkeypatch, unnamed)
+    path, calls = tmp_path / "state", []
+    fsync, replace = os.fsync, os.replace
+
+    def record(function, what):
+        def recorded(*args, **kwargs):
+            calls.append(what(*args))
+            return function(*args, **kwargs)
+
+        return recorded
+
+    monkeypatch.setattr(os, "fsync", record(fsync, lambda fd: (os.fstat(fd).st_ino, os.fstat(fd).st_size > 100)))
+    monkeypatch.setattr(os, "replace", record(replace, lambda *args: "replaced"))
+    goptim.save_state(small(), path)
+    data, replaced, folder = calls
+    assert data == (path.stat().st_ino, True)
+    assert replaced == "replaced"
+    assert folder[0] == tmp_path.stat().st_ino
+
+
+@UNNAMED
+def test_threads_that_save_to_one_path(tmp_path, monkeypatch, unnamed):
+    """Each file is that of one of them, and whole."""
+    without_unnamed(monkeypatch, unnamed)
+    path = tmp_path / "state"
+    optimizers = [small(lr, 50_000) for lr in (0.5, 0.25, 0.125)]
+    for optimizer in optimizers:
+        for t in optimizer.state[optimizer.param_groups[0]["params"][0]].values():
+            t.fill_(optimizer.param_groups[0]["lr"])
+    whole = set()
+    for optimizer in optimizers:
+        goptim.save_state(optimizer, path)
+        whole.add(path.read_bytes())
+    stop, wrong = threading.Event(), []
+
+    def save(optimizer):
+        try:
+            while not stop.is_set():
+                goptim.save_state(optimizer, path)
+        except BaseException as e:
+            wrong.append(e)
+
+    threads = [threading.Thread(target=save, args=(optimizer,)) for optimizer in optimizers]
+    for thread in threads:
+        thread.start()
+    for _ in range(50):
+        assert path.read_bytes() in whole
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert os.listdir(tmp_path) == ["state"]
+
+
+# Without goptim itself: torch would take most of the test's time.
+KILLED = """
+import importlib.util, os, sys
+spec = importlib.util.spec_from_file_location("files", sys.argv[1])
+files = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(files)
+if sys.argv[3] == "named":
+    del os.O_TMPFILE
+with open(sys.argv[2], "rb") as f:
+    content = f.read()
+print("ready", flush=True)
+while True:
+    files.replace(sys.argv[2], [content[:100], content[100:]])
+"""
+
+
+@pytest.mark.parametrize("unnamed", ["unnamed", "named"])
+def test_a_killed_save_does_no_harm(tmp_path, unnamed):
+    path = tmp_path / "state"
+    goptim.save_state(small(0.5, 100_000), path)
+    old = path.read_bytes()
+    for delay in (0, 0.0031, 0.0072, 0.0113, 0.0254):
+        command = [sys.executable, "-S", "-c", KILLED, _files.__file__, path, unnamed]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
+            assert child.stdout.readline() == b"ready\n"
+            time.sleep(delay)
+            child.send_signal(signal.SIGKILL)
+        assert path.read_bytes() == old
+    (tmp_path / f"state.{os.getpid()}.tmp").write_bytes(b"of a version of long ago")
+    goptim.save_state(small(0.125), path)
+    assert rate_in(path) == 0.125
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_folder_that_cannot_be_written(tmp_path):
+    """Nothing but a new file makes a save safe, so the folder must take one."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    path = folder / "state"
+    path.write_bytes(b"old")
+    path.chmod(0o666)
+    for parent in (tmp_path, *tmp_path.parents[:2]):
+        parent.chmod(0o755)
+    read = _files._NO_NEW_FILE  # loaded before the rights are gone
+    assert errno.EROFS in read
+    optimizer = small(0.5)
+    os.seteuid(12345)
+    try:
+        with pytest.raises(PermissionError, match="a new file beside it takes its place") as e:
+            goptim.save_state(optimizer, path)
+        assert e.value.filename == str(path)
+        with pytest.raises(PermissionError):
+            goptim.save_state(optimizer, folder / "new")
+    finally:
+        os.seteuid(0)
+    assert path.read_bytes() == b"old"
+    assert os.listdir(folder) == ["state"]
+    folder.chmod(0o333)  # which can be written, but not read
+    os.seteuid(12345)
+    try:
+        goptim.save_state(optimizer, path)
+    finally:
+        os.seteuid(0)
+    assert rate_in(path) == 0.5
+    path.write_bytes(b"old")
+    os.chown(path, 0, 0)
+    path.chmod(0o640)
+    os.seteuid(12345)
+    try:
+        with pytest.raises(PermissionError):
+            goptim.save_state(optimizer, path)
+    finally:
+        os.seteuid(0)
+    assert path.read_bytes() == b"old"
+
+
+def test_states_that_a_file_cannot_hold(tmp_path):
+    """All is found out before the file is touched; and no memory is read that is not the tensor's."""
+    path = tmp_path / "state"
+    path.write_bytes(b"old")
+
+    def refuses(value, error, match, key="exp_avg"):
+        optimizer = small(n=4)
+        optimizer.state[optimizer.param_groups[0]["params"][0]][key] = value
+        with pytest.raises(error, match=match):
+            goptim.save_state(optimizer, path)
+        assert path.read_bytes() == b"old"
+
+    gone = torch.ones(4)
+    gone.untyped_storage().resize_(0)
+    short = torch.ones(100)[96:]
+    short.untyped_storage().resize_(396)
+    refuses(gone, ValueError, "parameter 0: its state exp_avg has a storage of 0 bytes, expected at least 16")
+    refuses(short, ValueError, "storage of 396 bytes, expected at least 400")
+    refuses(torch.ones(4).to_sparse(), TypeError, "its state exp_avg is a Tensor, torch.sparse_coo")
+    refuses(torch.ones(4).as_subclass(type("Mine", (torch.Tensor,), {})), TypeError, "is a Mine")
+    refuses("text", TypeError, "is a str")
+    refuses(torch.ones(4), TypeError, "expected a key", "a.b")
+    refuses(torch.ones(4), TypeError, "expected a key", "12")
+    for value in (torch._neg_view(torch.full((4,), -2.0)), torch.full((8,), 2.0)[::2]):
+        optimizer = small(n=4)
+        optimizer.state[optimizer.param_groups[0]["params"][0]]["exp_avg"] = value
+        goptim.save_state(optimizer, tmp_path / "other")
+        assert_bit_equal(_safetensors.read(tmp_path / "other")[0]["state.0.exp_avg"], torch.full((4,), 2.0))
+
+
+def test_hyperparameters_that_are_numbers(tmp_path):
+    path = tmp_path / "state"
+    for lr in (np.float32(0.5), np.float64(0.5), torch.tensor(0.5), 0.5):
+        optimizer = small()
+        optimizer.param_groups[0] |= {"lr": lr, "amsgrad": np.bool_(False), "eps": np.float32(0.25), "maximize": 0}
+        optimizer.param_groups[0] |= {"initial_lr": np.float64("inf"), "optimizer": "x", "mine": [object()], "also": {}}
+        goptim.save_state(optimizer, path)
+        saved = json.loads(_safetensors.read(path)[1]["param_groups"])[0]
+        assert saved["optimizer"] == "Adam"
+        assert [saved[key] for key in ("lr", "eps", "initial_lr")] == [0.5, 0.25, "inf"]
+        assert [saved[key] for key in ("amsgrad", "maximize")] == [False, False]
+        assert "mine" not in saved
+        fresh = small()
+        fresh.param_groups[0] |= {"initial_lr": 1.0, "mine": 3}
+        goptim.load_state(fresh, path)
+        assert (fresh.param_groups[0]["initial_lr"], fresh.param_groups[0]["mine"]) == (float("inf"), 3)
+    path.write_bytes(b"old")
+    for lr in ("0.5", None, object(), torch.ones(2), 1j):
+        optimizer.param_groups[0]["lr"] = lr
+        with pytest.raises(TypeError, match="group 0: lr is .*, which a file cannot hold"):
+            goptim.save_state(optimizer, path)
+    assert path.read_bytes() == b"old"

@@ -18,7 +18,7 @@ from torch.optim import (
 
 from goptim import hf as hf, testing as testing
 from goptim._explain import explain as explain
-from goptim._safetensors import load_state as load_state, save_state as save_state
+from goptim._state import load_state as load_state, save_state as save_state
 from goptim.adadelta import Adadelta as Adadelta
 from goptim.adafactor import Adafactor as Adafactor
 from goptim.adagrad import Adagrad as Adagrad

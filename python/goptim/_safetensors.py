@@ -1,4 +1,4 @@
-"""States of optimizers as safetensors files, which Go programs share: docs/state.md."""
+"""The safetensors format, https://huggingface.co/docs/safetensors."""
 
 from __future__ import annotations
 
@@ -7,207 +7,47 @@ import json
 import math
 import os
 import struct
-from collections.abc import Iterable
-from typing import Any, cast
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
-_DTYPES = {"F64": torch.float64, "I64": torch.int64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+from goptim._files import StrOrBytesPath, replace
+
+_DTYPES = {
+    "F64": torch.float64,
+    "I64": torch.int64,
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "C64": torch.complex64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+if hasattr(torch, "float8_e8m0fnu"):
+    _DTYPES["F8_E8M0"] = torch.float8_e8m0fnu
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-_VERSION = "1"
+_METADATA = "__metadata__"
+_FIELDS = ("dtype", "shape", "data_offsets")
+_MAX_HEADER = 100_000_000  # that of the format's reference implementation
 
 
-def save_state(
-    optimizer: Optimizer, path: str | os.PathLike[str], names: Iterable[tuple[str, Tensor]] | None = None
-) -> None:
-    """Write an optimizer's state and hyperparameters as a safetensors file.
-
-    ``goptim.ReadState`` reads it in Go, ``goptim.load_state`` in Python.
-
-    Args:
-        optimizer: one of torch.optim's classes, or of goptim's.
-        path: the file, which is replaced as a whole.
-        names: the parameters' names, as ``model.named_parameters()``. Without them the optimizer's own, if it was made
-            of named parameters, or else the parameters' indices.
-    """
-    groups, tensors = [], {}
-    for group, ns in zip(optimizer.param_groups, _names(optimizer, names), strict=True):
-        options = {k: _to_json(v) for k, v in group.items() if k not in ("params", "param_names") and _is_option(v)}
-        groups.append({"optimizer": _class_name(optimizer), "params": ns, **options})
-        for p, n in zip(group["params"], ns, strict=True):
-            for key, value in optimizer.state.get(p, {}).items():
-                if key == "al":  # LBFGS computes it anew
-                    continue
-                for i, v in enumerate(value) if isinstance(value, list) else ((None, value),):
-                    if v is not None:
-                        tensors[f"state.{n}.{key}" + ("" if i is None else f".{i}")] = _to_tensor(v)
-    write(path, tensors, {"goptim_state": _VERSION, "param_groups": json.dumps(groups, allow_nan=False)})
-
-
-def load_state(
-    optimizer: Optimizer, path: str | os.PathLike[str], names: Iterable[tuple[str, Tensor]] | None = None
-) -> None:
-    """Give an optimizer the state and hyperparameters that ``save_state``, or ``goptim.WriteState`` in Go, has written.
-
-    Args:
-        optimizer: of the same class, with the same groups of parameters.
-        path: the file.
-        names: the parameters' names, as for ``save_state``.
+def write(path: StrOrBytesPath, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write contiguous tensors on the CPU as a safetensors file, wider elements first.
 
     Raises:
-        ValueError: the file is damaged, or of another optimizer or other parameters; nothing has changed.
+        OSError: the file cannot be written; what was there is unchanged.
     """
-    tensors, metadata = read(path)
-    if metadata.get("goptim_state") != _VERSION:
-        raise ValueError(f"{path}: not the state of an optimizer, or of another version")
-    groups = json.loads(metadata["param_groups"])
-    all_names = _names(optimizer, names)
-    if len(groups) != len(all_names):
-        raise ValueError(f"{path}: {len(groups)} groups of parameters, expected {len(all_names)}")
-    states: dict[str, dict[str, Any]] = {}
-    for name, t in tensors.items():
-        if name.startswith("state."):
-            parts = name[len("state.") :].split(".")
-            at = -2 if parts[-1].isdigit() else -1
-            states.setdefault(".".join(parts[:at]), {})[".".join(parts[at:])] = t
-    new = optimizer.state_dict()
-    new["state"] = {}
-    exact: list[tuple[Tensor, dict[str, Any]]] = []
-    index = 0
-    for group, saved, to, ns in zip(optimizer.param_groups, groups, new["param_groups"], all_names, strict=True):
-        class_name = _class_name(optimizer)
-        if saved["optimizer"] != class_name and {saved["optimizer"], class_name} != {"Adam", "AdamW"}:
-            raise ValueError(f"{path}: the state of {saved['optimizer']}, expected that of {class_name}")
-        if saved["params"] != ns if class_name == "LBFGS" else sorted(saved["params"]) != sorted(ns):
-            raise ValueError(f"{path}: parameters {saved['params']}, expected {ns}")
-        for key, old in group.items():
-            if key in saved and key != "params":
-                to[key] = _from_json(saved[key], old)
-        for p, n in zip(group["params"], ns, strict=True):
-            if state := _state(class_name, p, n, states.pop(n, {}), to):
-                new["state"][index] = state
-                exact.append((p, {k: v for k, v in state.items() if not isinstance(v, Tensor) or v.dim() == 0}))
-            index += 1
-    if states:
-        raise ValueError(f"{path}: the state of {next(iter(states))}, which is no parameter")
-    optimizer.load_state_dict(new)
-    for p, numbers in exact:  # which torch takes for elements, and gives these's type
-        optimizer.state[p].update(numbers)
-
-
-def _state(class_name: str, p: Tensor, name: str, saved: dict[str, Tensor], group: dict[str, Any]) -> dict[str, Any]:
-    """The state of a parameter as its class keeps it."""
-    if not saved and class_name == "Adagrad":
-        initial = group["initial_accumulator_value"]
-        return {
-            "step": torch.tensor(0.0),
-            "sum": torch.full_like(p, initial, memory_format=torch.preserve_format),
-        }
-    if class_name == "LBFGS":
-        return _lbfgs_state(p, saved)
-    state: dict[str, Any] = {}
-    for key, t in saved.items():
-        if t.dim() == 0 and t.dtype is torch.int64:
-            state[key] = int(t)
-        elif t.dim() == 0 and key in ("step", "eta", "mu", "mu_product"):
-            state[key] = t
-        elif key in ("row_var", "col_var"):
-            want = (*p.shape[:-1], 1) if key == "row_var" else (*p.shape[:-2], 1, p.shape[-1])
-            if t.shape != want:
-                raise ValueError(f"parameter {name}: {key} is of shape {tuple(t.shape)}, expected {tuple(want)}")
-            state[key] = t
-        elif t.numel() != p.numel() or t.dtype != p.dtype:
-            raise ValueError(
-                f"parameter {name}: {key} is of {t.dtype} and shape {tuple(t.shape)}, "
-                f"expected {p.dtype} and {tuple(p.shape)}"
-            )
-        else:
-            state[key] = torch.empty_like(p, memory_format=torch.preserve_format).copy_(t.view(p.shape)).detach()
-    return state
-
-
-def _lbfgs_state(p: Tensor, saved: dict[str, Tensor]) -> dict[str, Any]:
-    state: dict[str, Any] = {}
-    if not saved:
-        return state
-    for key, t in saved.items():
-        if "." in key:
-            continue
-        if t.dim() == 0 and (t.dtype is torch.int64 or key == "prev_loss" or t.dtype != p.dtype):
-            state[key] = t.item()
-        else:
-            state[key] = t
-    if state.get("n_iter"):
-        for key in ("old_dirs", "old_stps", "ro"):
-            state[key] = []
-            while (one := saved.get(f"{key}.{len(state[key])}")) is not None:
-                state[key].append(one)
-    return state
-
-
-def _class_name(optimizer: Optimizer) -> str:
-    for c in type(optimizer).__mro__:
-        if getattr(torch.optim, c.__name__, None) is c and c is not Optimizer:
-            return str(c.__name__)
-    raise TypeError(f"{type(optimizer).__name__} is none of torch.optim's classes")
-
-
-def _names(optimizer: Optimizer, names: Iterable[tuple[str, Tensor]] | None) -> list[list[str]]:
-    """The parameters' names, group by group."""
-    known = None if names is None else {id(p): n for n, p in names}
-    all_names, index = [], 0
-    for group in optimizer.param_groups:
-        ns = []
-        for i, p in enumerate(group["params"]):
-            if known is None:
-                ns.append(group["param_names"][i] if "param_names" in group else str(index))
-            elif id(p) in known:
-                ns.append(known[id(p)])
-            else:
-                raise ValueError(f"parameter {index} has no name")
-            index += 1
-        all_names.append(ns)
-    flat = [n for ns in all_names for n in ns]
-    if len(set(flat)) != len(flat):
-        raise ValueError("two parameters have the same name")
-    return all_names
-
-
-def _is_option(value: object) -> bool:
-    return isinstance(value, (bool, int, float, str, tuple, list, type(None))) or (
-        isinstance(value, Tensor) and value.numel() == 1
-    )
-
-
-def _to_json(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        value = value.item()
-    if isinstance(value, (tuple, list)):
-        return [_to_json(v) for v in value]
-    return repr(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _from_json(value: Any, like: Any) -> Any:
-    if isinstance(like, (tuple, list)):
-        return type(like)(_from_json(v, x) for v, x in zip(value, like, strict=True))
-    if isinstance(like, Tensor):
-        return torch.full_like(like, float(value))
-    if isinstance(like, float) or (isinstance(value, str) and value in ("inf", "-inf", "nan")):
-        return float(value)
-    return value
-
-
-def _to_tensor(value: Any) -> Tensor:
-    if isinstance(value, Tensor):
-        return value.detach().cpu().contiguous()
-    return torch.tensor(value, dtype=torch.int64 if isinstance(value, int) else torch.float64, device="cpu")
-
-
-def write(path: str | os.PathLike[str], tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write contiguous tensors on the CPU as a safetensors file, wider elements first."""
-    header: dict[str, Any] = {"__metadata__": metadata}
+    header: dict[str, Any] = {_METADATA: metadata}
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
     end = 0
     for name, t in ordered:
@@ -218,49 +58,127 @@ def write(path: str | os.PathLike[str], tensors: dict[str, Tensor], metadata: di
         end += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    temporary = f"{os.fspath(path)}.{os.getpid()}.tmp"
-    try:
-        with open(temporary, "wb") as f:
-            f.write(struct.pack("<Q", len(text)) + text)
-            for _, t in ordered:
-                if t.numel():
-                    f.write((ctypes.c_char * (t.numel() * t.element_size())).from_address(t.data_ptr()))
-        os.replace(temporary, path)
-    except BaseException:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
-        raise
+
+    def chunks() -> Iterator[Any]:
+        yield struct.pack("<Q", len(text)) + text
+        for _, t in ordered:
+            if t.numel():
+                yield (ctypes.c_char * (t.numel() * t.element_size())).from_address(t.data_ptr())
+
+    replace(path, chunks())
 
 
-def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read(path: StrOrBytesPath) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and the metadata of a safetensors file.
 
     Raises:
         ValueError: it is none, or damaged.
+        OSError: it cannot be read.
     """
     with open(path, "rb") as f:
         data = bytearray(f.read())
     try:
-        (n,) = struct.unpack_from("<Q", data)
-        if n > len(data) - 8:
-            raise ValueError(f"{len(data)} bytes, expected a header of {n}")
-        header = cast(dict[str, Any], json.loads(data[8 : 8 + n]))
-        metadata = header.pop("__metadata__", {})
-        tensors, end = {}, 0
-        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-            dtype, shape, (begin, stop) = _DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
-            count = math.prod(shape)
-            if begin != end or stop - begin != count * dtype.itemsize or stop > len(data) - 8 - n:
-                raise ValueError(f"{name} is from {begin} to {stop} of the data")
-            end = stop
-            t = torch.empty(shape, dtype=dtype, device="cpu")
-            if count:
-                ctypes.memmove(
-                    t.data_ptr(), (ctypes.c_char * (stop - begin)).from_buffer(data, 8 + n + begin), stop - begin
-                )
-            tensors[name] = t
-        if end != len(data) - 8 - n:
-            raise ValueError(f"{len(data) - 8 - n} bytes of data, expected {end}")
-    except (KeyError, TypeError, ValueError, struct.error, AttributeError, UnicodeDecodeError) as e:
-        raise ValueError(f"{path}: no safetensors file, or damaged: {e!r}") from e
+        return _parse(data)
+    except ValueError as e:
+        raise ValueError(f"{os.fsdecode(path)}: no safetensors file, or damaged: {e}") from e
+
+
+def _parse(data: bytearray) -> tuple[dict[str, Tensor], dict[str, str]]:
+    if len(data) < 8:
+        raise ValueError(f"{len(data)} bytes, expected at least 8")
+    (n,) = struct.unpack_from("<Q", data)
+    if n > _MAX_HEADER:
+        raise ValueError(f"a header of {n} bytes, expected at most {_MAX_HEADER}")
+    start = 8 + n
+    if start > len(data):
+        raise ValueError(f"{len(data)} bytes, expected a header of {n}")
+    if data[8:9] != b"{":
+        raise ValueError("the header is not an object in JSON")
+    header: dict[str, Any] = parse_json(data[8:start].decode())
+    metadata = header.pop(_METADATA, {})
+    if type(metadata) is not dict or not all(type(value) is str for value in metadata.values()):
+        raise ValueError(f"{_METADATA}: expected an object of strings")
+    entries = sorted((_entry(name, entry) for name, entry in header.items()), key=lambda e: (e.begin, e.end))
+    tensors, end = {}, start
+    for e in entries:
+        if e.begin != end - start:
+            raise ValueError(f"{e.name!r} begins at {e.begin} of the data, expected {end - start}")
+        end = start + e.end
+        if end > len(data):
+            raise ValueError(f"{e.name!r} ends at {e.end} of the data, which is {len(data) - start} bytes")
+        tensors[e.name] = e.tensor(data, start)
+    if end != len(data):
+        raise ValueError(f"{len(data) - start} bytes of data, expected {end - start}")
     return tensors, metadata
+
+
+class _Entry:
+    """A tensor in the header."""
+
+    def __init__(self, name: str, dtype: torch.dtype, shape: list[int], begin: int, end: int) -> None:
+        self.name = name
+        self.dtype = dtype
+        self.shape = shape
+        self.begin = begin
+        self.end = end
+
+    def tensor(self, data: bytearray, start: int) -> Tensor:
+        try:
+            t = torch.empty(self.shape, dtype=self.dtype, device="cpu")
+        except RuntimeError as e:  # a dimension is 0, and the others are more than torch can count
+            raise ValueError(f"{self.name!r} is of shape {self.shape}") from e
+        if size := self.end - self.begin:
+            ctypes.memmove(t.data_ptr(), (ctypes.c_char * size).from_buffer(data, start + self.begin), size)
+        return t
+
+
+def _entry(name: str, entry: Any) -> _Entry:
+    if type(entry) is not dict or entry.keys() != set(_FIELDS):
+        raise ValueError(f"{name!r}: expected an object with {', '.join(_FIELDS)}")
+    dtype, shape, offsets = (entry[field] for field in _FIELDS)
+    if type(dtype) is not str or dtype not in _DTYPES:
+        raise ValueError(f"{name!r}: dtype {dtype!r}, expected one of {', '.join(_DTYPES)}")
+    if not _are_sizes(shape):
+        raise ValueError(f"{name!r}: shape {shape!r}, expected a list of sizes")
+    if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise ValueError(f"{name!r}: data_offsets {offsets!r}, expected two in order")
+    begin, end = offsets
+    size = math.prod(shape) * _DTYPES[dtype].itemsize
+    if end - begin != size:
+        raise ValueError(f"{name!r}: data_offsets {offsets}, expected {size} bytes of {dtype} of shape {shape}")
+    return _Entry(name, _DTYPES[dtype], shape, begin, end)
+
+
+def _are_sizes(value: object) -> bool:
+    """Whether a value of JSON is a list of numbers that a size or an offset may be."""
+    return type(value) is list and len(value) <= 64 and all(type(n) is int and 0 <= n < 1 << 63 for n in value)
+
+
+def parse_json(text: str) -> Any:
+    """Parse JSON as the standard has it.
+
+    Raises:
+        ValueError: it is not; or an object has a member twice, a number is no float64, or it is nested too deeply.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_distinct, parse_float=_finite, parse_constant=_refuse)
+    except RecursionError:
+        raise ValueError("JSON that is nested too deeply") from None
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        first = {key: i for i, (key, _) in reversed(list(enumerate(pairs)))}
+        raise ValueError(f"two members {next(key for i, (key, _) in enumerate(pairs) if first[key] < i)!r}")
+    return members
+
+
+def _finite(text: str) -> float:
+    if math.isinf(x := float(text)):
+        raise ValueError(f"{text}, which a float64 does not hold")
+    return x
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant}, which is not JSON")
