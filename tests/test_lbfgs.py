@@ -6,10 +6,12 @@ An iteration's products of vectors are torch's only arithmetic whose order is no
 import contextlib
 import copy
 import ctypes
+import inspect
 import io
 import itertools
 import math
 import pickle
+import threading
 
 import pytest
 import torch
@@ -725,3 +727,231 @@ def test_our_order_of_sums():
     exact = math.fsum((x * y).tolist())
     assert in_our_order(x, y).item() == pytest.approx(exact, rel=1e-12, abs=1e-10)
     assert in_our_order(x.float(), y.float()).dtype is torch.float32
+
+
+NESTED = {"first": (1,), "some": (2, 5), "every": range(1, 9)}
+
+
+@pytest.mark.parametrize("where", NESTED)
+@pytest.mark.parametrize("history", [2, 100])
+@SEARCH
+def test_closure_that_steps_its_optimizer(where, history, search, exact):
+    """Both steps work on one state, and so do torch's: the same bits, and the same error in a first step."""
+    for before in (0, 2):
+        runs = []
+        for cls in CLASSES:
+            run = Run(cls, PROBLEMS["network"], torch.float64, line_search_fn=search, history_size=history)
+            run.steps(before)
+            calls, inside = itertools.count(1), [False]
+
+            def closure(run=run, calls=calls, inside=inside):
+                loss = run.closure()
+                if next(calls) in NESTED[where] and not inside[0]:
+                    inside[0] = True
+                    try:
+                        run.opt.step(run.closure)
+                    finally:
+                        inside[0] = False
+                    loss = run.closure()
+                return loss
+
+            error = None
+            try:
+                for _ in range(2):
+                    run.opt.step(closure)
+            except TypeError as e:
+                error = str(e)
+            runs.append((str(error), run.everything()))
+        assert_bit_equal(*runs)
+
+
+def test_closure_that_steps_its_optimizer_with_other_memory_in_between(go):
+    """A pair that the inner step has dropped is freed, and its memory is another's before the outer step reads it."""
+    run = Run(goptim.LBFGS, Problem(normal((5000,)), quadratic), torch.float64, history_size=3, max_iter=8).steps(1)
+    calls, inside, others = itertools.count(1), [False], []
+
+    def closure():
+        run.closure()
+        if next(calls) > 2 and not inside[0]:
+            inside[0] = True
+            run.opt.step(run.closure)
+            inside[0] = False
+            others.extend(torch.full((5000,), math.nan, dtype=torch.float64) for _ in range(30))
+        return run.closure()
+
+    run.opt.step(closure)
+    assert others
+    assert all(map(math.isfinite, run.losses))
+    assert all(t.isnan().all() for t in others)
+
+
+def lists(state):
+    return state["old_dirs"], state["old_stps"], state["ro"]
+
+
+def replaced(run, state):
+    for x, key in zip(lists(state), ("old_dirs", "old_stps", "ro"), strict=True):
+        state[key] = [t.clone() for t in x]
+        x.clear()
+
+
+def moved(run, state):
+    for t in state["old_dirs"]:
+        t.data = t.data.clone() * 0.5
+
+
+def swapped(run, state):
+    torch.utils.swap_tensors(state["old_stps"][-1], state["old_stps"][0].clone())
+    kept = state["prev_flat_grad"]
+    torch.utils.swap_tensors(kept, kept.clone())
+
+
+def reloaded(run, state):
+    run.opt.load_state_dict(copy.deepcopy(run.opt.state_dict()))
+
+
+def restarted(run, state):
+    state["n_iter"] = 0
+
+
+# What a closure may do to the state of its optimizer, so that torch goes on.
+CHANGES = {
+    "state forgotten": lambda run, state: run.opt.state.clear(),
+    "state loaded": reloaded,
+    "lists replaced": replaced,
+    "lists emptied": lambda run, state: [x.clear() for x in lists(state)],
+    "oldest pair dropped": lambda run, state: [x.pop(0) for x in lists(state)],
+    "pair doubled": lambda run, state: [x.append(x[0].clone()) for x in lists(state)],
+    "ro changed in place": lambda run, state: [x.mul_(0.5) for x in state["ro"]],
+    "pairs in other memory": moved,
+    "tensors swapped": swapped,
+    "gradient changed in place": lambda run, state: state["prev_flat_grad"].mul_(0.9),
+    "count changed": lambda run, state: state.update(func_evals=1000, n_iter=50),
+    "begins anew": restarted,
+    "options changed": lambda run, state: run.opt.param_groups[0].update(lr=0.01, max_iter=1, history_size=20),
+    "parameters in other memory": lambda run, state: [setattr(p, "data", p.data.clone()) for p in run.params],
+    "parameters swapped": lambda run, state: [
+        torch.utils.swap_tensors(p, Parameter(p.detach() * 0.9)) for p in run.params
+    ],
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+@pytest.mark.parametrize("call", [1, 3])
+@SEARCH
+def test_closure_that_changes_the_state(what, call, search, exact):
+    runs = []
+    for cls in CLASSES:
+        run = Run(cls, PROBLEMS["network"], torch.float64, line_search_fn=search, history_size=15, max_iter=4).steps(2)
+        calls, state = itertools.count(1), run.opt.state[run.params[0]]
+
+        def closure(run=run, calls=calls, state=state):
+            if next(calls) == call:
+                CHANGES[what](run, state)
+            return run.closure()
+
+        run.opt.step(closure)
+        run.steps(1)
+        runs.append((run.everything(), dict(state)))
+    assert_bit_equal(*runs)
+
+
+def resized(run, state):
+    state["old_dirs"][0].untyped_storage().resize_(0)
+
+
+# The same where torch fails, or reads what is not there: ours says so first, and writes nothing more.
+SPOILS = {
+    "a pair of another length": lambda run, state: state["old_dirs"].__setitem__(0, torch.ones(3)),
+    "a pair of another dtype": lambda run, state: state["old_stps"].__setitem__(0, state["old_stps"][0].float()),
+    "a pair's data of another length": lambda run, state: setattr(state["old_dirs"][0], "data", torch.ones(3)),
+    "fewer elements in the same memory": lambda run, state: state["old_dirs"][0].resize_(3),
+    "no memory": resized,
+    "a number for a list": lambda run, state: state["old_dirs"].__setitem__(0, 3),
+    "one list shorter": lambda run, state: state["ro"].pop(),
+    "a list longer than the history": lambda run, state: [x.extend(x * 9) for x in lists(state)],
+    "the gradient's data of another length": lambda run, state: setattr(state["prev_flat_grad"], "data", torch.ones(3)),
+    "count of another type": lambda run, state: state.update(n_iter="3"),
+    "no counts": lambda run, state: state.clear(),
+    "parameters that share memory": lambda run, state: setattr(run.params[0], "data", run.params[2].data),
+    "another parameter": lambda run, state: run.opt.param_groups[0]["params"].append(Parameter(torch.ones(2))),
+    "a parameter fewer": lambda run, state: run.opt.param_groups[0]["params"].pop(),
+}
+
+
+@pytest.mark.parametrize("what", SPOILS)
+@SEARCH
+def test_closure_that_spoils_the_state(what, search, go):
+    start = at(*[0.3] * 6)(torch.float64)[0]
+    problem = Problem(
+        lambda dtype: [start.clone(), start[:2].clone(), start.clone()], lambda *p: sum(map(rosenbrock, p))
+    )
+    run = Run(goptim.LBFGS, problem, torch.float64, line_search_fn=search, history_size=9, lr=1e-3, max_iter=6).steps(2)
+    calls, state, before = itertools.count(1), run.opt.state[run.params[0]], []
+
+    def closure():
+        loss = run.closure()
+        if next(calls) == 3:
+            SPOILS[what](run, state)
+            before[:] = [p.detach().clone() for p in run.params], len(go)
+        return loss
+
+    with pytest.raises((RuntimeError, KeyError), match=r"LBFGS|parameters|func_evals"):
+        run.opt.step(closure)
+    assert_bit_equal([p.detach() for p in run.params], before[0])
+    assert len(go) == before[1]
+
+
+def test_many_threads_step_one_optimizer():
+    """Whatever comes of it, nobody's memory is touched, and errors are Python's."""
+    run = Run(goptim.LBFGS, Problem(normal((3000,)), quadratic), torch.float64, history_size=4, max_iter=5).steps(1)
+    p, others = run.params[0], []
+
+    def closure():
+        p.grad = p.detach() * 2 + 0.1
+        others.append(torch.full((3000,), 7.0, dtype=torch.float64))
+        if len(others) > 50:
+            del others[:40]
+        return float(p.detach().square().sum())
+
+    def work():
+        for _ in range(40):
+            with contextlib.suppress(Exception):
+                run.opt.step(closure)
+
+    def clear():
+        for _ in range(400):
+            with contextlib.suppress(Exception):
+                run.opt.load_state_dict(copy.deepcopy(run.opt.state_dict()))
+                for x in lists(run.opt.state[p]):
+                    x.clear()
+
+    workers = [threading.Thread(target=f) for f in (work, work, clear)]
+    for t in workers:
+        t.start()
+    for t in workers:
+        t.join()
+    assert all((t == 7).all() for t in others)
+
+
+def test_options_are_read_before_the_closure(exact):
+    """As by torch, so that what the first evaluation changes counts from the next step on."""
+    runs = []
+    for cls in CLASSES:
+        run = Run(cls, PROBLEMS["network"], torch.float64, max_iter=3)
+
+        def closure(run=run):
+            run.opt.param_groups[0]["lr"] *= 0.5
+            run.opt.param_groups[0]["max_iter"] += 1
+            return Run.closure(run)
+
+        for _ in range(3):
+            run.opt.step(closure)
+        runs.append(run.everything())
+    assert_bit_equal(*runs)
+
+
+def test_whether_max_eval_bounds_line_searches():
+    from goptim.lbfgs import _max_eval_bounds_searches
+
+    assert _max_eval_bounds_searches() == ("max_ls=" in inspect.getsource(torch.optim.LBFGS))

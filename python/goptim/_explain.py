@@ -148,7 +148,7 @@ def _ask_hf(optimizer: hf.Adafactor) -> _Ask:
 
 
 def _ask_lbfgs(optimizer: LBFGS) -> _Ask:
-    why = why_compiling() or optimizer._why_torch() or optimizer._why_gradients()
+    why = why_compiling() or optimizer._why_now()
     return lambda i, j, p: why
 
 

@@ -13,10 +13,10 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-import torch
 from torch.optim import Optimizer
 
 import goptim
+from goptim import _originals
 
 # Each class of torch.optim that is patched, with its own __init__ and ours.
 _patched: dict[type[Optimizer], tuple[Callable[..., None], Callable[..., None]]] = {}
@@ -71,8 +71,7 @@ def unpatch() -> None:
 
 def twins() -> dict[type[Optimizer], type[Optimizer]]:
     """Our class for each of torch.optim's that we have one for."""
-    pairs = ((getattr(torch.optim, name), getattr(goptim, name)) for name in torch.optim.__all__)
-    return {theirs: ours for theirs, ours in pairs if ours is not theirs}
+    return {theirs: getattr(goptim, name) for name, theirs in _originals.CLASSES.items()}
 
 
 def _becoming(theirs: type[Optimizer], ours: type[Optimizer], init: Callable[..., None]) -> Callable[..., None]:

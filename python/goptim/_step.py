@@ -17,7 +17,7 @@ from torch.optim.optimizer import (
     _global_optimizer_pre_hooks as _global_pre_hooks,
 )
 
-from goptim import _dtensor, _native, _sparse
+from goptim import _dtensor, _native, _numbers, _originals, _sparse
 
 # Where a table's columns are (goptim/table.go).
 _WORDS = 8
@@ -297,6 +297,14 @@ class _Table:
         if group.get("differentiable") or group.get("capturable"):
             return f"its group is {'differentiable' if group.get('differentiable') else 'capturable'}"
         if self.core is None or self.core.pack(self.group_address, self.address, self.scalars):
+            return None
+        optimizer = self.optimizer
+        scalars = _numbers.as_floats(self.scalars)
+        if scalars is not None and _numbers.torch_accepts(
+            optimizer.twin, group, _undecorated(optimizer.twin), not optimizer.dense
+        ):
+            self.scalars = scalars
+            self.core.pack(self.group_address, self.address, scalars)
             return None
         return not_numbers(group)
 
@@ -626,6 +634,8 @@ def _threads_after_fork() -> Iterator[None]:
 def _undecorated(twin: type[Optimizer]) -> Callable[..., Any]:
     """torch's step of a class, under torch's rule for grad mode, without the hooks that ours already runs."""
     step: Any = twin.step
+    if getattr(step, "__module__", "").startswith("goptim."):  # a program has assigned ours to torch's class
+        step = _originals.STEPS.get(twin, step)
     return step.__wrapped__ if getattr(step, "hooked", False) else step  # type: ignore[no-any-return]
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
+from goptim import _originals
 from goptim._step import GoStep
 
 
-class Adadelta(GoStep, torch.optim.Adadelta):
+class Adadelta(GoStep, _originals.Adadelta):
     r"""torch.optim.Adadelta with its update in Go: the same arguments, state and bits.
 
     The state of a parameter is ``step``, ``square_avg`` and ``acc_delta``. Parameters are float32 or float64
@@ -26,7 +25,7 @@ class Adadelta(GoStep, torch.optim.Adadelta):
     learning rate.
     """
 
-    twin = torch.optim.Adadelta
+    twin = _originals.Adadelta
 
     def columns(self, group: dict[str, Any]) -> tuple[str | None, ...]:
         return ("square_avg", "acc_delta")

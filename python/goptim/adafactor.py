@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from goptim import _native
+from goptim import _native, _originals
 from goptim._step import _WORDS, GoStep, _Table
 
 # Arguments that transformers.Adafactor has, and torch.optim.Adafactor has not.
@@ -51,7 +51,7 @@ def why_not_factored(p: Tensor) -> str | None:
     return None if p.is_contiguous() else "it is not contiguous"
 
 
-class Adafactor(GoStep, torch.optim.Adafactor):
+class Adafactor(GoStep, _originals.Adafactor):
     r"""torch.optim.Adafactor with its update in Go: the same arguments, state and bits.
 
     The state of a parameter is ``step`` and, for a parameter of two dimensions or more, ``row_var`` and ``col_var``:
@@ -75,7 +75,7 @@ class Adafactor(GoStep, torch.optim.Adafactor):
     Algorithms 4 and 5. The arguments that Hugging Face made known are those of :class:`goptim.hf.Adafactor`.
     """
 
-    twin = torch.optim.Adafactor
+    twin = _originals.Adafactor
     _table = _FactoredTable
     elementwise = False
 
@@ -118,7 +118,7 @@ class Adafactor(GoStep, torch.optim.Adafactor):
             core.Adafactor(table.address, table.n, threads, *table.scalars)
 
 
-functools.update_wrapper(Adafactor.__init__, torch.optim.Adafactor.__init__)  # the signature
+functools.update_wrapper(Adafactor.__init__, _originals.Adafactor.__init__)  # the signature
 
 
 @functools.cache

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
+from goptim import _originals
 from goptim._step import GoStep
 
 
-class Adagrad(GoStep, torch.optim.Adagrad):
+class Adagrad(GoStep, _originals.Adagrad):
     r"""torch.optim.Adagrad with its update in Go: the same arguments, state and bits.
 
     The state of a parameter is ``step`` and ``sum``. Parameters are float32 or float64 tensors of any shape on the
@@ -27,7 +26,7 @@ class Adagrad(GoStep, torch.optim.Adagrad):
     <https://jmlr.org/papers/v12/duchi11a.html>`_, JMLR 12 (2011), with a diagonal matrix.
     """
 
-    twin = torch.optim.Adagrad
+    twin = _originals.Adagrad
 
     def columns(self, group: dict[str, Any]) -> tuple[str | None, ...]:
         return ("sum",)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from goptim import _originals
 from goptim._step import GoStep
 
 
@@ -26,7 +26,7 @@ class _Moments(GoStep):
         )
 
 
-class Adam(_Moments, torch.optim.Adam):
+class Adam(_Moments, _originals.Adam):
     r"""torch.optim.Adam with its update in Go: the same arguments, state and bits.
 
     The state of a parameter is ``step``, ``exp_avg``, ``exp_avg_sq`` and, with ``amsgrad``, ``max_exp_avg_sq``.
@@ -45,7 +45,7 @@ class Adam(_Moments, torch.optim.Adam):
     <https://openreview.net/forum?id=ryQu7f-RZ>`_, Algorithm 2.
     """
 
-    twin = torch.optim.Adam
+    twin = _originals.Adam
 
     def scalars(self, group: dict[str, Any]) -> tuple[Any, ...]:
         # torch 2.6 has no decoupled_weight_decay.
@@ -90,10 +90,10 @@ class AMSGrad(Adam):
 
 
 # As in torch: from 2.7 on, AdamW is an Adam.
-_AdamWBase = Adam if issubclass(torch.optim.AdamW, torch.optim.Adam) else _Moments
+_AdamWBase = Adam if issubclass(_originals.AdamW, _originals.Adam) else _Moments
 
 
-class AdamW(_AdamWBase, torch.optim.AdamW):  # type: ignore[misc, valid-type]
+class AdamW(_AdamWBase, _originals.AdamW):  # type: ignore[misc, valid-type]
     r"""torch.optim.AdamW with its update in Go: the same arguments, state and bits.
 
     The state of a parameter is ``step``, ``exp_avg``, ``exp_avg_sq`` and, with ``amsgrad``, ``max_exp_avg_sq``.
@@ -111,7 +111,7 @@ class AdamW(_AdamWBase, torch.optim.AdamW):  # type: ignore[misc, valid-type]
     Loshchilov & Hutter, `Decoupled Weight Decay Regularization <https://arxiv.org/abs/1711.05101>`_, Algorithm 2.
     """
 
-    twin = torch.optim.AdamW
+    twin = _originals.AdamW
 
     def scalars(self, group: dict[str, Any]) -> tuple[Any, ...]:
         # A group may say that it is Adam's, after all: None leaves it to torch.

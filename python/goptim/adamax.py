@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
+from goptim import _originals
 from goptim._step import GoStep
 
 
-class Adamax(GoStep, torch.optim.Adamax):
+class Adamax(GoStep, _originals.Adamax):
     r"""torch.optim.Adamax with its update in Go: the same arguments, state and bits.
 
     The state of a parameter is ``step``, ``exp_avg`` and ``exp_inf``. Parameters are float32 or float64 tensors of
@@ -25,7 +24,7 @@ class Adamax(GoStep, torch.optim.Adamax):
     Kingma & Ba, `Adam: A Method for Stochastic Optimization <https://arxiv.org/abs/1412.6980>`_, Algorithm 2.
     """
 
-    twin = torch.optim.Adamax
+    twin = _originals.Adamax
 
     def columns(self, group: dict[str, Any]) -> tuple[str | None, ...]:
         return ("exp_avg", "exp_inf")

@@ -6,13 +6,14 @@ from typing import Any
 
 import torch
 
+from goptim import _originals
 from goptim._step import GoStep
 
 # What torch makes a new eta of: whether it is float64, or None for a dtype that Go does not round to.
 _FLOAT64 = {torch.float32: False, torch.float64: True}
 
 
-class ASGD(GoStep, torch.optim.ASGD):
+class ASGD(GoStep, _originals.ASGD):
     r"""torch.optim.ASGD with its update in Go: the same arguments, state and bits.
 
     The state of a parameter is ``step``, ``eta``, ``mu`` and ``ax``. Parameters are float32 or float64 tensors of
@@ -29,7 +30,7 @@ class ASGD(GoStep, torch.optim.ASGD):
     <https://doi.org/10.1137/0330046>`_, SIAM Journal on Control and Optimization 30 (1992).
     """
 
-    twin = torch.optim.ASGD
+    twin = _originals.ASGD
     numbers = 2
 
     def columns(self, group: dict[str, Any]) -> tuple[str | None, ...]:

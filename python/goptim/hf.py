@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from goptim import _native, _step
+from goptim import _native, _numbers, _step
 from goptim._step import _DTYPES, _why_not, _why_not_grad, bump_versions
 from goptim.adafactor import fused_norms, why_not_factored
 
@@ -149,8 +149,10 @@ class Adafactor(Optimizer):
         # With a relative step nothing reads lr, where transformers' AdafactorSchedule then leaves a tensor.
         unread = ("eps", "lr") if group["relative_step"] else ("eps",)
         numbers = [v for k, v in group.items() if k in self.defaults and k not in unread] + [*group["eps"]]
-        if not all(x is None or isinstance(x, (float, int)) for x in numbers):
-            return _step.not_numbers(group)
+        if not all(x is None or _numbers.is_plain(x) for x in numbers):
+            floats = _numbers.as_floats(tuple(x for x in numbers if x is not None))
+            if floats is None or not _numbers.torch_accepts(Adafactor, group, _step_alone):
+                return _step.not_numbers(group)
         if group["lr"] is None and not group["relative_step"]:
             return "its group has no lr"
         return _step.why_compiling() or _step.why_torch(self)
@@ -258,6 +260,13 @@ class Adafactor(Optimizer):
         x.add_(-update)
         if x is not p:
             p.copy_(x)
+
+
+@torch.no_grad()
+def _step_alone(optimizer: Adafactor) -> None:
+    """A step by torch's operations of an optimizer of one parameter."""
+    [group] = optimizer.param_groups
+    optimizer._torch_step(group["params"][0], group)
 
 
 def _shapes(p: Tensor, group: dict[str, Any]) -> dict[str, torch.Size]:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import ctypes
-import inspect
+import functools
 import itertools
+import operator
 from array import array
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from goptim import _native, _step
+from goptim import _native, _numbers, _originals, _step
 from goptim._step import _DTYPES, _PLAIN, _threads_after_fork, _undecorated, bump_versions
 
 
-class LBFGS(torch.optim.LBFGS):
+class LBFGS(_originals.LBFGS):
     r"""torch.optim.LBFGS with its arithmetic in Go: the same arguments, state and evaluations.
 
     From :math:`g_k = \nabla f(x_k)` and the last ``history_size`` pairs :math:`s_i = x_{i+1} - x_i`,
@@ -49,6 +50,9 @@ class LBFGS(torch.optim.LBFGS):
 
     Parameters are contiguous tensors on the CPU, all float32 or all float64; others are optimized by torch's own step,
     and so is what torch refuses. Gradients may be sparse or missing.
+
+    The closure may itself step this optimizer, as torch's: both work on one history, and the outer step goes on with
+    what the inner one has left there.
     """
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -74,27 +78,31 @@ class LBFGS(torch.optim.LBFGS):
             RuntimeError: the closure has changed a parameter's or a gradient's number of elements or type on the way.
         """
         if torch.compiler.is_compiling():
-            return _undecorated(torch.optim.LBFGS)(self, closure)
+            return _undecorated(_originals.LBFGS)(self, closure)
         why = self._why_torch() if callable(closure) else "its closure cannot be called"
         if why is not None:
             if _step.watch is not None:
                 _step.watch(self, 0, [why] * len(self._params))
             with _threads_after_fork():
-                return _undecorated(torch.optim.LBFGS)(self, closure)
+                return _undecorated(_originals.LBFGS)(self, closure)
         with torch.no_grad():
             closure = torch.enable_grad()(closure)
             state = self.state[self._params[0]]
+            for outer in _running:
+                if outer.state is state:
+                    outer.save_alphas()
             state.setdefault("func_evals", 0)
             state.setdefault("n_iter", 0)
+            run = _Run(self, state)  # before the closure, which may change the options
             first = closure()
             loss = float(first)
             state["func_evals"] += 1
-            run = _Run(self, state)
-            if not run.see(loss):
+            why = run.why_torch(loss)
+            if why is not None:
                 state["func_evals"] -= 1
                 if _step.watch is not None:
-                    _step.watch(self, 0, [_GRADIENTS] * len(self._params))
-                return _undecorated(torch.optim.LBFGS)(self, _Replay(first, closure))
+                    _step.watch(self, 0, [why] * len(self._params))
+                return _undecorated(_originals.LBFGS)(self, _Replay(first, closure))
             if _step.watch is not None:
                 _step.watch(self, len(self._params), [])
             run.go(closure)
@@ -109,65 +117,63 @@ class LBFGS(torch.optim.LBFGS):
             return "inference mode is on"
         if len(self.param_groups) != 1 or not self._params:
             return "there is not one group with parameters"
-        group = self.param_groups[0]
-        lr, search, history = group["lr"], group["line_search_fn"], group["history_size"]
-        if not (
-            type(lr) in (int, float)
-            and all(type(group[key]) in (int, float) for key in ("tolerance_grad", "tolerance_change"))
-            and all(type(group[key]) is int and 0 < group[key] < 1 << 62 for key in ("max_iter", "max_eval"))
-            and type(history) is int
-            and history > 0
-            and (search is None or search == "strong_wolfe")
-            and (type(lr) is float or lr < 1 << 53)
-        ):
+        if self._options() is None:
             return "an argument is not a number, or out of range"
-        dtype, spans = self._params[0].dtype, []
-        if dtype not in _DTYPES:
-            return f"parameter 0 is {dtype}"
-        for i, p in enumerate(self._params):
-            if not _is_flat(p, _PLAIN, dtype):
-                return f"parameter {i} is not a plain contiguous tensor on the CPU of {dtype}, as parameter 0"
-            spans.append((p.data_ptr(), p.data_ptr() + p.numel() * p.element_size()))
-        spans.sort()
-        if spans[-1][1] == spans[-1][0]:
-            return "there are no elements"
-        if any(a[1] > b[0] for a, b in itertools.pairwise(spans)):
-            return "parameters share memory"
-        if not self._go_takes_state(sum(p.numel() for p in self._params), dtype, history):
-            return "its state is not as this optimizer leaves it"
-        return None
+        return _why_params(self._params)
 
-    def _why_gradients(self) -> str | None:
-        """The same for the gradients that there are, were they what the closure leaves."""
-        return None if _Run(self, {}).see(0.0) else _GRADIENTS
+    def _options(self) -> _Options | None:
+        """The options as Go takes them; None if it does not."""
+        group = self.param_groups[0]
+        search = group["line_search_fn"]
+        reals = tuple(group[key] for key in ("lr", "tolerance_grad", "tolerance_change"))
+        counts = tuple(group[key] for key in ("max_iter", "max_eval", "history_size"))
+        if not (
+            all(type(x) in (int, float) for x in reals) and all(type(x) is int for x in counts)
+        ):  # or torch accepts it
+            floats = _numbers.as_floats(reals)
+            if floats is None or bool in map(type, (*reals, *counts)):
+                return None
+            try:
+                counts = tuple(map(operator.index, counts))
+            except TypeError:
+                return None
+            if not _numbers.torch_accepts(_originals.LBFGS, group, _step_alone):
+                return None
+            reals = tuple(x if type(x) is int else float(x) for x in floats)
+        options = _Options(*reals, *counts)
+        if not (
+            all(0 < x < 1 << 62 for x in (options.max_iter, options.max_eval))
+            and options.history_size > 0
+            and (search is None or search == "strong_wolfe")
+            and (type(options.lr) is float or options.lr < 1 << 53)
+        ):
+            return None
+        return options
 
-    def _go_takes_state(self, n: int, dtype: torch.dtype, history: int) -> bool:
-        state = self.state.get(self._params[0], {})
+    def _why_now(self) -> str | None:
+        """Why Go would not take a step whose closure left the gradients and the state as they are."""
+        return self._why_torch() or _Run(self, self.state.get(self._params[0], {})).why_torch(0.0)
 
-        def is_vector(t: object) -> bool:
-            return _is_flat(t, (Tensor,), dtype) and t.shape == (n,)  # type: ignore[attr-defined]
 
-        def is_number(x: object) -> bool:
-            return type(x) in (int, float) or (_is_flat(x, (Tensor,), dtype) and x.dim() == 0)  # type: ignore[attr-defined]
+def _why_params(params: list[Tensor]) -> str | None:
+    """Why Go does not take parameters; None if it does."""
+    dtype, spans = params[0].dtype, []
+    if dtype not in _DTYPES:
+        return f"parameter 0 is {dtype}"
+    for i, p in enumerate(params):
+        if not _is_flat(p, _PLAIN, dtype):
+            return f"parameter {i} is not a plain contiguous tensor on the CPU of {dtype}, as parameter 0"
+        spans.append((p.data_ptr(), p.data_ptr() + p.numel() * p.element_size()))
+    spans.sort()
+    if spans[-1][1] == spans[-1][0]:
+        return "there are no elements"
+    if any(a[1] > b[0] for a, b in itertools.pairwise(spans)):
+        return "parameters share memory"
+    return None
 
-        if type(state.get("func_evals", 0)) is not int or type(state.get("n_iter", 0)) is not int:
-            return False
-        al, kept = state.get("al"), state.get("prev_flat_grad")
-        if not ((kept is None or is_vector(kept)) and (al is None or (type(al) is list and len(al) >= history))):
-            return False
-        if state.get("n_iter", 0) == 0:
-            return True
-        lists = [state.get(key) for key in ("old_dirs", "old_stps", "ro")]
-        return (
-            state["n_iter"] > 0
-            and kept is not None
-            and is_vector(state.get("d"))
-            and is_number(state.get("t"))
-            and is_number(state.get("H_diag"))
-            and all(type(x) is list and len(x) == len(lists[0]) <= history for x in lists)
-            and all(is_vector(t) for x in lists[:2] for t in x)
-            and all(type(x) is Tensor and is_number(x) for x in lists[2])
-        )
+
+def _is_count(x: object) -> bool:
+    return type(x) is int and 0 <= x < 1 << 62
 
 
 def _is_flat(t: object, types: tuple[type, ...], dtype: torch.dtype) -> bool:
@@ -187,9 +193,43 @@ def _is_flat(t: object, types: tuple[type, ...], dtype: torch.dtype) -> bool:
 
 # Why a step that has begun is torch's.
 _GRADIENTS = "the gradients are not plain tensors of their parameters' dtype and size on the CPU"
+_STATE = "its state is not as this optimizer leaves it"
 
-# Whether max_eval bounds a line search, as in later versions of torch; else 25 evaluations do.
-_SEARCH_COUNTS = "max_ls=" in inspect.getsource(torch.optim.LBFGS)
+
+class _Options(NamedTuple):
+    """The numbers among an optimizer's options."""
+
+    lr: float
+    tolerance_grad: float
+    tolerance_change: float
+    max_iter: int
+    max_eval: int
+    history_size: int
+
+
+def _step_alone(optimizer: Any) -> None:
+    """A step by torch of an optimizer of one parameter, whose gradient does not change."""
+    _undecorated(_originals.LBFGS)(optimizer, lambda: 1.0)
+
+
+@functools.cache
+def _max_eval_bounds_searches() -> bool:
+    """Whether max_eval bounds a line search, as in later versions of torch; else 25 evaluations do.
+
+    It has torch search along a line that falls faster and faster, where only the bound ends the search.
+    """
+    x = torch.ones(1, dtype=torch.float64, device="cpu")
+    optimizer = _originals.LBFGS([x], max_iter=1, max_eval=3, line_search_fn="strong_wolfe")
+    evaluations = 0
+
+    def closure() -> float:
+        nonlocal evaluations
+        evaluations += 1
+        x.grad = -2 * x
+        return -float(x * x)
+
+    _undecorated(_originals.LBFGS)(optimizer, closure)
+    return evaluations < 10
 
 
 class _Replay:
@@ -258,34 +298,93 @@ _ERRORS = {  # as torch's step fails
 }
 
 
+# The steps that are under way, of all threads: one begins within another where a closure steps its own optimizer.
+_running: list[_Run] = []
+
+
 class _Run:
-    """One step: the memory of Go's machine, and what it asks for."""
+    """One step: the memory of Go's machine, and what it asks for.
+
+    User code runs in the closure, and other threads run at any time. So the run itself holds every tensor whose address
+    the machine has, and reads the addresses again after each evaluation.
+    """
 
     def __init__(self, optimizer: LBFGS, state: dict[str, Any]) -> None:
         self.optimizer = optimizer
         self.state = state
-        self.params: list[Tensor] = optimizer._params
-        self.group = group = optimizer.param_groups[0]
+        self.params: list[Tensor] = list(optimizer._params)
+        group = optimizer.param_groups[0]
+        options = optimizer._options()
+        assert options is not None
+        self.history_size = options.history_size
+        self.search = group["line_search_fn"] is not None
         self.maximize = bool(group.get("maximize", False))
         self.dtype = self.params[0].dtype
         self.segments = array("Q", bytes(24 * len(self.params)))
-        self.grads: list[Tensor] = []  # held, so that no other thread frees them
+        self.grads: list[Tensor] = []
+        self.old_dirs: list[Tensor] = []  # the state's own lists, where it has them
+        self.old_stps: list[Tensor] = []
+        self.ro: list[Tensor] = []
+        self.in_search = False  # whether the last evaluation was a line search's
+        self.saved = 0  # of the machine's recursions, those whose alphas are in the state
         self.sizes = [p.numel() for p in self.params]
         self.machine = m = _Machine()
         self.at = ctypes.addressof(m)
         m.n = sum(self.sizes)
         m.float64 = self.dtype is torch.float64
         m.segments, m.segment_count = self.segments.buffer_info()[0], len(self.params)
-        m.lr = self._number(group["lr"])
-        m.max_iter, m.max_eval = group["max_iter"], group["max_eval"]
-        m.tolerance_grad, m.tolerance_change = group["tolerance_grad"], group["tolerance_change"]
-        m.strong_wolfe = group["line_search_fn"] is not None
-        m.max_search = 0 if _SEARCH_COUNTS else 25
+        m.lr = self._number(options.lr)
+        m.max_iter, m.max_eval = options.max_iter, options.max_eval
+        m.tolerance_grad, m.tolerance_change = options.tolerance_grad, options.tolerance_change
+        m.strong_wolfe = self.search
+        m.max_search = 25 if self.search and not _max_eval_bounds_searches() else 0
+
+    def why_torch(self, loss: float) -> str | None:
+        """Why Go does not take a step from what the first evaluation has left; None if it does."""
+        if not self._same_params() or _why_params(self.params) is not None:
+            return "the closure has changed the parameters"
+        if not self.see(loss):
+            return _GRADIENTS
+        return None if self._is_state_ours() else _STATE
+
+    def _is_state_ours(self) -> bool:
+        state = self.state
+        evaluations, iterations = state.get("func_evals", 0), state.get("n_iter", 0)
+        if not (_is_count(evaluations) and _is_count(iterations)):
+            return False
+        al, kept = state.get("al"), state.get("prev_flat_grad")
+        if not (kept is None or self._is_vector(kept)):
+            return False
+        if not (al is None or (type(al) is list and len(al) >= self.history_size)):
+            return False
+        return iterations == 0 or (
+            kept is not None
+            and self._is_vector(state.get("d"))
+            and self._is_number(state.get("t"))
+            and self._is_number(state.get("H_diag"))
+            and self._is_history(*(state.get(key) for key in ("old_dirs", "old_stps", "ro")))
+        )
+
+    def _is_history(self, old_dirs: Any, old_stps: Any, ro: Any) -> bool:
+        lists = old_dirs, old_stps, ro
+        return (
+            all(type(x) is list and len(x) == len(ro) <= self.history_size for x in lists)
+            and all(self._is_vector(t) for x in lists[:2] for t in x)
+            and all(type(x) is Tensor and self._is_number(x) for x in ro)
+        )
+
+    def _is_vector(self, t: Any) -> bool:
+        return _is_flat(t, (Tensor,), self.dtype) and t.shape == (self.machine.n,)
+
+    def _is_number(self, x: Any) -> bool:
+        return type(x) in (int, float) or (_is_flat(x, (Tensor,), self.dtype) and x.dim() == 0)
 
     def see(self, loss: float) -> bool:
         """Give the machine the loss and the gradients that a closure has left; False if Go cannot take these."""
         m, words = self.machine, self.segments
-        m.loss, m.negate = (-loss, 1) if self.maximize else (loss, 0)
+        # torch reads the option once, but for gradients and in a line search again and again.
+        negate = bool(self.optimizer.param_groups[0].get("maximize", False))
+        m.loss, m.negate = (-loss if (negate if self.in_search else self.maximize) else loss), negate
         self.grads = []
         for i, p in enumerate(self.params):
             g = p.grad
@@ -318,9 +417,14 @@ class _Run:
         core = _native.core()
         assert core is not None
         ask = _EVALUATE
+        _running.append(self)
         try:
             while ask in (_EVALUATE, _REMEMBER):
+                before = m.iterations
                 ask = core.LBFGS(self.at, ctypes.sizeof(m), torch.get_num_threads())
+                if before == 0 and m.iterations == 1:  # torch forgets what it has
+                    self.old_dirs, self.old_stps, self.ro = [], [], []
+                    self._read_history()
                 state["func_evals"], state["n_iter"] = m.evaluations, m.iterations
                 if ask == _REMEMBER:
                     self._remember()
@@ -328,11 +432,17 @@ class _Run:
                 if ask != _OPTIMAL:
                     bump_versions([*self.params, self.kept])
                 if ask == _EVALUATE:
+                    self.in_search = self.search
                     loss = float(closure())
+                    before_closure = self.segments[1::3]
                     if not self._same_params() or not self.see(loss):
                         raise RuntimeError(f"LBFGS: {self._what_has_changed()}")
+                    if self.segments[1::3] != before_closure and (why := _why_params(self.params)) is not None:
+                        raise RuntimeError(f"LBFGS: {why}, since the closure ran")
+                    self._see_state()
         finally:
-            self._save_alphas()
+            _running.remove(self)
+            self.save_alphas()
         if ask == _DONE:
             self._save()
         elif ask != _OPTIMAL:
@@ -343,47 +453,88 @@ class _Run:
         m, state = self.machine, self.state
         m.evaluations, m.iterations = state["func_evals"], state["n_iter"]
         fresh = m.iterations == 0
-        self.old_dirs: list[Tensor] = [] if fresh else state["old_dirs"]
-        self.old_stps: list[Tensor] = [] if fresh else state["old_stps"]
-        self.ro: list[Tensor] = [] if fresh else state["ro"]
+        if not fresh:
+            self.old_dirs, self.old_stps, self.ro = state["old_dirs"], state["old_stps"], state["ro"]
         kept = state.get("prev_flat_grad")
-        self.kept = self._vector() if kept is None else kept
+        self.kept: Tensor = self._vector() if kept is None else kept
         self.direction = self._vector()
+        self.last_direction: Tensor = self.direction if fresh else state["d"]
         m.kept, m.direction = self.kept.data_ptr(), self.direction.data_ptr()
-        m.last_direction = m.direction if fresh else state["d"].data_ptr()
+        m.last_direction = self.last_direction.data_ptr()
         if not fresh:
             m.t, m.h = self._number(state["t"]), self._number(state["H_diag"])
-        if m.strong_wolfe:
-            self.search = (self._vector(), self._vector())
-            m.low, m.start = (t.data_ptr() for t in self.search)
-        pairs = zip(self.old_dirs, self.old_stps, strict=True)
-        self.pairs = array("Q", [t.data_ptr() for pair in pairs for t in pair])
-        self.ros = array("d", [x.item() for x in self.ro])
-        self.alphas = array("d", self.ros)
-        self._give_memory()
+        if self.search:
+            self.points = self._vector(), self._vector()
+            m.low, m.start = (t.data_ptr() for t in self.points)
+        self._read_history()
+        self._make_spare()
 
-    def _give_memory(self) -> None:
+    def _read_history(self) -> None:
+        """Hold the pairs that the lists have now, and give the machine their addresses."""
+        self.vectors = [t for pair in zip(self.old_dirs, self.old_stps, strict=True) for t in pair]
+        self.numbers = list(self.ro)
+        self.versions = [x._version for x in self.numbers]
+        self.pairs = array("Q", map(Tensor.data_ptr, self.vectors))
+        self.ros = array("d", [x.item() for x in self.numbers])
+        self.alphas = array("d", self.ros)
+        self._give_history()
+
+    def _give_history(self) -> None:
         m = self.machine
-        self.spare = self._vector(), self._vector()
-        m.y, m.s = (t.data_ptr() for t in self.spare)
         m.pairs, m.ros, m.alphas = (a.buffer_info()[0] for a in (self.pairs, self.ros, self.alphas))
-        m.pair_count = len(self.ro)
+        m.pair_count = len(self.numbers)
+
+    def _make_spare(self) -> None:
+        self.spare = self._vector(), self._vector()
+        self.machine.y, self.machine.s = (t.data_ptr() for t in self.spare)
+
+    def _see_state(self) -> None:
+        """Go on with what the closure has made of the state, by another step in it for example, as torch does."""
+        m, state = self.machine, self.state
+        evaluations, iterations = state["func_evals"], state["n_iter"]
+        if not (_is_count(evaluations) and _is_count(iterations) and self._is_vector(self.kept)):
+            raise RuntimeError(f"LBFGS: {_STATE}, since the closure ran")
+        m.evaluations, m.iterations, m.kept = evaluations, iterations, self.kept.data_ptr()
+        if iterations == 0:  # the machine will forget its history
+            self.save_alphas()
+        if self._history_has_changed():
+            if not self._is_history(self.old_dirs, self.old_stps, self.ro):
+                raise RuntimeError("LBFGS: its history is not as this optimizer leaves it, since the closure ran")
+            self.save_alphas()
+            self._read_history()
+
+    def _history_has_changed(self) -> bool:
+        """Whether the lists, their tensors' memory or the numbers are others. It must be fast: most never change."""
+        vectors, numbers, n = self.vectors, self.numbers, len(self.numbers)
+        return not (
+            len(self.old_dirs) == len(self.old_stps) == len(self.ro) == n
+            and all(map(operator.is_, self.old_dirs, vectors[::2]))
+            and all(map(operator.is_, self.old_stps, vectors[1::2]))
+            and all(map(operator.is_, self.ro, numbers))
+            and array("Q", map(Tensor.data_ptr, vectors)) == self.pairs
+            and sum(map(Tensor.numel, vectors)) == len(vectors) * self.machine.n
+            and [x._version for x in numbers] == self.versions
+        )
 
     def _remember(self) -> None:
-        if len(self.old_dirs) == self.group["history_size"]:
+        if len(self.old_dirs) == self.history_size:
             for old in (self.old_dirs, self.old_stps, self.ro):
                 old.pop(0)
-            del self.pairs[:2], self.ros[:1]
-        else:
-            self.alphas.append(0.0)
+            del self.vectors[:2], self.pairs[:2], self.numbers[:1], self.versions[:1], self.ros[:1]
         y, s = self.spare
         ro = self.machine.ro
+        number = torch.tensor(ro, dtype=self.dtype, device="cpu")
         self.old_dirs.append(y)
         self.old_stps.append(s)
-        self.ro.append(torch.tensor(ro, dtype=self.dtype, device="cpu"))
+        self.ro.append(number)
+        self.vectors += [y, s]
+        self.numbers.append(number)
+        self.versions.append(number._version)
         self.pairs.extend((y.data_ptr(), s.data_ptr()))
         self.ros.append(ro)
-        self._give_memory()
+        self.alphas = array("d", self.ros)
+        self._give_history()
+        self._make_spare()
 
     def _save(self) -> None:
         m = self.machine
@@ -398,20 +549,30 @@ class _Run:
             prev_loss=m.prev_loss,
         )
 
-    def _save_alphas(self) -> None:
-        """Also if the closure raises: torch writes them into the state as it goes."""
+    def save_alphas(self) -> None:
+        """Write into the state what torch writes there as it goes; also if the closure raises, or steps itself."""
         m = self.machine
-        if m.recursions:
+        if m.recursions > self.saved:
+            self.saved = m.recursions
             al = self.state.setdefault("al", [])
-            al.extend([None] * (self.group["history_size"] - len(al)))
+            if type(al) is not list:
+                return
+            al.extend([None] * (self.history_size - len(al)))
             al[: m.pair_count] = (torch.tensor(a, dtype=self.dtype, device="cpu") for a in self.alphas)
 
     def _same_params(self) -> bool:
-        return all(
-            _is_flat(p, _PLAIN, self.dtype) and p.numel() == n for p, n in zip(self.params, self.sizes, strict=True)
+        params = self.optimizer._params
+        return (
+            len(params) == len(self.params)
+            and all(map(operator.is_, params, self.params))
+            and all(_is_flat(p, _PLAIN, self.dtype) and p.numel() == n for p, n in zip(params, self.sizes, strict=True))
         )
 
     def _what_has_changed(self) -> str:
+        if len(self.optimizer._params) != len(self.params) or any(
+            map(operator.is_not, self.optimizer._params, self.params)
+        ):
+            return "the list of parameters has changed in the closure"
         for i, (p, n) in enumerate(zip(self.params, self.sizes, strict=True)):
             for what, t in (("parameter", p), ("the gradient of parameter", p.grad)):
                 if t is not None and (t.numel() != n or not _is_flat(t, _PLAIN, self.dtype)):

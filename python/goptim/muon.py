@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import operator
 from array import array
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim._muon import _zeropower_via_newtonschulz as _newton_schulz
 
-from goptim import _native
+from goptim import _native, _originals
 from goptim._step import _WORDS, GoStep, _Table
 
 # Go's numbers for the names (LRAdjustment in goptim/muon.go). torch leaves lr as it is under any other name.
@@ -30,7 +31,7 @@ _BATCH = 1 << 22
 _TRIED = 1 << 11
 
 
-class Muon(GoStep, torch.optim.Muon):
+class Muon(GoStep, _originals.Muon):
     r"""torch.optim.Muon with its elementwise work in Go: the same arguments, state and bits.
 
     .. math::
@@ -51,7 +52,7 @@ class Muon(GoStep, torch.optim.Muon):
     <https://arxiv.org/abs/2502.16982>`_, for weight decay and ``adjust_lr_fn="match_rms_adamw"``.
     """
 
-    twin = torch.optim.Muon
+    twin = _originals.Muon
     counts = False
     elementwise = False
 
@@ -61,7 +62,7 @@ class Muon(GoStep, torch.optim.Muon):
     def scalars(self, group: dict[str, Any]) -> tuple[Any, ...]:
         """What must be numbers for Go to take the group; None among them where torch has an error to raise."""
         steps, coefficients = group["ns_steps"], group["ns_coefficients"]
-        sound = isinstance(steps, int) and steps < 100 and len(coefficients) == 3
+        sound = _as_index(steps) < 100 and len(coefficients) == 3
         return (
             group["momentum"],
             bool(group["nesterov"]),
@@ -81,7 +82,8 @@ class Muon(GoStep, torch.optim.Muon):
         for p in table.written[::2]:
             if p.dim() != 2:
                 raise ValueError(f"{table._describe(p)}: expected a matrix")
-        orthogonalize = (tuple(group["ns_coefficients"]), group["ns_steps"], group["eps"])
+        momentum, nesterov, lr, weight_decay, eps, *coefficients = table.scalars
+        orthogonalize = (tuple(coefficients), _as_index(group["ns_steps"]), eps)
         adjustment = _ADJUSTMENTS.get(group["adjust_lr_fn"], _NO_ADJUSTMENT)
         with torch.no_grad():
             for params, words in _batches(table):
@@ -89,7 +91,7 @@ class Muon(GoStep, torch.optim.Muon):
                 update = torch.empty_like(first) if n == 1 else first.new_empty((n, *first.shape))
                 for i, matrix in enumerate([update] if n == 1 else update):
                     words[i * _WORDS + _UPDATE] = matrix.data_ptr()
-                core.MuonMomentum(at, n, threads, group["momentum"], bool(group["nesterov"]))
+                core.MuonMomentum(at, n, threads, momentum, nesterov)
                 if n == 1:
                     update.copy_(_newton_schulz(update, *orthogonalize))
                 elif _batch_is_exact(update.shape, orthogonalize[0], *_ways()):
@@ -97,7 +99,15 @@ class Muon(GoStep, torch.optim.Muon):
                 else:
                     for matrix in update:
                         matrix.copy_(_newton_schulz(matrix, *orthogonalize))
-                core.MuonUpdate(at, n, threads, *first.shape, group["lr"], group["weight_decay"], adjustment)
+                core.MuonUpdate(at, n, threads, *first.shape, lr, weight_decay, adjustment)
+
+
+def _as_index(steps: Any) -> int:
+    """The number of steps; too large a one if it is none, which torch then refuses."""
+    try:
+        return operator.index(steps)
+    except TypeError:
+        return 100
 
 
 def _batches(table: _Table) -> Iterator[tuple[list[Tensor], array[int]]]:

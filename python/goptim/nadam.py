@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
+from goptim import _originals
 from goptim._step import GoStep
 
 
-class NAdam(GoStep, torch.optim.NAdam):
+class NAdam(GoStep, _originals.NAdam):
     r"""torch.optim.NAdam with its update in Go: the same arguments, state and bits.
 
     The state of a parameter is ``step``, ``mu_product``, ``exp_avg`` and ``exp_avg_sq``. Parameters are float32 or
@@ -28,7 +27,7 @@ class NAdam(GoStep, torch.optim.NAdam):
     ICLR 2016 workshop, Algorithm 2.
     """
 
-    twin = torch.optim.NAdam
+    twin = _originals.NAdam
     numbers = 1
 
     def columns(self, group: dict[str, Any]) -> tuple[str | None, ...]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
+from goptim import _originals
 from goptim._step import GoStep
 
 
-class RAdam(GoStep, torch.optim.RAdam):
+class RAdam(GoStep, _originals.RAdam):
     r"""torch.optim.RAdam with its update in Go: the same arguments, state and bits.
 
     The state of a parameter is ``step``, ``exp_avg`` and ``exp_avg_sq``. Parameters are float32 or float64 tensors
@@ -29,7 +28,7 @@ class RAdam(GoStep, torch.optim.RAdam):
     Algorithm 2.
     """
 
-    twin = torch.optim.RAdam
+    twin = _originals.RAdam
 
     def columns(self, group: dict[str, Any]) -> tuple[str | None, ...]:
         return ("exp_avg", "exp_avg_sq")

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
+from goptim import _originals
 from goptim._step import GoStep
 
 
-class RMSprop(GoStep, torch.optim.RMSprop):
+class RMSprop(GoStep, _originals.RMSprop):
     r"""torch.optim.RMSprop with its update in Go: the same arguments, state and bits.
 
     The state of a parameter is ``step``, ``square_avg``, with ``momentum`` ``momentum_buffer`` and, ``centered``,
@@ -29,7 +28,7 @@ class RMSprop(GoStep, torch.optim.RMSprop):
     `Generating Sequences With Recurrent Neural Networks <https://arxiv.org/abs/1308.0850>`_, equations 38 to 45.
     """
 
-    twin = torch.optim.RMSprop
+    twin = _originals.RMSprop
 
     def columns(self, group: dict[str, Any]) -> tuple[str | None, ...]:
         return (

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
+from goptim import _originals
 from goptim._step import GoStep
 
 
-class Rprop(GoStep, torch.optim.Rprop):
+class Rprop(GoStep, _originals.Rprop):
     r"""torch.optim.Rprop with its update in Go: the same arguments, state and bits.
 
     The state of a parameter is ``step``, ``prev`` and ``step_size``. Parameters are float32 or float64 tensors of
@@ -26,7 +25,7 @@ class Rprop(GoStep, torch.optim.Rprop):
     <https://doi.org/10.1109/ICNN.1993.298623>`_, ICNN 1993.
     """
 
-    twin = torch.optim.Rprop
+    twin = _originals.Rprop
 
     def columns(self, group: dict[str, Any]) -> tuple[str | None, ...]:
         return ("prev", "step_size")

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
+from goptim import _originals
 from goptim._step import GoStep
 
 
-class SGD(GoStep, torch.optim.SGD):
+class SGD(GoStep, _originals.SGD):
     r"""torch.optim.SGD with its update in Go: the same arguments, state (``momentum_buffer``) and bits.
 
     Parameters are float32 or float64 tensors of any shape on the CPU; others are updated by torch's own step.
@@ -27,7 +26,7 @@ class SGD(GoStep, torch.optim.SGD):
     <https://proceedings.mlr.press/v28/sutskever13.html>`_, ICML 2013, in torch's form.
     """
 
-    twin = torch.optim.SGD
+    twin = _originals.SGD
     counts = False
     sums = False
 

@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 
+from goptim import _originals
 from goptim._step import GoStep
 
 
-class SparseAdam(GoStep, torch.optim.SparseAdam):
+class SparseAdam(GoStep, _originals.SparseAdam):
     r"""torch.optim.SparseAdam with its update in Go: the same arguments, state and bits.
 
     The state of a parameter is ``step``, a Python int, ``exp_avg`` and ``exp_avg_sq``. Gradients are sparse COO tensors
@@ -26,7 +27,7 @@ class SparseAdam(GoStep, torch.optim.SparseAdam):
     Algorithm 1: rows without a gradient, and their moments, stay.
     """
 
-    twin = torch.optim.SparseAdam
+    twin = _originals.SparseAdam
     dense = False
 
     def columns(self, group: dict[str, Any]) -> tuple[str | None, ...]:

@@ -1,0 +1,68 @@
+"""The classes of torch.optim, as torch defines them, whatever a program has put under their names.
+
+Programs replace them (``torch.optim.Adam = goptim.Adam``), before or after they import goptim. So goptim looks them up
+once, here, and never by name afterwards: a step that falls back to ``torch.optim.LBFGS`` would otherwise call itself.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch.optim as _torch_optim
+from torch.optim.optimizer import Optimizer
+
+if TYPE_CHECKING:
+    from torch.optim import (
+        ASGD as ASGD,
+        LBFGS as LBFGS,
+        SGD as SGD,
+        Adadelta as Adadelta,
+        Adafactor as Adafactor,
+        Adagrad as Adagrad,
+        Adam as Adam,
+        Adamax as Adamax,
+        AdamW as AdamW,
+        Muon as Muon,
+        NAdam as NAdam,
+        RAdam as RAdam,
+        RMSprop as RMSprop,
+        Rprop as Rprop,
+        SparseAdam as SparseAdam,
+    )
+
+
+def _candidates(name: str) -> Iterator[object]:
+    """What may be the class, or be derived from it: what its name stands for, then all that there is."""
+    for module in [_torch_optim, *(m for key, m in sys.modules.items() if key.startswith("torch.optim."))]:
+        yield from getattr(getattr(module, name, None), "__mro__", ())
+    below = [Optimizer]
+    while below:
+        yield (cls := below.pop())
+        below += cls.__subclasses__()
+
+
+def _original(name: str) -> Any:
+    for cls in _candidates(name):
+        if isinstance(cls, type) and cls.__name__ == name and f"{cls.__module__}.".startswith("torch.optim."):
+            return cls
+    return getattr(_torch_optim, name)
+
+
+def _is_optimizer(x: object) -> bool:
+    return isinstance(x, type) and issubclass(x, Optimizer)
+
+
+# Each class by its name, but Optimizer.
+CLASSES: dict[str, type[Optimizer]] = {
+    name: cls
+    for name in ("ASGD", "LBFGS", "SGD", "Adadelta", "Adafactor", "Adagrad", "Adam", "Adamax", "AdamW", "Muon", "NAdam",
+                 "RAdam", "RMSprop", "Rprop", "SparseAdam")
+    if hasattr(_torch_optim, name) and _is_optimizer(cls := _original(name))
+}  # fmt: skip
+
+# Their steps, should somebody replace these, too.
+STEPS: dict[type[Optimizer], Callable[..., Any]] = {cls: cls.step for cls in CLASSES.values()}
+
+globals().update(CLASSES)
