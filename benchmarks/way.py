@@ -51,8 +51,11 @@ def parts(n: int, seconds: float) -> dict[str, float]:
     fused = torch.optim.AdamW(with_gradients(n), fused=True)
     loop = torch.optim.AdamW(with_gradients(n), foreach=False)
     ours.step()
-    group = ours.param_groups[0]
-    table = _step._Table(ours, 0, group)
+    groups = (ours._ask(ours.param_groups[0]),)
+    rows = tuple(
+        [(p, p.grad, *(s[k] for k in ("step", "exp_avg", "exp_avg_sq")), None, None) for p, s in ours.state.items()]
+    )
+    written = [t for p, s in ours.state.items() for t in (p, s["exp_avg"], s["exp_avg_sq"])]
     layout = _native.layout
 
     def recorded() -> None:
@@ -61,7 +64,7 @@ def parts(n: int, seconds: float) -> dict[str, float]:
 
     def through_torch() -> None:
         _native.layout = lambda: None  # type: ignore[assignment]
-        _step._Table(ours, 0, group)
+        ours._go(((rows, *groups[0][1:]),), -1)
         _native.layout = layout
 
     return {
@@ -72,11 +75,10 @@ def parts(n: int, seconds: float) -> dict[str, float]:
             "torch's for-loop": loop.step,
             "the record for profilers": lambda: _step._end_record(_step._begin_record("Optimizer.step#AdamW.step")),
             "… as torch leaves it": recorded,
-            "the table: addresses, with every check": lambda: _step._Table(ours, 0, group),
+            "the table: addresses, with every check": lambda: ours._go(groups, -1),
             "… through torch's functions": through_torch,
-            "version counters": table.bump_versions,
-            "… by torch's increment_version": lambda: torch.autograd.graph.increment_version(table.written),
-            "Go: the call, checks, scalars, arithmetic": lambda: ours.go([table]),
+            "version counters by torch's increment_version": lambda: torch.autograd.graph.increment_version(written),
+            "the table, version counters, and Go: checks, scalars, arithmetic": lambda: ours._go(groups),
         }.items()
     }
 

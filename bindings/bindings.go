@@ -1,10 +1,8 @@
-// Package bindings is what gopy exports to Python: one function an optimizer, which steps a goptim.Table.
+// Package bindings is what gopy exports to Python: Step, which steps groups of parameters, and what does not fit it.
 //
-// Every function has numbers for arguments and (int64, error) for results: gopy carries these at 0.4 µs a call,
-// and an error-only result would leak. Booleans are int64, 0 for false. A panic becomes an error.
-//
-// An optimizer that treats every element alike steps all its groups in one call, goptim.StepTables, from the address of
-// the first group on. The function's comment names a group's scalars; flags are 0 for false.
+// Every function has (int64, error) for results: an error-only result would leak. Booleans are int64, 0 for false. A
+// panic becomes an error. An error whose text begins with the name of an exception of Python and a colon becomes that
+// exception in bindings/_core/gather.c; any other a RuntimeError.
 package bindings
 
 import (
@@ -21,140 +19,123 @@ import (
 // Version names the Go release and the width in bits of the vectors that this process uses.
 func Version() string { return fmt.Sprintf("%s simd=%d", runtime.Version(), goptim.VectorBits()) }
 
-// SGD steps groups: lr, momentum, dampening, weight_decay, nesterov, maximize.
-func SGD(groups, threads int64) (n int64, err error) {
+// Kind is the number by which Step knows an optimizer's class, or for Muon one half of its step.
+func Kind(name string) (int64, error) {
+	for i, k := range kinds {
+		if k.name == name {
+			return int64(i), nil
+		}
+	}
+	return 0, fmt.Errorf("goptim: no kind %q", name)
+}
+
+// Step steps groups by a kind of options, from the address of the first group on, and returns the number of rows.
+func Step(kind, groups, threads int64) (n int64, err error) {
 	defer enter(&err)()
-	return step(groups, threads, 6, func(x []float64, _ *goptim.Table) goptim.SGDOptions {
+	if kind < 0 || kind >= int64(len(kinds)) {
+		return 0, fmt.Errorf("goptim: kind %d, expected one of %d", kind, len(kinds))
+	}
+	return kinds[kind].step(groups, threads)
+}
+
+// kinds are what Step can do. A comment names the scalars of a group, in their order; flags are 0 for false.
+var kinds = []struct {
+	name string
+	step func(groups, threads int64) (int64, error)
+}{
+	// lr, momentum, dampening, weight_decay, nesterov, maximize
+	{"SGD", together(6, func(x []float64, _ *goptim.Table) goptim.SGDOptions {
 		return goptim.SGDOptions{
 			LR: x[0], Momentum: x[1], Dampening: x[2], WeightDecay: x[3], Nesterov: x[4] != 0, Maximize: x[5] != 0,
 		}
-	})
-}
-
-// Adam steps groups: lr, beta1, beta2, eps, weight_decay, amsgrad, maximize, decoupled_weight_decay.
-func Adam(groups, threads int64) (n int64, err error) {
-	defer enter(&err)()
-	return step(groups, threads, 8, func(x []float64, _ *goptim.Table) goptim.AdamOptions {
+	})},
+	// lr, beta1, beta2, eps, weight_decay, amsgrad, maximize, decoupled_weight_decay
+	{"Adam", together(8, func(x []float64, _ *goptim.Table) goptim.AdamOptions {
 		return goptim.AdamOptions{
 			LR: x[0], Betas: [2]float64{x[1], x[2]}, Eps: x[3], WeightDecay: x[4],
 			AMSGrad: x[5] != 0, Maximize: x[6] != 0, DecoupledWeightDecay: x[7] != 0,
 		}
-	})
-}
-
-// AdamW steps groups: as Adam, with decoupled weight decay: lr, beta1, beta2, eps, weight_decay, amsgrad, maximize.
-func AdamW(groups, threads int64) (n int64, err error) {
-	defer enter(&err)()
-	return step(groups, threads, 7, func(x []float64, _ *goptim.Table) goptim.AdamOptions {
+	})},
+	// lr, beta1, beta2, eps, weight_decay, amsgrad, maximize
+	{"AdamW", together(7, func(x []float64, _ *goptim.Table) goptim.AdamOptions {
 		return goptim.AdamOptions{
 			LR: x[0], Betas: [2]float64{x[1], x[2]}, Eps: x[3], WeightDecay: x[4],
 			AMSGrad: x[5] != 0, Maximize: x[6] != 0, DecoupledWeightDecay: true,
 		}
-	})
-}
-
-// Adagrad steps groups: lr, lr_decay, weight_decay, eps, maximize.
-func Adagrad(groups, threads int64) (n int64, err error) {
-	defer enter(&err)()
-	return step(groups, threads, 5, func(x []float64, _ *goptim.Table) goptim.AdagradOptions {
+	})},
+	// lr, lr_decay, weight_decay, eps, maximize
+	{"Adagrad", together(5, func(x []float64, _ *goptim.Table) goptim.AdagradOptions {
 		return goptim.AdagradOptions{LR: x[0], LRDecay: x[1], WeightDecay: x[2], Eps: x[3], Maximize: x[4] != 0}
-	})
-}
-
-// Adadelta steps groups: lr, rho, eps, weight_decay, maximize.
-func Adadelta(groups, threads int64) (n int64, err error) {
-	defer enter(&err)()
-	return step(groups, threads, 5, func(x []float64, _ *goptim.Table) goptim.AdadeltaOptions {
+	})},
+	// lr, rho, eps, weight_decay, maximize
+	{"Adadelta", together(5, func(x []float64, _ *goptim.Table) goptim.AdadeltaOptions {
 		return goptim.AdadeltaOptions{LR: x[0], Rho: x[1], Eps: x[2], WeightDecay: x[3], Maximize: x[4] != 0}
-	})
-}
-
-// Adafactor steps a table: see goptim.AdafactorOptions.StepTable. fusedNorms is not 0 where torch's norms fuse all
-// squares into their sum.
-func Adafactor(table, rows, threads int64, lr, beta2Decay, eps1, eps2, d, weightDecay float64, maximize, fusedNorms int64) (n int64, err error) {
-	defer enter(&err)()
-	o := goptim.AdafactorOptions{
-		LR: lr, Beta2Decay: beta2Decay, Eps: [2]float64{eps1, eps2}, D: d, WeightDecay: weightDecay, Maximize: maximize != 0,
-	}
-	t := tableOf(table, rows, threads)
-	t.FusedNorms = fusedNorms != 0
-	return rows, o.StepTable(t)
-}
-
-// HFAdafactor steps a table of its own: see goptim.HFAdafactorOptions.StepTable. fusedNorms is as Adafactor's.
-func HFAdafactor(table, rows, threads int64, lr, eps1, eps2, clipThreshold, decayRate, beta1, weightDecay float64, averages, scaleParameter, relativeStep, warmupInit, fusedNorms int64) (n int64, err error) {
-	defer enter(&err)()
-	o := goptim.HFAdafactorOptions{
-		LR: lr, Eps: [2]float64{eps1, eps2}, ClipThreshold: clipThreshold, DecayRate: decayRate,
-		Averages: averages != 0, Beta1: beta1, WeightDecay: weightDecay,
-		ScaleParameter: scaleParameter != 0, RelativeStep: relativeStep != 0, WarmupInit: warmupInit != 0,
-	}
-	t := tableOf(table, rows, threads)
-	t.FusedNorms = fusedNorms != 0
-	return rows, o.StepTable(t)
-}
-
-// Adamax steps groups: lr, beta1, beta2, eps, weight_decay, maximize.
-func Adamax(groups, threads int64) (n int64, err error) {
-	defer enter(&err)()
-	return step(groups, threads, 6, func(x []float64, _ *goptim.Table) goptim.AdamaxOptions {
+	})},
+	// lr, beta1, beta2, eps, weight_decay, maximize
+	{"Adamax", together(6, func(x []float64, _ *goptim.Table) goptim.AdamaxOptions {
 		return goptim.AdamaxOptions{
 			LR: x[0], Betas: [2]float64{x[1], x[2]}, Eps: x[3], WeightDecay: x[4], Maximize: x[5] != 0,
 		}
-	})
-}
-
-// ASGD steps groups: lr, lambd, alpha, t0, weight_decay, maximize, and whether torch's default dtype is float64.
-func ASGD(groups, threads int64) (n int64, err error) {
-	defer enter(&err)()
-	return step(groups, threads, 7, func(x []float64, t *goptim.Table) goptim.ASGDOptions {
+	})},
+	// lr, lambd, alpha, t0, weight_decay, maximize, whether torch's default dtype is float64
+	{"ASGD", together(7, func(x []float64, t *goptim.Table) goptim.ASGDOptions {
 		t.Float64 = x[6] != 0
 		return goptim.ASGDOptions{
 			LR: x[0], Lambd: x[1], Alpha: x[2], T0: x[3], WeightDecay: x[4], Maximize: x[5] != 0,
 		}
-	})
-}
-
-// NAdam steps groups: lr, beta1, beta2, eps, weight_decay, momentum_decay, decoupled_weight_decay, maximize.
-func NAdam(groups, threads int64) (n int64, err error) {
-	defer enter(&err)()
-	return step(groups, threads, 8, func(x []float64, _ *goptim.Table) goptim.NAdamOptions {
+	})},
+	// lr, beta1, beta2, eps, weight_decay, momentum_decay, decoupled_weight_decay, maximize
+	{"NAdam", together(8, func(x []float64, _ *goptim.Table) goptim.NAdamOptions {
 		return goptim.NAdamOptions{
 			LR: x[0], Betas: [2]float64{x[1], x[2]}, Eps: x[3], WeightDecay: x[4], MomentumDecay: x[5],
 			DecoupledWeightDecay: x[6] != 0, Maximize: x[7] != 0,
 		}
-	})
-}
-
-// RAdam steps groups: lr, beta1, beta2, eps, weight_decay, decoupled_weight_decay, maximize.
-func RAdam(groups, threads int64) (n int64, err error) {
-	defer enter(&err)()
-	return step(groups, threads, 7, func(x []float64, _ *goptim.Table) goptim.RAdamOptions {
+	})},
+	// lr, beta1, beta2, eps, weight_decay, decoupled_weight_decay, maximize
+	{"RAdam", together(7, func(x []float64, _ *goptim.Table) goptim.RAdamOptions {
 		return goptim.RAdamOptions{
 			LR: x[0], Betas: [2]float64{x[1], x[2]}, Eps: x[3], WeightDecay: x[4],
 			DecoupledWeightDecay: x[5] != 0, Maximize: x[6] != 0,
 		}
-	})
-}
-
-// RMSprop steps groups: lr, alpha, eps, weight_decay, momentum, centered, maximize.
-func RMSprop(groups, threads int64) (n int64, err error) {
-	defer enter(&err)()
-	return step(groups, threads, 7, func(x []float64, _ *goptim.Table) goptim.RMSpropOptions {
+	})},
+	// lr, alpha, eps, weight_decay, momentum, centered, maximize
+	{"RMSprop", together(7, func(x []float64, _ *goptim.Table) goptim.RMSpropOptions {
 		return goptim.RMSpropOptions{
 			LR: x[0], Alpha: x[1], Eps: x[2], WeightDecay: x[3], Momentum: x[4], Centered: x[5] != 0, Maximize: x[6] != 0,
 		}
-	})
-}
-
-// Rprop steps groups: lr, etaminus, etaplus, the smallest and the largest step size, maximize.
-func Rprop(groups, threads int64) (n int64, err error) {
-	defer enter(&err)()
-	return step(groups, threads, 6, func(x []float64, _ *goptim.Table) goptim.RpropOptions {
+	})},
+	// lr, etaminus, etaplus, the smallest and the largest step size, maximize
+	{"Rprop", together(6, func(x []float64, _ *goptim.Table) goptim.RpropOptions {
 		return goptim.RpropOptions{
 			LR: x[0], Etas: [2]float64{x[1], x[2]}, StepSizes: [2]float64{x[3], x[4]}, Maximize: x[5] != 0,
 		}
-	})
+	})},
+	// lr, beta2_decay, eps1, eps2, d, weight_decay, maximize, whether torch's norms fuse all squares into their sum
+	{"Adafactor", each(8, func(x []float64, t goptim.Table) error {
+		t.FusedNorms = x[7] != 0
+		return goptim.AdafactorOptions{
+			LR: x[0], Beta2Decay: x[1], Eps: [2]float64{x[2], x[3]}, D: x[4], WeightDecay: x[5], Maximize: x[6] != 0,
+		}.StepTable(t)
+	})},
+	// lr, eps1, eps2, clip_threshold, decay_rate, whether there is a beta1, beta1, weight_decay, scale_parameter,
+	// relative_step, warmup_init, fused norms as Adafactor's
+	{"HFAdafactor", each(12, func(x []float64, t goptim.Table) error {
+		t.FusedNorms = x[11] != 0
+		return goptim.HFAdafactorOptions{
+			LR: x[0], Eps: [2]float64{x[1], x[2]}, ClipThreshold: x[3], DecayRate: x[4],
+			Averages: x[5] != 0, Beta1: x[6], WeightDecay: x[7],
+			ScaleParameter: x[8] != 0, RelativeStep: x[9] != 0, WarmupInit: x[10] != 0,
+		}.StepTable(t)
+	})},
+	// momentum, nesterov
+	{"MuonMomentum", each(2, func(x []float64, t goptim.Table) error {
+		return goptim.MuonOptions{Momentum: x[0], Nesterov: x[1] != 0}.MomentumTable(t)
+	})},
+	// The matrices' height and width, lr, weight_decay, a goptim.LRAdjustment.
+	{"MuonUpdate", each(5, func(x []float64, t goptim.Table) error {
+		o := goptim.MuonOptions{LR: x[2], WeightDecay: x[3], AdjustLR: goptim.LRAdjustment(x[4])}
+		return o.UpdateTable(t, int(x[0]), int(x[1]))
+	})},
 }
 
 // SparseSGD steps one parameter: see goptim.SGDOptions.StepSparse.
@@ -176,21 +157,6 @@ func SparseAdam(param, state1, state2, rows, width, float64s, indices, values, o
 	defer enter(&err)()
 	o := goptim.SparseAdamOptions{LR: lr, Betas: [2]float64{beta1, beta2}, Eps: eps, Maximize: maximize != 0}
 	return count, o.StepSparse(sparseTableOf(param, state1, state2, rows, width, float64s, indices, values, order, count, threads, step))
-}
-
-// MuonMomentum runs the first half of a step: see goptim.MuonOptions.MomentumTable.
-func MuonMomentum(table, rows, threads int64, momentum float64, nesterov int64) (n int64, err error) {
-	defer enter(&err)()
-	o := goptim.MuonOptions{Momentum: momentum, Nesterov: nesterov != 0}
-	return rows, o.MomentumTable(tableOf(table, rows, threads))
-}
-
-// MuonUpdate runs the second half, on parameters of one shape: see goptim.MuonOptions.UpdateTable. adjustLR is a
-// goptim.LRAdjustment.
-func MuonUpdate(table, rows, threads, height, width int64, lr, weightDecay float64, adjustLR int64) (n int64, err error) {
-	defer enter(&err)()
-	o := goptim.MuonOptions{LR: lr, WeightDecay: weightDecay, AdjustLR: goptim.LRAdjustment(adjustLR)}
-	return rows, o.UpdateTable(tableOf(table, rows, threads), int(height), int(width))
 }
 
 // LBFGS goes on with a goptim.LBFGSMachine of size bytes until it asks for something: see its Resume and goptim.LBFGSAsk.
@@ -216,45 +182,67 @@ func Reserve(threads int64) (n int64, err error) {
 	return threads, nil
 }
 
-// A group is what a step takes of one: a table, and the scalars of its options. The extension and python/goptim/_step.py
-// write it.
+// A group is what a step takes of one: a table, and the scalars of its options. bindings/_core/gather.c writes it.
 type group struct {
 	next    int64 // the address of the next group; 0 behind the last
 	table   int64 // its address
 	rows    int64
 	count   int64 // of the scalars
-	scalars [8]float64
+	scalars [16]float64
 }
 
-// step runs one step over a list of groups. It has options made of each group's scalars, which may set what else a table
-// says.
-func step[O goptim.TableOptions[O]](groups, threads, scalars int64, options func(x []float64, t *goptim.Table) O) (int64, error) {
-	n, rows := 0, int64(0)
+// together makes options of each group's scalars, which may set what else a table says, and steps all groups as one
+// piece of work.
+func together[O goptim.TableOptions[O]](scalars int64, options func(x []float64, t *goptim.Table) O) func(groups, threads int64) (int64, error) {
+	return func(groups, threads int64) (int64, error) {
+		n, rows, err := check(groups, scalars)
+		if err != nil {
+			return 0, err
+		}
+		o, t := make([]O, n), make([]goptim.Table, n)
+		for i := range t {
+			g := (*group)(pointer(groups))
+			t[i] = tableOf(g, threads)
+			o[i] = options(g.scalars[:scalars], &t[i])
+			groups = g.next
+		}
+		return rows, goptim.StepTables(o, t)
+	}
+}
+
+// each steps one group after the other.
+func each(scalars int64, step func(x []float64, t goptim.Table) error) func(groups, threads int64) (int64, error) {
+	return func(groups, threads int64) (int64, error) {
+		n, rows, err := check(groups, scalars)
+		for ; n > 0 && err == nil; n-- {
+			g := (*group)(pointer(groups))
+			err = step(g.scalars[:scalars], tableOf(g, threads))
+			groups = g.next
+		}
+		return rows, err
+	}
+}
+
+// check counts groups and their rows.
+func check(groups, scalars int64) (n int, rows int64, err error) {
 	for at := groups; at != 0 || n == 0; n++ {
 		if at < 4096 || at%8 != 0 {
-			return 0, fmt.Errorf("goptim: group %d is at %#x", n, at)
+			return 0, 0, fmt.Errorf("goptim: group %d is at %#x", n, at)
 		}
 		g := (*group)(pointer(at))
 		if g.count != scalars {
-			return 0, fmt.Errorf("goptim: group %d has %d scalars, expected %d", n, g.count, scalars)
+			return 0, 0, fmt.Errorf("goptim: group %d has %d scalars, expected %d", n, g.count, scalars)
 		}
 		at, rows = g.next, rows+g.rows
 	}
-	o, t := make([]O, n), make([]goptim.Table, n)
-	for i := range t {
-		g := (*group)(pointer(groups))
-		t[i] = tableOf(g.table, g.rows, threads)
-		o[i] = options(g.scalars[:scalars], &t[i])
-		groups = g.next
-	}
-	return rows, goptim.StepTables(o, t)
+	return n, rows, nil
 }
 
 func pointer(address int64) unsafe.Pointer { return *(*unsafe.Pointer)(unsafe.Pointer(&address)) }
 
-func tableOf(address, rows, threads int64) goptim.Table {
+func tableOf(g *group, threads int64) goptim.Table {
 	return goptim.Table{
-		Address: uintptr(address), Rows: int(rows), Threads: int(threads), Team: openmp.Team(), Pow: cmath.Pow,
+		Address: uintptr(g.table), Rows: int(g.rows), Threads: int(threads), Team: openmp.Team(), Pow: cmath.Pow,
 	}
 }
 

@@ -10,11 +10,10 @@ from unittest import mock
 import pytest
 import torch
 from configurations import TABLE, gradients, normal
-from test_faults import PROT_NONE, PROT_READ_WRITE, Memory
+from test_faults import PROT_NONE, PROT_READ_WRITE, Memory, call_groups
 from test_parity import CAPABILITY, FLOATS, STEPS, Twins
 
 import goptim
-from goptim import _core
 from goptim.adafactor import fused_norms
 from goptim.testing import assert_bit_equal
 
@@ -170,10 +169,10 @@ def test_fault_in_go_is_an_exception(column, shape, threads, to_go):
     columns[column].protect(PROT_NONE)
     try:
         with pytest.raises(RuntimeError, match=r"panic in Go.*invalid memory address"):
-            _core.Adafactor(table.buffer_info()[0], 1, 2, *ARGUMENTS)
+            call_groups("Adafactor", [(table.buffer_info()[0], 1)], ARGUMENTS)
     finally:
         columns[column].protect(PROT_READ_WRITE)
-    assert _core.Adafactor(table.buffer_info()[0], 1, 2, *ARGUMENTS) == 1
+    assert call_groups("Adafactor", [(table.buffer_info()[0], 1)], ARGUMENTS) == 1
 
 
 @pytest.mark.parametrize(
@@ -189,7 +188,7 @@ def test_fault_in_go_is_an_exception(column, shape, threads, to_go):
 def test_bad_row(n, rows, cols, message):
     table = _row([Memory(64)] * 5, n, rows, cols)
     with pytest.raises(RuntimeError, match=rf"Adafactor: row 0: {message}"):
-        _core.Adafactor(table.buffer_info()[0], 1, 1, *ARGUMENTS)
+        call_groups("Adafactor", [(table.buffer_info()[0], 1)], ARGUMENTS)
 
 
 def test_go_knows_how_this_torch_adds_squares():

@@ -8,6 +8,8 @@ import struct
 import time
 import warnings
 from array import array
+from decimal import Decimal
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -281,8 +283,18 @@ def test_closure_that_raises_changes_nothing(name):
 def test_interrupt_before_go_leaves_a_state_to_go_on_with(name, before, monkeypatch):
     """Python may raise KeyboardInterrupt between the making of states and the call of Go that gives them values."""
 
-    def interrupted(*args):
-        raise KeyboardInterrupt
+    def interrupted_in(kind):
+        step_groups = _core.step_groups
+
+        def interrupted(*args):
+            """It asks as ever, and stops where Go would step."""
+            assert args[0] == kind
+            done = step_groups(-1, *args[1:])
+            if type(done) is int:
+                raise KeyboardInterrupt
+            return done
+
+        return interrupted
 
     deterministic = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)  # memory that has no value yet is NaN then
@@ -291,7 +303,7 @@ def test_interrupt_before_go_leaves_a_state_to_go_on_with(name, before, monkeypa
         train(ours, range(before))
         give_gradients(ours, before)
         with monkeypatch.context() as patch:
-            patch.setattr(_core, name, interrupted)
+            patch.setattr(_core, "step_groups", interrupted_in(kind=_core.Kind(name)))
             with pytest.raises(KeyboardInterrupt):
                 ours.step()
         train(ours, range(before, before + 2))
@@ -328,24 +340,24 @@ def table_of(columns, n, name):
 
 
 def call(name, table, rows=1, threads=2):
-    """Go's function, with the optimizer's default arguments but for those that give it a state."""
+    """Go's step, with the optimizer's default arguments but for those that give it a state."""
     optimizer = getattr(goptim, name)
     opt = optimizer([Parameter(torch.ones(1))], **OPTIONS.get(name, {}))
     scalars = opt.scalars(opt.param_groups[0])
     address = table if isinstance(table, int) else table.buffer_info()[0]
-    if name == "Adafactor":
-        return _core.Adafactor(address, rows, threads, *scalars)
     return call_groups(name, [(address, rows)], scalars, threads)
 
 
 def call_groups(name, tables, scalars, threads=2):
-    """Go's function, with groups of the same scalars."""
+    """Go's step of groups of the same scalars."""
     groups, at = [], 0
     for address, rows in reversed(tables):
-        group = array("q", struct.pack("4q8d", at, address, rows, len(scalars), *scalars, *[0.0] * (8 - len(scalars))))
+        group = array(
+            "q", struct.pack("4q16d", at, address, rows, len(scalars), *scalars, *[0.0] * (16 - len(scalars)))
+        )
         at = group.buffer_info()[0]
         groups.append(group)
-    return getattr(_core, name)(at, threads)
+    return _core.Step(_core.Kind(name), at, threads)
 
 
 def assert_the_next_step_is_right(name, *sizes):
@@ -497,20 +509,47 @@ def test_bad_groups(name):
         call_groups(name, [(4096, 0)], (1.0, 2.0, 3.0))
     for address in (0, 16, 4099, -8):
         with pytest.raises(RuntimeError, match=f"group 0 is at {address:#x}"):
-            getattr(_core, name)(address, 1)
+            _core.Step(_core.Kind(name), address, 1)
+
+
+class LooksLikeANumber:
+    def __float__(self):
+        raise TypeError("it is not")
 
 
 def test_scalars_that_are_no_numbers():
-    group = array("q", bytes(96))
-    at = group.buffer_info()[0]
-    assert _core.pack(at, 5, (0.5, 2, True, float("nan")))
-    assert struct.unpack("4q3d", group.tobytes()[:56]) == (0, 5, 0, 4, 0.5, 2.0, 1.0)
-    for odd in (None, "1", torch.tensor(1.0), 1j):
-        assert not _core.pack(at, 5, (0.5, odd))
-    with pytest.raises(ValueError, match="9 scalars, expected up to 8"):
-        _core.pack(at, 5, (0.5,) * 9)
+    p = Parameter(torch.ones(2))
+
+    def ask(*scalars):
+        groups = (((p,), (), scalars),)
+        return _core.step_groups(-1, 0, None, (torch.Tensor, Parameter), {}, None, 0, groups, 1)
+
+    for number in (
+        0.5,
+        2,
+        True,
+        float("nan"),
+        np.float32(0.5),
+        np.int64(3),
+        np.float16(1),
+        Fraction(1, 3),
+        Decimal("0.1"),
+    ):
+        assert ask(0.5, number) == 0
+    for odd in (None, "1", b"1", bytearray(b"1"), torch.tensor(1.0), p, 1j, [1.0], LooksLikeANumber()):
+        assert ask(0.5, odd) == b"\2"
+    with pytest.raises(ValueError, match="17 scalars, expected up to 16"):
+        ask(*[0.5] * 17)
     with pytest.raises(OverflowError):
-        _core.pack(at, 5, (10**400,))
+        ask(10**400)
+
+
+def test_bad_kinds():
+    for kind in (-1, 99):
+        with pytest.raises(RuntimeError, match=f"kind {kind}, expected one of 15"):
+            _core.Step(kind, 4096, 1)
+    with pytest.raises(RuntimeError, match='no kind "Madam"'):
+        _core.Kind("Madam")
 
 
 @every

@@ -1,4 +1,4 @@
-"""A step's table: what goes to Go, from which addresses, and what goes to torch; by gather.c and by Python alike."""
+"""Which parameters gather.c and Python find for Go and which for torch; and what gather.c does with unexpected input."""
 
 import contextlib
 import gc
@@ -6,7 +6,6 @@ import random
 import sys
 import tracemalloc
 import warnings
-from array import array
 
 import numpy as np
 import pytest
@@ -16,7 +15,6 @@ from torch.nn import Buffer, Parameter
 
 import goptim
 from goptim import _core, _native
-from goptim._step import _Table
 from goptim.testing import assert_bit_equal, ieee_sqrt
 
 NAMES = [*ELEMENTWISE]
@@ -152,15 +150,19 @@ def params_of(opt):
     return opt.param_groups[0]["params"]
 
 
-def described(table):
-    """A table as numbers: its rows, and which tensors its lists hold."""
-    rows = [tuple(table.words[8 * i : 8 * i + 8]) for i in range(table.n)]
-    lists = {key: list(map(id, getattr(table, key))) for key in ("written", "grads", "rest", "fresh", "misfits")}
-    return rows, lists
+def asked(opt):
+    return tuple(opt._ask(group) for group in opt.param_groups)
 
 
-def table_of(opt):
-    return _Table(opt, 0, opt.param_groups[0])
+def takers(opt):
+    """Who would step each parameter that has a gradient."""
+    groups = asked(opt)
+    codes = opt._go(groups, -1)
+    if type(codes) is int:
+        return ["Go"] * codes
+    parts = opt._sort(opt.param_groups, groups, codes)
+    ours = {id(p) for part in parts for p in part.go_params}
+    return ["Go" if id(p) in ours else "torch" for part in parts for p in part.stepped]
 
 
 def step(opt):
@@ -189,9 +191,7 @@ def values(x):
 def test_zoo(name, what, way):
     expected, ours = make(name, what)
     for i in range(3):
-        table = table_of(ours)
-        taken = [*(["torch"] * len(table.rest)), *(["Go"] * (table.n + len(table.fresh)))]
-        assert taken == [ZOO[what][2]], f"step {i}"
+        assert takers(ours) == [ZOO[what][2]], f"step {i}"
         assert step(ours) == step(expected)
         assert_bit_equal(*([values(p) for p in params_of(opt)] for opt in (ours, expected)), f"step {i}: parameters")
         assert_bit_equal(
@@ -217,41 +217,31 @@ def test_nested_tensors(name, way):
 
 
 @every
-def test_both_ways_make_the_same_table(name, monkeypatch):
+def test_both_ways_take_the_same(name, monkeypatch):
     for zoo in (
         *([what] for what in ZOO),
         ["plain", "complex", "empty", "channels last", "no dimensions", "non-dense"],
     ):
         _, opt = make(name, *zoo)
         for _ in range(3):
-            rows, lists = described(table_of(opt))
+            expected = takers(opt)
             with monkeypatch.context() as patch:
                 patch.setattr(_native, "layout", lambda: None)
-                assert described(table_of(opt)) == (rows, lists), zoo
+                assert takers(opt) == expected, zoo
             step(opt)
 
 
 @every
-def test_rows_name_every_column(name, way):
+def test_every_tensor_that_is_written_counts_it_once(name, way):
     _, opt = make(name, "plain", "float64", "complex", "no dimensions", "gradient transposed")
     opt.step()
-    table = table_of(opt)
-    rows, lists = described(table)
-    taken = [params_of(opt)[i] for i in (0, 1, 3)]
-    columns, expected_rows, written = opt.columns(opt.param_groups[0]), [], []
-    for p in taken:
-        states = [opt.state[p].get(key) for key in columns]
-        step = opt.state[p]["step"] if opt.counts else None
-        kind = {torch.float32: 1, torch.float64: 2}[p.dtype] | (0 if step is None else 1 << 8)
-        kind |= sum(1 << (32 + 8 * i) for i in range(opt.numbers))
-        addresses = [0 if t is None else t.data_ptr() for t in states] + [0] * (3 - len(states))
-        pointer = 0 if step is None else step.data_ptr()
-        expected_rows.append((p.numel(), kind, p.data_ptr(), p.grad.data_ptr(), pointer, *addresses))
-        written += [p, *(t for t in states if t is not None)]
-    assert rows == expected_rows
-    assert lists["written"] == [id(t) for t in written]
-    assert lists["grads"] == [id(p.grad) for p in taken]
-    assert lists["rest"] == [id(params_of(opt)[i]) for i in (2, 4)]
+    taken, columns = [params_of(opt)[i] for i in (0, 1, 3)], opt.columns(opt.param_groups[0])
+    written = [t for p in taken for t in (p, *(opt.state[p][key] for key in columns if key is not None))]
+    others = [p.grad for p in taken]
+    before = [t._version for t in (*written, *others)]
+    step(opt)
+    assert [t._version for t in written] == [n + 1 for n in before[: len(written)]]
+    assert [t._version for t in others] == before[len(written) :]
 
 
 @every
@@ -270,22 +260,24 @@ def test_dtypes_of_step(name, dtype, way):
     assert_bit_equal(*([values(dict(s)) for s in opt.state.values()] for opt in (ours, expected)))
 
 
-def gather(opt, params=None, layout=None, plain=(torch.Tensor, Parameter), keys=None, state=None, at=0, numbers=None):
-    params = params_of(opt) if params is None else params
-    table, lists = array("Q", bytes(96 * len(params))), ([], [], [])
-    n, _, _ = _core.gather(
+def gather(opt, params=None, layout=None, plain=(torch.Tensor, Parameter), keys=None, state=None, numbers=None, form=0):
+    """What gather.c answers, without a step."""
+    group = (
+        tuple(params_of(opt) if params is None else params),
+        opt.columns(opt.param_groups[0]) if keys is None else keys,
+        opt.scalars(opt.param_groups[0]),
+    )
+    return _core.step_groups(
+        -1,
+        form,
         _native.layout() if layout is None else layout,
         plain,
-        params,
         opt.state if state is None else state,
-        at,
         "step" if opt.counts else None,
-        opt.columns(opt.param_groups[0]) if keys is None else keys,
         opt.numbers if numbers is None else numbers,
-        table.buffer_info()[0],
-        *lists,
+        (group,),
+        1,
     )
-    return n, *lists
 
 
 class Hostile:
@@ -312,10 +304,14 @@ def test_no_reference_is_leaked(name):
     grads = [p.grad for p in params if p.grad is not None]
     states = [t for state in opt.state.values() for t in (state, *state.values())]
     watched = [*params, sparse, *grads, *states, opt.state, keys, types, params, hostile, missing, _native.layout()]
+    p = params[0]
+    row = opt._part(opt, 0, opt.param_groups[0], opt._ask(opt.param_groups[0]))._row(p, p.grad, opt.state[p])
+    watched += [row, *(t for t in row if t is not None)]
 
     def many(times):
         for i in range(times):
             gather(opt, params, keys=keys, plain=types)
+            gather(opt, [row], keys=keys, plain=types)
             if i % 100 == 0:
                 gather(opt, [sparse], keys=keys, plain=types)
                 with contextlib.suppress(KeyError):
@@ -338,65 +334,114 @@ def test_no_reference_is_leaked(name):
 def test_gather_refuses_what_it_cannot_use():
     _, opt = make("Adam", "plain")
     step(opt)
-    with pytest.raises(TypeError, match="argument 1 is of the wrong type"):
-        gather(opt, layout=object())
+    [p] = params_of(opt)
     for wrong in (
+        {"layout": object()},
         {"layout": b""},
         {"layout": _native.layout()[8:]},
         {"keys": ("a", "b", "c", "d")},
+        {"keys": ["a"]},
         {"plain": ()},
         {"plain": (int,) * 5},
-        {"at": -1},
+        {"plain": (1,)},
         {"numbers": -1},
-        {"numbers": 3},
+        {"numbers": 4},
+        {"form": 3},
     ):
-        with pytest.raises(ValueError, match="expected a layout, up to four types and three keys"):
+        with pytest.raises(ValueError, match="expected a layout, up to four types, and groups of up to three states"):
             gather(opt, **wrong)
-    with pytest.raises(TypeError):
-        gather(opt, params=tuple(params_of(opt)))
     with pytest.raises(AttributeError, match="grad"):
         gather(opt, params=[object()])
+    with pytest.raises(ValueError, match="a row of 2, expected 7"):
+        gather(opt, params=[(p, p.grad)])
+    with pytest.raises(TypeError, match="a <class 'int'> in a row, expected a tensor"):
+        gather(opt, params=[(p, 1, *[None] * 5)])
+    with pytest.raises(TypeError, match="step None, expected an int"):
+        gather(opt, params=[(p, p.grad, *[None] * 5)], form=2)
+    with pytest.raises(TypeError, match="takes exactly 9 arguments"):
+        _core.step_groups(1)
+
+
+def test_a_row_whose_tensors_do_not_fit_is_refused():
+    """Whatever Python says of a row, Go never writes beyond a tensor's memory."""
+    _, opt = make("Adam", "plain")
+    step(opt)
+    [p] = params_of(opt)
+    good = (p, p.grad, *opt.state[p].values(), None, None)
+    for layout in (_native.layout(), None):
+        small = plain(3, 4)
+        small.untyped_storage().resize_(8)
+        assert gather(opt, params=[good], layout=layout) == 1
+        for i, wrong in [
+            (1, plain(11)),
+            (1, small),
+            (1, plain(12, dtype=torch.float64)),
+            (2, plain(2)),
+            (3, plain(13)),
+            (0, torch.ones(12).to(torch.int32)),
+            (4, torch.ones(12, dtype=torch.bfloat16)),
+            (3, small),
+        ]:
+            assert gather(opt, params=[(*good[:i], wrong, *good[i + 1 :])], layout=layout) == b"\3", (i, wrong)
 
 
 def test_gather_leaves_odd_states_to_python():
     _, opt = make("Adam", "plain")
     [p] = params_of(opt)
     step(opt)
-    assert gather(opt)[0] == 1
+    assert gather(opt) == 1
     good = opt.state[p]
     keys = opt.columns(opt.param_groups[0])
     for bad in (
         *(
             good | {key: value}
             for key in (*keys, "step")
-            for value in (None, "junk", 1.0, plain(7), Parameter(good[key]))
+            for value in (
+                None,
+                "junk",
+                1.0,
+                plain(7),
+                Parameter(good[key]),
+                good[key].to("meta"),
+                good[key].to_sparse(),
+            )
         ),
         *({k: v for k, v in good.items() if k != key} for key in good),
         {},
         None,
         [],
     ):
-        n, written, grads, odd = gather(opt, state={p: bad})
-        assert (n, written, grads) == (0, [], [])
-        assert odd == [p]
-    n, _, _, odd = gather(opt, state={})
-    assert (n, odd) == (0, [p])
+        assert gather(opt, state={p: bad}) in (b"\2", b"\3")
+    assert gather(opt, state={}) == b"\3"
+    assert gather(opt, state=[]) == b"\3"
 
 
-def test_list_of_parameters_that_changes_under_gather():
-    _, opt = make("SGD", "plain", "plain", "plain")
+@pytest.mark.parametrize("name", ["SGD", "Adam"])
+@pytest.mark.parametrize("kind", [list, type("Mine", (list,), {})])
+@pytest.mark.parametrize(
+    "change",
+    [list.clear, lambda params: params.extend(params[:1] * 50), lambda params: params.__delitem__(slice(1, None))],
+    ids=["empty", "longer", "shorter"],
+)
+def test_list_of_parameters_that_changes_under_gather(name, kind, change):
+    """Both what is asked for a gradient and a flag change the list, which is read once."""
+
+    class Flag:
+        def __bool__(self):
+            change(params)
+            return False
+
+    _, opt = make(name, *["plain"] * 3)
     step(opt)
     a, b, c = params_of(opt)
-    for change in (
-        list.clear,
-        lambda params: params.extend([a] * 50),
-        lambda params: params.__delitem__(slice(1, None)),
-    ):
-        params = [a, Hostile(lambda: change(params)), b, c]  # noqa: B023
-        n, _, grads, odd = gather(opt, params)
-        assert n == len(grads)
-        assert n <= 3
-        assert odd == []
+    group = opt.param_groups[0]
+    params = group["params"] = kind([a, Hostile(lambda: change(params)), b, c])
+    opt.step()
+    params = group["params"] = kind([a, b, c])
+    group["maximize"] = Flag()
+    before = [p.detach().clone() for p in (a, b, c)]
+    opt.step()
+    assert not any(torch.equal(p, x) for p, x in zip((a, b, c), before, strict=True))
 
 
 @every
@@ -424,39 +469,30 @@ def test_order_of_state(name, order, way):
     assert_bit_equal(*([values(p) for p in params_of(opt)] for opt in (ours, expected)))
 
 
-def test_search_goes_on_in_the_next_group():
+def test_search_goes_on_in_the_next_group(monkeypatch):
     opt = goptim.Adam([{"params": [Parameter(plain(2)) for _ in range(3)]} for _ in range(4)])
     for group in opt.param_groups:
         for p in group["params"]:
             p.grad = plain(2)
     opt.step()
-    at, ends = 0, []
-    for i, group in enumerate(opt.param_groups):
-        table = _Table(opt, i, group, at)
-        assert table.n == 3
-        ends.append(at := table.at)
-    assert ends == [3, 6, 9, 12]
+    monkeypatch.setattr(
+        torch.Tensor, "__hash__", lambda t: pytest.fail("a state is looked for by its parameter's hash")
+    )
+    opt.step()
 
 
-def test_numbers_among_the_states():
-    """States of one number, of a dtype of their own, come before the columns; a key that is None leaves its place."""
-    p, g = Parameter(plain(5)), plain(5)
-    p.grad = g
-    opt = goptim.Adam([p])
-    eta, ax = torch.tensor(1.0, dtype=torch.float64), plain(5)
-    opt.state[p] = {"step": torch.tensor(1.0), "eta": eta, "ax": ax}
-    table, written = array("Q", bytes(96)), []
-    types = (torch.Tensor, Parameter)
-    search = (_native.layout(), types, [p], opt.state, 0, "step", ("eta", None, "ax"), 2)
-    n, _, versions = _core.gather(*search, table.buffer_info()[0], written, [], [])
-    assert (n, versions) == (1, 3)
-    assert list(table)[1] == 1 | 1 << 8 | 2 << 32
-    assert list(table)[5:8] == [eta.data_ptr(), 0, ax.data_ptr()]
-    assert [id(t) for t in written] == [id(p), id(eta), id(ax)]
-    before = [t._version for t in (*written, g, opt.state[p]["step"])]
-    _core.bump(table.buffer_info()[0] + 64, versions)
-    assert [t._version for t in (*written, g, opt.state[p]["step"])] == [*(x + 1 for x in before[:3]), *before[3:]]
-    opt.state[p]["eta"] = torch.tensor([1.0])
-    odd = []
-    assert _core.gather(*search, table.buffer_info()[0], [], [], odd)[0] == 0
-    assert odd == [p]
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_numbers_among_the_states(dtype, way):
+    """States of one number, of a dtype of their own, come before the columns."""
+    expected, ours = make("ASGD", "plain", "float64")
+    for opt in (expected, ours):
+        step(opt)
+        for p in params_of(opt):
+            opt.state[p]["eta"] = opt.state[p]["eta"].to(dtype)
+    assert takers(ours) == ["Go", "Go"]
+    for _ in range(2):
+        for opt in (expected, ours):
+            step(opt)
+    assert_bit_equal(*([values(p) for p in params_of(opt)] for opt in (ours, expected)))
+    ours.state[params_of(ours)[0]]["eta"] = torch.tensor([1.0])
+    assert takers(ours) == ["torch", "Go"]

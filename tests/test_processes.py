@@ -157,10 +157,9 @@ def test_exit_while_a_daemon_thread_is_in_go(check):
     started = threading.Semaphore(0)
 
     def forever(opt):
-        [group] = opt.param_groups
-        table = goptim._step._Table(opt, 0, group)
+        groups = (opt._ask(opt.param_groups[0]),)
         while True:
-            opt.go([table])
+            opt._go(groups)
             started.release()
 
     for n in (SMALL, LARGE, LARGE):

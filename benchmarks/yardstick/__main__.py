@@ -56,7 +56,7 @@ def adamw(t: int) -> list[float]:
 class Kernel:
     """One optimizer's step by both."""
 
-    ours: Callable[..., int]
+    ours: str  # the name of its kind
     options: tuple[float, ...]  # of ours
     c: str
     scalars: Callable[[int], list[float]]  # of the C kernel, in step t
@@ -64,18 +64,16 @@ class Kernel:
 
 
 KERNELS = {
-    "AdamW": Kernel(_core.AdamW, (LR, BETA1, BETA2, EPS, DECAY, 0, 0), "adamw", adamw, 2),
-    "RMSprop": Kernel(
-        _core.RMSprop, (LR, 0.99, EPS, 0.0, 0.0, 0, 0), "rmsprop", lambda t: [0.99, 1 - 0.99, EPS, -LR], 1
-    ),
+    "AdamW": Kernel("AdamW", (LR, BETA1, BETA2, EPS, DECAY, 0, 0), "adamw", adamw, 2),
+    "RMSprop": Kernel("RMSprop", (LR, 0.99, EPS, 0.0, 0.0, 0, 0), "rmsprop", lambda t: [0.99, 1 - 0.99, EPS, -LR], 1),
     "RMSprop momentum, centered": Kernel(
-        _core.RMSprop,
+        "RMSprop",
         (LR, 0.99, EPS, 0.0, 0.9, 1, 0),
         "rmsprop_momentum_centered",
         lambda t: [0.99, 1 - 0.99, EPS, -LR, 0.9],
         3,
     ),
-    "Rprop": Kernel(_core.Rprop, (LR, 0.5, 1.2, 1e-6, 50.0, 0), "rprop", lambda t: [0.5, 1.2, 1e-6, 50.0], 2),
+    "Rprop": Kernel("Rprop", (LR, 0.5, 1.2, 1e-6, 50.0, 0), "rprop", lambda t: [0.5, 1.2, 1e-6, 50.0], 2),
 }
 
 
@@ -135,13 +133,13 @@ class Columns:
 
     def ours(self, steps: int) -> Callable[[], object]:
         table = self.table(steps)
-        group = array("q", bytes(96))
-        address = group.buffer_info()[0]
-        _core.pack(address, table.buffer_info()[0], self.kernel.options)
-        group[2] = steps
+        options = self.kernel.options
+        scalars = struct.pack("16d", *options, *[0.0] * (16 - len(options)))
+        group = array("q", struct.pack("4q", 0, table.buffer_info()[0], steps, len(options)) + scalars)
+        address, kind = group.buffer_info()[0], _core.Kind(self.kernel.ours)
 
         def run(keep: object = (table, group)) -> None:
-            self.kernel.ours(address, 1)
+            _core.Step(kind, address, 1)
 
         return run
 

@@ -29,202 +29,25 @@ void goptim_enter(void); /* bindings/internal/openmp/team.c */
 /* --- module functions --- */
 
 PyObject *
-_wrap__core_ASGD(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs)
+_wrap__core_Kind(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs)
 {
     PyObject *py_retval;
     int64_t retval;
-    int64_t groups;
-    int64_t threads;
-    const char *keywords[] = {"groups", "threads", NULL};
+    char *name;
+    const char *keywords[] = {"name", NULL};
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LL", (char **) keywords, &groups, &threads)) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "s", (char **) keywords, &name)) {
         return NULL;
     }
     goptim_enter();
-    retval = bindings_ASGD(groups, threads);
+    retval = bindings_Kind(name);
     if (PyErr_Occurred()) {
         return NULL;
     }
     py_retval = Py_BuildValue((char *) "L", retval);
     return py_retval;
 }
-PyObject * _wrap__core_ASGD(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs);
-
-PyObject *
-_wrap__core_Adadelta(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs)
-{
-    PyObject *py_retval;
-    int64_t retval;
-    int64_t groups;
-    int64_t threads;
-    const char *keywords[] = {"groups", "threads", NULL};
-
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LL", (char **) keywords, &groups, &threads)) {
-        return NULL;
-    }
-    goptim_enter();
-    retval = bindings_Adadelta(groups, threads);
-    if (PyErr_Occurred()) {
-        return NULL;
-    }
-    py_retval = Py_BuildValue((char *) "L", retval);
-    return py_retval;
-}
-PyObject * _wrap__core_Adadelta(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs);
-
-PyObject *
-_wrap__core_Adafactor(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs)
-{
-    PyObject *py_retval;
-    int64_t retval;
-    int64_t table;
-    int64_t rows;
-    int64_t threads;
-    double lr;
-    double beta2_decay;
-    double eps1;
-    double eps2;
-    double d;
-    double weight_decay;
-    int64_t maximize;
-    int64_t fused_norms;
-    const char *keywords[] = {"table", "rows", "threads", "lr", "beta2_decay", "eps1", "eps2", "d", "weight_decay", "maximize", "fused_norms", NULL};
-
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LLLddddddLL", (char **) keywords, &table, &rows, &threads, &lr, &beta2_decay, &eps1, &eps2, &d, &weight_decay, &maximize, &fused_norms)) {
-        return NULL;
-    }
-    goptim_enter();
-    retval = bindings_Adafactor(table, rows, threads, lr, beta2_decay, eps1, eps2, d, weight_decay, maximize, fused_norms);
-    if (PyErr_Occurred()) {
-        return NULL;
-    }
-    py_retval = Py_BuildValue((char *) "L", retval);
-    return py_retval;
-}
-PyObject * _wrap__core_Adafactor(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs);
-
-PyObject *
-_wrap__core_Adagrad(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs)
-{
-    PyObject *py_retval;
-    int64_t retval;
-    int64_t groups;
-    int64_t threads;
-    const char *keywords[] = {"groups", "threads", NULL};
-
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LL", (char **) keywords, &groups, &threads)) {
-        return NULL;
-    }
-    goptim_enter();
-    retval = bindings_Adagrad(groups, threads);
-    if (PyErr_Occurred()) {
-        return NULL;
-    }
-    py_retval = Py_BuildValue((char *) "L", retval);
-    return py_retval;
-}
-PyObject * _wrap__core_Adagrad(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs);
-
-PyObject *
-_wrap__core_Adam(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs)
-{
-    PyObject *py_retval;
-    int64_t retval;
-    int64_t groups;
-    int64_t threads;
-    const char *keywords[] = {"groups", "threads", NULL};
-
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LL", (char **) keywords, &groups, &threads)) {
-        return NULL;
-    }
-    goptim_enter();
-    retval = bindings_Adam(groups, threads);
-    if (PyErr_Occurred()) {
-        return NULL;
-    }
-    py_retval = Py_BuildValue((char *) "L", retval);
-    return py_retval;
-}
-PyObject * _wrap__core_Adam(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs);
-
-PyObject *
-_wrap__core_AdamW(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs)
-{
-    PyObject *py_retval;
-    int64_t retval;
-    int64_t groups;
-    int64_t threads;
-    const char *keywords[] = {"groups", "threads", NULL};
-
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LL", (char **) keywords, &groups, &threads)) {
-        return NULL;
-    }
-    goptim_enter();
-    retval = bindings_AdamW(groups, threads);
-    if (PyErr_Occurred()) {
-        return NULL;
-    }
-    py_retval = Py_BuildValue((char *) "L", retval);
-    return py_retval;
-}
-PyObject * _wrap__core_AdamW(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs);
-
-PyObject *
-_wrap__core_Adamax(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs)
-{
-    PyObject *py_retval;
-    int64_t retval;
-    int64_t groups;
-    int64_t threads;
-    const char *keywords[] = {"groups", "threads", NULL};
-
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LL", (char **) keywords, &groups, &threads)) {
-        return NULL;
-    }
-    goptim_enter();
-    retval = bindings_Adamax(groups, threads);
-    if (PyErr_Occurred()) {
-        return NULL;
-    }
-    py_retval = Py_BuildValue((char *) "L", retval);
-    return py_retval;
-}
-PyObject * _wrap__core_Adamax(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs);
-
-PyObject *
-_wrap__core_HFAdafactor(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs)
-{
-    PyObject *py_retval;
-    int64_t retval;
-    int64_t table;
-    int64_t rows;
-    int64_t threads;
-    double lr;
-    double eps1;
-    double eps2;
-    double clip_threshold;
-    double decay_rate;
-    double beta1;
-    double weight_decay;
-    int64_t averages;
-    int64_t scale_parameter;
-    int64_t relative_step;
-    int64_t warmup_init;
-    int64_t fused_norms;
-    const char *keywords[] = {"table", "rows", "threads", "lr", "eps1", "eps2", "clip_threshold", "decay_rate", "beta1", "weight_decay", "averages", "scale_parameter", "relative_step", "warmup_init", "fused_norms", NULL};
-
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LLLdddddddLLLLL", (char **) keywords, &table, &rows, &threads, &lr, &eps1, &eps2, &clip_threshold, &decay_rate, &beta1, &weight_decay, &averages, &scale_parameter, &relative_step, &warmup_init, &fused_norms)) {
-        return NULL;
-    }
-    goptim_enter();
-    retval = bindings_HFAdafactor(table, rows, threads, lr, eps1, eps2, clip_threshold, decay_rate, beta1, weight_decay, averages, scale_parameter, relative_step, warmup_init, fused_norms);
-    if (PyErr_Occurred()) {
-        return NULL;
-    }
-    py_retval = Py_BuildValue((char *) "L", retval);
-    return py_retval;
-}
-PyObject * _wrap__core_HFAdafactor(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs);
+PyObject * _wrap__core_Kind(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs);
 
 PyObject *
 _wrap__core_LBFGS(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs)
@@ -250,81 +73,6 @@ _wrap__core_LBFGS(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *
 PyObject * _wrap__core_LBFGS(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs);
 
 PyObject *
-_wrap__core_MuonMomentum(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs)
-{
-    PyObject *py_retval;
-    int64_t retval;
-    int64_t table;
-    int64_t rows;
-    int64_t threads;
-    double momentum;
-    int64_t nesterov;
-    const char *keywords[] = {"table", "rows", "threads", "momentum", "nesterov", NULL};
-
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LLLdL", (char **) keywords, &table, &rows, &threads, &momentum, &nesterov)) {
-        return NULL;
-    }
-    goptim_enter();
-    retval = bindings_MuonMomentum(table, rows, threads, momentum, nesterov);
-    if (PyErr_Occurred()) {
-        return NULL;
-    }
-    py_retval = Py_BuildValue((char *) "L", retval);
-    return py_retval;
-}
-PyObject * _wrap__core_MuonMomentum(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs);
-
-PyObject *
-_wrap__core_MuonUpdate(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs)
-{
-    PyObject *py_retval;
-    int64_t retval;
-    int64_t table;
-    int64_t rows;
-    int64_t threads;
-    int64_t height;
-    int64_t width;
-    double lr;
-    double weight_decay;
-    int64_t adjust_lr;
-    const char *keywords[] = {"table", "rows", "threads", "height", "width", "lr", "weight_decay", "adjust_lr", NULL};
-
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LLLLLddL", (char **) keywords, &table, &rows, &threads, &height, &width, &lr, &weight_decay, &adjust_lr)) {
-        return NULL;
-    }
-    goptim_enter();
-    retval = bindings_MuonUpdate(table, rows, threads, height, width, lr, weight_decay, adjust_lr);
-    if (PyErr_Occurred()) {
-        return NULL;
-    }
-    py_retval = Py_BuildValue((char *) "L", retval);
-    return py_retval;
-}
-PyObject * _wrap__core_MuonUpdate(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs);
-
-PyObject *
-_wrap__core_NAdam(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs)
-{
-    PyObject *py_retval;
-    int64_t retval;
-    int64_t groups;
-    int64_t threads;
-    const char *keywords[] = {"groups", "threads", NULL};
-
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LL", (char **) keywords, &groups, &threads)) {
-        return NULL;
-    }
-    goptim_enter();
-    retval = bindings_NAdam(groups, threads);
-    if (PyErr_Occurred()) {
-        return NULL;
-    }
-    py_retval = Py_BuildValue((char *) "L", retval);
-    return py_retval;
-}
-PyObject * _wrap__core_NAdam(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs);
-
-PyObject *
 _wrap__core_OpenMP(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs)
 {
     PyObject *py_retval;
@@ -347,50 +95,6 @@ _wrap__core_OpenMP(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject 
 PyObject * _wrap__core_OpenMP(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs);
 
 PyObject *
-_wrap__core_RAdam(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs)
-{
-    PyObject *py_retval;
-    int64_t retval;
-    int64_t groups;
-    int64_t threads;
-    const char *keywords[] = {"groups", "threads", NULL};
-
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LL", (char **) keywords, &groups, &threads)) {
-        return NULL;
-    }
-    goptim_enter();
-    retval = bindings_RAdam(groups, threads);
-    if (PyErr_Occurred()) {
-        return NULL;
-    }
-    py_retval = Py_BuildValue((char *) "L", retval);
-    return py_retval;
-}
-PyObject * _wrap__core_RAdam(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs);
-
-PyObject *
-_wrap__core_RMSprop(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs)
-{
-    PyObject *py_retval;
-    int64_t retval;
-    int64_t groups;
-    int64_t threads;
-    const char *keywords[] = {"groups", "threads", NULL};
-
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LL", (char **) keywords, &groups, &threads)) {
-        return NULL;
-    }
-    goptim_enter();
-    retval = bindings_RMSprop(groups, threads);
-    if (PyErr_Occurred()) {
-        return NULL;
-    }
-    py_retval = Py_BuildValue((char *) "L", retval);
-    return py_retval;
-}
-PyObject * _wrap__core_RMSprop(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs);
-
-PyObject *
 _wrap__core_Reserve(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs)
 {
     PyObject *py_retval;
@@ -410,50 +114,6 @@ _wrap__core_Reserve(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject
     return py_retval;
 }
 PyObject * _wrap__core_Reserve(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs);
-
-PyObject *
-_wrap__core_Rprop(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs)
-{
-    PyObject *py_retval;
-    int64_t retval;
-    int64_t groups;
-    int64_t threads;
-    const char *keywords[] = {"groups", "threads", NULL};
-
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LL", (char **) keywords, &groups, &threads)) {
-        return NULL;
-    }
-    goptim_enter();
-    retval = bindings_Rprop(groups, threads);
-    if (PyErr_Occurred()) {
-        return NULL;
-    }
-    py_retval = Py_BuildValue((char *) "L", retval);
-    return py_retval;
-}
-PyObject * _wrap__core_Rprop(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs);
-
-PyObject *
-_wrap__core_SGD(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs)
-{
-    PyObject *py_retval;
-    int64_t retval;
-    int64_t groups;
-    int64_t threads;
-    const char *keywords[] = {"groups", "threads", NULL};
-
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LL", (char **) keywords, &groups, &threads)) {
-        return NULL;
-    }
-    goptim_enter();
-    retval = bindings_SGD(groups, threads);
-    if (PyErr_Occurred()) {
-        return NULL;
-    }
-    py_retval = Py_BuildValue((char *) "L", retval);
-    return py_retval;
-}
-PyObject * _wrap__core_SGD(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs);
 
 PyObject *
 _wrap__core_SparseAdagrad(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs)
@@ -563,6 +223,29 @@ _wrap__core_SparseSGD(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObje
 PyObject * _wrap__core_SparseSGD(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs);
 
 PyObject *
+_wrap__core_Step(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs)
+{
+    PyObject *py_retval;
+    int64_t retval;
+    int64_t kind;
+    int64_t groups;
+    int64_t threads;
+    const char *keywords[] = {"kind", "groups", "threads", NULL};
+
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LLL", (char **) keywords, &kind, &groups, &threads)) {
+        return NULL;
+    }
+    goptim_enter();
+    retval = bindings_Step(kind, groups, threads);
+    if (PyErr_Occurred()) {
+        return NULL;
+    }
+    py_retval = Py_BuildValue((char *) "L", retval);
+    return py_retval;
+}
+PyObject * _wrap__core_Step(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs);
+
+PyObject *
 _wrap__core_Version(PyObject *PYBINDGEN_UNUSED(_args), PyObject *PYBINDGEN_UNUSED(_kwargs))
 {
     PyObject *py_retval;
@@ -580,41 +263,20 @@ _wrap__core_Version(PyObject *PYBINDGEN_UNUSED(_args), PyObject *PYBINDGEN_UNUSE
 }
 PyObject * _wrap__core_Version(PyObject *PYBINDGEN_UNUSED(_args), PyObject *PYBINDGEN_UNUSED(_kwargs));
 
-PyObject *pack(PyObject *module, PyObject *const *args, Py_ssize_t n);
-extern const char pack_doc[];
-
-PyObject *gather(PyObject *module, PyObject *const *args, Py_ssize_t n);
-extern const char gather_doc[];
-
-PyObject *bump(PyObject *module, PyObject *const *args, Py_ssize_t n);
-extern const char bump_doc[];
+PyObject *step_groups(PyObject *module, PyObject *const *args, Py_ssize_t n);
+extern const char step_groups_doc[];
 
 static PyMethodDef _core_functions[] = {
-    {(char *) "ASGD", (PyCFunction) _wrap__core_ASGD, METH_KEYWORDS|METH_VARARGS, "ASGD($module, /, groups, threads)\n--\n\ntype: groups: int64_t\ntype: threads: int64_t" },
-    {(char *) "Adadelta", (PyCFunction) _wrap__core_Adadelta, METH_KEYWORDS|METH_VARARGS, "Adadelta($module, /, groups, threads)\n--\n\ntype: groups: int64_t\ntype: threads: int64_t" },
-    {(char *) "Adafactor", (PyCFunction) _wrap__core_Adafactor, METH_KEYWORDS|METH_VARARGS, "Adafactor($module, /, table, rows, threads, lr, beta2_decay, eps1, eps2, d, weight_decay, maximize, fused_norms)\n--\n\ntype: table: int64_t\ntype: rows: int64_t\ntype: threads: int64_t\ntype: lr: double\ntype: beta2_decay: double\ntype: eps1: double\ntype: eps2: double\ntype: d: double\ntype: weight_decay: double\ntype: maximize: int64_t\ntype: fused_norms: int64_t" },
-    {(char *) "Adagrad", (PyCFunction) _wrap__core_Adagrad, METH_KEYWORDS|METH_VARARGS, "Adagrad($module, /, groups, threads)\n--\n\ntype: groups: int64_t\ntype: threads: int64_t" },
-    {(char *) "Adam", (PyCFunction) _wrap__core_Adam, METH_KEYWORDS|METH_VARARGS, "Adam($module, /, groups, threads)\n--\n\ntype: groups: int64_t\ntype: threads: int64_t" },
-    {(char *) "AdamW", (PyCFunction) _wrap__core_AdamW, METH_KEYWORDS|METH_VARARGS, "AdamW($module, /, groups, threads)\n--\n\ntype: groups: int64_t\ntype: threads: int64_t" },
-    {(char *) "Adamax", (PyCFunction) _wrap__core_Adamax, METH_KEYWORDS|METH_VARARGS, "Adamax($module, /, groups, threads)\n--\n\ntype: groups: int64_t\ntype: threads: int64_t" },
-    {(char *) "HFAdafactor", (PyCFunction) _wrap__core_HFAdafactor, METH_KEYWORDS|METH_VARARGS, "HFAdafactor($module, /, table, rows, threads, lr, eps1, eps2, clip_threshold, decay_rate, beta1, weight_decay, averages, scale_parameter, relative_step, warmup_init, fused_norms)\n--\n\ntype: table: int64_t\ntype: rows: int64_t\ntype: threads: int64_t\ntype: lr: double\ntype: eps1: double\ntype: eps2: double\ntype: clip_threshold: double\ntype: decay_rate: double\ntype: beta1: double\ntype: weight_decay: double\ntype: averages: int64_t\ntype: scale_parameter: int64_t\ntype: relative_step: int64_t\ntype: warmup_init: int64_t\ntype: fused_norms: int64_t" },
+    {(char *) "Kind", (PyCFunction) _wrap__core_Kind, METH_KEYWORDS|METH_VARARGS, "Kind($module, /, name)\n--\n\ntype: name: char *" },
     {(char *) "LBFGS", (PyCFunction) _wrap__core_LBFGS, METH_KEYWORDS|METH_VARARGS, "LBFGS($module, /, machine, size, threads)\n--\n\ntype: machine: int64_t\ntype: size: int64_t\ntype: threads: int64_t" },
-    {(char *) "MuonMomentum", (PyCFunction) _wrap__core_MuonMomentum, METH_KEYWORDS|METH_VARARGS, "MuonMomentum($module, /, table, rows, threads, momentum, nesterov)\n--\n\ntype: table: int64_t\ntype: rows: int64_t\ntype: threads: int64_t\ntype: momentum: double\ntype: nesterov: int64_t" },
-    {(char *) "MuonUpdate", (PyCFunction) _wrap__core_MuonUpdate, METH_KEYWORDS|METH_VARARGS, "MuonUpdate($module, /, table, rows, threads, height, width, lr, weight_decay, adjust_lr)\n--\n\ntype: table: int64_t\ntype: rows: int64_t\ntype: threads: int64_t\ntype: height: int64_t\ntype: width: int64_t\ntype: lr: double\ntype: weight_decay: double\ntype: adjust_lr: int64_t" },
-    {(char *) "NAdam", (PyCFunction) _wrap__core_NAdam, METH_KEYWORDS|METH_VARARGS, "NAdam($module, /, groups, threads)\n--\n\ntype: groups: int64_t\ntype: threads: int64_t" },
     {(char *) "OpenMP", (PyCFunction) _wrap__core_OpenMP, METH_KEYWORDS|METH_VARARGS, "OpenMP($module, /, parallel, number)\n--\n\ntype: parallel: int64_t\ntype: number: int64_t" },
-    {(char *) "RAdam", (PyCFunction) _wrap__core_RAdam, METH_KEYWORDS|METH_VARARGS, "RAdam($module, /, groups, threads)\n--\n\ntype: groups: int64_t\ntype: threads: int64_t" },
-    {(char *) "RMSprop", (PyCFunction) _wrap__core_RMSprop, METH_KEYWORDS|METH_VARARGS, "RMSprop($module, /, groups, threads)\n--\n\ntype: groups: int64_t\ntype: threads: int64_t" },
     {(char *) "Reserve", (PyCFunction) _wrap__core_Reserve, METH_KEYWORDS|METH_VARARGS, "Reserve($module, /, threads)\n--\n\ntype: threads: int64_t" },
-    {(char *) "Rprop", (PyCFunction) _wrap__core_Rprop, METH_KEYWORDS|METH_VARARGS, "Rprop($module, /, groups, threads)\n--\n\ntype: groups: int64_t\ntype: threads: int64_t" },
-    {(char *) "SGD", (PyCFunction) _wrap__core_SGD, METH_KEYWORDS|METH_VARARGS, "SGD($module, /, groups, threads)\n--\n\ntype: groups: int64_t\ntype: threads: int64_t" },
     {(char *) "SparseAdagrad", (PyCFunction) _wrap__core_SparseAdagrad, METH_KEYWORDS|METH_VARARGS, "SparseAdagrad($module, /, param, state1, state2, rows, width, float64s, indices, values, order, count, threads, step, lr, lr_decay, eps, maximize)\n--\n\ntype: param: int64_t\ntype: state1: int64_t\ntype: state2: int64_t\ntype: rows: int64_t\ntype: width: int64_t\ntype: float64s: int64_t\ntype: indices: int64_t\ntype: values: int64_t\ntype: order: int64_t\ntype: count: int64_t\ntype: threads: int64_t\ntype: step: double\ntype: lr: double\ntype: lr_decay: double\ntype: eps: double\ntype: maximize: int64_t" },
     {(char *) "SparseAdam", (PyCFunction) _wrap__core_SparseAdam, METH_KEYWORDS|METH_VARARGS, "SparseAdam($module, /, param, state1, state2, rows, width, float64s, indices, values, order, count, threads, step, lr, beta1, beta2, eps, maximize)\n--\n\ntype: param: int64_t\ntype: state1: int64_t\ntype: state2: int64_t\ntype: rows: int64_t\ntype: width: int64_t\ntype: float64s: int64_t\ntype: indices: int64_t\ntype: values: int64_t\ntype: order: int64_t\ntype: count: int64_t\ntype: threads: int64_t\ntype: step: double\ntype: lr: double\ntype: beta1: double\ntype: beta2: double\ntype: eps: double\ntype: maximize: int64_t" },
     {(char *) "SparseSGD", (PyCFunction) _wrap__core_SparseSGD, METH_KEYWORDS|METH_VARARGS, "SparseSGD($module, /, param, state1, state2, rows, width, float64s, indices, values, order, count, threads, step, lr, maximize)\n--\n\ntype: param: int64_t\ntype: state1: int64_t\ntype: state2: int64_t\ntype: rows: int64_t\ntype: width: int64_t\ntype: float64s: int64_t\ntype: indices: int64_t\ntype: values: int64_t\ntype: order: int64_t\ntype: count: int64_t\ntype: threads: int64_t\ntype: step: double\ntype: lr: double\ntype: maximize: int64_t" },
+    {(char *) "Step", (PyCFunction) _wrap__core_Step, METH_KEYWORDS|METH_VARARGS, "Step($module, /, kind, groups, threads)\n--\n\ntype: kind: int64_t\ntype: groups: int64_t\ntype: threads: int64_t" },
     {(char *) "Version", (PyCFunction) _wrap__core_Version, METH_NOARGS, "Version($module, /)\n--\n\n" },
-    {"pack", (PyCFunction)(void (*)(void))pack, METH_FASTCALL, pack_doc},
-    {"gather", (PyCFunction)(void (*)(void))gather, METH_FASTCALL, gather_doc},
-    {"bump", (PyCFunction)(void (*)(void))bump, METH_FASTCALL, bump_doc},
+    {"step_groups", (PyCFunction)(void (*)(void))step_groups, METH_FASTCALL, step_groups_doc},
     {NULL, NULL, 0, NULL}
 };
 #if PY_VERSION_HEX >= 0x03000000

@@ -16,115 +16,10 @@ import (
 
 func main() {}
 
-//export bindings_ASGD
-func bindings_ASGD(groups C.longlong, threads C.longlong) C.longlong {
+//export bindings_Kind
+func bindings_Kind(name *C.char) C.longlong {
 	_saved_thread := C.PyEval_SaveThread()
-	cret, __err := bindings.ASGD(int64(groups), int64(threads))
-
-	C.PyEval_RestoreThread(_saved_thread)
-	if __err != nil {
-		estr := C.CString(__err.Error())
-		C.PyErr_SetString(C.PyExc_RuntimeError, estr)
-		C.free(unsafe.Pointer(estr))
-		return C.longlong(0)
-	}
-	return C.longlong(cret)
-}
-
-//export bindings_Adadelta
-func bindings_Adadelta(groups C.longlong, threads C.longlong) C.longlong {
-	_saved_thread := C.PyEval_SaveThread()
-	cret, __err := bindings.Adadelta(int64(groups), int64(threads))
-
-	C.PyEval_RestoreThread(_saved_thread)
-	if __err != nil {
-		estr := C.CString(__err.Error())
-		C.PyErr_SetString(C.PyExc_RuntimeError, estr)
-		C.free(unsafe.Pointer(estr))
-		return C.longlong(0)
-	}
-	return C.longlong(cret)
-}
-
-//export bindings_Adafactor
-func bindings_Adafactor(table C.longlong, rows C.longlong, threads C.longlong, lr C.double, beta2Decay C.double, eps1 C.double, eps2 C.double, d C.double, weightDecay C.double, maximize C.longlong, fusedNorms C.longlong) C.longlong {
-	_saved_thread := C.PyEval_SaveThread()
-	cret, __err := bindings.Adafactor(int64(table), int64(rows), int64(threads), float64(lr), float64(beta2Decay), float64(eps1), float64(eps2), float64(d), float64(weightDecay), int64(maximize), int64(fusedNorms))
-
-	C.PyEval_RestoreThread(_saved_thread)
-	if __err != nil {
-		estr := C.CString(__err.Error())
-		C.PyErr_SetString(C.PyExc_RuntimeError, estr)
-		C.free(unsafe.Pointer(estr))
-		return C.longlong(0)
-	}
-	return C.longlong(cret)
-}
-
-//export bindings_Adagrad
-func bindings_Adagrad(groups C.longlong, threads C.longlong) C.longlong {
-	_saved_thread := C.PyEval_SaveThread()
-	cret, __err := bindings.Adagrad(int64(groups), int64(threads))
-
-	C.PyEval_RestoreThread(_saved_thread)
-	if __err != nil {
-		estr := C.CString(__err.Error())
-		C.PyErr_SetString(C.PyExc_RuntimeError, estr)
-		C.free(unsafe.Pointer(estr))
-		return C.longlong(0)
-	}
-	return C.longlong(cret)
-}
-
-//export bindings_Adam
-func bindings_Adam(groups C.longlong, threads C.longlong) C.longlong {
-	_saved_thread := C.PyEval_SaveThread()
-	cret, __err := bindings.Adam(int64(groups), int64(threads))
-
-	C.PyEval_RestoreThread(_saved_thread)
-	if __err != nil {
-		estr := C.CString(__err.Error())
-		C.PyErr_SetString(C.PyExc_RuntimeError, estr)
-		C.free(unsafe.Pointer(estr))
-		return C.longlong(0)
-	}
-	return C.longlong(cret)
-}
-
-//export bindings_AdamW
-func bindings_AdamW(groups C.longlong, threads C.longlong) C.longlong {
-	_saved_thread := C.PyEval_SaveThread()
-	cret, __err := bindings.AdamW(int64(groups), int64(threads))
-
-	C.PyEval_RestoreThread(_saved_thread)
-	if __err != nil {
-		estr := C.CString(__err.Error())
-		C.PyErr_SetString(C.PyExc_RuntimeError, estr)
-		C.free(unsafe.Pointer(estr))
-		return C.longlong(0)
-	}
-	return C.longlong(cret)
-}
-
-//export bindings_Adamax
-func bindings_Adamax(groups C.longlong, threads C.longlong) C.longlong {
-	_saved_thread := C.PyEval_SaveThread()
-	cret, __err := bindings.Adamax(int64(groups), int64(threads))
-
-	C.PyEval_RestoreThread(_saved_thread)
-	if __err != nil {
-		estr := C.CString(__err.Error())
-		C.PyErr_SetString(C.PyExc_RuntimeError, estr)
-		C.free(unsafe.Pointer(estr))
-		return C.longlong(0)
-	}
-	return C.longlong(cret)
-}
-
-//export bindings_HFAdafactor
-func bindings_HFAdafactor(table C.longlong, rows C.longlong, threads C.longlong, lr C.double, eps1 C.double, eps2 C.double, clipThreshold C.double, decayRate C.double, beta1 C.double, weightDecay C.double, averages C.longlong, scaleParameter C.longlong, relativeStep C.longlong, warmupInit C.longlong, fusedNorms C.longlong) C.longlong {
-	_saved_thread := C.PyEval_SaveThread()
-	cret, __err := bindings.HFAdafactor(int64(table), int64(rows), int64(threads), float64(lr), float64(eps1), float64(eps2), float64(clipThreshold), float64(decayRate), float64(beta1), float64(weightDecay), int64(averages), int64(scaleParameter), int64(relativeStep), int64(warmupInit), int64(fusedNorms))
+	cret, __err := bindings.Kind(C.GoString(name))
 
 	C.PyEval_RestoreThread(_saved_thread)
 	if __err != nil {
@@ -151,51 +46,6 @@ func bindings_LBFGS(machine C.longlong, size C.longlong, threads C.longlong) C.l
 	return C.longlong(cret)
 }
 
-//export bindings_MuonMomentum
-func bindings_MuonMomentum(table C.longlong, rows C.longlong, threads C.longlong, momentum C.double, nesterov C.longlong) C.longlong {
-	_saved_thread := C.PyEval_SaveThread()
-	cret, __err := bindings.MuonMomentum(int64(table), int64(rows), int64(threads), float64(momentum), int64(nesterov))
-
-	C.PyEval_RestoreThread(_saved_thread)
-	if __err != nil {
-		estr := C.CString(__err.Error())
-		C.PyErr_SetString(C.PyExc_RuntimeError, estr)
-		C.free(unsafe.Pointer(estr))
-		return C.longlong(0)
-	}
-	return C.longlong(cret)
-}
-
-//export bindings_MuonUpdate
-func bindings_MuonUpdate(table C.longlong, rows C.longlong, threads C.longlong, height C.longlong, width C.longlong, lr C.double, weightDecay C.double, adjustLR C.longlong) C.longlong {
-	_saved_thread := C.PyEval_SaveThread()
-	cret, __err := bindings.MuonUpdate(int64(table), int64(rows), int64(threads), int64(height), int64(width), float64(lr), float64(weightDecay), int64(adjustLR))
-
-	C.PyEval_RestoreThread(_saved_thread)
-	if __err != nil {
-		estr := C.CString(__err.Error())
-		C.PyErr_SetString(C.PyExc_RuntimeError, estr)
-		C.free(unsafe.Pointer(estr))
-		return C.longlong(0)
-	}
-	return C.longlong(cret)
-}
-
-//export bindings_NAdam
-func bindings_NAdam(groups C.longlong, threads C.longlong) C.longlong {
-	_saved_thread := C.PyEval_SaveThread()
-	cret, __err := bindings.NAdam(int64(groups), int64(threads))
-
-	C.PyEval_RestoreThread(_saved_thread)
-	if __err != nil {
-		estr := C.CString(__err.Error())
-		C.PyErr_SetString(C.PyExc_RuntimeError, estr)
-		C.free(unsafe.Pointer(estr))
-		return C.longlong(0)
-	}
-	return C.longlong(cret)
-}
-
 //export bindings_OpenMP
 func bindings_OpenMP(parallel C.longlong, number C.longlong) C.longlong {
 	_saved_thread := C.PyEval_SaveThread()
@@ -211,70 +61,10 @@ func bindings_OpenMP(parallel C.longlong, number C.longlong) C.longlong {
 	return C.longlong(cret)
 }
 
-//export bindings_RAdam
-func bindings_RAdam(groups C.longlong, threads C.longlong) C.longlong {
-	_saved_thread := C.PyEval_SaveThread()
-	cret, __err := bindings.RAdam(int64(groups), int64(threads))
-
-	C.PyEval_RestoreThread(_saved_thread)
-	if __err != nil {
-		estr := C.CString(__err.Error())
-		C.PyErr_SetString(C.PyExc_RuntimeError, estr)
-		C.free(unsafe.Pointer(estr))
-		return C.longlong(0)
-	}
-	return C.longlong(cret)
-}
-
-//export bindings_RMSprop
-func bindings_RMSprop(groups C.longlong, threads C.longlong) C.longlong {
-	_saved_thread := C.PyEval_SaveThread()
-	cret, __err := bindings.RMSprop(int64(groups), int64(threads))
-
-	C.PyEval_RestoreThread(_saved_thread)
-	if __err != nil {
-		estr := C.CString(__err.Error())
-		C.PyErr_SetString(C.PyExc_RuntimeError, estr)
-		C.free(unsafe.Pointer(estr))
-		return C.longlong(0)
-	}
-	return C.longlong(cret)
-}
-
 //export bindings_Reserve
 func bindings_Reserve(threads C.longlong) C.longlong {
 	_saved_thread := C.PyEval_SaveThread()
 	cret, __err := bindings.Reserve(int64(threads))
-
-	C.PyEval_RestoreThread(_saved_thread)
-	if __err != nil {
-		estr := C.CString(__err.Error())
-		C.PyErr_SetString(C.PyExc_RuntimeError, estr)
-		C.free(unsafe.Pointer(estr))
-		return C.longlong(0)
-	}
-	return C.longlong(cret)
-}
-
-//export bindings_Rprop
-func bindings_Rprop(groups C.longlong, threads C.longlong) C.longlong {
-	_saved_thread := C.PyEval_SaveThread()
-	cret, __err := bindings.Rprop(int64(groups), int64(threads))
-
-	C.PyEval_RestoreThread(_saved_thread)
-	if __err != nil {
-		estr := C.CString(__err.Error())
-		C.PyErr_SetString(C.PyExc_RuntimeError, estr)
-		C.free(unsafe.Pointer(estr))
-		return C.longlong(0)
-	}
-	return C.longlong(cret)
-}
-
-//export bindings_SGD
-func bindings_SGD(groups C.longlong, threads C.longlong) C.longlong {
-	_saved_thread := C.PyEval_SaveThread()
-	cret, __err := bindings.SGD(int64(groups), int64(threads))
 
 	C.PyEval_RestoreThread(_saved_thread)
 	if __err != nil {
@@ -320,6 +110,21 @@ func bindings_SparseAdam(param C.longlong, state1 C.longlong, state2 C.longlong,
 func bindings_SparseSGD(param C.longlong, state1 C.longlong, state2 C.longlong, rows C.longlong, width C.longlong, float64s C.longlong, indices C.longlong, values C.longlong, order C.longlong, count C.longlong, threads C.longlong, step C.double, lr C.double, maximize C.longlong) C.longlong {
 	_saved_thread := C.PyEval_SaveThread()
 	cret, __err := bindings.SparseSGD(int64(param), int64(state1), int64(state2), int64(rows), int64(width), int64(float64s), int64(indices), int64(values), int64(order), int64(count), int64(threads), float64(step), float64(lr), int64(maximize))
+
+	C.PyEval_RestoreThread(_saved_thread)
+	if __err != nil {
+		estr := C.CString(__err.Error())
+		C.PyErr_SetString(C.PyExc_RuntimeError, estr)
+		C.free(unsafe.Pointer(estr))
+		return C.longlong(0)
+	}
+	return C.longlong(cret)
+}
+
+//export bindings_Step
+func bindings_Step(kind C.longlong, groups C.longlong, threads C.longlong) C.longlong {
+	_saved_thread := C.PyEval_SaveThread()
+	cret, __err := bindings.Step(int64(kind), int64(groups), int64(threads))
 
 	C.PyEval_RestoreThread(_saved_thread)
 	if __err != nil {

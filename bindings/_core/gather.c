@@ -1,61 +1,38 @@
-/* gather fills a step's table (goptim/table.go) from Python's tensors; bump tells autograd of a step.
+/* step_groups steps groups of parameters: it finds their tensors, writes a table of rows (goptim/table.go) and calls Go.
+ *
+ * A step has two phases. In the first, references are taken to every tensor of every group; Python code may run there,
+ * as of hash functions, descriptors, finalizers and the collector, and may change all that has not been read yet. In
+ * the second, addresses are read, checked and handed to Go; no Python code runs there, and no Python object is made.
+ * So no address is older than the last Python code before the call of Go, and all that a row names is held until Go has
+ * returned. What another thread does to a held tensor while Go writes, as to assign its data, nobody can prevent.
  *
  * A step of many small tensors costs what finding their addresses costs: some forty cache lines a parameter, which the
  * model's forward and backward pass have pushed out to memory. So parameters are taken in blocks, and a block in
  * sweeps, each of which brings the lines that the next one reads. The tensors are read where this torch has been found
  * to keep them (python/goptim/_layout.py), for a call of torch, even of its C interfaces, takes ten times as long as
- * the words themselves. Only the plain case is taken here, with every check that keeps it safe; all else goes back to
- * Python, which decides (python/goptim/_step.py).
+ * the words themselves. Only the plain case is taken here, with every check that keeps it safe; a parameter that is
+ * another case is answered with a code, and nothing is written (python/goptim/_step.py).
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
+#include "_cgo_export.h"
+
+void goptim_enter(void); /* bindings/internal/openmp/team.c */
 
 enum { FLOAT32 = 1, FLOAT64 = 2 }; /* engine.DType */
-enum { SCALARS = 8 };
-typedef struct { int64_t n; uint64_t kind, param, grad, step, state[3]; } Row; /* engine.Row */
+enum { SCALARS = 16, STATES = 3, TYPES = 4, BLOCK = 32 };
+typedef struct { int64_t n; uint64_t kind, param, grad, step, state[STATES]; } Row; /* engine.Row */
+typedef struct { int64_t n; uint64_t kind, param, grad; int64_t step; uint64_t rms, state[STATES], shape; } HFRow; /* goptim.hfRow */
 typedef struct { uint64_t next, table; int64_t rows, count; double scalars[SCALARS]; } Group; /* bindings.group */
+static const uint64_t FIRST = 1 << 16; /* engine.First */
 
-/* expect reports whether the arguments are as many as types, and each of its type, where one is asked for. The parser of
- * formats, which does the same, would take longer than the small tables that it is for. */
-static int expect(const char *name, PyTypeObject *const *types, Py_ssize_t count, PyObject *const *args, Py_ssize_t n)
-{
-	if (n != count) {
-		PyErr_Format(PyExc_TypeError, "%s() takes exactly %zd arguments (%zd given)", name, count, n);
-		return 0;
-	}
-	for (Py_ssize_t i = 0; i < n; i++)
-		if (types[i] != NULL && !PyObject_TypeCheck(args[i], types[i])) {
-			PyErr_Format(PyExc_TypeError, "%s() argument %zd is of the wrong type: %R", name, i + 1, Py_TYPE(args[i]));
-			return 0;
-		}
-	return 1;
-}
-
-const char pack_doc[] =
-	"pack(group, table, scalars, /)\n--\n\n"
-	"Write a group of no rows at an address: its table's address and its scalars. False if one of these is no number.";
-
-PyObject *pack(PyObject *module, PyObject *const *args, Py_ssize_t n)
-{
-	PyTypeObject *types[] = {&PyLong_Type, &PyLong_Type, &PyTuple_Type};
-	if (!expect("pack", types, 3, args, n)) return NULL;
-	Group *group = PyLong_AsVoidPtr(args[0]);
-	uint64_t table = (uint64_t)(uintptr_t)PyLong_AsVoidPtr(args[1]);
-	PyObject *scalars = args[2];
-	if (PyErr_Occurred()) return NULL;
-	n = PyTuple_Size(scalars);
-	*group = (Group){.table = table, .count = n};
-	for (Py_ssize_t i = 0; i < n; i++) {
-		PyObject *x = PyTuple_GetItem(scalars, i);
-		if (!PyFloat_Check(x) && !PyLong_Check(x)) Py_RETURN_FALSE;
-		if (i == SCALARS) return PyErr_Format(PyExc_ValueError, "pack: %zd scalars, expected up to %d", n, SCALARS);
-		group->scalars[i] = PyFloat_AsDouble(x);
-		if (group->scalars[i] == -1 && PyErr_Occurred()) return NULL;
-	}
-	Py_RETURN_TRUE;
-}
+/* What a step does with a parameter; the codes of _step.py. The larger of two codes holds. */
+enum { GO = 0, NO_GRADIENT = 1, TORCH = 2, PYTHON = 3 };
+/* The forms of rows: of elementwise optimizers, of Adafactor and of hf.Adafactor. */
+enum { ELEMENTWISE = 0, FACTORED = 1, HF = 2 };
 
 /* A Layout is where torch keeps what, in words of 8 bytes unless said otherwise: the fields of _layout.Layout. */
 typedef struct {
@@ -76,27 +53,29 @@ static void prefetch(const char *at, int lines)
 	for (int i = 0; i < lines; i++) __builtin_prefetch(at + i * 64);
 }
 
-/* A View is a plain tensor on the CPU: dense or not, with memory of its own, none of it negated or shared in secret. */
+/* A View is a tensor in the CPU's memory. */
 typedef struct {
-	uint64_t at, dtype;
+	uint64_t at, dtype; /* the dtype is 0 for one that Go does not take, and at then is 0 too */
 	int64_t ndim, n;
-	const int64_t *sizes, *strides;
-	uint32_t *version;
+	const int64_t *sizes, *strides; /* NULL if torch was asked */
+	int64_t last[2];                /* the last two sizes, where there are as many, if torch was asked */
+	uint32_t *version;              /* NULL if it counts none, or torch was asked */
 } View;
 
-static int view(const Layout *l, PyObject *o, View *v)
+/* bytes is the size of a view's elements, if they fill one stretch. */
+static int64_t bytes(const View *v) { return v->n * (v->dtype == FLOAT32 ? 4 : 8); }
+
+/* view reads a tensor: 1; 0 for one that is not plain, or has less memory than it says. A plain one has memory of its
+ * own, none of it negated or shared in secret; vouched leaves that to the caller. */
+static int view(const Layout *l, PyObject *o, int vouched, View *v)
 {
 	const void *impl = word(o, l->impl);
-	if (impl == NULL || (int64_t)word(impl, l->keys) != l->plain) return 0;
-	uint16_t type = ((const uint16_t *)impl)[l->type];
-	if (type != l->float32 && type != l->float64) return 0;
-	v->dtype = type == l->float32 ? FLOAT32 : FLOAT64;
+	if (impl == NULL || (!vouched && (int64_t)word(impl, l->keys) != l->plain)) return 0;
 	const char *storage = word(impl, l->storage);
 	if (storage == NULL || storage[l->guard]) return 0;
-	int64_t bytes = v->dtype == FLOAT32 ? 4 : 8, offset = bytes * (int64_t)word(impl, l->offset);
+	uint16_t type = ((const uint16_t *)impl)[l->type];
+	v->dtype = type == l->float32 ? FLOAT32 : type == l->float64 ? FLOAT64 : 0;
 	v->n = (int64_t)word(impl, l->numel);
-	v->at = (uint64_t)(uintptr_t)word(storage, l->data) + offset;
-	if (v->n > 0 && (word(storage, l->data) == NULL || offset + v->n * bytes > (int64_t)word(storage, l->size))) return 0;
 	v->ndim = (int64_t)word(impl, l->ndim);
 	v->sizes = (const int64_t *)impl + l->sizes;
 	v->strides = (const int64_t *)impl + l->strides;
@@ -104,8 +83,13 @@ static int view(const Layout *l, PyObject *o, View *v)
 		v->sizes = (const int64_t *)word(impl, l->sizes);
 		v->strides = v->sizes + v->ndim;
 	}
-	v->version = (uint32_t *)word(impl, l->version) + l->counter;
-	return 1;
+	const char *version = word(impl, l->version);
+	v->version = version == NULL ? NULL : (uint32_t *)version + l->counter;
+	v->at = 0;
+	if (v->dtype == 0) return 1;
+	int64_t offset = (v->dtype == FLOAT32 ? 4 : 8) * (int64_t)word(impl, l->offset);
+	v->at = (uint64_t)(uintptr_t)word(storage, l->data) + offset;
+	return v->n == 0 || (word(storage, l->data) != NULL && offset + bytes(v) <= (int64_t)word(storage, l->size));
 }
 
 /* dense reports whether v's elements fill one stretch of memory, each once, in any order of dimensions. */
@@ -125,252 +109,682 @@ static int dense(const View *v)
 	return 1;
 }
 
-static int alike(const View *a, const View *b)
+/* contiguous reports whether v's elements fill one stretch of memory in the order of its dimensions. */
+static int contiguous(const View *v)
 {
-	if (a->ndim != b->ndim || a->dtype != b->dtype) return 0;
-	for (int64_t i = 0; i < a->ndim; i++)
-		if (a->sizes[i] != b->sizes[i] || (a->sizes[i] != 1 && a->strides[i] != b->strides[i])) return 0;
+	int64_t filled = 1;
+	for (int64_t i = v->ndim - 1; i >= 0 && v->n > 0; i--) {
+		if (v->sizes[i] != 1 && v->strides[i] != filled) return 0;
+		filled *= v->sizes[i];
+	}
 	return 1;
 }
 
-enum { BLOCK = 32, STATES = 3, TYPES = 4 };
-enum { PARAM, GRAD, STEP, STATE, TENSORS = STATE + STATES };
+/* alike says who steps a parameter with a gradient or state v of its shape. */
+static int alike(const View *p, const View *v)
+{
+	if (v->dtype == 0 || p->ndim != v->ndim) return PYTHON;
+	int code = v->dtype == p->dtype ? GO : TORCH;
+	for (int64_t i = 0; i < p->ndim; i++) {
+		if (p->sizes[i] != v->sizes[i]) return PYTHON;
+		if (p->sizes[i] != 1 && p->strides[i] != v->strides[i] && p->n != 0) code = TORCH;
+	}
+	return code;
+}
+
+/* reduced says who steps a parameter with a state v of its shape, but for the dimension that is number i from behind,
+ * which is 1. */
+static int reduced(const View *p, const View *v, int64_t i)
+{
+	if (v->dtype == 0 || p->ndim != v->ndim) return PYTHON;
+	for (int64_t k = 0; k < p->ndim; k++)
+		if (v->sizes[k] != (k == p->ndim - i ? 1 : p->sizes[k])) return PYTHON;
+	return v->dtype == p->dtype && contiguous(v) ? GO : TORCH;
+}
+
+static int max(int a, int b) { return a > b ? a : b; }
+
+/* Stretches are the memory of one row, to see whether some of it overlaps. */
+typedef struct {
+	int n;
+	uint64_t at[3 + STATES], end[3 + STATES];
+} Stretches;
+
+static void add(Stretches *s, uint64_t at, int64_t size)
+{
+	if (size == 0) return;
+	s->at[s->n] = at;
+	s->end[s->n++] = at + size;
+}
+
+static int overlap(const Stretches *s)
+{
+	int found = 0;
+	for (int i = 1; i < s->n; i++)
+		for (int j = 0; j < i; j++) found |= (s->at[i] < s->end[j]) & (s->at[j] < s->end[i]);
+	return found;
+}
+
+/* What belongs to a parameter, beside itself. HF has an RMS in the place of the step. */
+enum { GRAD, STEP, STATE, TENSORS = STATE + STATES };
 enum { IMPL_LINES = 4, DICT_KEYS = 4, DICT_LINES = 3 }; /* what is prefetched; DICT_KEYS is a word of a dict */
 
-/* A Found is a parameter that has a gradient, and what belongs to it; it owns them. */
+/* A Given is a row that was given as a tuple. */
 typedef struct {
-	int plain;
-	PyObject *of_p, *tensor[TENSORS];
+	PyObject *row; /* borrowed of the group */
+	int asked;     /* whether torch has been asked for what follows */
+	View param, view[TENSORS];
+	PyObject *storage[1 + TENSORS]; /* what the tensors are in, held */
+} Given;
+
+/* A Found is one parameter of a group. It owns its tensors. */
+typedef struct {
+	PyObject *p;               /* borrowed of the group; NULL where the whole group is torch's */
+	PyObject *tensor[TENSORS]; /* NULL for none */
+	Given *given;              /* NULL for a parameter by itself */
+	uint8_t code;
+	uint8_t fresh;             /* it has no state yet */
+	uint8_t odd;               /* some of its state is no tensor, or of a subclass */
 } Found;
 
-/* A Search is what gather was asked. */
+/* A Call is what step_groups was asked. */
 typedef struct {
-	const Layout *layout;
-	PyObject *plain[TYPES];   /* types of parameters; the first is torch.Tensor */
-	PyObject *key[TENSORS];   /* in a parameter's state; NULL for one that is not looked for */
-	int stateful;             /* whether there is a key */
-	Py_ssize_t numbers;       /* how many of the states are of one number */
-	PyObject *params, *state, *written, *grads, *odd;
-	Py_ssize_t n, at;         /* of params; in state, behind the parameter found last */
-	uint32_t **version;       /* where the next one's address goes */
-} Search;
+	const Layout *layout;    /* NULL if that of this torch is not known */
+	PyObject *plain[TYPES];  /* types of parameters; the first is torch.Tensor */
+	PyObject *state, *step;  /* of the optimizer; the key of a step, or NULL */
+	Py_ssize_t numbers;      /* how many of a parameter's states, the first ones, are one number */
+	int form;
+	Py_ssize_t at;           /* in state, behind the parameter found last */
+	PyObject *key[TENSORS];  /* of the group at hand: keys of a parameter's state; NULL for one that is not looked for */
+	int stateful;            /* whether there is one */
+	Py_ssize_t n, groups;
+	Found *found;            /* n of them, and so of what follows */
+	char *rows;
+	uint32_t **version;      /* 1 + STATES of each */
+	uint8_t *code;
+	Group *group;
+	Py_ssize_t *size;        /* of each group: how many parameters */
+} Call;
 
 /* of_param is the state of p, borrowed, or NULL. It looks near the place of the last one before it asks for the hash
  * of p, which is a Python function. */
-static PyObject *of_param(Search *s, PyObject *p)
+static PyObject *of_param(Call *c, PyObject *p)
 {
 	PyObject *key, *value;
-	Py_ssize_t at = s->at;
-	for (int tries = 0; tries < 3 && PyDict_Next(s->state, &at, &key, &value); tries++)
+	Py_ssize_t at = c->at;
+	for (int tries = 0; tries < 3 && PyDict_Next(c->state, &at, &key, &value); tries++)
 		if (key == p) {
-			s->at = at;
+			c->at = at;
 			return value;
 		}
-	return PyDict_GetItemWithError(s->state, p);
+	return PyDict_GetItemWithError(c->state, p);
 }
 
-static int is_plain(const Search *s, PyObject *p)
+static int is_plain(const Call *c, PyObject *p)
 {
 	for (int i = 0; i < TYPES; i++)
-		if ((PyObject *)Py_TYPE(p) == s->plain[i]) return 1;
+		if ((PyObject *)Py_TYPE(p) == c->plain[i]) return 1;
 	return 0;
 }
 
-/* find fills in a parameter, its gradient and the dict of its state: 1; 0 if there is no gradient. */
-static int find(Search *s, PyObject *p, Found *f)
+/* find takes a parameter's gradient and, in of, the dict of its state: 1; -1 for an exception. */
+static int find(Call *c, Found *f, PyObject **of)
 {
 	static PyObject *grad;
-	memset(f, 0, sizeof *f);
 	if (grad == NULL && (grad = PyUnicode_InternFromString("grad")) == NULL) return -1;
-	Py_INCREF(p);
-	f->tensor[PARAM] = p;
-	PyObject *g = f->tensor[GRAD] = PyObject_GetAttr(p, grad);
+	PyObject *g = f->tensor[GRAD] = PyObject_GetAttr(f->p, grad);
 	if (g == NULL) return -1;
-	f->plain = is_plain(s, p);
-	if (f->plain && s->stateful) { /* without a gradient too: the place in state keeps up */
-		f->of_p = of_param(s, p);
-		Py_XINCREF(f->of_p);
-		if (f->of_p == NULL && PyErr_Occurred()) return -1;
-		f->plain = f->of_p != NULL && PyDict_Check(f->of_p);
-		if (f->plain) prefetch(word(f->of_p, DICT_KEYS), DICT_LINES);
+	int plain = c->layout != NULL && is_plain(c, f->p);
+	if (plain && c->stateful) { /* without a gradient too: the place in state keeps up */
+		*of = of_param(c, f->p);
+		Py_XINCREF(*of);
+		if (*of == NULL && PyErr_Occurred()) return -1;
+		f->fresh = *of == NULL || !PyDict_Check(*of) || PyDict_Size(*of) == 0;
+		if (!f->fresh) prefetch(word(*of, DICT_KEYS), DICT_LINES);
 	}
-	f->plain = f->plain && (PyObject *)Py_TYPE(g) == s->plain[0];
-	return g != Py_None;
+	f->code = g == Py_None ? NO_GRADIENT : plain && (PyObject *)Py_TYPE(g) == c->plain[0] ? GO : PYTHON;
+	return 1;
 }
 
-/* find_states fills in the tensors of a parameter's state: 1; -1 for an exception. */
-static int find_states(const Search *s, Found *f)
+/* find_states takes the tensors of a parameter's state: 1; -1 for an exception. */
+static int find_states(const Call *c, Found *f, PyObject *of)
 {
-	for (int i = STEP; i < TENSORS && f->plain; i++) {
-		if (s->key[i] == NULL) continue;
-		PyObject *t = PyDict_GetItemWithError(f->of_p, s->key[i]);
+	if (f->code == NO_GRADIENT || f->code == PYTHON || f->fresh) return 1;
+	for (int i = STEP; i < TENSORS && c->stateful; i++) {
+		if (c->key[i] == NULL) continue;
+		PyObject *t = PyDict_GetItemWithError(of, c->key[i]);
 		if (t == NULL && PyErr_Occurred()) return -1;
-		f->plain = t != NULL && (PyObject *)Py_TYPE(t) == s->plain[0];
-		Py_XINCREF(t);
+		if (t == NULL) {
+			if (c->form == ELEMENTWISE) f->code = max(f->code, TORCH); /* or see factored */
+			continue;
+		}
+		Py_INCREF(t);
 		f->tensor[i] = t;
+		f->odd |= (PyObject *)Py_TYPE(t) != c->plain[0];
 		prefetch((const char *)t, 1);
 	}
 	return 1;
 }
 
-/* number reads a state of one number, and its dtype: 0 if it is none. */
-static uint64_t number(const Search *s, PyObject *o, View *v)
-{
-	if (!view(s->layout, o, v) || v->ndim != 0) return 0;
-	prefetch((const char *)(uintptr_t)v->at, 1);
-	return v->dtype;
-}
-
-/* fill makes the row of one parameter: 1; or 0 if it is not a plain case. */
-static int fill(Search *s, const Found *f, Row *row)
-{
-	View param, v;
-	uint32_t **version = s->version;
-	if (!view(s->layout, f->tensor[PARAM], &param) || !dense(&param)) return 0;
-	if (!view(s->layout, f->tensor[GRAD], &v) || !alike(&param, &v)) return 0;
-	*row = (Row){.n = param.n, .kind = param.dtype, .param = param.at, .grad = v.at};
-	*version++ = param.version;
-	uint64_t dtype = 0;
-	if (f->tensor[STEP] != NULL) {
-		if (!(dtype = number(s, f->tensor[STEP], &v))) return 0;
-		row->kind |= dtype << 8;
-		row->step = v.at;
-	}
-	for (int k = 0; k < STATES; k++) {
-		PyObject *o = f->tensor[STATE + k];
-		if (o == NULL) continue;
-		if (k < s->numbers) {
-			if (!(dtype = number(s, o, &v))) return 0;
-			row->kind |= dtype << (32 + 8 * k);
-		} else if (!view(s->layout, o, &v) || !alike(&param, &v)) {
-			return 0;
-		}
-		row->state[k] = v.at;
-		*version++ = v.version;
-	}
-	s->version = version;
-	return 1;
-}
-
-/* record keeps what a row names, or hands a parameter without a row back: 1; -1 for an exception. */
-static int record(const Search *s, const Found *f, int filled)
-{
-	if (!filled) return PyList_Append(s->odd, f->tensor[PARAM]) ? -1 : 1;
-	if (PyList_Append(s->written, f->tensor[PARAM]) || PyList_Append(s->grads, f->tensor[GRAD])) return -1;
-	for (int i = STATE; i < TENSORS; i++)
-		if (f->tensor[i] != NULL && PyList_Append(s->written, f->tensor[i])) return -1;
-	return 1;
-}
-
-static void drop(Found *f)
-{
-	Py_CLEAR(f->of_p);
-	for (int i = 0; i < TENSORS; i++) Py_CLEAR(f->tensor[i]);
-}
-
 /* approach prefetches what find will read of the parameters a little ahead of number i. */
-static void approach(const Search *s, Py_ssize_t i, Py_ssize_t n)
+static void approach(const Call *c, PyObject *params, Py_ssize_t i, Py_ssize_t n)
 {
 	PyObject *p;
-	const Layout *l = s->layout;
-	if (i + 8 < n) prefetch((const char *)PyList_GetItem(s->params, i + 8), 1);
-	if (i + 6 < n && is_plain(s, p = PyList_GetItem(s->params, i + 6))) prefetch(word(p, l->impl), IMPL_LINES);
-	if (i + 3 < n && is_plain(s, p = PyList_GetItem(s->params, i + 3)))
+	const Layout *l = c->layout;
+	if (i + 8 < n) prefetch((const char *)PyTuple_GetItem(params, i + 8), 1);
+	if (i + 6 < n && is_plain(c, p = PyTuple_GetItem(params, i + 6))) prefetch(word(p, l->impl), IMPL_LINES);
+	if (i + 3 < n && is_plain(c, p = PyTuple_GetItem(params, i + 3)) && word(p, l->impl) != NULL)
 		prefetch(word(word(p, l->impl), l->autograd), 2);
 }
 
-/* gather_block makes the rows of up to BLOCK parameters from number i on: how many, or -1. */
-static int gather_block(Search *s, Py_ssize_t i, Row *row)
+/* asked is a number that torch says of a tensor, or of its storage; -1 with an exception. */
+static int64_t asked(PyObject *t, const char *what)
 {
-	Found found[BLOCK];
-	const Layout *l = s->layout;
-	int n = 0, rows = 0, ok = 1;
-	for (Py_ssize_t end = i + BLOCK; ok >= 0 && i < end && i < s->n && i < PyList_Size(s->params); i++) {
-		approach(s, i, PyList_Size(s->params));
-		ok = find(s, PyList_GetItem(s->params, i), &found[n]);
-		if (ok == 1) n++;
-		else drop(&found[n]);
-	}
-	for (int j = 0; j < n && ok >= 0; j++) ok = find_states(s, &found[j]);
-	for (int j = 0; j < n; j++)
-		for (int k = GRAD; k < TENSORS && found[j].plain; k++)
-			if (found[j].tensor[k] != NULL) prefetch(word(found[j].tensor[k], l->impl), IMPL_LINES);
-	for (int j = 0; j < n; j++)
-		for (int k = 0; k < TENSORS && found[j].plain; k++)
-			if (found[j].tensor[k] != NULL) {
-				prefetch(word(word(found[j].tensor[k], l->impl), l->storage), 2);
-				prefetch(word(word(found[j].tensor[k], l->impl), l->version), 1);
-			}
-	for (int j = 0; j < n && ok >= 0; j++) {
-		int filled = found[j].plain && fill(s, &found[j], row + rows);
-		rows += filled;
-		ok = record(s, &found[j], filled);
-	}
-	for (int j = 0; j < n; j++) drop(&found[j]);
-	return ok < 0 ? -1 : rows;
+	PyObject *answer = PyObject_CallMethod(t, what, NULL);
+	if (answer == NULL) return -1;
+	int64_t n = PyLong_AsLongLong(answer);
+	Py_DECREF(answer);
+	return n;
 }
 
-const char gather_doc[] =
-	"gather(layout, plain, params, state, at, step, keys, numbers, table, written, grads, odd, /)\n--\n\n"
-	"Write a row for every plain parameter that has a gradient; return how many, the new at, and how many versions.\n\n"
-	"layout: of _layout.find. plain: the types of a plain parameter, of which the first is torch.Tensor. params: a\n"
-	"list. state: the optimizer's. at: where in state the search begins, 0 at first. step: the key of the step in a\n"
-	"parameter's state, or None. keys: the keys of up to three states, each of which may be None; the first numbers of\n"
-	"them are of one number, the others of a parameter's shape. table: the address of room for len(params) rows of 8\n"
-	"words, and behind it for 4 words a parameter, where the addresses of the versions go of what a step will write, for\n"
-	"bump. What the rows name is appended to the lists written and grads, in order; a parameter with a gradient that is\n"
-	"not plain, to odd.";
-
-PyObject *gather(PyObject *module, PyObject *const *args, Py_ssize_t n)
+/* ask is view by torch's own functions, of a tensor of float32 or float64: 1; -1 for an exception. The address is that
+ * of the storage it then holds, whatever becomes of the tensor. */
+static int ask(PyObject *t, View *v, PyObject **storage)
 {
-	PyTypeObject *types[] = {&PyBytes_Type, &PyTuple_Type, &PyList_Type, &PyDict_Type, &PyLong_Type, NULL,
-	                         &PyTuple_Type, &PyLong_Type, &PyLong_Type, &PyList_Type, &PyList_Type, &PyList_Type};
-	if (!expect("gather", types, 12, args, n)) return NULL;
-	Search s = {
-		.layout = (const Layout *)PyBytes_AsString(args[0]), .params = args[2], .state = args[3],
-		.at = PyLong_AsSsize_t(args[4]), .numbers = PyLong_AsSsize_t(args[7]),
-		.written = args[9], .grads = args[10], .odd = args[11],
-	};
-	PyObject *plain = args[1], *step = args[5], *keys = args[6];
-	Row *table = PyLong_AsVoidPtr(args[8]);
+	if (asked(t, "data_ptr") < 0 && PyErr_Occurred()) return -1; /* memory that is copied on write is, now */
+	*storage = PyObject_CallMethod(t, "untyped_storage", NULL);
+	if (*storage == NULL) return -1;
+	int64_t size = asked(t, "element_size"), offset = asked(t, "storage_offset");
+	v->n = asked(t, "numel");
+	v->ndim = asked(t, "dim");
+	for (int i = 0; i < 2 && v->ndim >= 2 && !PyErr_Occurred(); i++) {
+		PyObject *x = PyObject_CallMethod(t, "size", "i", i - 2);
+		v->last[i] = x == NULL ? -1 : PyLong_AsLongLong(x);
+		Py_XDECREF(x);
+	}
+	int64_t has = asked(*storage, "nbytes"), at = asked(*storage, "data_ptr");
+	if (PyErr_Occurred()) return -1;
+	v->dtype = size == 4 ? FLOAT32 : size == 8 ? FLOAT64 : 0;
+	if (v->n < 0 || (v->n > 0 && (offset + v->n) * size > has)) v->dtype = 0; /* it has changed since it was looked at */
+	v->at = (uint64_t)at + offset * size;
+	return 1;
+}
+
+/* take takes a row that is given as a tuple: 1; -1 for an exception. */
+static int take(const Call *c, Found *f)
+{
+	enum { MEMBERS = 2 + TENSORS };
+	PyObject *row = f->p;
+	if (PyTuple_Size(row) != MEMBERS) {
+		PyErr_Format(PyExc_ValueError, "step_groups: a row of %zd, expected %d", PyTuple_Size(row), MEMBERS);
+		return -1;
+	}
+	PyObject *last = PyTuple_GetItem(row, 1 + TENSORS);
+	if (c->form == HF && (!PyLong_Check(last) || (PyLong_AsLongLong(last) == -1 && PyErr_Occurred()))) {
+		if (!PyErr_Occurred()) PyErr_Format(PyExc_TypeError, "step_groups: step %R, expected an int", last);
+		return -1;
+	}
+	f->code = GO;
+	if ((f->given = calloc(1, sizeof *f->given)) == NULL) {
+		PyErr_NoMemory();
+		return -1;
+	}
+	f->given->row = row;
+	f->given->asked = c->layout == NULL;
+	for (int i = -1; i < TENSORS; i++) {
+		PyObject *t = PyTuple_GetItem(row, i + 1);
+		if (t == Py_None && i > GRAD) continue;
+		if (!PyObject_TypeCheck(t, (PyTypeObject *)c->plain[0])) {
+			PyErr_Format(PyExc_TypeError, "step_groups: a %R in a row, expected a tensor", Py_TYPE(t));
+			return -1;
+		}
+		if (i < 0) {
+			f->p = t;
+		} else {
+			Py_INCREF(t);
+			f->tensor[i] = t;
+		}
+		if (f->given->asked) {
+			if (ask(t, i < 0 ? &f->given->param : &f->given->view[i], &f->given->storage[i + 1]) < 0) return -1;
+		} else {
+			const char *impl = word(t, c->layout->impl), *storage = impl == NULL ? NULL : word(impl, c->layout->storage);
+			if (storage != NULL && storage[c->layout->guard] && asked(t, "data_ptr") < 0 && PyErr_Occurred()) return -1;
+		}
+	}
+	return 1;
+}
+
+/* pack writes a group's scalars: 1; 0 if one of them is no number, or there are none; -1 for an exception. */
+static int pack(const Call *c, PyObject *scalars, Group *group)
+{
+	if (scalars == Py_None) return 0;
+	group->count = PyTuple_Size(scalars);
+	if (group->count > SCALARS) {
+		PyErr_Format(PyExc_ValueError, "step_groups: %zd scalars, expected up to %d", PyTuple_Size(scalars), SCALARS);
+		return -1;
+	}
+	for (Py_ssize_t i = 0; i < group->count; i++) {
+		PyObject *x = PyTuple_GetItem(scalars, i);
+		if (!PyFloat_Check(x) && !PyLong_Check(x)) {
+			PyTypeObject *type = Py_TYPE(x);
+			if (PyObject_TypeCheck(x, (PyTypeObject *)c->plain[0]) ||
+			    (PyType_GetSlot(type, Py_nb_float) == NULL && PyType_GetSlot(type, Py_nb_index) == NULL))
+				return 0;
+		}
+		group->scalars[i] = PyFloat_AsDouble(x);
+		if (group->scalars[i] == -1 && PyErr_Occurred()) {
+			if (PyFloat_Check(x) || PyLong_Check(x) || !PyErr_ExceptionMatches(PyExc_TypeError)) return -1;
+			PyErr_Clear(); /* it only looked like a number */
+			return 0;
+		}
+	}
+	return 1;
+}
+
+/* collect takes references to everything a group's rows can name: 1; -1 for an exception. */
+static int collect(Call *c, PyObject *params, Found *found, Py_ssize_t size)
+{
+	for (Py_ssize_t start = 0; start < size; start += BLOCK) {
+		PyObject *of[BLOCK] = {NULL};
+		Py_ssize_t end = start + BLOCK < size ? start + BLOCK : size;
+		int ok = 1;
+		for (Py_ssize_t i = start; ok > 0 && i < end; i++) {
+			if (c->layout != NULL) approach(c, params, i, size);
+			found[i].p = PyTuple_GetItem(params, i);
+			ok = PyTuple_CheckExact(found[i].p) ? take(c, &found[i]) : find(c, &found[i], &of[i - start]);
+		}
+		for (Py_ssize_t i = start; ok > 0 && i < end; i++)
+			if (found[i].given == NULL) ok = find_states(c, &found[i], of[i - start]);
+		for (Py_ssize_t i = 0; i < BLOCK; i++) Py_XDECREF(of[i]);
+		if (ok < 0) return -1;
+	}
+	return 1;
+}
+
+/* number reads a state of one number and adds its dtype to a row's kind, at a bit of it. It says who steps. */
+static int number(const Call *c, PyObject *o, View *v, uint64_t *kind, int bit)
+{
+	if ((PyObject *)Py_TYPE(o) != c->plain[0]) return TORCH;
+	if (!view(c->layout, o, 0, v)) return PYTHON;
+	if (v->ndim != 0 || v->dtype == 0) return TORCH;
+	prefetch((const char *)(uintptr_t)v->at, 1);
+	*kind |= v->dtype << bit;
+	return GO;
+}
+
+/* column reads a state that is a tensor beside its parameter. It says who steps, as far as the type goes. */
+static int column(const Call *c, PyObject *o, View *v)
+{
+	if ((PyObject *)Py_TYPE(o) != c->plain[0]) /* of a subclass, Python asks for the shape */
+		return PyObject_TypeCheck(o, (PyTypeObject *)c->plain[0]) ? PYTHON : TORCH;
+	return view(c->layout, o, 0, v) ? GO : PYTHON;
+}
+
+/* factored writes the states of a parameter of Adafactor into its row. It says who steps. */
+static int factored(const Call *c, const Found *f, const View *p, Row *row, Stretches *memory, uint32_t ***version)
+{
+	View v;
+	int code = GO, vector = p->ndim < 2;
+	for (int k = vector ? 2 : 0; k < (vector ? 3 : 2); k++) { /* row_var and col_var, or variance */
+		PyObject *o = f->tensor[STATE + k];
+		int found = o == NULL ? TORCH : column(c, o, &v);
+		if (found == GO) found = vector ? alike(p, &v) : reduced(p, &v, k == 0 ? 1 : 2);
+		code = max(code, found);
+		if (found != GO) continue;
+		row->state[vector ? 0 : k] = v.at;
+		add(memory, v.at, bytes(&v));
+		*(*version)++ = v.version;
+	}
+	if (!vector) row->state[2] = p->sizes[p->ndim - 2] | (uint64_t)p->sizes[p->ndim - 1] << 32;
+	return code;
+}
+
+/* fill makes the row of one parameter, and says who steps it: no row is made but for Go. */
+static int fill(const Call *c, const Found *f, Row *row, uint32_t ***version)
+{
+	View param, v;
+	Stretches memory = {0};
+	uint32_t **at = *version;
+	int code = f->code, found;
+	if (!view(c->layout, f->p, 0, &param)) return PYTHON;
+	if (param.dtype == 0 || !dense(&param)) return TORCH;
+	if (c->form != ELEMENTWISE && (param.n == 0 || !contiguous(&param))) return TORCH;
+	if (f->fresh || !view(c->layout, f->tensor[GRAD], 0, &v)) return PYTHON;
+	code = max(code, alike(&param, &v));
+	*row = (Row){.n = param.n, .kind = param.dtype, .param = param.at, .grad = v.at};
+	*at++ = param.version;
+	add(&memory, param.at, bytes(&param));
+	add(&memory, v.at, bytes(&v));
+	if (f->tensor[STEP] != NULL) {
+		found = number(c, f->tensor[STEP], &v, &row->kind, 8);
+		code = max(code, found);
+		row->step = v.at;
+		if (found == GO) add(&memory, v.at, bytes(&v));
+	}
+	if (c->form == FACTORED) code = max(code, factored(c, f, &param, row, &memory, &at));
+	for (int k = 0; k < STATES && c->form == ELEMENTWISE; k++) {
+		PyObject *o = f->tensor[STATE + k];
+		if (o == NULL) continue;
+		if (k < c->numbers) found = number(c, o, &v, &row->kind, 32 + 8 * k);
+		else if ((found = column(c, o, &v)) == GO) found = alike(&param, &v);
+		code = max(code, found);
+		if (found != GO) continue;
+		row->state[k] = v.at;
+		add(&memory, v.at, bytes(&v));
+		*at++ = v.version;
+	}
+	if (code == GO && overlap(&memory)) code = TORCH;
+	if (code == GO) *version = at;
+	return code;
+}
+
+static int64_t last_size(const View *v, int i) { return v->sizes == NULL ? v->last[i] : v->sizes[v->ndim - 2 + i]; }
+
+/* expected is how many elements the tensor number i of a parameter has. */
+static int64_t expected(const Call *c, const View *p, int i)
+{
+	if (i == STEP || (i >= STATE && i < STATE + c->numbers)) return 1;
+	if (c->form == ELEMENTWISE || p->ndim < 2 || p->n == 0) return p->n;
+	return i == STATE ? p->n / last_size(p, 1) : i == STATE + 1 ? p->n / last_size(p, 0) : p->n;
+}
+
+/* copy makes the row of a tuple, whose tensors the caller vouches for, and says who steps it. */
+static int copy(const Call *c, const Found *f, void *to, uint32_t ***version)
+{
+	View param, view_of[TENSORS] = {{0}};
+	uint32_t **at = *version;
+	int asked = f->given->asked;
+	if (asked) param = f->given->param;
+	else if (!view(c->layout, f->p, 1, &param)) return PYTHON;
+	if (param.dtype == 0) return PYTHON;
+	if (param.version != NULL && !asked) *at++ = param.version;
+	for (int i = 0; i < TENSORS; i++) {
+		View *v = &view_of[i];
+		if (f->tensor[i] == NULL) continue;
+		if (asked) *v = f->given->view[i];
+		else if (!view(c->layout, f->tensor[i], 1, v)) return PYTHON;
+		if (v->dtype == 0) return PYTHON;
+		int number = c->form != HF && (i == STEP || (i >= STATE && i < STATE + c->numbers));
+		if (v->n != expected(c, &param, i) || (!number && v->dtype != param.dtype)) return PYTHON;
+		if (i >= STATE && !asked && v->version != NULL) *at++ = v->version;
+	}
+	uint64_t shape = 0;
+	if (c->form != ELEMENTWISE && param.ndim >= 2)
+		shape = last_size(&param, 0) | (uint64_t)last_size(&param, 1) << 32;
+	PyObject *last = PyTuple_GetItem(f->given->row, 1 + TENSORS);
+	if (c->form == HF) {
+		*(HFRow *)to = (HFRow){
+			.n = param.n, .kind = param.dtype, .param = param.at, .grad = view_of[GRAD].at,
+			.step = PyLong_AsLongLong(last), .rms = view_of[STEP].at,
+			.state = {view_of[STATE].at, view_of[STATE + 1].at, view_of[STATE + 2].at}, .shape = shape,
+		};
+	} else {
+		Row *row = to;
+		*row = (Row){
+			.n = param.n, .kind = param.dtype, .param = param.at, .grad = view_of[GRAD].at, .step = view_of[STEP].at,
+			.state = {view_of[STATE].at, view_of[STATE + 1].at, view_of[STATE + 2].at},
+		};
+		row->kind |= view_of[STEP].dtype << 8 | (last != Py_None ? FIRST : 0);
+		for (int k = 0; k < c->numbers; k++) row->kind |= view_of[STATE + k].dtype << (32 + 8 * k);
+		if (c->form == FACTORED) { /* row_var, col_var and the shape, or variance */
+			if (param.ndim < 2) row->state[0] = row->state[2];
+			row->state[2] = shape;
+		}
+	}
+	*version = at;
+	return GO;
+}
+
+/* write_rows makes the rows of all parameters that have a gradient: 1; 0 if one of them is not for Go. It runs no Python
+ * code. */
+static int write_rows(const Call *c, uint32_t ***version)
+{
+	const Layout *l = c->layout;
+	Py_ssize_t size = c->form == HF ? sizeof(HFRow) : sizeof(Row), g = -1, end = 0;
+	char *to = c->rows;
+	int ok = 1;
+	for (Py_ssize_t start = 0; start < c->n; start += BLOCK) {
+		Py_ssize_t stop = start + BLOCK < c->n ? start + BLOCK : c->n;
+		for (Py_ssize_t i = start; i < stop && l != NULL; i++) {
+			const Found *f = &c->found[i];
+			if (f->code == NO_GRADIENT || f->code == PYTHON || f->odd) continue;
+			for (int k = GRAD; k < TENSORS; k++)
+				if (f->tensor[k] != NULL) prefetch(word(f->tensor[k], l->impl), IMPL_LINES);
+		}
+		for (Py_ssize_t i = start; i < stop && l != NULL; i++) {
+			const Found *f = &c->found[i];
+			if (f->code == NO_GRADIENT || f->code == PYTHON || f->odd) continue;
+			for (int k = -1; k < TENSORS; k++) {
+				PyObject *t = k < 0 ? f->p : f->tensor[k];
+				const char *impl = t == NULL ? NULL : word(t, l->impl);
+				if (impl == NULL) continue;
+				prefetch(word(impl, l->storage), 2);
+				prefetch(word(impl, l->version), 1);
+			}
+		}
+		for (Py_ssize_t i = start; i < stop; i++) {
+			const Found *f = &c->found[i];
+			while (i == end) {
+				end += c->size[++g];
+				c->group[g].table = (uint64_t)(uintptr_t)to;
+			}
+			int code = f->code;
+			if (f->given != NULL) code = copy(c, f, to, version);
+			else if (f->p != NULL && (code == GO || code == TORCH)) code = fill(c, f, (Row *)to, version);
+			c->code[i] = code;
+			if (code == GO) {
+				to += size;
+				c->group[g].rows++;
+			} else if (code != NO_GRADIENT) {
+				ok = 0;
+			}
+		}
+	}
+	return ok;
+}
+
+/* translate makes an error of Go that begins with the name of one of Python's exceptions that exception. */
+static void translate(void)
+{
+	static const char *const names[] = {"ZeroDivisionError: ", "OverflowError: ", "ValueError: "};
+	PyObject *const types[] = {PyExc_ZeroDivisionError, PyExc_OverflowError, PyExc_ValueError};
+	PyObject *type, *value, *traceback;
+	PyErr_Fetch(&type, &value, &traceback);
+	PyErr_NormalizeException(&type, &value, &traceback);
+	PyObject *text = value == NULL ? NULL : PyObject_Str(value);
+	const char *says = text == NULL ? NULL : PyUnicode_AsUTF8AndSize(text, NULL);
+	for (int i = 0; i < 3 && says != NULL && type == PyExc_RuntimeError; i++)
+		if (strncmp(says, names[i], strlen(names[i])) == 0) {
+			PyErr_SetString(types[i], says + strlen(names[i]));
+			Py_XDECREF(type);
+			Py_XDECREF(value);
+			Py_XDECREF(traceback);
+			Py_DECREF(text);
+			return;
+		}
+	PyErr_Clear();
+	Py_XDECREF(text);
+	PyErr_Restore(type, value, traceback);
+}
+
+/* keep puts the new states of rows that were given as tuples where they belong: 1; -1 for an exception. */
+static int keep(const Call *c, PyObject *groups)
+{
+	Py_ssize_t g = -1, end = 0;
+	for (Py_ssize_t i = 0; i < c->n; i++) {
+		while (i == end) end += c->size[++g];
+		PyObject *keys = PyTuple_GetItem(PyTuple_GetItem(groups, g), 1);
+		PyObject *state = c->found[i].given == NULL ? Py_None : PyTuple_GetItem(c->found[i].given->row, 1 + TENSORS);
+		for (Py_ssize_t k = 0; PyDict_Check(state) && k < PyTuple_Size(keys); k++) {
+			PyObject *t = c->found[i].tensor[STATE + k];
+			if (t != NULL && PyDict_SetItem(state, PyTuple_GetItem(keys, k), t)) return -1;
+		}
+	}
+	return 1;
+}
+
+/* A large step's memory is kept for the next one: the system would take it back, and give it page by page. */
+static char *spare;
+static size_t spare_size;
+
+static char *borrow(size_t size)
+{
+	char *memory = spare;
+	spare = NULL;
+	if (memory != NULL && spare_size >= size) return memory;
+	free(memory);
+	return malloc(size);
+}
+
+static void give_back(char *memory, size_t size)
+{
+	if (spare != NULL) { /* another thread's */
+		free(memory);
+		return;
+	}
+	spare = memory;
+	spare_size = size;
+}
+
+static void drop(Call *c)
+{
+	for (Py_ssize_t i = 0; i < c->n; i++) {
+		Found *f = &c->found[i];
+		for (int k = 0; k < TENSORS; k++) Py_XDECREF(f->tensor[k]);
+		if (f->given == NULL) continue;
+		for (int k = 0; k <= TENSORS; k++) Py_XDECREF(f->given->storage[k]);
+		free(f->given);
+	}
+}
+
+/* expect reports whether the arguments are as many as types, and each of its type, where one is asked for. The parser of
+ * formats, which does the same, would take longer than the small groups that it is for. */
+static int expect(const char *name, PyTypeObject *const *types, Py_ssize_t count, PyObject *const *args, Py_ssize_t n)
+{
+	if (n != count) {
+		PyErr_Format(PyExc_TypeError, "%s() takes exactly %zd arguments (%zd given)", name, count, n);
+		return 0;
+	}
+	for (Py_ssize_t i = 0; i < n; i++)
+		if (types[i] != NULL && !PyObject_TypeCheck(args[i], types[i])) {
+			PyErr_Format(PyExc_TypeError, "%s() argument %zd is of the wrong type: %R", name, i + 1, Py_TYPE(args[i]));
+			return 0;
+		}
+	return 1;
+}
+
+const char step_groups_doc[] =
+	"step_groups(kind, form, layout, plain, state, step, numbers, groups, threads, /)\n--\n\n"
+	"Step groups of parameters in Go, and return how many parameters that were. If one of those that have a gradient is\n"
+	"not a plain case, write nothing, and return a byte for every parameter: 0 for Go, 1 without a gradient, 2 for\n"
+	"torch, 3 for Python to decide.\n\n"
+	"kind: of Kind; below 0 to ask without a step. form: 0, of an elementwise optimizer; 1, of Adafactor; 2, of hf.Adafactor. layout: of _layout.find,\n"
+	"or None. plain: the types of a plain parameter, of which the first is torch.Tensor. state: the optimizer's. step:\n"
+	"the key of the step in a parameter's state, or None. numbers: how many states are one number. groups: of each its\n"
+	"parameters, the keys of up to three states, each of which may be None, and its scalars; None instead of scalars\n"
+	"leaves a group to torch. In the place of a parameter may be a row: a tuple of the parameter, the gradient, the step\n"
+	"or None, three states or None, and the dict in which the states are put afterwards, or None. With form 2 all are\n"
+	"rows, of the parameter, the gradient, the RMS, three states or None, and the number of the step.";
+
+PyObject *step_groups(PyObject *module, PyObject *const *args, Py_ssize_t n)
+{
+	PyTypeObject *types[] = {&PyLong_Type, &PyLong_Type, NULL, &PyTuple_Type, NULL, NULL, &PyLong_Type, &PyTuple_Type,
+	                         &PyLong_Type};
+	if (!expect("step_groups", types, 9, args, n)) return NULL;
+	Call c = {.state = args[4], .step = args[5] == Py_None ? NULL : args[5]};
+	PyObject *layout = args[2], *plain = args[3], *groups = args[7], *result = NULL;
+	long long kind = PyLong_AsLongLong(args[0]), threads = PyLong_AsLongLong(args[8]);
+	c.form = (int)PyLong_AsLong(args[1]);
+	c.numbers = PyLong_AsSsize_t(args[6]);
+	c.groups = PyTuple_Size(groups);
+	Py_ssize_t n_plain = PyTuple_Size(plain);
 	if (PyErr_Occurred()) return NULL;
-	Py_ssize_t size = PyBytes_Size(args[0]), n_plain = PyTuple_Size(plain), n_keys = PyTuple_Size(keys), rows = 0;
-	if (size != sizeof(Layout) || n_plain < 1 || n_plain > TYPES || n_keys > STATES || s.at < 0 || s.numbers < 0 ||
-	    s.numbers > n_keys) {
-		PyErr_SetString(PyExc_ValueError, "gather: expected a layout, up to four types and three keys");
+	int sound = n_plain >= 1 && n_plain <= TYPES && c.numbers >= 0 && c.numbers <= STATES && c.form >= 0 && c.form <= HF;
+	if (layout != Py_None && sound) {
+		sound = PyBytes_Check(layout) && PyBytes_Size(layout) == sizeof(Layout);
+		c.layout = sound ? (const Layout *)PyBytes_AsString(layout) : NULL;
+	}
+	for (Py_ssize_t i = 0; i < n_plain && sound; i++) c.plain[i] = PyTuple_GetItem(plain, i), sound = PyType_Check(c.plain[i]);
+	for (Py_ssize_t g = 0; g < c.groups && sound; g++) {
+		PyObject *group = PyTuple_GetItem(groups, g);
+		sound = PyTuple_CheckExact(group) && PyTuple_Size(group) == 3 && PyTuple_CheckExact(PyTuple_GetItem(group, 0)) &&
+		        PyTuple_CheckExact(PyTuple_GetItem(group, 1)) && PyTuple_Size(PyTuple_GetItem(group, 1)) <= STATES &&
+		        (PyTuple_GetItem(group, 2) == Py_None || PyTuple_CheckExact(PyTuple_GetItem(group, 2)));
+		if (sound) c.n += PyTuple_Size(PyTuple_GetItem(group, 0));
+	}
+	if (!sound) {
+		PyErr_SetString(PyExc_ValueError, "step_groups: expected a layout, up to four types, and groups of up to three states");
 		return NULL;
 	}
-	for (Py_ssize_t i = 0; i < n_plain; i++) s.plain[i] = PyTuple_GetItem(plain, i);
-	s.key[STEP] = step == Py_None ? NULL : step;
-	for (Py_ssize_t i = 0; i < n_keys; i++) {
-		PyObject *key = PyTuple_GetItem(keys, i);
-		s.key[STATE + i] = key == Py_None ? NULL : key;
-	}
-	for (int i = 0; i < TENSORS; i++) s.stateful |= s.key[i] != NULL;
-	s.n = PyList_Size(s.params);
-	uint32_t **versions = s.version = (uint32_t **)(table + s.n);
-	for (Py_ssize_t i = 0; i < s.n; i += BLOCK) {
-		int more = gather_block(&s, i, table + rows);
-		if (more < 0) return NULL;
-		rows += more;
-	}
-	return Py_BuildValue("nnn", rows, s.at, (Py_ssize_t)(s.version - versions));
-}
 
-const char bump_doc[] =
-	"bump(addresses, n, /)\n--\n\n"
-	"Count a change in the n versions whose addresses gather has written, as autograd does.";
+	if (!PyDict_Check(c.state)) c.layout = NULL; /* Python asks it */
 
-PyObject *bump(PyObject *module, PyObject *const *args, Py_ssize_t n)
-{
-	PyTypeObject *types[] = {&PyLong_Type, &PyLong_Type};
-	if (!expect("bump", types, 2, args, n)) return NULL;
-	uint32_t **version = PyLong_AsVoidPtr(args[0]);
-	n = PyLong_AsSsize_t(args[1]);
-	if (PyErr_Occurred()) return NULL;
-	for (Py_ssize_t i = 0; i < n; i++) {
-		if (i + 16 < n) __builtin_prefetch(version[i + 16], 1);
-		__atomic_fetch_add(version[i], 1, __ATOMIC_RELAXED); /* autograd's own threads may count too */
+	/* Small steps are on the stack. */
+	uint64_t room[1 << 11];
+	size_t row = c.form == HF ? sizeof(HFRow) : sizeof(Row);
+	size_t of_each = sizeof(Found) + row + (1 + STATES) * sizeof(uint32_t *) + 1;
+	size_t need = c.n * of_each + c.groups * (sizeof(Group) + sizeof(Py_ssize_t)) + 8;
+	char *memory = need <= sizeof room ? (char *)room : borrow(need);
+	if (memory == NULL) return PyErr_NoMemory();
+	c.found = (Found *)memory;
+	c.group = (Group *)(c.found + c.n);
+	c.size = (Py_ssize_t *)(c.group + c.groups);
+	c.version = (uint32_t **)(c.size + c.groups);
+	c.rows = (char *)(c.version + (1 + STATES) * c.n);
+	c.code = (uint8_t *)c.rows + row * c.n;
+	memset(memory, 0, (char *)c.version - memory);
+
+	int ok = 1;
+	Found *found = c.found;
+	for (Py_ssize_t g = 0; g < c.groups && ok >= 0; g++) {
+		PyObject *group = PyTuple_GetItem(groups, g), *params = PyTuple_GetItem(group, 0), *keys = PyTuple_GetItem(group, 1);
+		c.size[g] = PyTuple_Size(params);
+		memset(c.key, 0, sizeof c.key);
+		c.key[STEP] = c.step;
+		c.stateful = c.step != NULL;
+		for (Py_ssize_t i = 0; i < PyTuple_Size(keys); i++) {
+			PyObject *key = PyTuple_GetItem(keys, i);
+			c.key[STATE + i] = key == Py_None ? NULL : key;
+			c.stateful |= key != Py_None;
+		}
+		ok = pack(&c, PyTuple_GetItem(group, 2), &c.group[g]);
+		if (ok == 0) {
+			for (Py_ssize_t i = 0; i < c.size[g]; i++) found[i].code = TORCH;
+		} else if (ok > 0) {
+			ok = collect(&c, params, found, c.size[g]);
+		}
+		found += c.size[g];
 	}
-	Py_RETURN_NONE;
+	if (ok < 0) goto end;
+
+	/* From here on no Python code runs, until Go has returned. */
+	uint32_t **version = c.version;
+	ok = write_rows(&c, &version);
+	long long rows = 0;
+	uint64_t first = 0, *next = &first;
+	for (Py_ssize_t g = 0; g < c.groups; g++) {
+		if (c.group[g].rows == 0) continue;
+		*next = (uint64_t)(uintptr_t)&c.group[g];
+		next = &c.group[g].next;
+		rows += c.group[g].rows;
+	}
+	if (ok && rows > 0 && kind >= 0) {
+		Py_ssize_t count = version - c.version;
+		for (Py_ssize_t i = 0; i < count; i++) {
+			if (i + 16 < count) __builtin_prefetch(c.version[i + 16], 1);
+			__atomic_fetch_add(c.version[i], 1, __ATOMIC_RELAXED); /* autograd's own threads may count too */
+		}
+		goptim_enter();
+		bindings_Step(kind, (long long)first, threads);
+		if (PyErr_Occurred()) {
+			translate();
+			goto end;
+		}
+		if (keep(&c, groups) < 0) goto end;
+	}
+	result = ok ? PyLong_FromLongLong(rows) : PyBytes_FromStringAndSize((const char *)c.code, c.n);
+end:
+	drop(&c);
+	if (memory != (char *)room) give_back(memory, need);
+	return result;
 }

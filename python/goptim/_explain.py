@@ -82,7 +82,7 @@ def explain(optimizer: Optimizer) -> Explanation:
         TypeError: the optimizer is not one of goptim's.
     """
     if isinstance(optimizer, GoStep):
-        ask = _ask_tables(optimizer)
+        ask = _ask_parts(optimizer)
     elif isinstance(optimizer, LBFGS):
         ask = _ask_lbfgs(optimizer)
     elif isinstance(optimizer, hf.Adafactor):
@@ -126,13 +126,16 @@ def _rows(optimizer: Optimizer, ask: _Ask) -> Iterator[Row]:
             )
 
 
-def _ask_tables(optimizer: GoStep) -> _Ask:
+def _ask_parts(optimizer: GoStep) -> _Ask:
     why_all = why_compiling() or why_torch(optimizer)
-    tables = [optimizer._table(optimizer, i, group, None) for i, group in enumerate(optimizer.param_groups)]
+    parts = [
+        optimizer._part(optimizer, i, group, optimizer._with_floats(group, optimizer._ask(group)))
+        for i, group in enumerate(optimizer.param_groups)
+    ]
 
     def ask(i: int, j: int, p: Tensor) -> str | None:
-        why = why_all or tables[i].why_group
-        return why or tables[i].why_torch(p, _gradient(p, optimizer.dense), optimizer.state.get(p, {}))
+        why = why_all or parts[i].why_group
+        return why or parts[i].why_torch(p, _gradient(p, optimizer.dense), optimizer.state.get(p, {}))
 
     return ask
 

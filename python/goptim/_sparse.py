@@ -53,16 +53,25 @@ def step(
     """Have Go step the rows of one parameter that have a gradient, of which there are some."""
     indices, values = g._indices().contiguous(), g._values().contiguous().resolve_neg()
     order = _order(g) if sums else None
-    addresses = [p.data_ptr(), *(t.data_ptr() for t in states)] + [0] * (2 - len(states))
     torch.autograd.graph.increment_version([p, *states])
+    tensors = [p, *states, indices, values, *(() if order is None else (order,))]
+    # Storages are held, and asked for the addresses: other code may give a tensor another one before Go has returned.
+    storages = [t.untyped_storage() for t in tensors]
+    rows, width = p.shape[0], p.numel() // p.shape[0]
+    for t, storage, n in zip(tensors, storages, [*[rows * width] * (1 + len(states)), *[0] * 3], strict=False):
+        if storage.nbytes() < (t.storage_offset() + max(n, t.numel())) * t.element_size():
+            raise RuntimeError("a parameter, its gradient or its state has changed during the step")
+    at = [s.data_ptr() + t.storage_offset() * t.element_size() for t, s in zip(tensors, storages, strict=True)]
+    parameter, of_states, rest = at[0], at[1 : 1 + len(states)], at[1 + len(states) :]
     function(
-        *addresses,
-        p.shape[0],
-        p.numel() // p.shape[0],
+        parameter,
+        *of_states,
+        *[0] * (2 - len(states)),
+        rows,
+        width,
         p.dtype is torch.float64,
-        indices.data_ptr(),
-        values.data_ptr(),
-        0 if order is None else order.data_ptr(),
+        *rest,
+        *[0] * (order is None),
         values.shape[0],
         torch.get_num_threads(),
         count,

@@ -28,9 +28,7 @@ _CLASSES: dict[type[Optimizer], str] = {
 }
 # The defaults of the hyperparameters of each.
 _DEFAULTS: dict[str, dict[str, Any]] = {
-    name: {
-        key: p.default for key, p in inspect.signature(kind.__init__).parameters.items() if p.default is not p.empty
-    }
+    name: {key: p.default for key, p in inspect.signature(kind.__init__).parameters.items() if p.default is not p.empty}
     for kind, name in _CLASSES.items()
 }
 

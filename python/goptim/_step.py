@@ -1,12 +1,20 @@
-"""The way of one step: param_groups become tables of addresses, Go takes these, torch takes the rest."""
+"""Optimizer.step(): supported parameters in Go, the rest in torch.
+
+A step asks gather.c to step all groups. It does so if every parameter that has a gradient is supported; otherwise it
+writes nothing and answers with a code for each parameter. Then Python decides about the parameters that C cannot judge,
+torch steps those that are not supported, and gather.c is asked again for what remains. No address is known here, and
+the optimizer that the user sees is never changed: torch steps a stand-in with groups of its own.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import inspect
-from array import array
-from collections.abc import Callable, Iterator
+import itertools
+import operator
+import types
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -19,16 +27,19 @@ from torch.optim.optimizer import (
 
 from goptim import _dtensor, _native, _numbers, _originals, _sparse
 
-# Where a table's columns are (goptim/table.go).
-_WORDS = 8
-_DTYPES = {torch.float32: 1, torch.float64: 2}
-_NEW = 1 << 16
+_DTYPES = (torch.float32, torch.float64)
 
-# Of each parameter: a row, and behind all rows the addresses of up to four versions. Then as much again for the group.
-_ROOM = array("Q", [0] * (_WORDS + 4))
-_NEXT, _ROWS = -len(_ROOM), -len(_ROOM) + 2  # words of the group (bindings/bindings.go)
+# What gather.c answers about a parameter. The codes of a step without work for Go are all of _FOR_TORCH.
+_GO, _NO_GRADIENT, _TORCH, _PYTHON = range(4)
+_FOR_TORCH = bytes([_NO_GRADIENT, _TORCH])
 
-# A subclass of these may give torch's operations another meaning, which Go would not see.
+# How often a step looks again at parameters that other code has changed since they were looked at.
+_TURNS = 10
+
+# A group for gather.c: its parameters, the keys of the states in their places, and the scalars; None is for torch.
+_Asked = tuple[tuple[Any, ...], tuple[str | None, ...], tuple[Any, ...] | None]
+
+# Of these, Go reads and writes the memory. A subclass may give torch's operations another meaning.
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 # Called at every step, while somebody counts, with how many parameters go to Go and why others go to torch.
@@ -41,10 +52,6 @@ _end_record: Callable[[Any], None] = torch.autograd._record_function_with_args_e
 # Asked at every step, where the way to them through torch's modules would cost as much as the answer.
 _dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 _functorch: Callable[[], Any] = torch._C._functorch.peek_interpreter_stack
-
-
-# What most tables have none of, until they make lists, for six of these would be a tenth of what a small table costs.
-_NONE: Any = ()
 
 
 class _Misfit(str):
@@ -76,7 +83,10 @@ class GoStep(Optimizer):
     elementwise: ClassVar[bool] = True
     """Whether an element's update depends on no other element, so that a part of a parameter can be stepped alone."""
 
-    _table: ClassVar[type[_Table]]  # below
+    form: ClassVar[int] = 0
+    """The form of gather.c's rows: 0 of elementwise optimizers, 1 of Adafactor."""
+
+    _part: ClassVar[type[_Part]]  # below
 
     @staticmethod
     def profile_hook_step(func: Callable[..., Any]) -> Callable[..., Any]:
@@ -126,14 +136,6 @@ class GoStep(Optimizer):
         """The arguments of the Go function for sparse gradients, behind ``step``; None where such are torch's."""
         return None
 
-    def go(self, tables: list[_Table]) -> None:
-        """Have Go step the rows of all tables, as one piece of work for its threads."""
-        function, at = getattr(_native.core(), self.twin.__name__), 0
-        for table in reversed(tables):
-            table.words[_NEXT], table.words[_ROWS] = at, table.n
-            at = table.group_address
-        function(at, torch.get_num_threads())
-
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         _native.core()
         super().add_param_group(param_group)
@@ -162,109 +164,169 @@ class GoStep(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        tables: list[_Table] = []
-        for i, group in enumerate(self.param_groups):
-            tables.append(self._table(self, i, group, tables[-1].at if tables else 0))
-        if watch is not None:
-            watch(self, sum(table.count() for table in tables), [why for table in tables for why in table.reasons()])
-        for table in tables:
-            if table.rest:
-                break
+        groups = list(self.param_groups)
+        asked = tuple([self._ask(group) for group in groups])
+        done = self._go(asked)
+        if type(done) is not int:
+            given, asked = asked, tuple(map(self._with_floats, groups, asked))
+            if any(map(operator.is_not, asked, given)):
+                done = self._go(asked)
+        if type(done) is int:
+            if watch is not None:
+                watch(self, done, [])
         else:
-            self._go_step(tables)
-            return loss
-        with self._states_in_order(tables):
-            self._torch_step(tables)
-            self._go_step(tables)
+            self._step_parts(groups, asked, done)
         return loss
 
-    def _go_step(self, tables: list[_Table]) -> None:
-        dense = []
-        for table in tables:
-            if table.fresh:
-                table.make_states()
-            if table.n:
-                table.bump_versions()
-                dense.append(table)
-        if dense:
-            self.go(dense)
-        for table in tables:
-            for state, key, t in table.made:  # an interrupt before this leaves no state without a value
-                state[key] = t
-            for p, g in table.sparse:
-                table.step_sparse(p, g)
+    def _ask(self, group: dict[str, Any]) -> _Asked:
+        """What gather.c is asked of a group. The list of parameters is read once, here."""
+        params = tuple(group["params"])
+        if group.get("differentiable") or group.get("capturable"):
+            return params, (), None
+        return params, self.columns(group), self.scalars(group)
 
-    @contextlib.contextmanager
-    def _states_in_order(self, tables: list[_Table]) -> Iterator[None]:
-        """Have new states come in their parameters' order, whoever makes them, as a state_dict shows it."""
-        new: list[Tensor] = []
-        if any(table.fresh or table.sparse for table in tables):
-            new = [p for g in self.param_groups for p in g["params"] if p.grad is not None and p not in self.state]
-        try:
-            for p in new:
-                self.state[p] = {}  # which torch takes for none
-            yield
-        finally:
-            for p in new:
-                if not self.state.get(p, True):
-                    del self.state[p]
+    def _with_floats(self, group: dict[str, Any], asked: _Asked) -> _Asked:
+        """The same with its scalars as floats, if they are real numbers of other types and torch accepts these."""
+        params, columns, scalars = asked
+        if scalars is None or all(map(_numbers.is_plain, scalars)):
+            return asked
+        floats = _numbers.as_floats(scalars)
+        if floats is None or not _numbers.torch_accepts(self.twin, group, _undecorated(self.twin), not self.dense):
+            return asked
+        return params, columns, floats
 
-    def _torch_step(self, tables: list[_Table]) -> None:
-        """Have torch step what Go does not take. If torch fails where there is a misfit, all it wrote is undone."""
-        misfits = [misfit for table in tables for misfit in table.misfits]
-        undo = _undo(self.state, [p for table in tables for p in table.rest]) if misfits else None
-        groups = self.param_groups
-        everything = [group["params"] for group in groups]
+    def _go(self, groups: tuple[_Asked, ...], kind: int | None = None) -> Any:
+        """Have Go step groups if it can step all: the number of parameters, or a code for each."""
+        if not self.dense:
+            return bytes([_PYTHON]) * sum(len(params) for params, _, _ in groups) or 0
+        core: Any = _native.core()
+        return core.step_groups(
+            _kind(self.twin.__name__) if kind is None else kind,
+            self.form,
+            _native.layout(),
+            _PLAIN,
+            self.state,
+            "step" if self.counts else None,
+            self.numbers,
+            groups,
+            torch.get_num_threads(),
+        )
+
+    def _step_parts(self, groups: list[dict[str, Any]], asked: Sequence[_Asked], codes: bytes) -> None:
+        """The step of groups of which some parameters are not for Go, or not as gather.c finds them."""
+        if (
+            watch is None
+            and not codes.translate(None, _FOR_TORCH)
+            and all(type(group["params"]) in (list, tuple) for group in groups)
+        ):
+            self._torch_step(groups, asked, None)
+            return
+        sparse: list[tuple[_Part, Tensor, Tensor]] = []
+        for turn in range(_TURNS):
+            parts = self._sort(groups, asked, codes)
+            sparse += [(part, p, g) for part in parts for p, g in part.sparse]
+            if watch is not None and turn == 0:
+                n = sum(len(part.go) + len(part.sparse) for part in parts)
+                watch(self, n, [why for part in parts for why in part.reasons])
+            self._make_states(parts)
+            if any(part.rest for part in parts):
+                self._torch_step(groups, asked, parts)
+            for part in parts:
+                part.finish()
+            bump_versions([t for part in parts for t in part.written])
+            done = self._go(tuple([part.asked for part in parts]))
+            if type(done) is int:
+                for part, p, g in sparse:
+                    part.step_sparse(p, g)
+                return
+            # Other code has changed something since; or states have been made that gather.c leaves to Python.
+            given = [type(x) is tuple for part in parts for x in part.go]
+            codes = bytes([_PYTHON if row and x == _GO else x for row, x in zip(given, done, strict=True)])
+            asked = [part.asked_again for part in parts]
+        raise RuntimeError(f"{type(self).__name__}: the parameters or their states change all the time")
+
+    def _sort(self, groups: list[dict[str, Any]], asked: Sequence[_Asked], codes: bytes) -> list[_Part]:
+        """Find out where each parameter goes, and raise if one can go nowhere."""
+        code = iter(codes)
+        parts = [self._part(self, i, *both) for i, both in enumerate(zip(groups, asked, strict=True))]
+        for part in parts:
+            for p in part.params:
+                part.sort(p, next(code))
+        return parts
+
+    def _make_states(self, parts: list[_Part]) -> None:
+        """Make the states of new parameters, whoever steps them, in their order, as a state_dict shows it."""
+        if not any(part.fresh or part.sparse for part in parts):
+            return  # torch makes those of its own
+        for part in parts:
+            new = {id(p): p for p in part.stepped if not self.state.get(p)}
+            if not new:
+                continue
+            try:
+                part.init_group(list(new.values()))
+            except Exception:
+                if not part.rest:
+                    raise
+                return  # torch's step will raise it
+
+    def _torch_step(self, groups: list[dict[str, Any]], asked: Sequence[_Asked], parts: list[_Part] | None) -> None:
+        """Have torch step what Go does not: of parts, or everything."""
+        step = _undecorated(self.twin)
         try:
-            self.param_groups = [group for group, table in zip(groups, tables, strict=True) if table.rest]
-            for table in tables:
-                table.group["params"] = table.rest
-            _undecorated(self.twin)(self)
+            if parts is None:
+                step(self)
+            else:
+                rests = [(group, part.rest) for group, part in zip(groups, parts, strict=True) if part.rest]
+                with _stand_in(self, rests) as stand_in:
+                    step(stand_in)
         except Exception as e:
-            if undo is None:
+            rest = [id(p) for part in parts for p in part.rest] if parts is not None else None
+            misfits = []
+            for i, both in enumerate(zip(groups, asked, strict=True)):
+                part = self._part(self, i, *both)
+                misfits += [misfit for p in part.params if rest is None or id(p) in rest for misfit in part.misfit(p)]
+            if not misfits:
                 raise
-            undo()
-            raise RuntimeError(f"{'; '.join(misfits)}; and torch refuses that: {e}") from e
-        finally:
-            for group, params in zip(groups, everything, strict=True):
-                group["params"] = params
-            self.param_groups = groups
+            says = f"{'; '.join(misfits)}; and torch refuses that: {e}. What torch had written before stays"
+            raise _with_message(e, says) from e
 
 
-class _Table:
-    """One group's part of a step: a row for every parameter that Go takes, and a list of those that it does not."""
+class _Part:
+    """One group's part of a step that is not for Go alone."""
 
-    rest: list[Tensor] = _NONE  # for torch
-    why: list[str] = _NONE  # of each of rest
-    misfits: list[str] = _NONE  # what is wrong with some of rest, which torch will refuse, or convert
-    fresh: list[Tensor] = _NONE  # for Go, without a state yet
-    sparse: list[tuple[Tensor, Tensor]] = _NONE  # for Go, with their gradients
-    made: list[tuple[dict[str, Any], str, Tensor]] = _NONE  # states without a value yet
-    n = counted = versions = 0  # rows; of written, what gather has counted; the versions among it
-
-    def __init__(self, optimizer: GoStep, index: int, group: dict[str, Any], at: int | None = 0) -> None:
-        self.core = _native.core()
+    def __init__(self, optimizer: GoStep, index: int, group: dict[str, Any], asked: _Asked) -> None:
         self.optimizer = optimizer
         self.index = index
         self.group = group
-        self.columns = optimizer.columns(group)
-        self.written: list[Tensor] = []
-        self.grads: list[Tensor] = []  # held, so that no other thread frees them during the step
-        params: list[Tensor] = group["params"]
-        self.words = _ROOM * (len(params) + 1)
-        self.address = self.words.buffer_info()[0]
-        self.group_address = self.address + 8 * len(_ROOM) * len(params)
-        self.at = at or 0  # in the optimizer's state, where the search goes on; None asks for no rows
-        self.scalars = optimizer.scalars(group)
-        self.why_group = self._why_not_group()
-        if at is None:
-            return
-        if self.why_group is not None:
-            self.rest = params
-        elif odd := self._gather(params):
-            self.rest, self.why, self.misfits, self.fresh, self.sparse, self.made = [], [], [], [], [], []
-            for p in odd:
-                self._sort(p)
+        self.params, self.columns, self.scalars = asked
+        self.go: list[Any] = []  # for Go: parameters; in the place of some, a row for gather.c
+        self.go_params: list[Tensor] = []  # the parameters of these
+        self.rest: list[Tensor] = []  # for torch
+        self.reasons: list[str] = []  # of each of rest that has a gradient, while somebody watches
+        self.fresh: list[Tensor] = []  # for Go, without a state yet
+        self.sparse: list[tuple[Tensor, Tensor]] = []  # for Go, with their gradients
+        self.stepped: list[Tensor] = []  # all of these that have a gradient
+        self.written: list[Tensor] = []  # whose versions gather.c does not count
+
+    @functools.cached_property
+    def why_group(self) -> str | None:
+        """Why Go does not take the group."""
+        group = self.group
+        if group.get("differentiable") or group.get("capturable"):
+            return f"its group is {'differentiable' if group.get('differentiable') else 'capturable'}"
+        core = _native.core()
+        if core is not None and core.step_groups(-1, 0, None, _PLAIN, {}, None, 0, (((_NONE,), (), self.scalars),), 1):
+            return not_numbers(group)
+        return None
+
+    @property
+    def asked(self) -> _Asked:
+        """What gather.c is asked of the part."""
+        return tuple(self.go), self.columns, self.scalars
+
+    @property
+    def asked_again(self) -> _Asked:
+        return tuple(self.go_params), self.columns, self.scalars
 
     @property
     def sparse_scalars(self) -> tuple[Any, ...] | None:
@@ -281,74 +343,47 @@ class _Table:
         optimizer = self.optimizer
         return (("step",) if optimizer.counts else ()) + _keys(self.columns)[: optimizer.numbers]
 
-    def count(self) -> int:
-        """How many parameters go to Go."""
-        return self.n + len(self.fresh) + len(self.sparse)
-
-    def reasons(self) -> list[str]:
-        """Why parameters that have a gradient go to torch, one for each."""
-        if self.why_group is None:
-            return self.why
-        return [self.why_group for p in self.rest if p.grad is not None]
-
-    def _why_not_group(self) -> str | None:
-        """Why Go does not take the group; None if it does, and its scalars are written."""
-        group = self.group
-        if group.get("differentiable") or group.get("capturable"):
-            return f"its group is {'differentiable' if group.get('differentiable') else 'capturable'}"
-        if self.core is None or self.core.pack(self.group_address, self.address, self.scalars):
-            return None
-        optimizer = self.optimizer
-        scalars = _numbers.as_floats(self.scalars)
-        if scalars is not None and _numbers.torch_accepts(
-            optimizer.twin, group, _undecorated(optimizer.twin), not optimizer.dense
-        ):
-            self.scalars = scalars
-            self.core.pack(self.group_address, self.address, scalars)
-            return None
-        return not_numbers(group)
-
-    def _gather(self, params: list[Tensor]) -> list[Tensor]:
-        """Make the rows that gather.c can make; what it leaves is returned."""
-        core, layout = self.core, _native.layout()
-        if core is None or layout is None or not self.optimizer.dense or type(params) is not list:
-            return params
-        odd: list[Tensor] = []
-        self.n, self.at, self.versions = core.gather(
-            layout,
-            _PLAIN,
-            params,
-            self.optimizer.state,
-            self.at,
-            "step" if self.optimizer.counts else None,
-            self.columns,
-            self.optimizer.numbers,
-            self.address,
-            self.written,
-            self.grads,
-            odd,
-        )
-        self.counted = len(self.written)
-        return odd
-
-    def _sort(self, p: Tensor) -> None:
+    def sort(self, p: Tensor, code: int) -> None:
         """Find out where a parameter goes, and raise if it can go nowhere."""
-        g = p.grad
-        if g is None:
+        if code == _NO_GRADIENT:
             return
-        state = self.optimizer.state.get(p, {})
-        why = self.why_torch(p, g, state)
-        if why is not None:
-            if isinstance(why, _Misfit):
-                self.misfits.append(f"{self._describe(p)} on {p.device}: {why}")
+        if code == _GO:
+            self.go.append(p)
+        elif code == _TORCH:
             self.rest.append(p)
-            self.why.append(why)
-        elif g.layout is torch.sparse_coo:
-            self.sparse.append((p, g))
-        elif self._is_fresh(state):
-            self.fresh.append(p)
+            if watch is not None and p.grad is not None:
+                self.reasons.append(self._why_now(p, p.grad))
         else:
-            self._add(p, g, state)
+            g = p.grad
+            if g is None:
+                return
+            state = self.optimizer.state.get(p, {})
+            why = self.why_torch(p, g, state)
+            if why is not None:
+                self.rest.append(p)
+                self.reasons.append(why)
+            elif g.layout is torch.sparse_coo:
+                self.sparse.append((p, g))
+            elif self._is_fresh(state):
+                self.fresh.append(p)
+                self.go.append(p)
+            else:
+                self.go.append(self._row(p, g, state))
+        if len(self.go_params) < len(self.go):
+            self.go_params.append(p)
+        self.stepped.append(p)
+
+    def _why_now(self, p: Tensor, g: Tensor) -> str:
+        """Why a parameter is torch's that gather.c has left to torch."""
+        return self.why_group or self.why_torch(p, g, self.optimizer.state.get(p, {})) or "it was torch's a moment ago"
+
+    def misfit(self, p: Tensor) -> Iterator[str]:
+        """What is wrong with a parameter that torch refuses."""
+        with contextlib.suppress(Exception):
+            if p.grad is not None and self.why_group is None:
+                why = self.why_torch(p, p.grad, self.optimizer.state.get(p, {}))
+                if isinstance(why, _Misfit):
+                    yield f"{self._describe(p)} on {p.device}: {why}"
 
     def _is_fresh(self, state: dict[str, Any]) -> bool:
         return not state and bool(self.alike or self.numbers)
@@ -388,9 +423,15 @@ class _Table:
             n = state.get(key)
             if not isinstance(n, Tensor) or n.dim() or not n.is_cpu or n.is_sparse or n.is_complex():
                 wrong.append(f"its {key} is {n!r}")
-            elif type(n) is not Tensor or n.dtype not in _DTYPES:
+            elif type(n) is not Tensor or n.dtype not in _DTYPES or n.is_neg() or n._is_zerotensor():
                 odd = odd or f"its {key} is a {type(n).__name__} of {n.dtype}"
-        return _Misfit(", ".join(wrong)) if wrong else odd
+            else:
+                self._require_memory(p, f"its {key}", n)
+                found.append((f"its {key}", n, n.shape))
+        if wrong:
+            return _Misfit(", ".join(wrong))
+        known = found if p.grad is g else found[1:]  # explain makes a gradient up, of the parameter's memory
+        return odd or _why_shared([("the parameter", p), *((what, t) for what, t, _ in known)])
 
     def _why_not(self, p: Tensor) -> str | None:
         if self.optimizer.elementwise and _dtensor.is_dtensor(p):
@@ -400,10 +441,6 @@ class _Table:
     def _shapes(self, p: Tensor) -> dict[str, torch.Size]:
         """The states of a parameter that are tensors, but for single numbers, and their shapes."""
         return dict.fromkeys(self.alike, p.shape)
-
-    def _places(self, p: Tensor) -> tuple[str | int | None, ...]:
-        """What stands in the places of the states: a state's key, for its address; or a word."""
-        return self.columns
 
     def _why_torch_sparse(self, p: Tensor, g: Tensor, state: dict[str, Any]) -> str | None:
         why = _why_not(p) or _sparse.why_not(p, g, self.optimizer.sums)
@@ -426,48 +463,43 @@ class _Table:
                 return f"its state {key!r} is {t.dtype} on {t.device}, {t.layout}, of shape {tuple(t.shape)}"
             if not t.is_contiguous() or t.is_neg():
                 return f"its state {key!r} is not contiguous"
+        tensors = [("the parameter", p), ("its gradient", g._values() if p.grad is g else g._values()[:0])]
+        tensors += [(f"its state {k!r}", t) for k, t in state.items() if k in (*self.alike, *self.numbers)]
+        why = _why_shared([(what, t) for what, t in tensors if isinstance(t, Tensor)])
+        if why is not None:
+            return why
         row = _sparse.wrong_row(p, g)
         if row is not None:
             raise ValueError(f"{self._describe(p)}: index {row} in its gradient, expected one of {p.shape[0]} rows")
         return None
 
-    def _add(self, p: Tensor, g: Tensor, state: dict[str, Any], kind: int = 0) -> None:
-        places = self._places(p)
-        states = [state[x] for x in places if isinstance(x, str)]
-        self.written += [p, *states]
+    def _row(self, p: Tensor, g: Tensor, state: dict[str, Any], new: dict[str, Any] | None = None) -> tuple[Any, ...]:
+        """A row for gather.c: tensors for which why_torch has found no reason, and where new states belong."""
+        shapes = self._shapes(p)
+        step = state["step"] if self.optimizer.counts else None
+        numbers = _keys(self.columns)[: self.optimizer.numbers]
+        states = [state[key] if key in shapes or key in numbers else None for key in self.columns]
+        states += [None] * (3 - len(states))
+        written = [p, *(t for t in states if t is not None)]
         if type(p) not in _PLAIN:
-            p, g, *states = (_dtensor.local(t) for t in (p, g, *states))
-            self.written += [p, *states]
-        addresses = iter([t.data_ptr() for t in states])
-        words = [next(addresses) if isinstance(x, str) else x or 0 for x in places]
-        words += [0] * (3 - len(words))
-        kind |= _DTYPES[p.dtype]
-        step = 0
-        if self.optimizer.counts:
-            kind |= _DTYPES[state["step"].dtype] << 8
-            step = state["step"].data_ptr()
-        for i, key in enumerate(self.columns[: self.optimizer.numbers]):
-            assert key is not None
-            kind |= _DTYPES[state[key].dtype] << (32 + 8 * i)
-        at = self.n * _WORDS
-        self.words[at : at + _WORDS] = array("Q", [p.numel(), kind, p.data_ptr(), g.data_ptr(), step, *words])
-        self.n += 1
-        self.grads.append(g)
+            self.written += written
+            p, g, *states = (None if t is None else _dtensor.local(t) for t in (p, g, *states))
+            written = [p, *(t for t in states if t is not None)]
+        if _native.layout() is None:
+            self.written += written
+        return (p, g, step, *states, new)
 
     def _require_shape(self, p: Tensor, what: str, t: Tensor, shape: torch.Size) -> None:
         if t.shape != shape:
             raise ValueError(f"{self._describe(p)}: {what} has shape {tuple(t.shape)}, expected {tuple(shape)}")
 
     def _require_memory(self, p: Tensor, what: str, t: Tensor) -> None:
-        """Refuse a tensor whose storage somebody has made too small for it, which torch would write behind."""
-        if type(t) not in _PLAIN or not t.is_cpu or t._is_zerotensor():
-            return
-        has, needs = t.untyped_storage().nbytes(), (int(t.storage_offset()) + t.numel()) * t.element_size()
-        if has < needs and _dense(t) and t.numel():
-            raise ValueError(f"{self._describe(p)}: the storage of {what} has {has} bytes, expected at least {needs}")
+        lack = lacks_memory(t)
+        if lack is not None:
+            raise ValueError(f"{self._describe(p)}: the storage of {what} {lack}")
 
     def _describe(self, p: Tensor) -> str:
-        at = next(i for i, q in enumerate(self.group["params"]) if q is p)
+        at = next((i for i, q in enumerate(self.group["params"]) if q is p), -1)
         name = f" ({self.group['param_names'][at]})" if "param_names" in self.group else ""
         return (
             f"{type(self.optimizer).__name__}: parameter {at}{name} of group {self.index}, "
@@ -475,33 +507,31 @@ class _Table:
         )
 
     @torch.no_grad()
-    def make_states(self) -> None:
-        """Make the states of fresh parameters as torch makes them, by torch's own hand, and their rows."""
-        optimizer = self.optimizer
-        _init_group(optimizer, self.group | {"params": self.fresh})
-        for p in self.fresh:
-            assert p.grad is not None
-            state = optimizer.state[p]
+    def init_group(self, params: list[Tensor]) -> None:
+        """Make states as torch makes them, by torch's own hand."""
+        _init_group(self.optimizer, {**self.group, "params": params})
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Make rows of fresh parameters whose first states are torch's first results, as SGD's momentum is."""
+        fresh = {id(p) for p in self.fresh}
+        for i, p in enumerate(self.go):
+            if id(p) not in fresh or p.grad is None:
+                continue
+            state = self.optimizer.state[p]
             made = {
                 key: torch.empty_like(p, memory_format=torch.preserve_format, requires_grad=False)
                 for key in self._shapes(p)
                 if key not in state
             }
-            self.made += [(state, key, t) for key, t in made.items()]
-            self._add(p, p.grad, state | made, _NEW if made else 0)
-
-    def bump_versions(self) -> None:
-        if self.versions:
-            assert self.core is not None
-            self.core.bump(self.address + 8 * _WORDS * (len(self.words) // len(_ROOM) - 1), self.versions)
-        if self.counted < len(self.written):
-            bump_versions(self.written[self.counted :])
+            if made and all(key in state for key in self.numbers):
+                self.go[i] = self._row(p, p.grad, {**state, **made}, state)
 
     @torch.no_grad()
     def step_sparse(self, p: Tensor, g: Tensor) -> None:
         optimizer = self.optimizer
         if self.numbers and not optimizer.state.get(p):
-            _init_group(optimizer, self.group | {"params": [p]})
+            self.init_group([p])
         state = optimizer.state[p] if self.numbers else {}
         count = float(state["step"] + 1) if self.numbers else 1.0
         if p.numel() and g._nnz():
@@ -514,7 +544,64 @@ class _Table:
             state["step"] += 1
 
 
-GoStep._table = _Table
+GoStep._part = _Part
+
+
+# In the place of a parameter: one without a gradient.
+_NONE = types.SimpleNamespace(grad=None)
+
+
+@functools.cache
+def _kind(name: str) -> int:
+    """Go's number of an optimizer's class (bindings/bindings.go)."""
+    core: Any = _native.core()
+    return core.Kind(name)  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def _stand_in(optimizer: Optimizer, rests: list[tuple[dict[str, Any], list[Tensor]]]) -> Iterator[Optimizer]:
+    """An optimizer of the same class and attributes, with the same state, and groups that hold the rests alone.
+
+    What a step sets of the attributes or in a group is set in the optimizer too, afterwards.
+    """
+    stand_in: Optimizer = object.__new__(type(optimizer))
+    groups = [({**group, "params": rest}, group) for group, rest in rests]
+    pairs: list[tuple[dict[str, Any], dict[str, Any]]] = [(vars(stand_in), vars(optimizer)), *groups]
+    vars(stand_in).update(vars(optimizer), param_groups=[group for group, _ in groups])
+    before = [dict(of_stand_in) for of_stand_in, _ in pairs]
+    try:
+        yield stand_in
+    finally:
+        for (now, of_optimizer), was in zip(pairs, before, strict=True):
+            changed = {k: v for k, v in now.items() if k not in was or v is not was[k]}
+            for own in ("param_groups", "params"):
+                changed.pop(own, None)
+                was.pop(own, None)
+            for key in was.keys() - now.keys():
+                of_optimizer.pop(key, None)
+            of_optimizer.update(changed)
+
+
+def _with_message(e: Exception, message: str) -> Exception:
+    """An exception of the same type with another message; the same one, if its type takes more than that."""
+    try:
+        other = type(e)(message)
+    except Exception:
+        return e
+    return other if type(other) is type(e) else e
+
+
+def _why_shared(tensors: list[tuple[str, Tensor]]) -> str | None:
+    """Why Go does not take a parameter whose tensors share memory: torch's operations see each other's writes there."""
+    spans = []
+    for what, t in tensors:
+        t = _dtensor.local(t)
+        if t.numel():
+            spans.append((t.data_ptr(), t.data_ptr() + t.numel() * t.element_size(), what))
+    for (start, _, what), (_, end, before) in itertools.combinations(sorted(spans, reverse=True), 2):
+        if start < end:
+            return f"memory of {before} is memory of {what}"
+    return None
 
 
 def _keys(columns: tuple[str | None, ...]) -> tuple[str, ...]:
@@ -612,6 +699,14 @@ def _alike(a: Tensor, b: Tensor) -> bool:
     return all(s == t or n == 1 for s, t, n in pairs)
 
 
+def lacks_memory(t: Tensor) -> str | None:
+    """What is wrong with the storage of a tensor that somebody has made too small for it, which torch would overrun."""
+    if type(t) not in _PLAIN or not t.is_cpu or t._is_zerotensor():
+        return None
+    has, needs = t.untyped_storage().nbytes(), (int(t.storage_offset()) + t.numel()) * t.element_size()
+    return f"has {has} bytes, expected at least {needs}" if has < needs and _dense(t) and t.numel() else None
+
+
 def bump_versions(written: list[Tensor]) -> None:
     """Tell autograd what was written, or it would use changed tensors that it has saved."""
     torch.autograd.graph.increment_version(written)
@@ -644,23 +739,3 @@ def _init_group(optimizer: Optimizer, group: dict[str, Any]) -> None:
     _, *lists = inspect.signature(init).parameters
     # In torch 2.6, the flag amsgrad is among the lists that it fills.
     init(group, *(group[name] if isinstance(group.get(name), bool) else [] for name in lists))
-
-
-def _undo(state: dict[Tensor, Any], params: list[Tensor]) -> Callable[[], None]:
-    """Remember parameters and their states, to restore them."""
-    states = {p: dict(state[p]) for p in params if p in state}
-    tensors = [*params, *(t for s in states.values() for t in s.values() if isinstance(t, Tensor))]
-    values = [(t, t.detach().clone()) for t in tensors]
-
-    def undo() -> None:
-        with torch.no_grad():
-            for t, value in values:
-                t.copy_(value)
-        for p in params:
-            if p in states:
-                state[p].clear()
-                state[p].update(states[p])
-            else:
-                state.pop(p, None)
-
-    return undo

@@ -10,24 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from goptim import _native, _originals
-from goptim._step import _WORDS, GoStep, _Table
+from goptim import _originals
+from goptim._step import GoStep, _Part
 
 # Arguments that transformers.Adafactor has, and torch.optim.Adafactor has not.
 _HUGGING_FACE = {"clip_threshold", "decay_rate", "beta1", "scale_parameter", "relative_step", "warmup_init"}
 
 
-class _FactoredTable(_Table):
-    """A table whose states are a number for every row and every column of a parameter's matrices, or a vector."""
-
-    def _gather(self, params: list[Tensor]) -> list[Tensor]:
-        odd = super()._gather(params)
-        if 0 in self.words[: self.n * _WORDS : _WORDS]:  # torch divides by the number of elements
-            self.n = self.counted = self.versions = 0
-            self.written.clear()
-            self.grads.clear()
-            return params
-        return odd
+class _FactoredPart(_Part):
+    """A part whose states are a number for every row and every column of a parameter's matrices, or a vector."""
 
     def _why_not(self, p: Tensor) -> str | None:
         return super()._why_not(p) or why_not_factored(p)
@@ -37,11 +28,6 @@ class _FactoredTable(_Table):
             return {"variance": p.shape}
         *batch, rows, cols = p.shape
         return {"row_var": torch.Size([*batch, rows, 1]), "col_var": torch.Size([*batch, 1, cols])}
-
-    def _places(self, p: Tensor) -> tuple[str | int | None, ...]:
-        if p.dim() < 2:
-            return ("variance",)
-        return ("row_var", "col_var", p.shape[-2] | p.shape[-1] << 32)
 
 
 def why_not_factored(p: Tensor) -> str | None:
@@ -76,8 +62,9 @@ class Adafactor(GoStep, _originals.Adafactor):
     """
 
     twin = _originals.Adafactor
-    _table = _FactoredTable
+    form = 1
     elementwise = False
+    _part = _FactoredPart
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         foreign = sorted(_HUGGING_FACE & kwargs.keys())
@@ -89,7 +76,7 @@ class Adafactor(GoStep, _originals.Adafactor):
         super().__init__(*args, **kwargs)
 
     def columns(self, group: dict[str, Any]) -> tuple[str | None, ...]:
-        return ("variance",)  # or see _FactoredTable
+        return ("row_var", "col_var", "variance")  # a matrix has the first two, a vector the third
 
     def scalars(self, group: dict[str, Any]) -> tuple[Any, ...]:
         eps1, eps2 = group["eps"]
@@ -110,12 +97,6 @@ class Adafactor(GoStep, _originals.Adafactor):
             bool(group["maximize"]),
             fused_norms(),
         )
-
-    def go(self, tables: list[_Table]) -> None:
-        core, threads = _native.core(), torch.get_num_threads()
-        assert core is not None
-        for table in tables:
-            core.Adafactor(table.address, table.n, threads, *table.scalars)
 
 
 functools.update_wrapper(Adafactor.__init__, _originals.Adafactor.__init__)  # the signature

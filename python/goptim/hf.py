@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from array import array
 from collections.abc import Callable
 from typing import Any
 
@@ -12,10 +11,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from goptim import _native, _numbers, _step
-from goptim._step import _DTYPES, _why_not, _why_not_grad, bump_versions
+from goptim._step import _PLAIN, _kind, _why_not, _why_not_grad, _why_shared, bump_versions, lacks_memory
 from goptim.adafactor import fused_norms, why_not_factored
 
-_WORDS = 10  # of a row (goptim/hfadafactor.go)
+_FORM = 2  # of gather.c's rows
+_HALF = (torch.float16, torch.bfloat16)  # stepped in float32
 
 
 class Adafactor(Optimizer):
@@ -122,6 +122,7 @@ class Adafactor(Optimizer):
             if _step.watch is not None:
                 reasons = [why for _, _, others in work for _, why in others]
                 _step.watch(self, sum(len(ours) for _, ours, _ in work), reasons)
+            self._make_states()
             for group, ours, others in work:
                 for p, _ in others:
                     self._torch_step(p, group)
@@ -177,49 +178,57 @@ class Adafactor(Optimizer):
                 return f"its state {key!r} is {t.dtype} on {t.device}, or not contiguous"
         if state and (type(state.get("step")) is not int or state["step"] < 0):
             return f"its step is {state.get('step')!r}"
-        return None
+        tensors = [("the parameter", p), *((f"its state {key!r}", state[key]) for key in _shapes(p, group) if state)]
+        if p.grad is g:  # explain makes one up, of the parameter's memory
+            tensors.insert(1, ("its gradient", g))
+        for what, t in tensors:
+            lack = lacks_memory(t)
+            if lack is not None:
+                raise ValueError(f"Adafactor: {name}: the storage of {what} {lack}")
+        return _why_shared(tensors)
+
+    def _make_states(self) -> None:
+        """Make the states of new parameters, whoever steps them, in their order, as a state_dict shows it."""
+        for group in list(self.param_groups):
+            for p in list(group["params"]):
+                if p.grad is not None and not self.state.get(p):
+                    like = p.grad.float() if p.grad.dtype in _HALF else p.grad
+                    shapes = _shapes(p, group).items()
+                    zeros = {k: torch.zeros(shape, dtype=like.dtype, device=like.device) for k, shape in shapes}
+                    self.state[p] = {"step": 0, **zeros, "RMS": 0}
 
     def _go_step(self, params: list[Tensor], group: dict[str, Any]) -> None:
-        if not params:
-            return
-        words = array("Q")
-        written: list[Tensor] = []
-        after: list[tuple[dict[str, Any], Tensor]] = []
+        rows, after = [], []
         for p in params:
-            g, state = p.grad, self.state[p]
-            assert g is not None
-            shapes = _shapes(p, group)
-            if not state:
-                state["step"] = 0
-                state.update({key: torch.zeros(shape, dtype=p.dtype) for key, shape in shapes.items()})
-                state["RMS"] = 0
+            g, state, shapes = p.grad, self.state[p], _shapes(p, group)
             rms = torch.empty((), dtype=p.dtype)
             row, col = ("exp_avg_sq_row", "exp_avg_sq_col") if p.dim() > 1 else ("exp_avg_sq", None)
-            average = state["exp_avg"].data_ptr() if "exp_avg" in shapes else 0
-            words.extend([p.numel(), _DTYPES[p.dtype], p.data_ptr(), g.data_ptr(), state["step"] + 1, rms.data_ptr()])
-            words.extend([state[row].data_ptr(), state[col].data_ptr() if col else 0, average])
-            words.append(p.shape[-2] | p.shape[-1] << 32 if p.dim() > 1 else 0)
-            written += [p, *(state[key] for key in shapes)]
+            average = state["exp_avg"] if "exp_avg" in shapes else None
+            rows.append((p, g, rms, state[row], state[col] if col else None, average, state["step"] + 1))
             after.append((state, rms))
-        core = _native.core()
-        assert core is not None
-        bump_versions(written)
-        core.HFAdafactor(
-            words.buffer_info()[0],
-            len(words) // _WORDS,
-            torch.get_num_threads(),
-            group["lr"] or 0.0,
+        if not rows:
+            return
+        scalars = (
+            0.0 if group["relative_step"] else group["lr"],
             *group["eps"],
             group["clip_threshold"],
             group["decay_rate"],
+            group["beta1"] is not None,
             group["beta1"] or 0.0,
             group["weight_decay"],
-            group["beta1"] is not None,
             bool(group["scale_parameter"]),
             bool(group["relative_step"]),
             bool(group["warmup_init"]),
             fused_norms(),
         )
+        if _native.layout() is None:
+            bump_versions([t for p, _, _, *states, _ in rows for t in (p, *states) if t is not None])
+        core: Any = _native.core()
+        threads, groups = torch.get_num_threads(), ((tuple(rows), (), scalars),)
+        kind = _kind("HFAdafactor")
+        done = core.step_groups(kind, _FORM, _native.layout(), _PLAIN, self.state, None, 0, groups, threads)
+        if type(done) is not int:
+            raise RuntimeError("Adafactor: a parameter, its gradient or its state has changed during the step")
         for state, rms in after:
             state["RMS"] = rms
             state["step"] += 1
@@ -228,16 +237,11 @@ class Adafactor(Optimizer):
         """One step by torch's operations, in float32 for a 16-bit parameter."""
         assert p.grad is not None
         state = self.state[p]
-        half = (torch.float16, torch.bfloat16)
-        g = p.grad.float() if p.grad.dtype in half else p.grad
+        g = p.grad.float() if p.grad.dtype in _HALF else p.grad
         shapes = _shapes(p, group)
-        if not state:
-            state["step"] = 0
-            state.update({k: torch.zeros(s, dtype=g.dtype, device=g.device) for k, s in shapes.items()})
-            state["RMS"] = 0
         for key in shapes:
             state[key] = state[key].to(g)
-        x = p.float() if p.dtype in half else p
+        x = p.float() if p.dtype in _HALF else p
         state["step"] += 1
         state["RMS"] = _rms(x)
         lr = self._get_lr(group, state)

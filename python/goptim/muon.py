@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import itertools
 import operator
-from array import array
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,15 +12,12 @@ import torch
 from torch import Tensor
 from torch.optim._muon import _zeropower_via_newtonschulz as _newton_schulz
 
-from goptim import _native, _originals
-from goptim._step import _WORDS, GoStep, _Table
+from goptim import _originals
+from goptim._step import GoStep, _Asked, _kind
 
 # Go's numbers for the names (LRAdjustment in goptim/muon.go). torch leaves lr as it is under any other name.
 _ADJUSTMENTS = {None: 0, "original": 0, "match_rms_adamw": 1, "spectral_unclamped": 2}
 _NO_ADJUSTMENT = 3
-
-# Where the update's address is in a row.
-_UPDATE = 6
 
 # Matrices beyond this many elements take torch longer to multiply than to be called; and a batch's own bound.
 _SMALL = 1 << 16
@@ -62,7 +58,8 @@ class Muon(GoStep, _originals.Muon):
     def scalars(self, group: dict[str, Any]) -> tuple[Any, ...]:
         """What must be numbers for Go to take the group; None among them where torch has an error to raise."""
         steps, coefficients = group["ns_steps"], group["ns_coefficients"]
-        sound = _as_index(steps) < 100 and len(coefficients) == 3
+        count = _as_index(steps)
+        sound = count < 100 and len(coefficients) == 3
         return (
             group["momentum"],
             bool(group["nesterov"]),
@@ -70,36 +67,62 @@ class Muon(GoStep, _originals.Muon):
             group["weight_decay"],
             group["eps"],
             *(coefficients if sound else [None]),
+            count,
+            _ADJUSTMENTS.get(group["adjust_lr_fn"], _NO_ADJUSTMENT),
         )
 
-    def go(self, tables: list[_Table]) -> None:
-        for table in tables:
-            self._go(table)
+    def _go(self, groups: tuple[_Asked, ...], kind: int | None = None) -> Any:
+        done = super()._go(groups, -1)  # to ask, before the first write
+        if type(done) is int:
+            for group, rows in [(group, list(self._rows(i, group))) for i, group in enumerate(groups)]:
+                if rows:
+                    self._step_matrices(rows, *group[1:])
+        return done
 
-    def _go(self, table: _Table) -> None:
-        core, group, threads = _native.core(), table.group, torch.get_num_threads()
-        assert core is not None
-        for p in table.written[::2]:
+    def _rows(self, index: int, group: _Asked) -> Iterator[tuple[Any, ...]]:
+        """The rows of a group's parameters that have a gradient."""
+        params, columns, _ = group
+        for i, x in enumerate(params):
+            row = x if type(x) is tuple else (x, x.grad, None, self.state.get(x, {}).get(columns[0]), None, None, None)
+            p, g = row[:2]
+            if g is None:
+                continue
             if p.dim() != 2:
-                raise ValueError(f"{table._describe(p)}: expected a matrix")
-        momentum, nesterov, lr, weight_decay, eps, *coefficients = table.scalars
-        orthogonalize = (tuple(coefficients), _as_index(group["ns_steps"]), eps)
-        adjustment = _ADJUSTMENTS.get(group["adjust_lr_fn"], _NO_ADJUSTMENT)
-        with torch.no_grad():
-            for params, words in _batches(table):
-                first, n, at = params[0], len(params), words.buffer_info()[0]
-                update = torch.empty_like(first) if n == 1 else first.new_empty((n, *first.shape))
-                for i, matrix in enumerate([update] if n == 1 else update):
-                    words[i * _WORDS + _UPDATE] = matrix.data_ptr()
-                core.MuonMomentum(at, n, threads, momentum, nesterov)
-                if n == 1:
-                    update.copy_(_newton_schulz(update, *orthogonalize))
-                elif _batch_is_exact(update.shape, orthogonalize[0], *_ways()):
-                    update.copy_(_newton_schulz_batch(update, *orthogonalize))
-                else:
-                    for matrix in update:
-                        matrix.copy_(_newton_schulz(matrix, *orthogonalize))
-                core.MuonUpdate(at, n, threads, *first.shape, lr, weight_decay, adjustment)
+                raise ValueError(
+                    f"{type(self).__name__}: parameter {i} of group {index}, of shape {tuple(p.shape)} and {p.dtype}: "
+                    "expected a matrix"
+                )
+            yield row
+
+    @torch.no_grad()
+    def _step_matrices(self, rows: list[tuple[Any, ...]], columns: tuple[str | None, ...], scalars: Any) -> None:
+        """A group's step: its momentum in Go, the matrix products in torch, the update in Go."""
+        momentum, nesterov, lr, weight_decay, eps, a, b, c, steps, adjustment = scalars
+        orthogonalize = ((a, b, c), steps, eps)
+        for batch in _batches(rows):
+            first, n = batch[0][0], len(batch)
+            update = torch.empty_like(first) if n == 1 else first.new_empty((n, *first.shape))
+            given = tuple(
+                [(*row[:4], x, *row[5:]) for row, x in zip(batch, [update] if n == 1 else update, strict=True)]
+            )
+            self._half("MuonMomentum", given, columns, (momentum, nesterov))
+            if n == 1:
+                update.copy_(_newton_schulz(update, *orthogonalize))
+            elif _batch_is_exact(update.shape, orthogonalize[0], *_ways()):
+                update.copy_(_newton_schulz_batch(update, *orthogonalize))
+            else:
+                for matrix in update:
+                    matrix.copy_(_newton_schulz(matrix, *orthogonalize))
+            self._half("MuonUpdate", given, columns, (*first.shape, lr, weight_decay, adjustment))
+
+    def _half(
+        self, name: str, rows: tuple[Any, ...], columns: tuple[str | None, ...], scalars: tuple[Any, ...]
+    ) -> None:
+        done = super()._go(((rows, columns, scalars),), _kind(name))
+        if type(done) is not int:
+            raise RuntimeError(
+                f"{type(self).__name__}: a parameter, its gradient or its state has changed during the step"
+            )
 
 
 def _as_index(steps: Any) -> int:
@@ -110,24 +133,20 @@ def _as_index(steps: Any) -> int:
         return 100
 
 
-def _batches(table: _Table) -> Iterator[tuple[list[Tensor], array[int]]]:
-    """The parameters of a table, and their rows: small ones of one shape together, others alone."""
-    params = table.written[::2]  # each is followed by its momentum_buffer
+def _batches(rows: list[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
+    """Rows of small parameters of one shape together, others alone."""
+    params = [row[0] for row in rows]
     spans = sorted((p.data_ptr(), p.data_ptr() + p.numel() * p.element_size()) for p in params)
     shared = any(end > start for (_, end), (start, _) in itertools.pairwise(spans))  # then their order matters
-    together: dict[object, list[int]] = {}
-    for i, p in enumerate(params):
+    together: dict[object, list[tuple[Any, ...]]] = {}
+    for i, (row, p) in enumerate(zip(rows, params, strict=True)):
         small = p.is_contiguous() and p.numel() <= _SMALL and not shared
         if p.numel():
-            together.setdefault((p.shape, p.dtype) if small else i, []).append(i)
-    for rows in together.values():
-        most = max(1, _BATCH // params[rows[0]].numel())
-        for start in range(0, len(rows), most):
-            batch = rows[start : start + most]
-            words = array("Q")
-            for i in batch:
-                words += table.words[i * _WORDS : (i + 1) * _WORDS]
-            yield [params[i] for i in batch], words
+            together.setdefault((p.shape, p.dtype) if small else i, []).append(row)
+    for alike in together.values():
+        most = max(1, _BATCH // alike[0][0].numel())
+        for start in range(0, len(alike), most):
+            yield alike[start : start + most]
 
 
 def _newton_schulz_batch(x: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
