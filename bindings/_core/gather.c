@@ -365,18 +365,9 @@ static int pack(const Call *c, PyObject *scalars, Group *group)
 	}
 	for (Py_ssize_t i = 0; i < group->count; i++) {
 		PyObject *x = PyTuple_GetItem(scalars, i);
-		if (!PyFloat_Check(x) && !PyLong_Check(x)) {
-			PyTypeObject *type = Py_TYPE(x);
-			if (PyObject_TypeCheck(x, (PyTypeObject *)c->plain[0]) ||
-			    (PyType_GetSlot(type, Py_nb_float) == NULL && PyType_GetSlot(type, Py_nb_index) == NULL))
-				return 0;
-		}
+		if (!PyFloat_Check(x) && !PyLong_Check(x)) return 0; /* or see _numbers.py */
 		group->scalars[i] = PyFloat_AsDouble(x);
-		if (group->scalars[i] == -1 && PyErr_Occurred()) {
-			if (PyFloat_Check(x) || PyLong_Check(x) || !PyErr_ExceptionMatches(PyExc_TypeError)) return -1;
-			PyErr_Clear(); /* it only looked like a number */
-			return 0;
-		}
+		if (group->scalars[i] == -1 && PyErr_Occurred()) return -1;
 	}
 	return 1;
 }
