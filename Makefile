@@ -63,10 +63,10 @@ test-go-everywhere: $(VENV)/ready ## the Go package without cgo, under the race 
 JOBS ?= 2
 
 test-python: build ## the core of the Python tests
-	$(PY) -m pytest -q -n $(JOBS)
+	$(PY) -m pytest -q -n $(JOBS) --dist loadgroup
 
 test-python-all: build ## all Python tests
-	$(PY) -m pytest -q -n $(JOBS) -m "not packaging and not integrations"
+	$(PY) -m pytest -q -n $(JOBS) --dist loadgroup -m "not packaging and not integrations"
 
 test-oldest: $(BUILT) ## the parity tests on the oldest torch that is supported, in an environment of its own
 	test -x $(VENV)-oldest/bin/python || $(PYTHON) -m venv $(VENV)-oldest

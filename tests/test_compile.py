@@ -13,9 +13,7 @@ from torch.optim import lr_scheduler
 import goptim
 from goptim.testing import assert_bit_equal, ieee_sqrt
 
-inductor = pytest.param(
-    "inductor", marks=pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs C++")
-)
+needs_compiler = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs C++")
 
 pytestmark = pytest.mark.usefixtures("threads")
 
@@ -56,7 +54,14 @@ def compiled(f, backend):
 
 @pytest.mark.parametrize(
     ("name", "schedule"),
-    [(name, False) for name in IN_TABLES] + [(name, True) for name in ("AdamW", "SGD", "Adafactor")],
+    [
+        *(
+            pytest.param(name, False, marks=[] if name in ("AdamW", "Rprop", "Adafactor") else pytest.mark.full)
+            for name in IN_TABLES
+        ),
+        ("SGD", True),
+        *(pytest.param(name, True, marks=pytest.mark.full) for name in ("AdamW", "Adafactor")),
+    ],
 )
 def test_a_compiled_step(name, schedule, go):
     """As many graphs, of as many operations, as torch's class has; a float lr that changes makes more of them."""
@@ -84,8 +89,16 @@ def test_a_compiled_step(name, schedule, go):
     assert go == []
 
 
-@pytest.mark.parametrize("name", ["AdamW", "Rprop", "Muon"])
-@pytest.mark.parametrize("backend", ["eager", "aot_eager", inductor])
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [
+        ("AdamW", "eager"),
+        pytest.param("Rprop", "aot_eager", marks=pytest.mark.full),
+        pytest.param("Muon", "eager", marks=pytest.mark.full),
+        pytest.param("AdamW", "inductor", marks=[pytest.mark.full, needs_compiler]),
+        pytest.param("Muon", "inductor", marks=[pytest.mark.full, needs_compiler]),
+    ],
+)
 def test_a_compiled_training_step(name, backend, go):
     """Forward, backward and step in one function, with the learning rate a tensor where the class takes one."""
     if name not in vars(torch.optim):
@@ -120,8 +133,13 @@ def test_a_compiled_training_step(name, backend, go):
     assert go == []
 
 
-@pytest.mark.parametrize("name", ["AdamW", "Adadelta"])
-@pytest.mark.parametrize("backend", ["aot_eager", inductor])
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [
+        ("AdamW", "aot_eager"),
+        pytest.param("Adadelta", "inductor", marks=[pytest.mark.full, needs_compiler]),
+    ],
+)
 def test_a_step_beside_compiled_code_is_gos(name, backend, go):
     """A compiled model; and a step that a compiled function is told to leave alone."""
     runs = []
@@ -184,7 +202,8 @@ def test_export_does_not_reach_go(go):
 
 
 @pytest.mark.parametrize(
-    ("name", "compiles"), [(name, False) for name in ELEMENTWISE] + [(name, True) for name in ("AdamW", "Rprop")]
+    ("name", "compiles"),
+    [(name, False) for name in ELEMENTWISE] + [("AdamW", True), pytest.param("Rprop", True, marks=pytest.mark.full)],
 )
 def test_a_step_in_the_backward_pass(name, compiles, go):
     """Each parameter has an optimizer of its own, which steps as soon as its gradient is there and frees it."""

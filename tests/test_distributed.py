@@ -23,10 +23,14 @@ import goptim
 from goptim import _core
 from goptim.testing import assert_bit_equal, ieee_sqrt
 
-pytestmark = pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="torch without gloo")
+pytestmark = [
+    pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="torch without gloo"),
+    pytest.mark.xdist_group("ranks"),
+]
 
 RANKS = 2
 PATIENCE = 20  # seconds for one test, beyond which both ranks are killed
+PATIENCE_AT_START = 120
 OPTIONS = {"SGD": {"lr": 0.1, "momentum": 0.9}}
 OLD = torch.__version__.startswith("2.6.")
 
@@ -59,13 +63,14 @@ class Ranks:
         self.processes = []
 
     def __call__(self, function, *args):
+        end = time.monotonic() + PATIENCE
         if not self.processes:
             self.start()
+            end += PATIENCE_AT_START
         errors = {}
         try:
             for connection in self.connections:
                 connection.send((function, args))
-            end = time.monotonic() + PATIENCE
             for rank, connection in enumerate(self.connections):
                 if not connection.poll(max(0, end - time.monotonic())):
                     errors[rank] = "it hangs"

@@ -370,10 +370,26 @@ def assert_the_next_step_is_right(name, *sizes):
         assert_bit_equal(everything(opts[1]), everything(opts[0]))
 
 
+# What each class meets: every memory under either protection, once with one thread and once with two.
+FAULTS = {
+    "parameter": ((PROT_NONE, CALLER), (PROT_READ, WORKERS)),
+    "gradient": ((PROT_NONE, WORKERS), (PROT_READ, CALLER)),
+    "step": ((PROT_NONE, CALLER), (PROT_READ, WORKERS)),
+    "state": ((PROT_NONE, WORKERS), (PROT_READ, CALLER)),
+}
+
+
 @every
-@pytest.mark.parametrize("n", [CALLER, WORKERS], ids=["caller", "workers"])
-@pytest.mark.parametrize("column", ["parameter", "gradient", "step", "state"])
-@pytest.mark.parametrize("protection", [PROT_NONE, PROT_READ], ids=["no access", "read-only"])
+@pytest.mark.parametrize(
+    ("column", "protection", "n"),
+    [
+        pytest.param(
+            column, protection, n, id=f"{column}-{ {PROT_NONE: 'no access'}.get(protection, 'read-only') }-{n}"
+        )
+        for column, cases in FAULTS.items()
+        for protection, n in cases
+    ],
+)
 def test_fault_in_go_is_an_exception(name, n, column, protection, threads, to_go):
     i = ["parameter", "gradient", "step", "state"].index(column)
     i += (column == "state") * getattr(goptim, name).numbers
@@ -391,7 +407,7 @@ def test_fault_in_go_is_an_exception(name, n, column, protection, threads, to_go
                 call(name, table)
     finally:
         columns[i].protect(PROT_READ_WRITE)
-    assert_the_next_step_is_right(name, CALLER, WORKERS)
+    assert_the_next_step_is_right(name, n)
 
 
 def share_of_workers(name, table):
@@ -423,7 +439,7 @@ def test_fault_in_the_last_chunk_of_many(name, threads, to_go):
         assert any(share_of_workers(name, table) > 0.1 for _ in range(100)), "the workers are idle"
 
 
-@every
+@pytest.mark.parametrize("name", ["SGD", "AdamW", "NAdam", "Rprop"])
 @pytest.mark.parametrize("n", [CALLER, WORKERS], ids=["caller", "workers"])
 @pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
 def test_parameter_in_a_read_only_file(name, n, tmp_path, threads, to_go):
@@ -435,7 +451,7 @@ def test_parameter_in_a_read_only_file(name, n, tmp_path, threads, to_go):
     with pytest.raises(RuntimeError, match="panic in Go"):
         opt.step()
     assert (np.fromfile(tmp_path / "weights", dtype=np.float32) == 1).all()
-    assert_the_next_step_is_right(name, CALLER, WORKERS)
+    assert_the_next_step_is_right(name, n)
 
 
 def unmapped():

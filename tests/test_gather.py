@@ -291,7 +291,8 @@ class Hostile:
         return self.do()
 
 
-@every
+# One of each shape of state: no state, one tensor, two, three, and numbers before them.
+@pytest.mark.parametrize("name", ["SGD", "SGD with momentum", "Adam", "Adam with amsgrad", "NAdam", "ASGD"])
 def test_no_reference_is_leaked(name):
     _, opt = make(name, "plain", "complex", "no dimensions", "one element of odd strides", "gradient sparse")
     step(opt)
@@ -324,10 +325,10 @@ def test_no_reference_is_leaked(name):
     assert many(10) == expected
     before, _ = tracemalloc.get_traced_memory()
     objects = len(gc.get_objects())
-    assert many(10_000) == expected
+    assert many(1_000) == expected
     after, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert after - before < 100_000  # the smallest object that each would leave makes 160,000
+    assert after - before < 10_000  # the smallest object that each would leave makes 16,000
     assert abs(len(gc.get_objects()) - objects) < 100
 
 

@@ -77,8 +77,10 @@ def test_every_configuration(options, dtype, go_only):
         twins.step(step=step)
 
 
-@FLOATS
-@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("n", "dtype"),
+    [(1, torch.float64), (2, torch.float32), *(pytest.param(3, d, marks=pytest.mark.full) for d in FLOATS.args[1])],
+)
 def test_long_sums(n, dtype, threads, go_only):
     """From 32768 numbers on, torch cuts a sum between as many threads as it has."""
     threads(n)
