@@ -23,8 +23,8 @@ else:
     LDFLAGS = f"'-Wl,--version-script={ROOT / 'bindings/_core/exports.map'}'"
 
 
-# Go's runtime would send SIGURG to its threads, which is the program's own signal, to stop them for other goroutines. And
-# it would shrink the stacks of goroutines, on which handlers of the program run (bindings/internal/room).
+# By default, Go's runtime stops its threads by SIGURG, which is the program's own signal, and it shrinks the stacks of
+# goroutines, on which signal handlers of the program may run (bindings/internal/room).
 GODEBUG = "asyncpreemptoff=1,gcshrinkstackoff=1"
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import shutil
 import signal
 import textwrap
 import threading
@@ -482,6 +483,214 @@ def test_signals_that_come_all_the_time_to_all_threads(check):
     signal.setitimer(signal.ITIMER_REAL, 0)
     assert seen > 10
     """)
+
+
+HOST = """
+import ctypes, functools, subprocess
+
+libc = ctypes.CDLL(None)
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+def action(number):
+    \"\"\"The handler of a signal, in C.\"\"\"
+    buffer = (ctypes.c_uint64 * 32)()
+    return None if libc.sigaction(number, None, buffer) else buffer[0]
+
+def actions():
+    of_faults = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE}
+    return {n: action(n) for n in signal.valid_signals() - of_faults}
+
+def status(thread, key):
+    lines = Path(f"/proc/self/task/{thread}/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith(f"{key}:")), 16)
+
+def threads():
+    return set(os.listdir("/proc/self/task"))
+
+def ignored_in_a_program():
+    done = subprocess.run(["cat", "/proc/self/status"], restore_signals=False, capture_output=True, text=True)
+    return [line for line in done.stdout.splitlines() if line.startswith("SigIgn")]
+
+urgent = []
+signal.signal(signal.SIGURG, lambda *_: urgent.append("before"))
+torch.set_num_threads(2)
+torch.ones(LARGE).add_(1)
+
+# Signals are the program's, and so are the masks of its threads.
+blocked = {signal.SIGCHLD, signal.SIGPROF, signal.SIGTERM}
+signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+handlers, before, ignored = actions(), threads(), ignored_in_a_program()
+large = make(goptim.AdamW, LARGE)
+assert actions() == handlers
+step_and_check(large, 2)
+assert ignored_in_a_program() == ignored
+gos, masks = threads() - before, []
+
+def step_elsewhere():
+    make(goptim.AdamW).step()
+    masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, []))
+
+thread = threading.Thread(target=step_elsewhere)
+thread.start()
+thread.join()
+masks.append(signal.pthread_sigmask(signal.SIG_SETMASK, []))
+assert masks == [blocked, blocked], masks
+assert len(gos) > 3
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGURG, signal.SIGALRM, signal.SIGUSR1, signal.SIGPIPE):
+    assert all(status(thread, "SigBlk") >> (number - 1) & 1 for thread in gos), number
+
+def many_steps(n):
+    for _ in range(n):
+        large.step()
+
+os.kill(os.getpid(), signal.SIGURG)
+many_steps(100)
+signal.signal(signal.SIGURG, lambda *_: urgent.append("after"))
+os.kill(os.getpid(), signal.SIGURG)
+many_steps(100)
+assert urgent == ["before", "after"], urgent
+
+# As many threads work as torch would use, whatever Go has counted.
+def ticks(thread):
+    return sum(map(int, Path(f"/proc/self/task/{thread}/stat").read_text().rpartition(")")[2].split()[11:13]))
+
+before = {thread: ticks(thread) for thread in threads()}
+many_steps(150)
+used = sorted((ticks(thread) - n for thread, n in before.items()), reverse=True)
+assert used[1] > 0.1 * used[0], used
+
+# Results do not depend on threads: all compute in the caller's state, whether they exist before it is set or not.
+TINY = torch.finfo(torch.float32).tiny
+NAMES = "Adafactor Adadelta Adagrad Adam AdamW Adamax ASGD NAdam RAdam RMSprop Rprop SGD".split()
+
+@functools.cache
+def subnormal(seed, *shape):  # torch's own threads do not flush
+    generator = torch.Generator().manual_seed(seed)
+    scales = torch.tensor([1.0, TINY, TINY / 100, 1e-19])
+    return torch.randn(shape, generator=generator) * scales[torch.randint(4, shape, generator=generator)]
+
+def run(optimizers, name):
+    shapes = [(600, 1000), (500, 700), (77,)] if name == "Adafactor" else [(3, LARGE // 3), (1000,)]
+    params = [torch.nn.Parameter(subnormal(i, *shape).clone()) for i, shape in enumerate(shapes)]
+    optimizer = getattr(optimizers, name)(params, **({"momentum": 0.9} if name == "SGD" else {}))
+    for i in range(2):
+        for j, p in enumerate(params):
+            p.grad = subnormal(10 * i + j, *p.shape).clone()
+        optimizer.step()
+    return params, [optimizer.state[p] for p in params]
+
+expected = {}
+for name in ("Adafactor", "SGD"):
+    run(torch.optim, name)
+torch.set_num_threads(1)
+torch.set_flush_denormal(True)
+with ieee_sqrt():
+    for name in NAMES:
+        expected[name] = run(torch.optim, name)
+torch.set_flush_denormal(False)
+plain = run(goptim, "SGD")
+torch.set_num_threads(2)
+
+def check_flushed():
+    torch.set_flush_denormal(True)
+    actual = {name: run(goptim, name) for name in NAMES}
+    torch.set_flush_denormal(False)
+    for name in NAMES:
+        assert_bit_equal(actual[name], expected[name], name)
+    assert_bit_equal(run(goptim, "SGD"), plain)
+
+check_flushed()
+
+def rounded_up(n):
+    torch.set_num_threads(n)
+    assert libc_m.fesetround(UPWARD) == 0
+    result = run(goptim, "AdamW")
+    libc_m.fesetround(0)
+    return result
+
+libc_m, UPWARD = ctypes.CDLL("libm.so.6"), 0x400000 if os.uname().machine == "aarch64" else 0x800
+assert_bit_equal(rounded_up(2), rounded_up(1))
+torch.set_num_threads(2)
+
+# The same on Go's own threads.
+goptim._core.OpenMP(0, 0)
+check_flushed()
+assert_bit_equal(rounded_up(2), rounded_up(1))
+assert not torch.equal(rounded_up(1)[0][0], run(goptim, "AdamW")[0][0])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it looks at threads through Linux's proc")
+def test_a_step_leaves_the_process_as_it_is():
+    """Its signals, its masks, its number of threads and their floating-point state.
+
+    OpenMP binds the main thread to one CPU here, all that Go can count, and the variable GOMAXPROCS says the same.
+    """
+    environment = os.environ | {"OMP_PROC_BIND": "close", "GOMAXPROCS": "1"}
+    code, out, err = finish(start(HOST, env=environment), 120)
+    assert (code, out) == (0, ""), err
+
+
+HANDLER = """
+#include <signal.h>
+#include <string.h>
+#include <sys/time.h>
+static volatile long count;
+static void handle(int number)
+{
+    volatile char big[200000];
+    memset((void *)big, number, sizeof big);
+    count++;
+}
+long begin(int number, int microseconds)
+{
+    struct sigaction action = {.sa_handler = handle, .sa_flags = SA_RESTART};
+    struct itimerval timer = {{0, microseconds}, {0, microseconds}};
+    return sigaction(number, &action, 0) || setitimer(ITIMER_REAL, &timer, 0) ? -1 : 0;
+}
+long seen(void) { return count; }
+"""
+
+
+@pytest.mark.full
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="it compiles a handler")
+def test_handlers_in_c_that_need_much_stack(tmp_path):
+    """A handler without SA_ONSTACK runs on the stack in use, which may be a goroutine's, in any thread of a step."""
+    (tmp_path / "handler.c").write_text(HANDLER)
+    library = tmp_path / "handler.so"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, tmp_path / "handler.c"], check=True)
+    check(
+        f"""
+    import ctypes, time
+    torch.set_num_threads(2)
+    handler = ctypes.CDLL({str(library)!r})
+    large, small, steps = make(goptim.AdamW, LARGE), make(goptim.AdamW), 0
+    before = set(os.listdir("/proc/self/task"))
+    large.step()
+    stop = threading.Event()
+
+    def send():  # to the threads of OpenMP
+        while not stop.is_set():
+            for thread in before:
+                ctypes.CDLL(None).tgkill(os.getpid(), int(thread), signal.SIGALRM)
+            time.sleep(0.0005)
+
+    assert handler.begin(signal.SIGALRM, 100) == 0
+    sender = threading.Thread(target=send)
+    sender.start()
+    end = time.monotonic() + 10
+    while time.monotonic() < end:
+        step_and_check(large, 2, before=1 + 2 * steps)
+        step_and_check(small, 2, before=2 * steps)
+        steps += 1
+        if steps == 20:
+            large, small, steps = make(goptim.AdamW, LARGE), make(goptim.AdamW), 0
+            large.step()
+    stop.set()
+    sender.join()
+    assert handler.seen() > 1000
+    """
+    )
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

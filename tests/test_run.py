@@ -3,6 +3,8 @@
 import os
 import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -177,12 +179,13 @@ print(sys.modules["__main__"].__dict__ is globals(), sorted(k for k in globals()
 import beside
 def f(): pass
 import pickle
+print(sys.orig_argv[1:], inspect.getmodule(f) is sys.modules["__main__"])
 print(pickle.loads(pickle.dumps(f)) is f, beside.__name__, __annotations__ if "__annotations__" in globals() else {})
 """
 
 
 @pytest.mark.parametrize("how", ["file", "module", "folder"])
-def test_a_program_finds_itself_as_ever(python, plain_python, script, tmp_path, how):
+def test_a_program_finds_itself_as_ever(python, new_python, plain_python, script, tmp_path, how):
     (tmp_path / "pack").mkdir()
     for name in ("pack/program.py", "pack/__main__.py"):
         script(SELF, name)
@@ -190,9 +193,13 @@ def test_a_program_finds_itself_as_ever(python, plain_python, script, tmp_path, 
         script("", name)
     words = {"file": ["pack/program.py"], "module": ["-m", "pack.program"], "folder": ["pack"]}[how]
     words += ["--lr", "1", "-m", "x", "--", "-q"]
-    expected, _ = plain_python(*words)
-    out, _ = python(*RUN, *words)
+    flags = ["-X", "utf8", "-Wignore"] if how == "file" else []
+    expected, _ = new_python(*flags, *words) if flags else plain_python(*words)
+    out, _ = new_python(*flags, *RUN, *words) if flags else python(*RUN, *words)
     assert out == expected
+    if how == "file":
+        out, _ = new_python(*flags, "-Bm", "goptim", *RUN[2:], *words)
+        assert out == expected.replace("'-Wignore', ", "'-Wignore', '-B', ")
 
 
 ENDS = {
@@ -236,29 +243,105 @@ def test_a_program_that_is_not_there(python, plain_python, words):
     assert err == plain_python(*words, code=code)[1]
 
 
-SPAWNS = """
-import multiprocessing, torch
+CHILDREN = """
+import multiprocessing, os, subprocess, sys
+from concurrent.futures import ProcessPoolExecutor
 
-def kind(*_):
-    return type(torch.optim.SGD([torch.zeros(1)])).__module__
+class Result:
+    def __init__(self, x): self.x = x
+
+def work(depth):
+    import torch
+    kind = type(torch.optim.SGD([torch.zeros(1)])).__module__
+    if depth:
+        return executed("spawn", depth - 1)
+    return Result(kind + " " + work.__module__ + " " + ("pytest" if "sitecustomize" in sys.modules else "alone"))
+
+class Data:
+    def __len__(self): return 1
+    def __getitem__(self, i): return work(0)
+
+def flat(x):
+    while isinstance(x, list): [x] = x
+    assert type(x) is Result, type(x)
+    return x.x
+
+def loaded(method):
+    from torch.utils.data import DataLoader
+    return list(DataLoader(Data(), batch_size=None, num_workers=1, multiprocessing_context=method))
+
+def executed(method, depth=0):
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context(method)) as executor:
+        return executor.submit(work, depth).result()
+
+def pooled(method):
+    with multiprocessing.get_context(method).Pool(1) as pool:
+        return pool.map(work, [0])
+
+def nested(method):
+    return executed(method, 1)
+
+def other(method):
+    program = "import torch; print(type(torch.optim.SGD([torch.zeros(1)])).__module__)"
+    return Result(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout.strip())
 
 if __name__ == "__main__":
-    print(kind())
-    for method in ("fork", "spawn"):
-        with multiprocessing.get_context(method).Pool(1) as pool:
-            print(method, *pool.map(kind, [0]))
+    assert sys.modules["__mp_main__"] is sys.modules["__main__"]
+    print(sys.argv, [word for word in sys.orig_argv if "python" not in word], flat(work(0)))
+    for word in sys.argv[1:]:
+        what, method = word.split(":")
+        print(word, flat(globals()[what](method)), flush=True)
+"""
+METHODS = ("spawn", "forkserver", "fork")
+EVERY_CHILD = [f"{what}:{method}" for what in ("nested", "loaded", "pooled") for method in METHODS]
+
+
+@pytest.mark.parametrize("how", ["file", pytest.param("module", marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    "children", [["executed:spawn", "other:"], pytest.param(EVERY_CHILD, marks=pytest.mark.full)], ids=["few", "all"]
+)
+def test_child_processes(new_python, script, how, children):
+    """They find the program, and its classes go both ways; they build goptim's optimizers as it does."""
+    script(CHILDREN, "children.py")
+    words = ["children.py", *children] if how == "file" else ["-m", "children", *children]
+    expected, _ = new_python(*words)
+    assert "goptim" not in expected
+    assert len(expected.splitlines()) == 1 + len(children)
+    out, err = new_python(*RUN, *words)
+    assert out == expected.replace("torch.optim.sgd", "goptim.sgd")
+    assert report(err) == ["goptim: no optimizer took a step"]
+    assert len(err.splitlines()) == 1
+
+
+def test_a_program_that_patches_itself_does_so_in_child_processes(new_python, script):
+    out, _ = new_python(script("import goptim\ngoptim.patch()\n" + CHILDREN), "executed:spawn", "executed:fork")
+    assert out.count("goptim.sgd") == 3
+    assert "torch.optim.sgd" not in out
+
+
+IMPORTS = """
+import os, sys
+before = set(sys.modules)
+assert not before & {"torch", "goptim"}, "imported at the start"
+assert not [path for path in sys.path if "_children" in path], sys.path
+import %s as first
+import goptim, torch
+print(type(torch.optim.SGD([torch.zeros(1)])).__module__, torch.__spec__.loader.exec_module.__name__)
+sys.stdout.flush()
+if len(sys.argv) > 1:
+    os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 """
 
 
-@pytest.mark.full
-def test_child_processes(new_python, script):
-    """A forked one has what its parent has; a spawned one is a Python of its own, unless the program itself patches."""
-    ours, theirs = "goptim.sgd", "torch.optim.sgd"
-    out, err = new_python(*RUN, script(SPAWNS))
-    assert out.split() == [ours, "fork", ours, "spawn", theirs]
-    assert report(err) == ["goptim: no optimizer took a step"]
-    out, _ = new_python(script("import goptim\ngoptim.patch()\n" + SPAWNS))
-    assert out.split() == [ours, "fork", ours, "spawn", ours]
+def test_a_child_imports_goptim_first_or_torch(script, tmp_path):
+    """And a child's children are patched too, also those that are its successors."""
+    script("import subprocess, sys\nsubprocess.run([sys.executable, 'a.py', 'b.py'], check=True)")
+    script(IMPORTS % "goptim", "a.py")
+    script(IMPORTS % "torch", "b.py")
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "python")}
+    command = [sys.executable, *RUN, "program.py"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "goptim.sgd exec_module\n" * 2, done.stderr
 
 
 def test_help(python):

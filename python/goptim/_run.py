@@ -40,11 +40,15 @@ def _run(options: argparse.Namespace) -> None:
     _patch.patch()
     if not options.quiet:
         _Report().begin()
+    _patch_children()
     main = types.ModuleType("__main__")
     vars(main)["__builtins__"] = builtins
     ours = sys.modules["__main__"]  # held: this is running it
     try:
-        sys.modules["__main__"] = main
+        for name, module in list(sys.modules.items()):
+            if module is ours:  # multiprocessing knows it as __mp_main__
+                sys.modules[name] = main
+        sys.orig_argv[:] = _original_arguments(options)
         if options.module:
             _run_module(options.program, options.arguments)
         else:
@@ -52,6 +56,27 @@ def _run(options: argparse.Namespace) -> None:
     except BaseException as e:
         _hide_our_frames(e, ours)
         raise
+
+
+def _patch_children() -> None:
+    """Have the Python processes that this one starts patch torch.optim, too, when they import it."""
+    folder = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_children")
+    others = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    os.environ["PYTHONPATH"] = os.pathsep.join([folder, *(path for path in others if path and path != folder)])
+    os.environ["GOPTIM_RUN"] = sys.prefix
+
+
+def _original_arguments(options: argparse.Namespace) -> list[str]:
+    """sys.orig_argv as ``python program …`` has it: the options of Python itself stay."""
+    words, ours = sys.orig_argv, sys.argv[1:]
+    program = [*(["-m"] if options.module else []), options.program, *options.arguments]
+    *python, last = words[: len(words) - len(ours)]
+    if [*python, last, *ours] != words or not python:  # somebody has called main
+        return words
+    if last == "goptim":
+        last = python.pop()  # -m, perhaps with other options before it
+    last = last.removesuffix("goptim").removesuffix("m")
+    return [*python, *([last] if last.startswith("-") and last != "-" else []), *program]
 
 
 def _run_file(main: types.ModuleType, path: str, arguments: list[str]) -> None:
