@@ -28,7 +28,7 @@ func testFlat[T kernel.Float](t *testing.T, k kernels) {
 		pages[k] = unsafe.Slice((*T)(unsafe.Pointer(&page[0])), syscall.Getpagesize()/int(unsafe.Sizeof(T(0))))
 	}
 	pass := func(k kernels, name string) kernel.FlatFunc[T] {
-		return k.byName[name].(func(*kernel.LBFGS, *kernel.Columns[T], *kernel.Sums[T]))
+		return k.named(name).(func(*kernel.LBFGS, *kernel.Columns[T], *kernel.Sums[T]))
 	}
 	for _, v := range flats {
 		for n := range 3*kernel.SumLanes + 5 {

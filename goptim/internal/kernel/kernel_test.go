@@ -44,8 +44,16 @@ func single[T kernel.Float]() kernels {
 	return kernels{registry["f32x1"], 0}
 }
 
+func (k kernels) named(name string) any {
+	f, ok := k.byName[name]
+	if !ok {
+		panic("there is no kernel " + name + ": a name in a list of kernel_test.go is wrong, or `make generate` is due")
+	}
+	return f
+}
+
 func funcOf[S any, T kernel.Float](k kernels, name string) kernel.Func[S, T] {
-	return k.byName[name].(func(*S, []T, []T, [3][]T))
+	return k.named(name).(func(*S, []T, []T, [3][]T))
 }
 
 // A variant is one way through a kernel: how many columns it takes, of which the second is the gradient, and the call. Its
@@ -79,7 +87,7 @@ func add[S any, T kernel.Float](b *builder[T], name string, columns int, h S, wr
 
 // addRows adds a variant of a kernel of rows, which is given the columns in two parts of one length, and the rest.
 func addRows[S any, T kernel.Float](b *builder[T], name string, columns int, h S) {
-	var f kernel.RowsFunc[S, T] = b.kernels.byName[kernelOf(name)].(func(*S, []T, [3][]T, []kernel.Part[T], int))
+	var f kernel.RowsFunc[S, T] = b.kernels.named(kernelOf(name)).(func(*S, []T, [3][]T, []kernel.Part[T], int))
 	b.variants = append(b.variants, variant[T]{name, columns, func(c [][]T) {
 		var states [3][]T
 		copy(states[:], c[2:])
