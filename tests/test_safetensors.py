@@ -300,7 +300,9 @@ def test_paths(tmp_path, kind, monkeypatch):
             return bytes(tmp_path / "state")
 
     monkeypatch.chdir(tmp_path)
-    path = {"str": str(tmp_path / "state"), "bytes": bytes(tmp_path / "state"), "path-like": PathLike()}.get(kind, "state")
+    path = {"str": str(tmp_path / "state"), "bytes": bytes(tmp_path / "state"), "path-like": PathLike()}.get(
+        kind, "state"
+    )
     goptim.save_state(small(0.5), path)
     optimizer = small()
     goptim.load_state(optimizer, path)

@@ -28,9 +28,7 @@ _CLASSES: dict[type[Optimizer], str] = {
 }
 # The defaults of the hyperparameters of each.
 _DEFAULTS: dict[str, dict[str, Any]] = {
-    name: {
-        key: p.default for key, p in inspect.signature(kind.__init__).parameters.items() if p.default is not p.empty
-    }
+    name: {key: p.default for key, p in inspect.signature(kind.__init__).parameters.items() if p.default is not p.empty}
     for kind, name in _CLASSES.items()
 }
 
@@ -129,6 +127,9 @@ def load_state(optimizer: Optimizer, path: StrOrBytesPath, names: Iterable[tuple
         optimizer.load_state_dict(new)
         for p, numbers in exact:
             optimizer.state[p].update(numbers)
+        for group, saved in zip(optimizer.param_groups, new["param_groups"], strict=True):
+            if (key := "decoupled_weight_decay") in saved:  # which torch's AdamW sets, whatever it loads
+                group[key] = saved[key]
     except BaseException:  # from a hook of the caller's, or an interrupt
         vars(optimizer).update(before)
         raise
