@@ -1,4 +1,4 @@
-"""Files that are damaged, or no state of this optimizer: a ValueError that says what is wrong, and nothing has changed."""
+"""Files that are damaged, or of another optimizer: a ValueError that says what is wrong, and nothing has changed."""
 
 import copy
 import json
@@ -469,10 +469,9 @@ def fuzz(name, seed, times, tmp_path):
     for i in range(times):
         data = mutate(rng, whole)
         path.write_bytes(data)
-        try:
-            goptim.load_state(optimizer, path, params.items())
-        except ValueError as e:
-            assert str(path) in str(e)
+        error = error_of(ValueError, goptim.load_state, optimizer, path, params.items())
+        if error is not None:
+            assert str(path) in str(error)
             after = everything(optimizer)
             assert after[0] == before[0], (seed, i)
             assert after[1]["param_groups"] == before[1]["param_groups"], (seed, i)
@@ -491,8 +490,8 @@ def fuzz(name, seed, times, tmp_path):
                     assert as_floats(group[key]) == as_floats(want[key]), (seed, i, key)
         torchs, its_params = build(name, torch.optim)
         goptim.load_state(torchs, path, its_params.items())
-        if error := error_of_a_step(optimizer, params):
-            its_error = error_of_a_step(torchs, its_params)
+        if error := error_of(Exception, step, optimizer, params):
+            its_error = error_of(Exception, step, torchs, its_params)
             assert type(error) is type(its_error), (seed, i)
         optimizer, params = build(name)
         before = everything(optimizer)
@@ -506,18 +505,18 @@ def as_floats(value):
     return float(value) if type(value) is int else value
 
 
-def error_of_a_step(optimizer, params):
+def error_of(kind, function, *args):
     try:
-        step(optimizer, params)
-    except Exception as e:
+        function(*args)
+    except kind as e:
         return e
     return None
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_fuzz(name, tmp_path):
-    loaded = fuzz(name, 1, 150, tmp_path)
-    assert 0 < loaded < 100
+    loaded = fuzz(name, 1, 60, tmp_path)
+    assert 0 < loaded < 50
 
 
 @pytest.mark.full

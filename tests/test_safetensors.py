@@ -1,16 +1,13 @@
 """States as safetensors files: between goptim, torch.optim and the Go package, and on with the same bits."""
 
 import contextlib
-import copy
 import errno
 import itertools
 import json
 import os
-import random
 import resource
 import signal
 import stat
-import struct
 import subprocess
 import sys
 import threading
@@ -547,6 +544,6 @@ def test_hyperparameters_that_are_numbers(tmp_path):
     path.write_bytes(b"old")
     for lr in ("0.5", None, object(), torch.ones(2), 1j):
         optimizer.param_groups[0]["lr"] = lr
-        with pytest.raises(TypeError, match="group 0: lr is .*, which a file cannot hold"):
+        with pytest.raises(TypeError, match=r"group 0: lr is .*, which a file cannot hold"):
             goptim.save_state(optimizer, path)
     assert path.read_bytes() == b"old"
