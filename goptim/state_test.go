@@ -554,7 +554,7 @@ func TestDamagedGroups(t *testing.T) {
 		{"LBFGS", `"history_size":3`, `"history_size":1`, "pairs of vectors, expected at most 1, its history_size"},
 		{"LBFGS", `"history_size":3`, `"history_size":null`, "LBFGS: history_size: null"},
 		{"LBFGS", `"history_size":3`, `"history_size":0`, "HistorySize is 0, expected at least 1"},
-		{"LBFGS", `"tolerance_grad":1e-7`, `"tolerance_grad":"nan"`, "LBFGS: tolerance_grad"},
+		{"LBFGS", `"tolerance_grad":1e-07`, `"tolerance_grad":"nan"`, "LBFGS: tolerance_grad"},
 		{"Muon", `"ns_steps":2`, `"ns_steps":2.5`, "Muon: ns_steps"},
 		{"Muon", `"adjust_lr_fn":"spectral_unclamped"`, `"adjust_lr_fn":"x"`, "Muon: adjust_lr_fn"},
 	} {
