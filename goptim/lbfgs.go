@@ -353,6 +353,9 @@ func (g lbfgsGroup[T]) load(saved *savedGroup) (func(), error) {
 			next.ro = append(next.ro, float64(T(ro)))
 		}
 	}
+	if len(next.history) > o.HistorySize {
+		s.fail("%d pairs of vectors, expected at most %d, its history_size", len(next.history), o.HistorySize)
+	}
 	if err := s.end(); err != nil {
 		return nil, err
 	}

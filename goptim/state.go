@@ -181,9 +181,19 @@ func (n number) MarshalJSON() ([]byte, error) {
 }
 
 func (n *number) UnmarshalJSON(data []byte) error {
-	x, err := strconv.ParseFloat(strings.Trim(string(data), `"`), 64)
-	*n = number(x)
-	return err
+	switch text := string(data); text {
+	case `"inf"`:
+		*n = number(math.Inf(1))
+	case `"-inf"`:
+		*n = number(math.Inf(-1))
+	default: // also "nan", which no option may be
+		var x float64
+		if err := safetensors.Decode(data, &x); err != nil {
+			return fmt.Errorf("%s, expected a number", text)
+		}
+		*n = number(x)
+	}
+	return nil
 }
 
 // A tuple is some numbers in JSON.
@@ -366,9 +376,9 @@ func savedGroups(f *safetensors.File, names [][]string) ([]*savedGroup, error) {
 	if version != stateVersion {
 		return nil, fmt.Errorf("version %s, expected %s", version, stateVersion)
 	}
-	var groups []map[string]json.RawMessage
-	if err := json.Unmarshal([]byte(f.Metadata[groupsKey]), &groups); err != nil {
-		return nil, err
+	groups, err := groupsIn(f.Metadata[groupsKey])
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", groupsKey, err)
 	}
 	if len(groups) != len(names) {
 		return nil, fmt.Errorf("%d groups of parameters, expected %d", len(groups), len(names))
@@ -376,9 +386,12 @@ func savedGroups(f *safetensors.File, names [][]string) ([]*savedGroup, error) {
 	tensors := map[string]map[string]safetensors.Tensor{}
 	for _, t := range f.Tensors {
 		rest, ok := strings.CutPrefix(t.Name, "state.")
-		at := keyIn(rest)
-		if !ok || at < 0 {
+		if !ok {
 			continue
+		}
+		at := keyIn(rest)
+		if at < 0 {
+			return nil, fmt.Errorf("tensor %q, expected a parameter's name and a key", t.Name)
 		}
 		if tensors[rest[:at]] == nil {
 			tensors[rest[:at]] = map[string]safetensors.Tensor{}
@@ -389,8 +402,11 @@ func savedGroups(f *safetensors.File, names [][]string) ([]*savedGroup, error) {
 	for i, g := range groups {
 		all[i] = &savedGroup{options: g}
 		var params []string
-		if err := errors.Join(json.Unmarshal(g["optimizer"], &all[i].class), json.Unmarshal(g["params"], &params)); err != nil {
-			return nil, fmt.Errorf("group %d: %w", i, err)
+		if err := safetensors.Decode(g["optimizer"], &all[i].class); err != nil {
+			return nil, fmt.Errorf("group %d: optimizer: %w", i, err)
+		}
+		if err := safetensors.Decode(g["params"], &params); err != nil {
+			return nil, fmt.Errorf("group %d: params: %w", i, err)
 		}
 		if all[i].class == "LBFGS" { // whose vectors lie in the order of its parameters
 			if !slices.Equal(params, names[i]) {
@@ -406,6 +422,26 @@ func savedGroups(f *safetensors.File, names [][]string) ([]*savedGroup, error) {
 	}
 	for n := range tensors {
 		return nil, fmt.Errorf("the state of %q, which is no parameter", n)
+	}
+	return all, nil
+}
+
+// groupsIn are the members of the objects in a list in JSON.
+func groupsIn(text string) ([]map[string]json.RawMessage, error) {
+	var objects []json.RawMessage
+	if err := safetensors.Decode(json.RawMessage(text), &objects); err != nil {
+		return nil, err
+	}
+	all := make([]map[string]json.RawMessage, len(objects))
+	for i, object := range objects {
+		all[i] = map[string]json.RawMessage{}
+		err := safetensors.Members(object, func(key string, value json.RawMessage) error {
+			all[i][key] = value
+			return nil
+		})
+		if err != nil {
+			return nil, fmt.Errorf("group %d: %w", i, err)
+		}
 	}
 	return all, nil
 }
@@ -432,7 +468,12 @@ func (g *savedGroup) decode(options []option) error {
 			}
 			return fmt.Errorf("%s: no %s", g.class, o.key)
 		}
-		if err := json.Unmarshal(value, o.value); err != nil {
+		decode := safetensors.Decode
+		switch o.value.(type) {
+		case *LRAdjustment, *lineSearchName, *epsilons: // which null is a value of
+			decode = func(value json.RawMessage, to any) error { return json.Unmarshal(value, to) }
+		}
+		if err := decode(value, o.value); err != nil {
 			return fmt.Errorf("%s: %s: %w", g.class, o.key, err)
 		}
 	}

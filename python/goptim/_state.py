@@ -112,8 +112,8 @@ def load_state(optimizer: Optimizer, path: StrOrBytesPath, names: Iterable[tuple
     Raises:
         OSError: the file cannot be read.
         TypeError: the optimizer is not of torch.optim's classes.
-        ValueError: the file is damaged, or of another optimizer or other parameters; nothing has changed. Hyperparameters
-            that the class's constructor refuses are damage.
+        ValueError: the file is damaged, or of another optimizer or other parameters, or has hyperparameters that the
+            class's constructor refuses; nothing has changed.
     """
     class_name = _class_name(optimizer)
     all_names = _names(optimizer, names)
@@ -127,6 +127,9 @@ def load_state(optimizer: Optimizer, path: StrOrBytesPath, names: Iterable[tuple
         optimizer.load_state_dict(new)
         for p, numbers in exact:
             optimizer.state[p].update(numbers)
+        for group, saved in zip(optimizer.param_groups, new["param_groups"], strict=True):
+            if (key := "decoupled_weight_decay") in saved:  # which torch's AdamW sets, whatever it loads
+                group[key] = saved[key]
     except BaseException:  # from a hook of the caller's, or an interrupt
         vars(optimizer).update(before)
         raise
@@ -255,7 +258,7 @@ def _kind(key: str, default: Any) -> _Kind:
 
 
 def _from_json(key: str, value: Any, old: Any, defaults: dict[str, Any]) -> Any:
-    """The value of a hyperparameter, of the type of the one that there is; or a ValueError that says what it should be."""
+    """The value of a hyperparameter, of the type of the one that there is; a ValueError says what is expected."""
     if key not in defaults:
         return _foreign(value, old)
     match _kind(key, defaults[key]):
@@ -329,7 +332,7 @@ def _check(class_name: str, group: dict[str, Any]) -> None:
 
     def refusal(**options: Any) -> Exception | None:
         try:
-            kind([torch.zeros(1, 1, device="cpu")], **options)  # type: ignore[call-arg]
+            kind([torch.zeros(1, 1, device="cpu")], **options)
         except (ValueError, TypeError, ArithmeticError, RuntimeError, AssertionError) as e:
             return e
         return None

@@ -157,12 +157,18 @@ func Parse(file []byte) (*File, error) {
 	}
 	f, header, data := new(File), file[8:8+n], file[8+n:]
 	var offsets [][2]int
-	err := eachMember(header, func(key string, value json.RawMessage) error {
+	err := Members(header, func(key string, value json.RawMessage) error {
 		if key == metadata {
-			return strict(value, &f.Metadata)
+			f.Metadata = map[string]string{}
+			return Members(value, func(key string, value json.RawMessage) error {
+				var s string
+				err := Decode(value, &s)
+				f.Metadata[key] = s
+				return err
+			})
 		}
 		var e entry
-		if err := strict(value, &e); err != nil {
+		if err := e.decode(value); err != nil {
 			return err
 		}
 		size, err := sizeOf(e.DType, e.Shape)
@@ -193,16 +199,43 @@ func Parse(file []byte) (*File, error) {
 	return f, nil
 }
 
-func strict(value json.RawMessage, to any) error {
-	d := json.NewDecoder(bytes.NewReader(value))
-	d.DisallowUnknownFields()
-	return d.Decode(to)
+// decode takes an object of exactly the fields of an entry; encoding/json would take names in other cases, and null.
+func (e *entry) decode(object json.RawMessage) error {
+	fields := map[string]any{"dtype": &e.DType, "shape": &e.Shape, "data_offsets": &e.Offsets}
+	err := Members(object, func(key string, value json.RawMessage) error {
+		field, ok := fields[key]
+		if !ok {
+			return errors.New("unknown field")
+		}
+		delete(fields, key)
+		return Decode(value, field)
+	})
+	for key := range fields {
+		if err == nil {
+			err = fmt.Errorf("no %s", key)
+		}
+	}
+	return err
 }
 
-// eachMember calls do for the members of an object in JSON, whose keys must be distinct.
-func eachMember(object []byte, do func(key string, value json.RawMessage) error) error {
+// Decode takes a value in JSON that is not null and no list with a null, which encoding/json would pass over.
+func Decode(value json.RawMessage, to any) error {
+	if isNull(value) {
+		return errors.New("null")
+	}
+	var items []json.RawMessage
+	if json.Unmarshal(value, &items) == nil && slices.ContainsFunc(items, isNull) {
+		return errors.New("null in a list")
+	}
+	return json.Unmarshal(value, to)
+}
+
+func isNull(value json.RawMessage) bool { return string(bytes.TrimSpace(value)) == "null" }
+
+// Members calls do for the members of an object in JSON, whose keys must be distinct.
+func Members(object []byte, do func(key string, value json.RawMessage) error) error {
 	if !bytes.HasPrefix(object, []byte("{")) || !utf8.Valid(object) {
-		return errors.New("the header is not an object in JSON")
+		return errors.New("not an object in JSON")
 	}
 	d := json.NewDecoder(bytes.NewReader(object))
 	if _, err := d.Token(); err != nil {
@@ -231,7 +264,7 @@ func eachMember(object []byte, do func(key string, value json.RawMessage) error)
 		return err
 	}
 	if rest := strings.TrimRight(string(object[d.InputOffset():]), " "); rest != "" {
-		return fmt.Errorf("%q after the header", rest[:min(len(rest), 9)])
+		return fmt.Errorf("%q after the object", rest[:min(len(rest), 9)])
 	}
 	return nil
 }
