@@ -6,9 +6,11 @@ must not be able to tell: most tests do the same with torch's class and with our
 
 import contextlib
 import copy
+import importlib
 import inspect
 import itertools
 import json
+import pkgutil
 import re
 import warnings
 from pathlib import Path
@@ -22,7 +24,7 @@ from torch.optim import Optimizer, optimizer as torch_optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import goptim
-from goptim import _native
+from goptim import _native, _originals
 from goptim.testing import assert_bit_equal, ieee_sqrt
 
 NAMES = IN_TABLES
@@ -149,6 +151,43 @@ def test_modules_can_be_imported_from():
 
     assert StepLR is torch.optim.lr_scheduler.StepLR
     assert AveragedModel is torch.optim.swa_utils.AveragedModel
+
+
+MODULES = [module.name for module in pkgutil.walk_packages(torch.optim.__path__, "torch.optim.")]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_name_of_every_module(module):
+    """At the same place: torch's own, but for the classes that are ours."""
+    theirs = importlib.import_module(module)
+    ours = importlib.import_module(module.replace("torch.optim", "goptim"))
+    names = [name for name in dir(theirs) if not name.startswith("__")]
+    missing = [name for name in names if not hasattr(ours, name)]
+    assert not missing
+    assert set(names) <= set(dir(ours))
+    for name in names:
+        expected, actual = getattr(theirs, name), getattr(ours, name)
+        if expected in _originals.CLASSES.values():
+            assert actual is getattr(goptim, expected.__name__)
+        elif module == "torch.optim._multi_tensor" and name in _originals.CLASSES:
+            assert issubclass(actual, getattr(goptim, name))
+            assert actual([leaf(2)]).defaults["foreach"] is True
+        elif name not in ("annotations", "Any", "_originals"):
+            assert actual is expected, name
+    with pytest.raises(AttributeError, match="has no attribute 'Madam'"):
+        _ = ours.Madam
+    starred, theirs_starred = {}, {}
+    exec(f"from {ours.__name__} import *", starred)
+    exec(f"from {module} import *", theirs_starred)
+    assert set(theirs_starred) <= set(starred)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_text_with_the_name_replaced(module):
+    names = [name for name in dir(importlib.import_module(module)) if not name.startswith("__")]
+    text = f"import {module}\nimport {module} as m\nfrom {module} import {', '.join(names)}\nm.{names[0]}"
+    exec(text, {})
+    exec(text.replace("torch.optim", "goptim"), {})
 
 
 @every

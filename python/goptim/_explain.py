@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from goptim import hf
-from goptim._step import _PLAIN, GoStep, why_compiling, why_torch
+from goptim._step import _PLAIN, GoStep, _Table, why_compiling, why_torch
 from goptim.lbfgs import LBFGS
 
 _HEADINGS = ("parameter", "name", "shape", "dtype", "device", "to", "why")
@@ -30,7 +32,9 @@ class Row:
     name: str | None
     """Its name, where the optimizer was given named parameters."""
 
-    shape: tuple[int, ...]
+    shape: tuple[int, ...] | None
+    """None of a lazy parameter, until a forward pass gives it one."""
+
     dtype: torch.dtype
     device: torch.device
 
@@ -57,7 +61,7 @@ class Explanation(tuple[Row, ...]):
 
 def _cells(row: Row) -> tuple[str, ...]:
     why = "; ".join(filter(None, [row.reason, "" if row.has_grad else "it has no gradient now"]))
-    shape = " x ".join(map(str, row.shape)) or "()"
+    shape = "lazy" if row.shape is None else " x ".join(map(str, row.shape)) or "()"
     dtype = str(row.dtype).removeprefix("torch.")
     return (f"{row.group}.{row.index}", row.name or "", shape, dtype, str(row.device), row.to, why)
 
@@ -104,36 +108,46 @@ def _rows(optimizer: Optimizer, ask: _Ask) -> Iterator[Row]:
             try:
                 why = ask(i, j, p)
                 to = "go" if why is None else "torch"
-            except (ValueError, RuntimeError) as e:  # a step raises the same
-                to, why = "error", str(e)
-            name = names[j] if names else None
-            yield Row(i, j, name, tuple(p.shape), p.dtype, p.device, to, why or "", p.grad is not None)
+            except Exception as e:  # a step raises the same
+                to, why = "error", str(e) or type(e).__name__
+            name = names[j] if names and j < len(names) else None
+            shape = None if is_lazy(p) else tuple(p.shape)
+            yield Row(i, j, name, shape, p.dtype, p.device, to, why or "", p.grad is not None)
 
 
 def _ask_tables(optimizer: GoStep) -> _Ask:
     why_all = why_compiling() or why_torch(optimizer)
-    tables = [optimizer._table(optimizer, i, group, None) for i, group in enumerate(optimizer.param_groups)]
+
+    @functools.cache
+    def table(i: int) -> _Table:
+        return optimizer._table(optimizer, i, optimizer.param_groups[i], None)
 
     def ask(i: int, j: int, p: Tensor) -> str | None:
-        why = why_all or tables[i].why_group
-        return why or tables[i].why_torch(p, _gradient(p, optimizer.dense), optimizer.state.get(p, {}))
+        why = why_all or table(i).why_group or _why_lazy(p)
+        return why or table(i).why_torch(p, _gradient(p, optimizer.dense), optimizer.state.get(p, {}))
 
     return ask
 
 
 def _ask_hf(optimizer: hf.Adafactor) -> _Ask:
-    why_groups = [optimizer._why_torch(group) for group in optimizer.param_groups]
-
     def ask(i: int, j: int, p: Tensor) -> str | None:
         group: dict[str, Any] = optimizer.param_groups[i]
-        return optimizer._why_not(p, _gradient(p), group, f"parameter {j} of group {i}", why_groups[i])
+        why_group = optimizer._why_torch(group) or _why_lazy(p)
+        return optimizer._why_not(p, _gradient(p), group, f"parameter {j} of group {i}", why_group)
 
     return ask
 
 
 def _ask_lbfgs(optimizer: LBFGS) -> _Ask:
-    why = why_compiling() or optimizer._why_now()
-    return lambda i, j, p: why
+    @functools.cache
+    def why() -> str | None:
+        return why_compiling() or optimizer._why_now()
+
+    return lambda i, j, p: why()
+
+
+def _why_lazy(p: Tensor) -> str | None:
+    return "it is lazy, and has no shape yet" if is_lazy(p) else None
 
 
 def _gradient(p: Tensor, dense: bool = True) -> Tensor:
