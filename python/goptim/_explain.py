@@ -33,7 +33,7 @@ class Row:
     """Its name, where the optimizer was given named parameters."""
 
     shape: tuple[int, ...] | None
-    """None of a lazy parameter, until a forward pass gives it one."""
+    """None of a nested tensor, and of a lazy parameter until a forward pass gives it one."""
 
     dtype: torch.dtype
     device: torch.device
@@ -61,7 +61,7 @@ class Explanation(tuple[Row, ...]):
 
 def _cells(row: Row) -> tuple[str, ...]:
     why = "; ".join(filter(None, [row.reason, "" if row.has_grad else "it has no gradient now"]))
-    shape = "lazy" if row.shape is None else " x ".join(map(str, row.shape)) or "()"
+    shape = "none" if row.shape is None else " x ".join(map(str, row.shape)) or "()"
     dtype = str(row.dtype).removeprefix("torch.")
     return (f"{row.group}.{row.index}", row.name or "", shape, dtype, str(row.device), row.to, why)
 
@@ -111,7 +111,7 @@ def _rows(optimizer: Optimizer, ask: _Ask) -> Iterator[Row]:
             except Exception as e:  # a step raises the same
                 to, why = "error", str(e) or type(e).__name__
             name = names[j] if names and j < len(names) else None
-            shape = None if is_lazy(p) else tuple(p.shape)
+            shape = None if is_lazy(p) or (p.is_nested and p.layout is torch.strided) else tuple(p.shape)
             yield Row(i, j, name, shape, p.dtype, p.device, to, why or "", p.grad is not None)
 
 
@@ -156,7 +156,7 @@ def _gradient(p: Tensor, dense: bool = True) -> Tensor:
         return p.grad
     if type(p) not in _PLAIN:
         return p
-    if dense or p.dim() == 0 or p.layout is not torch.strided:
+    if dense or p.dim() == 0 or p.layout is not torch.strided or p.is_nested or p.is_quantized:
         return p.detach()
     nowhere = torch.empty((1, 0), dtype=torch.int64, device=p.device)
     return torch.sparse_coo_tensor(nowhere, p.detach()[:0], p.shape, check_invariants=False)
