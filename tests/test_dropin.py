@@ -11,7 +11,11 @@ import inspect
 import itertools
 import json
 import pkgutil
+import py_compile
 import re
+import shutil
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -995,3 +999,69 @@ def test_the_supported_versions_of_torch_are_said_alike():
     assert f"torch {oldest} and {newest}" in (root / "README.md").read_text()
     assert f'"torch>={oldest}"' in (root / "pyproject.toml").read_text()
     assert f"torch=={oldest}.0" in (root / "Makefile").read_text()
+
+
+WITHOUT_SOURCES = """
+import importlib.util, inspect, sys
+from importlib.machinery import SourcelessFileLoader
+from pathlib import Path
+
+here = Path(sys.argv[1])
+
+class Finder:
+    def find_spec(name, path=None, target=None):
+        at = here.joinpath(*name.split("."))
+        for file, parts in ((at / "__init__.pyc", [str(at)]), (at.with_suffix(".pyc"), None)):
+            if file.exists() and name.startswith(("torch.optim", "goptim")):
+                loader = SourcelessFileLoader(name, str(file))
+                return importlib.util.spec_from_file_location(
+                    name, str(file), loader=loader, submodule_search_locations=parts
+                )
+
+sys.meta_path.insert(0, Finder)
+import torch
+try:
+    inspect.getsource(torch.optim.LBFGS)
+except OSError:
+    pass
+else:
+    raise AssertionError
+
+import goptim, goptim._multi_tensor
+
+assert goptim.__file__.endswith(".pyc") and torch.optim.__file__.endswith(".pyc")
+for name in torch.optim.__all__:
+    ours = getattr(goptim, name)
+    if isinstance(ours, type) and name != "Optimizer":
+        p = torch.zeros(2, 2, requires_grad=True)
+
+        def closure():
+            g = torch.ones_like(p)
+            p.grad = g.to_sparse(1) if name == "SparseAdam" else g
+            return float(p.sum())
+
+        opt = ours([p], **({"line_search_fn": "strong_wolfe"} if name == "LBFGS" else {}))
+        closure()
+        assert {row.to for row in goptim.explain(opt)} == {"go"}, name
+        opt.step(closure)
+        assert (p != 0).all(), name
+with goptim.patch():
+    assert type(torch.optim.AdamW([p])) is goptim.AdamW
+print("ok")
+"""
+
+
+def test_programs_without_sources(tmp_path):
+    """As frozen ones are: neither torch.optim nor goptim has a .py file."""
+    for package in (torch.optim, goptim):
+        source, folder = Path(package.__file__).parent, tmp_path.joinpath(*package.__name__.split("."))
+        for file in source.rglob("*.py"):
+            compiled = folder / file.relative_to(source).with_suffix(".pyc")
+            py_compile.compile(str(file), str(compiled), dfile=f"frozen/{file.name}", doraise=True)
+        for file in source.glob("*.so"):
+            shutil.copy(file, folder)
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_SOURCES, str(tmp_path)], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout == "ok\n"
