@@ -77,7 +77,7 @@ test-integrations: build ## train with packages that take an optimizer, in an en
 	test -x $(VENV)-integrations/bin/python || $(PY) -m venv $(VENV)-integrations
 	echo "import site; site.addsitedir('$$($(PY) -c '$(SITE)')')" >"$$($(VENV)-integrations/bin/python -c '$(SITE)')/over.pth"
 	$(VENV)-integrations/bin/python -m pip install -q "torch==$$($(PY) -c 'from importlib.metadata import version; print(version("torch"))')" \
-	  numpy pytest expecttest transformers accelerate peft lightning timm skorch scikit-learn
+	  numpy pytest expecttest transformers accelerate peft lightning timm skorch scikit-learn torch-optimi schedulefree
 	PYTHONPATH=python $(VENV)-integrations/bin/python -m pytest -q -m integrations tests/integrations
 
 soak: build ## 100,000 steps beside torch while everything changes; half an hour

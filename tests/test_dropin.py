@@ -6,10 +6,16 @@ must not be able to tell: most tests do the same with torch's class and with our
 
 import contextlib
 import copy
+import importlib
 import inspect
 import itertools
 import json
+import pkgutil
+import py_compile
 import re
+import shutil
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -22,7 +28,7 @@ from torch.optim import Optimizer, optimizer as torch_optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import goptim
-from goptim import _native
+from goptim import _native, _originals
 from goptim.testing import assert_bit_equal, ieee_sqrt
 
 NAMES = IN_TABLES
@@ -149,6 +155,43 @@ def test_modules_can_be_imported_from():
 
     assert StepLR is torch.optim.lr_scheduler.StepLR
     assert AveragedModel is torch.optim.swa_utils.AveragedModel
+
+
+MODULES = [module.name for module in pkgutil.walk_packages(torch.optim.__path__, "torch.optim.")]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_name_of_every_module(module):
+    """At the same place: torch's own, but for the classes that are ours."""
+    theirs = importlib.import_module(module)
+    ours = importlib.import_module(module.replace("torch.optim", "goptim"))
+    names = [name for name in dir(theirs) if not name.startswith("__")]
+    missing = [name for name in names if not hasattr(ours, name)]
+    assert not missing
+    assert set(names) <= set(dir(ours))
+    for name in names:
+        expected, actual = getattr(theirs, name), getattr(ours, name)
+        if expected in _originals.CLASSES.values():
+            assert actual is getattr(goptim, expected.__name__)
+        elif module == "torch.optim._multi_tensor" and name in _originals.CLASSES:
+            assert issubclass(actual, getattr(goptim, name))
+            assert actual([leaf(2)]).defaults["foreach"] is True
+        elif name not in ("annotations", "Any", "_originals"):
+            assert actual is expected, name
+    with pytest.raises(AttributeError, match="has no attribute 'Madam'"):
+        _ = ours.Madam
+    starred, theirs_starred = {}, {}
+    exec(f"from {ours.__name__} import *", starred)
+    exec(f"from {module} import *", theirs_starred)
+    assert set(theirs_starred) <= set(starred)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_text_with_the_name_replaced(module):
+    names = [name for name in dir(importlib.import_module(module)) if not name.startswith("__")]
+    text = f"import {module}\nimport {module} as m\nfrom {module} import {', '.join(names)}\nm.{names[0]}"
+    exec(text, {})
+    exec(text.replace("torch.optim", "goptim"), {})
 
 
 @every
@@ -956,3 +999,69 @@ def test_the_supported_versions_of_torch_are_said_alike():
     assert f"torch {oldest} and {newest}" in (root / "README.md").read_text()
     assert f'"torch>={oldest}"' in (root / "pyproject.toml").read_text()
     assert f"torch=={oldest}.0" in (root / "Makefile").read_text()
+
+
+WITHOUT_SOURCES = """
+import importlib.util, inspect, sys
+from importlib.machinery import SourcelessFileLoader
+from pathlib import Path
+
+here = Path(sys.argv[1])
+
+class Finder:
+    def find_spec(name, path=None, target=None):
+        at = here.joinpath(*name.split("."))
+        for file, parts in ((at / "__init__.pyc", [str(at)]), (at.with_suffix(".pyc"), None)):
+            if file.exists() and name.startswith(("torch.optim", "goptim")):
+                loader = SourcelessFileLoader(name, str(file))
+                return importlib.util.spec_from_file_location(
+                    name, str(file), loader=loader, submodule_search_locations=parts
+                )
+
+sys.meta_path.insert(0, Finder)
+import torch
+try:
+    inspect.getsource(torch.optim.LBFGS)
+except OSError:
+    pass
+else:
+    raise AssertionError
+
+import goptim, goptim._multi_tensor
+
+assert goptim.__file__.endswith(".pyc") and torch.optim.__file__.endswith(".pyc")
+for name in torch.optim.__all__:
+    ours = getattr(goptim, name)
+    if isinstance(ours, type) and name != "Optimizer":
+        p = torch.zeros(2, 2, requires_grad=True)
+
+        def closure():
+            g = torch.ones_like(p)
+            p.grad = g.to_sparse(1) if name == "SparseAdam" else g
+            return float(p.sum())
+
+        opt = ours([p], **({"line_search_fn": "strong_wolfe"} if name == "LBFGS" else {}))
+        closure()
+        assert {row.to for row in goptim.explain(opt)} == {"go"}, name
+        opt.step(closure)
+        assert (p != 0).all(), name
+with goptim.patch():
+    assert type(torch.optim.AdamW([p])) is goptim.AdamW
+print("ok")
+"""
+
+
+def test_programs_without_sources(tmp_path):
+    """As frozen ones are: neither torch.optim nor goptim has a .py file."""
+    for package in (torch.optim, goptim):
+        source, folder = Path(package.__file__).parent, tmp_path.joinpath(*package.__name__.split("."))
+        for file in source.rglob("*.py"):
+            compiled = folder / file.relative_to(source).with_suffix(".pyc")
+            py_compile.compile(str(file), str(compiled), dfile=f"frozen/{file.name}", doraise=True)
+        for file in source.glob("*.so"):
+            shutil.copy(file, folder)
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_SOURCES, str(tmp_path)], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout == "ok\n"

@@ -1,5 +1,7 @@
 """What goptim.explain says before a step is what the step does; and it changes nothing."""
 
+import operator
+
 import pytest
 import torch
 from configurations import ELEMENTWISE, IN_TABLES
@@ -7,7 +9,7 @@ from test_dropin import NAMES, TAKEN, WITH_STATE, Logged, Operations, Quiet, lea
 from torch.nn import Parameter
 
 import goptim
-from goptim import _native, _step
+from goptim import _native, _originals, _step
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse invariant checks")
 
@@ -295,3 +297,77 @@ class Ours(goptim.AdamW):
 
 def test_derived_from_ours(watched):
     assert [row.to for row in check(Ours(with_gradients([leaf(3)])), watched)] == ["go"]
+
+
+def lazy_in_the_middle():
+    linear = torch.nn.LazyLinear(2)
+    return [leaf(3, 4), linear.weight, linear.bias]
+
+
+# What every step accepts, of every class that accepts it, with no gradients.
+ACCEPTED = {
+    "lazy": lazy_in_the_middle,
+    "lazy, named": lambda: [("w", leaf(3, 4)), *torch.nn.LazyLinear(2).named_parameters()],
+    "meta": lambda: [Parameter(torch.ones(2, 2, device="meta"))],
+    "nested": lambda: [Parameter(torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]))],
+    "jagged": lambda: [
+        Parameter(torch.nested.nested_tensor([torch.ones(2, 2), torch.ones(3, 2)], layout=torch.jagged))
+    ],
+    "sparse": lambda: [torch.ones(2, 2).to_sparse().requires_grad_()],
+    "compressed": lambda: [torch.ones(2, 2).to_sparse_csr().requires_grad_()],
+    "quantized": lambda: [torch.quantize_per_tensor(torch.ones(2, 2), 0.1, 0, torch.qint8)],
+    "integers": lambda: [torch.ones(2, 2, dtype=torch.int64)],
+    "no elements": lambda: [leaf(0, 2)],
+    "no parameters": lambda: [leaf(2, 2)],
+}
+EVERY = [*(c.__name__ for c in _originals.CLASSES.values()), "hf.Adafactor"]
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("what", ACCEPTED)
+@pytest.mark.filterwarnings("ignore:Sparse CSR|ignore:The PyTorch API of nested|ignore:.*quantize|ignore:.*deprecated")
+def test_whatever_a_step_accepts(name, what):
+    make = operator.attrgetter(name)(goptim)
+    try:
+        opt = make(ACCEPTED[what]())
+        if what == "no parameters":
+            opt.param_groups[0]["params"].clear()
+    except (ValueError, RuntimeError, NotImplementedError) as e:
+        pytest.skip(f"refused: {e}")
+    rows = goptim.explain(opt)
+    assert str(rows)
+    assert {row.to for row in rows} <= {"go", "torch"}
+    if name == "LBFGS":
+        return
+    opt.step()
+    if what.startswith("lazy"):
+        assert [row.to for row in rows[:2]] == ["go" if name != "SparseAdam" else rows[0].to, "torch"]
+        assert rows[1].reason == "it is lazy, and has no shape yet"
+        assert rows[1].shape is None
+        assert "none" in str(rows)
+
+
+def test_a_lazy_parameter_that_a_closure_gives_a_shape():
+    """LBFGS begins its step before."""
+    module = torch.nn.LazyLinear(2)
+    opt = goptim.LBFGS(module.parameters())
+
+    def closure():
+        opt.zero_grad()
+        loss = module(torch.ones(3, 4)).square().sum()
+        loss.backward()
+        return loss
+
+    rows = goptim.explain(opt)
+    assert {row.to for row in rows} == {"torch"}
+    opt.step(closure)
+    assert {row.to for row in goptim.explain(opt)} == {"go"}
+
+
+def test_a_group_that_a_step_refuses():
+    """The error is told of its rows, and the others are answered."""
+    opt = goptim.SGD([{"params": [leaf(2)]}, {"params": [leaf(3)]}])
+    del opt.param_groups[0]["momentum"]
+    one, two = goptim.explain(opt)
+    assert (one.to, two.to) == ("error", "go")
+    assert "momentum" in one.reason

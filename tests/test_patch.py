@@ -4,6 +4,7 @@ import copy
 import functools
 import inspect
 import pickle
+import subprocess
 import sys
 import threading
 
@@ -196,3 +197,105 @@ def test_patches_from_many_threads():
     assert type(early(params())) is goptim.AdamW
     goptim.unpatch()
     assert type(early(params())) is early
+
+
+BY_HAND = """
+import copy, importlib, pickle, sys
+import torch
+
+how = sys.argv[1]
+from torch.optim import *
+from torch.optim.lr_scheduler import StepLR
+originals = {name: getattr(torch.optim, name) for name in torch.optim.__all__}
+originals = {name: c for name, c in originals.items() if isinstance(c, type) and name != "Optimizer"}
+
+import goptim
+
+if how == "over a patch":
+    goptim.patch()
+for name, theirs in originals.items():
+    ours = getattr(goptim, name)
+    if how == "methods":
+        theirs.step = ours.step
+    else:
+        setattr(torch.optim, name, ours)
+    if how == "in its module":
+        setattr(sys.modules[theirs.__module__], name, ours)
+if how == "the package":
+    torch.optim = sys.modules["torch.optim"] = goptim
+if how == "under a patch":
+    goptim.patch()
+elif how == "over a patch":
+    goptim.unpatch()
+elif how == "imported anew":
+    for name in [m for m in sys.modules if m.partition(".")[0] == "goptim"]:
+        if name != "goptim._core":
+            del sys.modules[name]
+    goptim = importlib.import_module("goptim")
+    for name in originals:
+        setattr(torch.optim, name, getattr(goptim, name))
+elif how == "reloaded":
+    importlib.reload(goptim)
+    try:
+        importlib.reload(sys.modules["torch.optim"])
+    except NameError:
+        pass  # as it does without us
+exec("from torch.optim import *" if how != "methods" else "")
+
+# What falls back to torch's step, in whole or in part.
+make = {
+    "bfloat16": lambda: [torch.full((2, 2), 0.01, dtype=torch.bfloat16)],
+    "both": lambda: [torch.full((2, 2), 0.01), torch.full((2, 2), 0.01, dtype=torch.bfloat16)],
+    "neither": lambda: [torch.full((2, 2), 0.01)],
+}
+for name, theirs in originals.items():
+    ours = getattr(goptim, name)
+    assert issubclass(ours, theirs) and ours.__module__.startswith("goptim.")
+    assert getattr(ours, "twin", theirs) is theirs, (name, ours.twin)
+    for what in make:
+        if what == "both" and name in ("LBFGS",):
+            continue
+        for cls in (ours,) if how == "methods" else (ours, getattr(torch.optim, name)):
+            params = make[what]()
+
+            def closure():
+                for p in params:
+                    g = torch.ones_like(p)
+                    p.grad = g.to_sparse(1) if name == "SparseAdam" else g
+                return sum(float(p.sum()) for p in params)
+
+            opt = cls([p.requires_grad_() for p in params])
+            scheduler = StepLR(opt, 1)
+            for _ in range(2):
+                closure()
+                opt.step(closure)
+                scheduler.step()
+            assert all((p != torch.tensor(0.01, dtype=p.dtype)).all() for p in params), (name, what)
+            twin = copy.deepcopy(opt)
+            if how not in ("imported anew", "methods", "in its module", "reloaded"):
+                pickle.loads(pickle.dumps(opt))
+            twin.load_state_dict(opt.state_dict())
+            if isinstance(opt, ours):
+                print(goptim.explain(opt))
+print("ok")
+"""
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param("attributes", marks=pytest.mark.full),
+        "in its module",
+        pytest.param("methods", marks=pytest.mark.full),
+        pytest.param("under a patch", marks=pytest.mark.full),
+        pytest.param("over a patch", marks=pytest.mark.full),
+        pytest.param("the package", marks=pytest.mark.full),
+        pytest.param("imported anew", marks=pytest.mark.full),
+        pytest.param("reloaded", marks=pytest.mark.full),
+    ],
+)
+def test_classes_put_into_torch_optim_by_hand(how):
+    """No step calls itself, whatever of torch's has been replaced by ours."""
+    done = subprocess.run([sys.executable, "-c", BY_HAND, how], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.endswith("ok\n")

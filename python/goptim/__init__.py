@@ -34,17 +34,17 @@ from goptim.sgd import SGD as SGD
 from goptim.sparse_adam import SparseAdam as SparseAdam
 
 if hasattr(_torch_optim, "Muon"):
+    from goptim import _muon as _muon
     from goptim.muon import Muon as Muon
 
+from goptim import _adafactor as _adafactor, _modules, adamw as adamw
 from goptim._patch import patch as patch, unpatch as unpatch
 
 __version__ = "0.1.0"
 
 __all__ = [*_torch_optim.__all__, "AMSGrad"]
 
-# So that `from goptim.lr_scheduler import StepLR` works where `from torch.optim.lr_scheduler import StepLR` did.
-for _module in (lr_scheduler, swa_utils):
-    _sys.modules[_module.__name__.replace("torch.optim", __name__)] = _module
+_modules.add_modules()
 
 
 def __getattr__(name: str) -> object:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from goptim import _native, hf
-from goptim._step import _PLAIN, GoStep, why_compiling, why_torch
+from goptim._step import _PLAIN, GoStep, _Part, why_compiling, why_torch
 from goptim.lbfgs import LBFGS
 
 _HEADINGS = ("parameter", "name", "shape", "dtype", "device", "to", "why")
@@ -30,7 +32,9 @@ class Row:
     name: str | None
     """Its name, where the optimizer was given named parameters."""
 
-    shape: tuple[int, ...]
+    shape: tuple[int, ...] | None
+    """None of a nested tensor, and of a lazy parameter until a forward pass gives it one."""
+
     dtype: torch.dtype
     device: torch.device
 
@@ -61,7 +65,7 @@ class Explanation(tuple[Row, ...]):
 def _cells(row: Row) -> tuple[str, ...]:
     slow = row.slow and f"slowly, because {row.slow}"
     why = "; ".join(filter(None, [row.reason, slow, "" if row.has_grad else "it has no gradient now"]))
-    shape = " x ".join(map(str, row.shape)) or "()"
+    shape = "none" if row.shape is None else " x ".join(map(str, row.shape)) or "()"
     dtype = str(row.dtype).removeprefix("torch.")
     return (f"{row.group}.{row.index}", row.name or "", shape, dtype, str(row.device), row.to, why)
 
@@ -109,50 +113,48 @@ def _rows(optimizer: Optimizer, ask: _Ask) -> Iterator[Row]:
             try:
                 why = ask(i, j, p)
                 to = "go" if why is None else "torch"
-            except (ValueError, RuntimeError) as e:  # a step raises the same
-                to, why = "error", str(e)
-            name = names[j] if names else None
-            yield Row(
-                i,
-                j,
-                name,
-                tuple(p.shape),
-                p.dtype,
-                p.device,
-                to,
-                why or "",
-                p.grad is not None,
-                slow if to == "go" else "",
-            )
+            except Exception as e:  # a step raises the same
+                to, why = "error", str(e) or type(e).__name__
+            name = names[j] if names and j < len(names) else None
+            shape = None if is_lazy(p) or (p.is_nested and p.layout is torch.strided) else tuple(p.shape)
+            of_go = slow if to == "go" else ""
+            yield Row(i, j, name, shape, p.dtype, p.device, to, why or "", p.grad is not None, of_go)
 
 
 def _ask_parts(optimizer: GoStep) -> _Ask:
     why_all = why_compiling() or why_torch(optimizer)
-    parts = [
-        optimizer._part(optimizer, i, group, optimizer._with_floats(group, optimizer._ask(group)))
-        for i, group in enumerate(optimizer.param_groups)
-    ]
+
+    @functools.cache
+    def part(i: int) -> _Part:
+        group = optimizer.param_groups[i]
+        return optimizer._part(optimizer, i, group, optimizer._with_floats(group, optimizer._ask(group)))
 
     def ask(i: int, j: int, p: Tensor) -> str | None:
-        why = why_all or parts[i].why_group
-        return why or parts[i].why_torch(p, _gradient(p, optimizer.dense), optimizer.state.get(p, {}))
+        why = why_all or part(i).why_group or _why_lazy(p)
+        return why or part(i).why_torch(p, _gradient(p, optimizer.dense), optimizer.state.get(p, {}))
 
     return ask
 
 
 def _ask_hf(optimizer: hf.Adafactor) -> _Ask:
-    why_groups = [optimizer._why_torch(group) for group in optimizer.param_groups]
-
     def ask(i: int, j: int, p: Tensor) -> str | None:
         group: dict[str, Any] = optimizer.param_groups[i]
-        return optimizer._why_not(p, _gradient(p), group, f"parameter {j} of group {i}", why_groups[i])
+        why_group = optimizer._why_torch(group) or _why_lazy(p)
+        return optimizer._why_not(p, _gradient(p), group, f"parameter {j} of group {i}", why_group)
 
     return ask
 
 
 def _ask_lbfgs(optimizer: LBFGS) -> _Ask:
-    why = why_compiling() or optimizer._why_now()
-    return lambda i, j, p: why
+    @functools.cache
+    def why() -> str | None:
+        return why_compiling() or optimizer._why_now()
+
+    return lambda i, j, p: why()
+
+
+def _why_lazy(p: Tensor) -> str | None:
+    return "it is lazy, and has no shape yet" if is_lazy(p) else None
 
 
 def _gradient(p: Tensor, dense: bool = True) -> Tensor:
@@ -161,7 +163,7 @@ def _gradient(p: Tensor, dense: bool = True) -> Tensor:
         return p.grad
     if type(p) not in _PLAIN:
         return p
-    if dense or p.dim() == 0 or p.layout is not torch.strided:
+    if dense or p.dim() == 0 or p.layout is not torch.strided or p.is_nested or p.is_quantized:
         return p.detach()
     nowhere = torch.empty((1, 0), dtype=torch.int64, device=p.device)
     return torch.sparse_coo_tensor(nowhere, p.detach()[:0], p.shape, check_invariants=False)

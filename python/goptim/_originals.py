@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 def _candidates(name: str) -> Iterator[object]:
     """What may be the class, or be derived from it: what its name stands for, then all that there is."""
-    for module in [_torch_optim, *(m for key, m in sys.modules.items() if key.startswith("torch.optim."))]:
+    for module in [_torch_optim, *(m for key, m in list(sys.modules.items()) if key.startswith("torch.optim."))]:
         yield from getattr(getattr(module, name, None), "__mro__", ())
     below = [Optimizer]
     while below:

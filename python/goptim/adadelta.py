@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch.optim.adadelta import adadelta as adadelta
+
 from goptim import _originals
 from goptim._step import GoStep
 

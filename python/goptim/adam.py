@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
+from torch.optim.adam import adam as adam
 from torch.optim.optimizer import ParamsT
 
 from goptim import _originals
 from goptim._step import GoStep
+
+__all__ = ["AMSGrad", "Adam", "AdamW", "adam"]
 
 
 class _Moments(GoStep):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.optim.asgd import asgd as asgd
 
 from goptim import _originals
 from goptim._step import GoStep

@@ -492,9 +492,11 @@ class _Run:
         """Go on with what the closure has made of the state, by another step in it for example, as torch does."""
         m, state = self.machine, self.state
         evaluations, iterations = state["func_evals"], state["n_iter"]
-        if not (_is_count(evaluations) and _is_count(iterations) and self._is_vector(self.kept)):
+        kept = self.kept
+        same = kept.data_ptr() == m.kept and kept.numel() == m.n
+        if not (_is_count(evaluations) and _is_count(iterations) and (same or self._is_vector(kept))):
             raise RuntimeError(f"LBFGS: {_STATE}, since the closure ran")
-        m.evaluations, m.iterations, m.kept = evaluations, iterations, self.kept.data_ptr()
+        m.evaluations, m.iterations, m.kept = evaluations, iterations, kept.data_ptr()
         if iterations == 0:  # the machine will forget its history
             self.save_alphas()
         if self._history_has_changed():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch.optim.rmsprop import rmsprop as rmsprop
+
 from goptim import _originals
 from goptim._step import GoStep
 
