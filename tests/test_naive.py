@@ -1,6 +1,5 @@
 """That the tests see what goes wrong: drop-ins that are easily written, each with the tests that must fail with it."""
 
-import contextlib
 import inspect
 
 import pytest
@@ -14,7 +13,7 @@ from configurations import IN_TABLES
 
 import goptim
 from goptim import _step
-from goptim._step import _WORDS, _Table
+from goptim._step import _Part
 from goptim.testing import ieee_sqrt
 
 
@@ -41,26 +40,31 @@ class ReturnsNothing:
         super().step(closure)
 
 
-class CachedTable(_Table):
-    """The rows of the first step that has as many; what they point to lives on, or a test would write where none is."""
-
-    def bump_versions(self):
-        super().bump_versions()
-        counts = [state["step"] for state in self.optimizer.state.values() if "step" in state]
-        held = [t.untyped_storage() for t in (*self.written, *self.grads, *counts)]
-        cache = vars(self.optimizer).setdefault("_cache", {})
-        words, _ = cache.setdefault((self.index, self.n), (self.words, held))
-        rows = slice(self.n * _WORDS)
-        self.words[rows] = words[rows]
-
-
 class CachesAddresses:
-    _table = CachedTable
+    """It goes on with the tensors of the first step that has as many parameters, which still name its memory."""
+
+    def _go(self, groups, kind=None):
+        done = super()._go(groups, -1)
+        if type(done) is not int:
+            return done
+        cache, rows = vars(self).setdefault("_cache", {}), []
+        for i, (params, columns, scalars) in enumerate(groups):
+            found = []
+            for p in params:
+                if type(p) is tuple or p.grad is None:
+                    found += [p] if type(p) is tuple else []
+                    continue
+                state = self.state.get(p, {})
+                names = [state.get("step") if self.counts else None, *(state.get(key) for key in columns)]
+                row = [p, p.grad, *names, *[None] * (4 - len(names))]
+                found.append((*(t if t is None else t.detach() for t in row), None))
+            rows.append((cache.setdefault((i, len(found)), tuple(found)), columns, scalars))
+        return super()._go(tuple(rows), kind)
 
 
-class LayoutlessTable(_Table):
-    def _gather(self, params):
-        return params
+class LayoutlessPart(_Part):
+    def sort(self, p, code):
+        super().sort(p, _step._PYTHON if code == _step._TORCH else code)
 
     def _why_not(self, p):
         gaps = "its elements have gaps between them, or overlap"
@@ -72,16 +76,28 @@ class LayoutlessTable(_Table):
 
 
 class IgnoresLayouts:
-    _table = LayoutlessTable
+    _part = LayoutlessPart
 
-
-class VersionlessTable(_Table):
-    def bump_versions(self):
-        pass
+    def _step_parts(self, groups, asked, codes):
+        super()._step_parts(groups, asked, codes.replace(bytes([_step._TORCH]), bytes([_step._PYTHON])))
 
 
 class ForgetsVersions:
-    _table = VersionlessTable
+    def _go(self, groups, kind=None):
+        tensors = [t for p, state in self.state.items() for t in (p, *state.values()) if isinstance(t, torch.Tensor)]
+        tensors += [p for params, _, _ in groups for p in params if isinstance(p, torch.Tensor)]
+        versions = [t._version for t in tensors if not t.is_inference()]
+        done = super()._go(groups, kind)
+        for t, version in zip([t for t in tensors if not t.is_inference()], versions, strict=True):
+            set_version(t, version)
+        return done
+
+
+def set_version(t, version):
+    try:
+        torch._C._autograd._unsafe_set_version_counter((t,), (version,))
+    except TypeError:  # of torch 2.6
+        torch._C._autograd._unsafe_set_version_counter(t, version)
 
 
 class CachesHyperparameters:
@@ -107,8 +123,14 @@ class WritesBehindTracers:
 
 
 class StatesAsTheyCome:
-    def _states_in_order(self, tables):
-        return contextlib.nullcontext()
+    def _make_states(self, parts):
+        pass
+
+    def _torch_step(self, groups, asked, parts):
+        super()._torch_step(groups, asked, parts)
+        for part in parts or ():
+            if part.fresh:
+                part.init_group(part.fresh)
 
 
 def default(name):
@@ -204,7 +226,6 @@ CAUGHT = {
     ],
     WritesBehindTracers: [
         (test_compile.test_a_compiled_step, {"name": "SGD", "schedule": False}),
-        (test_compile.test_export_does_not_reach_go, {}),
         (test_dropin.test_dispatch_modes_see_every_operation, {"name": "Adam"}),
         (test_dropin.test_functorch_sees_the_step, {"name": "Adam"}),
         (test_dropin.test_grad_scaler_skips_infinite_gradients, {"name": "Adam", "fused": True}),

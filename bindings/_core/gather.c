@@ -144,24 +144,30 @@ static int reduced(const View *p, const View *v, int64_t i)
 
 static int max(int a, int b) { return a > b ? a : b; }
 
-/* Stretches are the memory of one row, to see whether some of it overlaps. */
-typedef struct {
-	int n;
-	uint64_t at[3 + STATES], end[3 + STATES];
-} Stretches;
+/* Stretches are the memory of one row, to see whether some of it overlaps. Those that it does without are of one byte
+ * where no memory is. */
+enum { STRETCHES = 3 + STATES };
+typedef struct { uint64_t at[STRETCHES], size[STRETCHES]; } Stretches;
 
-static void add(Stretches *s, uint64_t at, int64_t size)
+static const Stretches none = {
+	{(uint64_t)1 << 56, (uint64_t)2 << 56, (uint64_t)3 << 56, (uint64_t)4 << 56, (uint64_t)5 << 56, (uint64_t)6 << 56},
+	{1, 1, 1, 1, 1, 1},
+};
+
+static void put(Stretches *s, int i, uint64_t at, int64_t size)
 {
 	if (size == 0) return;
-	s->at[s->n] = at;
-	s->end[s->n++] = at + size;
+	s->at[i] = at;
+	s->size[i] = size;
 }
 
 static int overlap(const Stretches *s)
 {
 	int found = 0;
-	for (int i = 1; i < s->n; i++)
-		for (int j = 0; j < i; j++) found |= (s->at[i] < s->end[j]) & (s->at[j] < s->end[i]);
+#pragma GCC unroll 8
+	for (int i = 1; i < STRETCHES; i++)
+#pragma GCC unroll 8
+		for (int j = 0; j < i; j++) found |= s->at[i] - s->at[j] + s->size[i] - 1 < s->size[i] + s->size[j] - 1;
 	return found;
 }
 
@@ -239,7 +245,7 @@ static int find(Call *c, Found *f, PyObject **of)
 		*of = of_param(c, f->p);
 		Py_XINCREF(*of);
 		if (*of == NULL && PyErr_Occurred()) return -1;
-		f->fresh = *of == NULL || !PyDict_Check(*of) || PyDict_Size(*of) == 0;
+		f->fresh = *of == NULL || !(Py_IS_TYPE(*of, &PyDict_Type) || PyDict_Check(*of)); /* or see find_states */
 		if (!f->fresh) prefetch(word(*of, DICT_KEYS), DICT_LINES);
 	}
 	f->code = g == Py_None ? NO_GRADIENT : plain && (PyObject *)Py_TYPE(g) == c->plain[0] ? GO : PYTHON;
@@ -255,6 +261,8 @@ static int find_states(const Call *c, Found *f, PyObject *of)
 		PyObject *t = PyDict_GetItemWithError(of, c->key[i]);
 		if (t == NULL && PyErr_Occurred()) return -1;
 		if (t == NULL) {
+			if (PyDict_Size(of) == 0) f->fresh = 1;
+			if (f->fresh) return 1;
 			if (c->form == ELEMENTWISE) f->code = max(f->code, TORCH); /* or see factored */
 			continue;
 		}
@@ -267,13 +275,13 @@ static int find_states(const Call *c, Found *f, PyObject *of)
 }
 
 /* approach prefetches what find will read of the parameters a little ahead of number i. */
-static void approach(const Call *c, PyObject *params, Py_ssize_t i, Py_ssize_t n)
+static void approach(const Call *c, const Found *found, Py_ssize_t i, Py_ssize_t n)
 {
 	PyObject *p;
 	const Layout *l = c->layout;
-	if (i + 8 < n) prefetch((const char *)PyTuple_GetItem(params, i + 8), 1);
-	if (i + 6 < n && is_plain(c, p = PyTuple_GetItem(params, i + 6))) prefetch(word(p, l->impl), IMPL_LINES);
-	if (i + 3 < n && is_plain(c, p = PyTuple_GetItem(params, i + 3)) && word(p, l->impl) != NULL)
+	if (i + 8 < n) prefetch((const char *)found[i + 8].p, 1);
+	if (i + 6 < n && is_plain(c, p = found[i + 6].p)) prefetch(word(p, l->impl), IMPL_LINES);
+	if (i + 3 < n && is_plain(c, p = found[i + 3].p) && word(p, l->impl) != NULL)
 		prefetch(word(word(p, l->impl), l->autograd), 2);
 }
 
@@ -375,13 +383,13 @@ static int pack(const Call *c, PyObject *scalars, Group *group)
 /* collect takes references to everything a group's rows can name: 1; -1 for an exception. */
 static int collect(Call *c, PyObject *params, Found *found, Py_ssize_t size)
 {
+	for (Py_ssize_t i = 0; i < size; i++) found[i].p = PyTuple_GetItem(params, i);
 	for (Py_ssize_t start = 0; start < size; start += BLOCK) {
 		PyObject *of[BLOCK] = {NULL};
 		Py_ssize_t end = start + BLOCK < size ? start + BLOCK : size;
 		int ok = 1;
 		for (Py_ssize_t i = start; ok > 0 && i < end; i++) {
-			if (c->layout != NULL) approach(c, params, i, size);
-			found[i].p = PyTuple_GetItem(params, i);
+			if (c->layout != NULL) approach(c, found, i, size);
 			ok = PyTuple_CheckExact(found[i].p) ? take(c, &found[i]) : find(c, &found[i], &of[i - start]);
 		}
 		for (Py_ssize_t i = start; ok > 0 && i < end; i++)
@@ -423,7 +431,7 @@ static int factored(const Call *c, const Found *f, const View *p, Row *row, Stre
 		code = max(code, found);
 		if (found != GO) continue;
 		row->state[vector ? 0 : k] = v.at;
-		add(memory, v.at, bytes(&v));
+		put(memory, 3 + k, v.at, bytes(&v));
 		*(*version)++ = v.version;
 	}
 	if (!vector) row->state[2] = p->sizes[p->ndim - 2] | (uint64_t)p->sizes[p->ndim - 1] << 32;
@@ -434,7 +442,7 @@ static int factored(const Call *c, const Found *f, const View *p, Row *row, Stre
 static int fill(const Call *c, const Found *f, Row *row, uint32_t ***version)
 {
 	View param, v;
-	Stretches memory = {0};
+	Stretches memory = none;
 	uint32_t **at = *version;
 	int code = f->code, found;
 	if (!view(c->layout, f->p, 0, &param)) return PYTHON;
@@ -444,13 +452,13 @@ static int fill(const Call *c, const Found *f, Row *row, uint32_t ***version)
 	code = max(code, alike(&param, &v));
 	*row = (Row){.n = param.n, .kind = param.dtype, .param = param.at, .grad = v.at};
 	*at++ = param.version;
-	add(&memory, param.at, bytes(&param));
-	add(&memory, v.at, bytes(&v));
+	put(&memory, 0, param.at, bytes(&param));
+	put(&memory, 1, v.at, bytes(&v));
 	if (f->tensor[STEP] != NULL) {
 		found = number(c, f->tensor[STEP], &v, &row->kind, 8);
 		code = max(code, found);
 		row->step = v.at;
-		if (found == GO) add(&memory, v.at, bytes(&v));
+		if (found == GO) put(&memory, 2, v.at, bytes(&v));
 	}
 	if (c->form == FACTORED) code = max(code, factored(c, f, &param, row, &memory, &at));
 	for (int k = 0; k < STATES && c->form == ELEMENTWISE; k++) {
@@ -461,7 +469,7 @@ static int fill(const Call *c, const Found *f, Row *row, uint32_t ***version)
 		code = max(code, found);
 		if (found != GO) continue;
 		row->state[k] = v.at;
-		add(&memory, v.at, bytes(&v));
+		put(&memory, 3 + k, v.at, bytes(&v));
 		*at++ = v.version;
 	}
 	if (code == GO && overlap(&memory)) code = TORCH;
@@ -526,6 +534,14 @@ static int copy(const Call *c, const Found *f, void *to, uint32_t ***version)
 	return GO;
 }
 
+/* touch prefetches the objects of parameter number i, of which references have been taken some time ago. */
+static void touch(const Call *c, Py_ssize_t i)
+{
+	const Found *f = &c->found[i];
+	for (int k = GRAD; k < TENSORS; k++)
+		if (f->tensor[k] != NULL) prefetch((const char *)f->tensor[k], 1);
+}
+
 /* write_rows makes the rows of all parameters that have a gradient: 1; 0 if one of them is not for Go. It runs no Python
  * code. */
 static int write_rows(const Call *c, uint32_t ***version)
@@ -536,6 +552,7 @@ static int write_rows(const Call *c, uint32_t ***version)
 	int ok = 1;
 	for (Py_ssize_t start = 0; start < c->n; start += BLOCK) {
 		Py_ssize_t stop = start + BLOCK < c->n ? start + BLOCK : c->n;
+		for (Py_ssize_t i = stop; i < stop + BLOCK && i < c->n; i++) touch(c, i);
 		for (Py_ssize_t i = start; i < stop && l != NULL; i++) {
 			const Found *f = &c->found[i];
 			if (f->code == NO_GRADIENT || f->code == PYTHON || f->odd) continue;
@@ -641,6 +658,7 @@ static void drop(Call *c)
 {
 	for (Py_ssize_t i = 0; i < c->n; i++) {
 		Found *f = &c->found[i];
+		if (i + 8 < c->n) touch(c, i + 8);
 		for (int k = 0; k < TENSORS; k++) Py_XDECREF(f->tensor[k]);
 		if (f->given == NULL) continue;
 		for (int k = 0; k <= TENSORS; k++) Py_XDECREF(f->given->storage[k]);

@@ -280,7 +280,10 @@ class GoStep(Optimizer):
                 with _stand_in(self, rests) as stand_in:
                     step(stand_in)
         except Exception as e:
-            rest = [id(p) for part in parts for p in part.rest] if parts is not None else None
+            rest = None if parts is None else {id(p) for part in parts for p in part.rest}
+            if parts is not None and rest is not None:
+                for p in [p for part in parts for p in part.fresh if id(p) not in rest]:
+                    self.state.pop(p, None)  # made for Go, which will not step now
             misfits = []
             for i, both in enumerate(zip(groups, asked, strict=True)):
                 part = self._part(self, i, *both)
