@@ -3,11 +3,11 @@
 // Every function has numbers for arguments and (int64, error) for results: gopy carries these at 0.4 µs a call,
 // and an error-only result would leak. Booleans are int64, 0 for false. A panic becomes an error.
 //
-// An optimizer that treats every element alike steps all its groups in one call, goptim.StepTables, from the address of
-// the first group on. The function's comment names a group's scalars; flags are 0 for false.
+// Most optimizers step all their groups in one call, goptim.StepTables, from the address of the first group on. The function's comment names a group's scalars; flags are 0 for false.
 package bindings
 
 import (
+	"errors"
 	"fmt"
 	"runtime"
 	"runtime/debug"
@@ -69,25 +69,27 @@ func Adadelta(groups, threads int64) (n int64, err error) {
 	})
 }
 
-// Adafactor steps a table: see goptim.AdafactorOptions.StepTable. fusedNorms is not 0 where torch's norms fuse all
-// squares into their sum.
-func Adafactor(table, rows, threads int64, lr, beta2Decay, eps1, eps2, d, weightDecay float64, maximize, fusedNorms int64) (n int64, err error) {
+// Adafactor steps groups: lr, beta2_decay, eps1, eps2, d, weight_decay, maximize, and whether torch's norms fuse all
+// squares into their sum. The tables are those of goptim.AdafactorOptions.StepTable.
+func Adafactor(groups, threads int64) (n int64, err error) {
 	defer enter(&err)()
-	o := goptim.AdafactorOptions{
-		LR: lr, Beta2Decay: beta2Decay, Eps: [2]float64{eps1, eps2}, D: d, WeightDecay: weightDecay, Maximize: maximize != 0,
-	}
-	t := tableOf(table, rows, threads)
-	t.FusedNorms = fusedNorms != 0
-	return rows, o.StepTable(t)
+	return step(groups, threads, 8, func(x []float64, t *goptim.Table) goptim.AdafactorOptions {
+		t.FusedNorms = x[7] != 0
+		return goptim.AdafactorOptions{
+			LR: x[0], Beta2Decay: x[1], Eps: [2]float64{x[2], x[3]}, D: x[4], WeightDecay: x[5], Maximize: x[6] != 0,
+		}
+	})
 }
 
-// HFAdafactor steps a table of its own: see goptim.HFAdafactorOptions.StepTable. fusedNorms is as Adafactor's.
-func HFAdafactor(table, rows, threads int64, lr, eps1, eps2, clipThreshold, decayRate, beta1, weightDecay float64, averages, scaleParameter, relativeStep, warmupInit, fusedNorms int64) (n int64, err error) {
+// HFAdafactor steps a table of its own: see goptim.HFAdafactorOptions.StepTable. fusedNorms is not 0 where torch's norms
+// fuse all squares into their sum; onlyCheck, to write nothing.
+func HFAdafactor(table, rows, threads int64, lr, eps1, eps2, clipThreshold, decayRate, beta1, weightDecay float64, averages, scaleParameter, relativeStep, warmupInit, fusedNorms, onlyCheck int64) (n int64, err error) {
 	defer enter(&err)()
 	o := goptim.HFAdafactorOptions{
 		LR: lr, Eps: [2]float64{eps1, eps2}, ClipThreshold: clipThreshold, DecayRate: decayRate,
 		Averages: averages != 0, Beta1: beta1, WeightDecay: weightDecay,
 		ScaleParameter: scaleParameter != 0, RelativeStep: relativeStep != 0, WarmupInit: warmupInit != 0,
+		OnlyCheck: onlyCheck != 0,
 	}
 	t := tableOf(table, rows, threads)
 	t.FusedNorms = fusedNorms != 0
@@ -267,5 +269,16 @@ func enter(err *error) func() {
 		if e := recover(); e != nil {
 			*err = fmt.Errorf("goptim: panic in Go: %v\n%s", e, debug.Stack())
 		}
+		*err = named(*err)
 	}
+}
+
+// named begins the text of an error with the exception that it is in Python, unless that is a RuntimeError, which gopy
+// makes of any error.
+func named(err error) error {
+	var scalar *goptim.ScalarError
+	if errors.As(err, &scalar) && scalar.Exception != "RuntimeError" {
+		return fmt.Errorf("%s: %w", scalar.Exception, err)
+	}
+	return err
 }

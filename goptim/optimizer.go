@@ -91,15 +91,20 @@ func (p *Param[T]) describe(i int) string {
 // step updates every parameter that has a gradient, on as many as threads threads. On an error that wraps ErrOption or
 // ErrParam nothing has changed.
 func (b *base[T, S]) step(r rule[S], threads int) error {
-	if err := b.checkAll(r); err != nil {
+	if err := errors.Join(r.check(), b.check(r.name())); err != nil {
 		return err
 	}
-	b.gather(r)
+	incomplete := b.gather(r)
 	if threads <= 0 {
 		threads = runtime.GOMAXPROCS(0)
 	}
-	b.pass.begin(r.kernels(), b.rows)
-	b.pass.add(r, b.rows, now{pow: cpow.Pow})
+	if err := b.scalars(r); err != nil {
+		return err
+	}
+	b.pass.commit()
+	if incomplete {
+		b.makeStates(r)
+	}
 	err := engine.Run(&b.pass, b.rows, threads, nil)
 	runtime.KeepAlive(b) // the rows hold addresses
 	if err != nil {
@@ -108,7 +113,26 @@ func (b *base[T, S]) step(r rule[S], threads int) error {
 	return nil
 }
 
-func (b *base[T, S]) checkAll(r rule[S]) error { return errors.Join(r.check(), b.check(r.name())) }
+// scalars computes the scalars of the rows, and counts the step. On an error nothing has changed.
+func (b *base[T, S]) scalars(r rule[S]) error {
+	b.pass.begin(r.kernels(), b.rows)
+	err := b.pass.add(r, len(b.rows), now{pow: cpow.Pow})
+	if err != nil {
+		b.pass.restore()
+	}
+	return err
+}
+
+// checkAll reports what step would refuse.
+func (b *base[T, S]) checkAll(r rule[S]) error {
+	if err := errors.Join(r.check(), b.check(r.name())); err != nil {
+		return err
+	}
+	b.gather(r)
+	err := b.scalars(r)
+	b.pass.restore()
+	return err
+}
 
 func (b *base[T, S]) check(name string) error {
 	for i, p := range b.params {
@@ -127,8 +151,8 @@ func (b *base[T, S]) check(name string) error {
 }
 
 // gather makes the rows of one step: of every parameter that has a gradient, with the states that the rule's layout
-// names, which are made where they are missing.
-func (b *base[T, S]) gather(r rule[S]) {
+// names. Where one is missing, it reports incomplete, and makeStates completes the rows.
+func (b *base[T, S]) gather(r rule[S]) (incomplete bool) {
 	layout := r.layout()
 	b.rows = b.rows[:0]
 	for i, p := range b.params {
@@ -147,7 +171,6 @@ func (b *base[T, S]) gather(r rule[S]) {
 			switch use {
 			case engine.Column:
 				if s.columns[k] == nil {
-					s.columns[k] = slices.Repeat([]T{T(r.initial(k))}, len(p.Value))
 					row.Kind |= engine.First
 				}
 				row.State[k] = address(s.columns[k])
@@ -159,8 +182,28 @@ func (b *base[T, S]) gather(r rule[S]) {
 				row.State[k] = uintptr(unsafe.Pointer(&s.numbers[k]))
 			}
 		}
-		s.made = true
+		incomplete = incomplete || !s.made || row.First()
 		b.rows = append(b.rows, row)
+	}
+	return incomplete
+}
+
+// makeStates makes the states that are missing in the rows.
+func (b *base[T, S]) makeStates(r rule[S]) {
+	layout, at := r.layout(), 0
+	for i, p := range b.params {
+		if p.Grad == nil {
+			continue
+		}
+		s := &b.states[i]
+		for k, use := range layout.State {
+			if use == engine.Column && s.columns[k] == nil {
+				s.columns[k] = slices.Repeat([]T{T(r.initial(k))}, len(p.Value))
+				b.rows[at].State[k] = address(s.columns[k])
+			}
+		}
+		s.made = true
+		at++
 	}
 }
 

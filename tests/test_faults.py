@@ -333,8 +333,6 @@ def call(name, table, rows=1, threads=2):
     opt = optimizer([Parameter(torch.ones(1))], **OPTIONS.get(name, {}))
     scalars = opt.scalars(opt.param_groups[0])
     address = table if isinstance(table, int) else table.buffer_info()[0]
-    if name == "Adafactor":
-        return _core.Adafactor(address, rows, threads, *scalars)
     return call_groups(name, [(address, rows)], scalars, threads)
 
 

@@ -74,23 +74,14 @@ _wrap__core_Adafactor(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObje
 {
     PyObject *py_retval;
     int64_t retval;
-    int64_t table;
-    int64_t rows;
+    int64_t groups;
     int64_t threads;
-    double lr;
-    double beta2_decay;
-    double eps1;
-    double eps2;
-    double d;
-    double weight_decay;
-    int64_t maximize;
-    int64_t fused_norms;
-    const char *keywords[] = {"table", "rows", "threads", "lr", "beta2_decay", "eps1", "eps2", "d", "weight_decay", "maximize", "fused_norms", NULL};
+    const char *keywords[] = {"groups", "threads", NULL};
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LLLddddddLL", (char **) keywords, &table, &rows, &threads, &lr, &beta2_decay, &eps1, &eps2, &d, &weight_decay, &maximize, &fused_norms)) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LL", (char **) keywords, &groups, &threads)) {
         return NULL;
     }
-    retval = bindings_Adafactor(table, rows, threads, lr, beta2_decay, eps1, eps2, d, weight_decay, maximize, fused_norms);
+    retval = bindings_Adafactor(groups, threads);
     if (PyErr_Occurred()) {
         return NULL;
     }
@@ -203,12 +194,13 @@ _wrap__core_HFAdafactor(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyOb
     int64_t relative_step;
     int64_t warmup_init;
     int64_t fused_norms;
-    const char *keywords[] = {"table", "rows", "threads", "lr", "eps1", "eps2", "clip_threshold", "decay_rate", "beta1", "weight_decay", "averages", "scale_parameter", "relative_step", "warmup_init", "fused_norms", NULL};
+    int64_t only_check;
+    const char *keywords[] = {"table", "rows", "threads", "lr", "eps1", "eps2", "clip_threshold", "decay_rate", "beta1", "weight_decay", "averages", "scale_parameter", "relative_step", "warmup_init", "fused_norms", "only_check", NULL};
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LLLdddddddLLLLL", (char **) keywords, &table, &rows, &threads, &lr, &eps1, &eps2, &clip_threshold, &decay_rate, &beta1, &weight_decay, &averages, &scale_parameter, &relative_step, &warmup_init, &fused_norms)) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LLLdddddddLLLLLL", (char **) keywords, &table, &rows, &threads, &lr, &eps1, &eps2, &clip_threshold, &decay_rate, &beta1, &weight_decay, &averages, &scale_parameter, &relative_step, &warmup_init, &fused_norms, &only_check)) {
         return NULL;
     }
-    retval = bindings_HFAdafactor(table, rows, threads, lr, eps1, eps2, clip_threshold, decay_rate, beta1, weight_decay, averages, scale_parameter, relative_step, warmup_init, fused_norms);
+    retval = bindings_HFAdafactor(table, rows, threads, lr, eps1, eps2, clip_threshold, decay_rate, beta1, weight_decay, averages, scale_parameter, relative_step, warmup_init, fused_norms, only_check);
     if (PyErr_Occurred()) {
         return NULL;
     }
@@ -549,12 +541,12 @@ extern const char bump_doc[];
 static PyMethodDef _core_functions[] = {
     {(char *) "ASGD", (PyCFunction) _wrap__core_ASGD, METH_KEYWORDS|METH_VARARGS, "ASGD($module, /, groups, threads)\n--\n\ntype: groups: int64_t\ntype: threads: int64_t" },
     {(char *) "Adadelta", (PyCFunction) _wrap__core_Adadelta, METH_KEYWORDS|METH_VARARGS, "Adadelta($module, /, groups, threads)\n--\n\ntype: groups: int64_t\ntype: threads: int64_t" },
-    {(char *) "Adafactor", (PyCFunction) _wrap__core_Adafactor, METH_KEYWORDS|METH_VARARGS, "Adafactor($module, /, table, rows, threads, lr, beta2_decay, eps1, eps2, d, weight_decay, maximize, fused_norms)\n--\n\ntype: table: int64_t\ntype: rows: int64_t\ntype: threads: int64_t\ntype: lr: double\ntype: beta2_decay: double\ntype: eps1: double\ntype: eps2: double\ntype: d: double\ntype: weight_decay: double\ntype: maximize: int64_t\ntype: fused_norms: int64_t" },
+    {(char *) "Adafactor", (PyCFunction) _wrap__core_Adafactor, METH_KEYWORDS|METH_VARARGS, "Adafactor($module, /, groups, threads)\n--\n\ntype: groups: int64_t\ntype: threads: int64_t" },
     {(char *) "Adagrad", (PyCFunction) _wrap__core_Adagrad, METH_KEYWORDS|METH_VARARGS, "Adagrad($module, /, groups, threads)\n--\n\ntype: groups: int64_t\ntype: threads: int64_t" },
     {(char *) "Adam", (PyCFunction) _wrap__core_Adam, METH_KEYWORDS|METH_VARARGS, "Adam($module, /, groups, threads)\n--\n\ntype: groups: int64_t\ntype: threads: int64_t" },
     {(char *) "AdamW", (PyCFunction) _wrap__core_AdamW, METH_KEYWORDS|METH_VARARGS, "AdamW($module, /, groups, threads)\n--\n\ntype: groups: int64_t\ntype: threads: int64_t" },
     {(char *) "Adamax", (PyCFunction) _wrap__core_Adamax, METH_KEYWORDS|METH_VARARGS, "Adamax($module, /, groups, threads)\n--\n\ntype: groups: int64_t\ntype: threads: int64_t" },
-    {(char *) "HFAdafactor", (PyCFunction) _wrap__core_HFAdafactor, METH_KEYWORDS|METH_VARARGS, "HFAdafactor($module, /, table, rows, threads, lr, eps1, eps2, clip_threshold, decay_rate, beta1, weight_decay, averages, scale_parameter, relative_step, warmup_init, fused_norms)\n--\n\ntype: table: int64_t\ntype: rows: int64_t\ntype: threads: int64_t\ntype: lr: double\ntype: eps1: double\ntype: eps2: double\ntype: clip_threshold: double\ntype: decay_rate: double\ntype: beta1: double\ntype: weight_decay: double\ntype: averages: int64_t\ntype: scale_parameter: int64_t\ntype: relative_step: int64_t\ntype: warmup_init: int64_t\ntype: fused_norms: int64_t" },
+    {(char *) "HFAdafactor", (PyCFunction) _wrap__core_HFAdafactor, METH_KEYWORDS|METH_VARARGS, "HFAdafactor($module, /, table, rows, threads, lr, eps1, eps2, clip_threshold, decay_rate, beta1, weight_decay, averages, scale_parameter, relative_step, warmup_init, fused_norms, only_check)\n--\n\ntype: table: int64_t\ntype: rows: int64_t\ntype: threads: int64_t\ntype: lr: double\ntype: eps1: double\ntype: eps2: double\ntype: clip_threshold: double\ntype: decay_rate: double\ntype: beta1: double\ntype: weight_decay: double\ntype: averages: int64_t\ntype: scale_parameter: int64_t\ntype: relative_step: int64_t\ntype: warmup_init: int64_t\ntype: fused_norms: int64_t\ntype: only_check: int64_t" },
     {(char *) "LBFGS", (PyCFunction) _wrap__core_LBFGS, METH_KEYWORDS|METH_VARARGS, "LBFGS($module, /, machine, size, threads)\n--\n\ntype: machine: int64_t\ntype: size: int64_t\ntype: threads: int64_t" },
     {(char *) "MuonMomentum", (PyCFunction) _wrap__core_MuonMomentum, METH_KEYWORDS|METH_VARARGS, "MuonMomentum($module, /, table, rows, threads, momentum, nesterov)\n--\n\ntype: table: int64_t\ntype: rows: int64_t\ntype: threads: int64_t\ntype: momentum: double\ntype: nesterov: int64_t" },
     {(char *) "MuonUpdate", (PyCFunction) _wrap__core_MuonUpdate, METH_KEYWORDS|METH_VARARGS, "MuonUpdate($module, /, table, rows, threads, height, width, lr, weight_decay, adjust_lr)\n--\n\ntype: table: int64_t\ntype: rows: int64_t\ntype: threads: int64_t\ntype: height: int64_t\ntype: width: int64_t\ntype: lr: double\ntype: weight_decay: double\ntype: adjust_lr: int64_t" },

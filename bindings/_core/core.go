@@ -47,9 +47,9 @@ func bindings_Adadelta(groups C.longlong, threads C.longlong) C.longlong {
 }
 
 //export bindings_Adafactor
-func bindings_Adafactor(table C.longlong, rows C.longlong, threads C.longlong, lr C.double, beta2Decay C.double, eps1 C.double, eps2 C.double, d C.double, weightDecay C.double, maximize C.longlong, fusedNorms C.longlong) C.longlong {
+func bindings_Adafactor(groups C.longlong, threads C.longlong) C.longlong {
 	_saved_thread := C.PyEval_SaveThread()
-	cret, __err := bindings.Adafactor(int64(table), int64(rows), int64(threads), float64(lr), float64(beta2Decay), float64(eps1), float64(eps2), float64(d), float64(weightDecay), int64(maximize), int64(fusedNorms))
+	cret, __err := bindings.Adafactor(int64(groups), int64(threads))
 
 	C.PyEval_RestoreThread(_saved_thread)
 	if __err != nil {
@@ -122,9 +122,9 @@ func bindings_Adamax(groups C.longlong, threads C.longlong) C.longlong {
 }
 
 //export bindings_HFAdafactor
-func bindings_HFAdafactor(table C.longlong, rows C.longlong, threads C.longlong, lr C.double, eps1 C.double, eps2 C.double, clipThreshold C.double, decayRate C.double, beta1 C.double, weightDecay C.double, averages C.longlong, scaleParameter C.longlong, relativeStep C.longlong, warmupInit C.longlong, fusedNorms C.longlong) C.longlong {
+func bindings_HFAdafactor(table C.longlong, rows C.longlong, threads C.longlong, lr C.double, eps1 C.double, eps2 C.double, clipThreshold C.double, decayRate C.double, beta1 C.double, weightDecay C.double, averages C.longlong, scaleParameter C.longlong, relativeStep C.longlong, warmupInit C.longlong, fusedNorms C.longlong, onlyCheck C.longlong) C.longlong {
 	_saved_thread := C.PyEval_SaveThread()
-	cret, __err := bindings.HFAdafactor(int64(table), int64(rows), int64(threads), float64(lr), float64(eps1), float64(eps2), float64(clipThreshold), float64(decayRate), float64(beta1), float64(weightDecay), int64(averages), int64(scaleParameter), int64(relativeStep), int64(warmupInit), int64(fusedNorms))
+	cret, __err := bindings.HFAdafactor(int64(table), int64(rows), int64(threads), float64(lr), float64(eps1), float64(eps2), float64(clipThreshold), float64(decayRate), float64(beta1), float64(weightDecay), int64(averages), int64(scaleParameter), int64(relativeStep), int64(warmupInit), int64(fusedNorms), int64(onlyCheck))
 
 	C.PyEval_RestoreThread(_saved_thread)
 	if __err != nil {

@@ -1,8 +1,9 @@
 """The extension module: package bindings of the Go module, through gopy, and gather.c. Booleans are 0 or not 0.
 
 A function of an optimizer steps tables (goptim/table.go says what these are) on at most `threads` threads. It returns
-the number of rows, and raises RuntimeError with what Go says is wrong. Those of optimizers that treat every element
-alike step all groups at once, from the address of the first on; bindings/bindings.go says what a group is.
+the number of rows, and raises RuntimeError with what Go says is wrong. An error whose text begins
+with the name of another exception is one of that kind. Most functions step all groups at once, from the address of
+the first on; bindings/bindings.go says what a group is.
 """
 
 from collections.abc import MutableMapping
@@ -15,19 +16,7 @@ def AdamW(groups: int, threads: int) -> int: ...
 def SGD(groups: int, threads: int) -> int: ...
 def ASGD(groups: int, threads: int) -> int: ...
 def Adadelta(groups: int, threads: int) -> int: ...
-def Adafactor(
-    table: int,
-    rows: int,
-    threads: int,
-    lr: float,
-    beta2_decay: float,
-    eps1: float,
-    eps2: float,
-    d: float,
-    weight_decay: float,
-    maximize: int,
-    fused_norms: int,
-) -> int: ...
+def Adafactor(groups: int, threads: int) -> int: ...
 def HFAdafactor(
     table: int,
     rows: int,
@@ -44,6 +33,7 @@ def HFAdafactor(
     relative_step: int,
     warmup_init: int,
     fused_norms: int,
+    only_check: int,
 ) -> int: ...
 def Adagrad(groups: int, threads: int) -> int: ...
 def Adamax(groups: int, threads: int) -> int: ...

@@ -8,8 +8,10 @@ import functools
 import os
 import re
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -49,6 +51,21 @@ def core() -> ModuleType | None:
         _warn_of_newer_torch()
         _core.OpenMP(*_gomp())
     return _loaded
+
+
+def call(function: Callable[..., int], *args: Any) -> None:
+    """Call a function of the extension, and raise its errors as what they are."""
+    try:
+        function(*args)
+    except RuntimeError as e:
+        kind, _, message = str(e).partition(": ")
+        if kind not in _EXCEPTIONS:
+            raise
+        raise _EXCEPTIONS[kind](message) from None
+
+
+# The exceptions of Python's arithmetic that Go names at the beginning of an error's text.
+_EXCEPTIONS = {e.__name__: e for e in (ZeroDivisionError, OverflowError, ValueError, TypeError)}
 
 
 def _warn_of_newer_torch() -> None:

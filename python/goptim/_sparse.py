@@ -9,6 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from goptim import _native
+
+# Python and torch can compute with all numbers from 0 to this one, in float32 as well; decay rates are below 1.
+LARGE = 1e18
+
 # From so many on, torch's builds with fbgemm sort integers by radix.
 _RADIX = 1 << 15
 
@@ -55,7 +60,8 @@ def step(
     order = _order(g) if sums else None
     addresses = [p.data_ptr(), *(t.data_ptr() for t in states)] + [0] * (2 - len(states))
     torch.autograd.graph.increment_version([p, *states])
-    function(
+    _native.call(
+        function,
         *addresses,
         p.shape[0],
         p.numel() // p.shape[0],
@@ -68,6 +74,11 @@ def step(
         count,
         *scalars,
     )
+
+
+def check(function: Callable[..., int], p: Tensor, count: float, scalars: tuple[Any, ...]) -> None:
+    """Have Go compute the scalars of a step that moves nothing, for their errors."""
+    _native.call(function, 0, 0, 0, 0, 1, p.dtype is torch.float64, 0, 0, 0, 0, 1, count, *scalars)
 
 
 def _order(g: Tensor) -> Tensor | None:

@@ -132,7 +132,7 @@ class GoStep(Optimizer):
         for table in reversed(tables):
             table.words[_NEXT], table.words[_ROWS] = at, table.n
             at = table.group_address
-        function(at, torch.get_num_threads())
+        _native.call(function, at, torch.get_num_threads())
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         _native.core()
@@ -179,7 +179,24 @@ class GoStep(Optimizer):
         return loss
 
     def _go_step(self, tables: list[_Table]) -> None:
+        try:
+            self._go_dense(tables)
+        except Exception:  # nothing has been written; new states, which may depend on a wrong lr, go again
+            for table in tables:
+                for p in table.fresh:
+                    self.state.pop(p, None)
+            raise
+        for table in tables:
+            for state, key, t in table.made:  # an interrupt before this leaves no state without a value
+                state[key] = t
+            for p, g in table.sparse:
+                table.step_sparse(p, g)
+
+    def _go_dense(self, tables: list[_Table]) -> None:
         dense = []
+        for table in tables:
+            for p, g in table.sparse:
+                table.check_sparse(p, g)
         for table in tables:
             if table.fresh:
                 table.make_states()
@@ -188,11 +205,6 @@ class GoStep(Optimizer):
                 dense.append(table)
         if dense:
             self.go(dense)
-        for table in tables:
-            for state, key, t in table.made:  # an interrupt before this leaves no state without a value
-                state[key] = t
-            for p, g in table.sparse:
-                table.step_sparse(p, g)
 
     @contextlib.contextmanager
     def _states_in_order(self, tables: list[_Table]) -> Iterator[None]:
@@ -489,6 +501,19 @@ class _Table:
         if self.counted < len(self.written):
             bump_versions(self.written[self.counted :])
 
+    def _sparse_function(self) -> Callable[..., int]:
+        name = self.optimizer.twin.__name__
+        return getattr(_native.core(), name if name.startswith("Sparse") else f"Sparse{name}")  # type: ignore[no-any-return]
+
+    def check_sparse(self, p: Tensor, g: Tensor) -> None:
+        """Raise what the scalars of a sparse step raise, before anything is written."""
+        betas = self.group.get("betas", ())
+        extreme = not all(0 <= x <= _sparse.LARGE for x in self.scalars) or not all(beta < 1 for beta in betas)
+        if extreme and p.numel() and g._nnz():
+            count = self.optimizer.state.get(p, {}).get("step", 0) + 1.0 if self.numbers else 1.0
+            assert self.sparse_scalars is not None
+            _sparse.check(self._sparse_function(), p, float(count), self.sparse_scalars)
+
     @torch.no_grad()
     def step_sparse(self, p: Tensor, g: Tensor) -> None:
         optimizer = self.optimizer
@@ -498,10 +523,8 @@ class _Table:
         count = float(state["step"] + 1) if self.numbers else 1.0
         if p.numel() and g._nnz():
             assert self.sparse_scalars is not None
-            name = type(optimizer).twin.__name__
-            function = getattr(_native.core(), name if name.startswith("Sparse") else f"Sparse{name}")
             states = [state[key] for key in self.alike]
-            _sparse.step(function, p, g, states, count, optimizer.sums, self.sparse_scalars)
+            _sparse.step(self._sparse_function(), p, g, states, count, optimizer.sums, self.sparse_scalars)
         if self.numbers:
             state["step"] += 1
 

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from goptim import _native
 from goptim._step import _WORDS, GoStep, _Table
 
 # Arguments that transformers.Adafactor has, and torch.optim.Adafactor has not.
@@ -110,12 +109,6 @@ class Adafactor(GoStep, torch.optim.Adafactor):
             bool(group["maximize"]),
             fused_norms(),
         )
-
-    def go(self, tables: list[_Table]) -> None:
-        core, threads = _native.core(), torch.get_num_threads()
-        assert core is not None
-        for table in tables:
-            core.Adafactor(table.address, table.n, threads, *table.scalars)
 
 
 functools.update_wrapper(Adafactor.__init__, torch.optim.Adafactor.__init__)  # the signature

@@ -17,6 +17,9 @@ from goptim.adafactor import fused_norms, why_not_factored
 
 _WORDS = 10  # of a row (goptim/hfadafactor.go)
 
+# A product of three smaller numbers is not too large for float32.
+_LARGE = 1e12
+
 
 class Adafactor(Optimizer):
     r"""Adafactor with the arguments, state and bits of ``transformers.Adafactor``, and its update in Go.
@@ -122,6 +125,9 @@ class Adafactor(Optimizer):
             if _step.watch is not None:
                 reasons = [why for _, _, others in work for _, why in others]
                 _step.watch(self, sum(len(ours) for _, ours, _ in work), reasons)
+            for group, ours, _ in work:
+                if _extreme(group):
+                    self._go_step(ours, group, only_check=True)
             for group, ours, others in work:
                 for p, _ in others:
                     self._torch_step(p, group)
@@ -177,14 +183,14 @@ class Adafactor(Optimizer):
             return f"its step is {state.get('step')!r}"
         return None
 
-    def _go_step(self, params: list[Tensor], group: dict[str, Any]) -> None:
+    def _go_step(self, params: list[Tensor], group: dict[str, Any], only_check: bool = False) -> None:
         if not params:
             return
         words = array("Q")
         written: list[Tensor] = []
         after: list[tuple[dict[str, Any], Tensor]] = []
         for p in params:
-            g, state = p.grad, self.state[p]
+            g, state = p.grad, {} if only_check and not self.state.get(p) else self.state[p]
             assert g is not None
             shapes = _shapes(p, group)
             if not state:
@@ -201,8 +207,10 @@ class Adafactor(Optimizer):
             after.append((state, rms))
         core = _native.core()
         assert core is not None
-        bump_versions(written)
-        core.HFAdafactor(
+        if not only_check:
+            bump_versions(written)
+        _native.call(
+            core.HFAdafactor,
             words.buffer_info()[0],
             len(words) // _WORDS,
             torch.get_num_threads(),
@@ -217,8 +225,9 @@ class Adafactor(Optimizer):
             bool(group["relative_step"]),
             bool(group["warmup_init"]),
             fused_norms(),
+            only_check,
         )
-        for state, rms in after:
+        for state, rms in after if not only_check else ():
             state["RMS"] = rms
             state["step"] += 1
 
@@ -258,6 +267,12 @@ class Adafactor(Optimizer):
         x.add_(-update)
         if x is not p:
             p.copy_(x)
+
+
+def _extreme(group: dict[str, Any]) -> bool:
+    """Whether Python or torch may fail to compute with a group's numbers."""
+    numbers = (group["lr"] or 0, *group["eps"], group["beta1"] or 0, group["weight_decay"])
+    return not group["decay_rate"] <= 0 or any(not abs(x) <= _LARGE for x in numbers)
 
 
 def _shapes(p: Tensor, group: dict[str, Any]) -> dict[str, torch.Size]:

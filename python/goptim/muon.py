@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim._muon import _zeropower_via_newtonschulz as _newton_schulz
+from torch.optim._muon import _adjust_lr, _zeropower_via_newtonschulz as _newton_schulz
 
 from goptim import _native
 from goptim._step import _WORDS, GoStep, _Table
@@ -25,6 +25,9 @@ _UPDATE = 6
 # Matrices beyond this many elements take torch longer to multiply than to be called; and a batch's own bound.
 _SMALL = 1 << 16
 _BATCH = 1 << 22
+
+# No product of smaller numbers is too large for float32 or bfloat16.
+_LARGE = 1e18
 
 # So many sums are tried out: whether a product is fused into one shows in one of a hundred, if they cancel to 8 bits.
 _TRIED = 1 << 11
@@ -73,6 +76,8 @@ class Muon(GoStep, torch.optim.Muon):
 
     def go(self, tables: list[_Table]) -> None:
         for table in tables:
+            _check_scalars(table)
+        for table in tables:
             self._go(table)
 
     def _go(self, table: _Table) -> None:
@@ -98,6 +103,22 @@ class Muon(GoStep, torch.optim.Muon):
                     for matrix in update:
                         matrix.copy_(_newton_schulz(matrix, *orthogonalize))
                 core.MuonUpdate(at, n, threads, *first.shape, group["lr"], group["weight_decay"], adjustment)
+
+
+def _check_scalars(table: _Table) -> None:
+    """Raise what torch raises where Python or torch cannot compute with a group's numbers: with torch's operations."""
+    group = table.group
+    coefficients = tuple(group["ns_coefficients"])
+    numbers = (group["lr"], group["momentum"], group["eps"], *coefficients)
+    extreme = any(not abs(x) <= _LARGE for x in numbers)
+    for p in table.written[::2]:
+        if p.dim() == 2 and (extreme or not p.numel()):
+            one = torch.ones(1, 1, dtype=p.dtype, device="cpu")
+            one.lerp(one, 1 - group["momentum"])
+            if group["nesterov"]:
+                one.lerp(one, group["momentum"])
+            _newton_schulz(one, coefficients, group["ns_steps"], group["eps"])
+            one.add(one, alpha=-_adjust_lr(group["lr"], group["adjust_lr_fn"], p.shape))
 
 
 def _batches(table: _Table) -> Iterator[tuple[list[Tensor], array[int]]]:

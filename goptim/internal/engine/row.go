@@ -152,6 +152,12 @@ func checkAddress(what string, a uintptr, bytes int64) error {
 	return nil
 }
 
+// Steps is how many steps the row has seen, which must be a layout's that counts.
+func (r *Row) Steps() float64 { return number(r.Step, r.stepDType()) }
+
+// SetSteps sets how many steps the row has seen.
+func (r *Row) SetSteps(t float64) { setNumber(r.Step, r.stepDType(), t) }
+
 // Tick counts one more step, in the dtype of the row's step as torch does, and returns the new count.
 func (r *Row) Tick() float64 {
 	t := number(r.Step, r.stepDType()) + 1

@@ -13,18 +13,20 @@ import (
 func Rprop(h *kernel.Rprop, p, g []float32, s [3][]float32) {
 	sgn, zero, low, high := set(h.Sign), set(math.Copysign(0, -1)), set(h.Min), set(h.Max)
 	one, minus, etaMinus := set(1).ToBits(), set(-1).ToBits(), set(h.EtaMinus)
-	toPlus, toMinus := set(h.EtaPlus).ToBits().Xor(one), etaMinus.ToBits().Xor(one)
+	toPlus, toMinus := set(h.Plus).ToBits().Xor(one), set(h.Minus).ToBits().Xor(one)
 	prev, size, w := s[0], s[1], zero.Len()
 	for i := 0; i < len(p); i += w {
 		d := at(g, i).Mul(sgn)
 		turned := d.Mul(*at(prev, i))
 		back := above(zero, turned)
 		factor := above(turned, zero).And(toPlus).Xor(back.And(toMinus)).Xor(one).BitsToFloat32()
-		if w == 1 { // as torch has it; the same unless etaminus rounds to 1
-			back = factor.Equal(etaMinus).ToInt32s().ToBits()
-		}
 		z := at(size, i).Mul(factor)
-		z = z.Max(low).Min(high).ToBits().Or(nan(z)).BitsToFloat32()
+		isNaN := nan(z)
+		if w == 1 { // as torch has it: the same unless the factors are unusual
+			back = factor.Equal(etaMinus).ToInt32s().ToBits()
+			isNaN = isNaN.Or(nan(low)).Or(nan(high))
+		}
+		z = z.Max(low).Min(high).ToBits().Or(isNaN).BitsToFloat32()
 		d = d.ToBits().AndNot(back).BitsToFloat32()
 		*at(size, i) = z
 		*at(prev, i) = d

@@ -14,24 +14,26 @@ import (
 
 // Rprop applies one step of Rprop to prev and step_size.
 func Rprop(h *kernel.Rprop, p, g []float64, s [3][]float64) {
-	if float64(h.EtaMinus) == 1 { // emulation rounds MulAdd twice
+	if math.Float64bits(h.Unusual) != 0 { // emulation rounds MulAdd twice
 		lane.Rprop(h, p, g, s)
 		return
 	}
 	sgn, zero, low, high := set(h.Sign), set(math.Copysign(0, -1)), set(h.Min), set(h.Max)
 	one, minus, etaMinus := set(1).ToBits(), set(-1).ToBits(), set(h.EtaMinus)
-	toPlus, toMinus := set(h.EtaPlus).ToBits().Xor(one), etaMinus.ToBits().Xor(one)
+	toPlus, toMinus := set(h.Plus).ToBits().Xor(one), set(h.Minus).ToBits().Xor(one)
 	prev, size, w := s[0], s[1], 2
 	for i := 0; i < len(p); i += w {
 		d := at(g, i).Mul(sgn)
 		turned := d.Mul(*at(prev, i))
 		back := above(zero, turned)
 		factor := above(turned, zero).And(toPlus).Xor(back.And(toMinus)).Xor(one).BitsToFloat64()
-		if w == 1 { // as torch has it; the same unless etaminus rounds to 1
-			back = factor.Equal(etaMinus).ToInt64x2().ToBits()
-		}
 		z := at(size, i).Mul(factor)
-		z = z.Max(low).Min(high).ToBits().Or(nan(z)).BitsToFloat64()
+		isNaN := nan(z)
+		if w == 1 { // as torch has it: the same unless the factors are unusual
+			back = factor.Equal(etaMinus).ToInt64x2().ToBits()
+			isNaN = isNaN.Or(nan(low)).Or(nan(high))
+		}
+		z = z.Max(low).Min(high).ToBits().Or(isNaN).BitsToFloat64()
 		d = d.ToBits().AndNot(back).BitsToFloat64()
 		*at(size, i) = z
 		*at(prev, i) = d
