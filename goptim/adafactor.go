@@ -114,6 +114,9 @@ func (a *Adafactor[T]) checkParams() error {
 		if err == nil && shape != s.shape {
 			err = fmt.Errorf("shape %v, expected that of the first step: %w", p.Shape, ErrParam)
 		}
+		if overlap(p.Value, p.Grad) {
+			return p.errOverlap("Adafactor", i)
+		}
 		if err == nil && p.Grad != nil && len(p.Grad) != len(p.Value) {
 			err = fmt.Errorf("the gradient has %d elements, expected %d: %w", len(p.Grad), len(p.Value), ErrParam)
 		}

@@ -78,6 +78,12 @@ func (o HFAdafactorOptions) StepTable(t Table) error {
 			updateHFAdafactor(&o, &rows[i], &table[i], &f, &hfAdafactor64)
 		}
 	}
+	f.more = func(i int) {
+		size := rows[i].DType().Size()
+		if f.ranges.Write(table[i].rms, size); o.Averages {
+			f.ranges.Write(table[i].expAvg, int(rows[i].N)*size)
+		}
+	}
 	if err := o.checkScalars(rows, table, &f); err != nil {
 		return fmt.Errorf("goptim: hf.Adafactor: %w", err)
 	}

@@ -191,6 +191,9 @@ func (l *LBFGS[T]) evaluate(closure func() (float64, error)) (float64, error) {
 	}
 	l.segments = l.segments[:0]
 	for i, p := range l.params {
+		if overlap(p.Value, p.Grad) {
+			return loss, p.errOverlap("LBFGS", i)
+		}
 		if p.Grad != nil && len(p.Grad) != len(p.Value) {
 			return loss, fmt.Errorf("goptim: LBFGS: %s: the gradient has %d elements, expected %d: %w",
 				p.describe(i), len(p.Grad), len(p.Value), ErrParam)

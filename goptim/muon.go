@@ -133,6 +133,8 @@ func (p *Param[T]) checkMatrix(i, elements int) error {
 		err = fmt.Errorf("shape %v, expected two dimensions of at least 1: %w", p.Shape, ErrParam)
 	case len(p.Value) != elements:
 		err = fmt.Errorf("%d elements, expected %d as at first: %w", len(p.Value), elements, ErrParam)
+	case overlap(p.Value, p.Grad):
+		return p.errOverlap("Muon", i)
 	case p.Grad != nil && len(p.Grad) != len(p.Value):
 		err = fmt.Errorf("the gradient has %d elements, expected %d: %w", len(p.Grad), len(p.Value), ErrParam)
 	}

@@ -14,11 +14,12 @@ import (
 // Float is the type of a parameter's elements.
 type Float interface{ ~float32 | ~float64 }
 
-// A Param is one tensor to optimize, in any shape, laid out as a slice.
+// A Param is one tensor to optimize, in any shape, laid out as a slice. Params may share memory, as a gradient that is
+// another one's value: an optimizer then steps them one after the other, in their order.
 type Param[T Float] struct {
 	Name  string // for error messages; may be empty
 	Value []T    // changed in place by Step
-	Grad  []T    // as long as Value and only read; nil leaves the parameter out of the step
+	Grad  []T    // as long as Value, of other memory, and only read; nil leaves the parameter out of the step
 	Shape []int  // of Value in row-major order, for optimizers that see matrices; nil is a vector
 }
 
@@ -136,6 +137,9 @@ func (b *base[T, S]) checkAll(r rule[S]) error {
 
 func (b *base[T, S]) check(name string) error {
 	for i, p := range b.params {
+		if overlap(p.Value, p.Grad) {
+			return p.errOverlap(name, i)
+		}
 		if p.Grad != nil && len(p.Grad) != len(p.Value) {
 			return fmt.Errorf("goptim: %s: %s: the gradient has %d elements, expected %d: %w",
 				name, p.describe(i), len(p.Grad), len(p.Value), ErrParam)
@@ -205,6 +209,16 @@ func (b *base[T, S]) makeStates(r rule[S]) {
 		s.made = true
 		at++
 	}
+}
+
+// overlap reports whether two slices share memory.
+func overlap[T Float](a, b []T) bool {
+	size := unsafe.Sizeof(T(0))
+	return len(a) > 0 && len(b) > 0 && address(a) < address(b)+uintptr(len(b))*size && address(b) < address(a)+uintptr(len(a))*size
+}
+
+func (p *Param[T]) errOverlap(optimizer string, i int) error {
+	return fmt.Errorf("goptim: %s: %s: the gradient shares memory with the value: %w", optimizer, p.describe(i), ErrParam)
 }
 
 func dtype[T Float]() engine.DType {

@@ -163,6 +163,8 @@ func (p *SparseParam[T]) check(optimizer string, i int) error {
 		return refuse("Width is %d, expected at least 1", p.Width)
 	case len(p.Value)%p.Width != 0:
 		return refuse("%d elements, expected a multiple of Width, which is %d", len(p.Value), p.Width)
+	case overlap(p.Value, p.Grad):
+		return (&Param[T]{Name: p.Name}).errOverlap(optimizer, i)
 	case len(p.Grad) != len(p.Indices)*p.Width:
 		return refuse("the gradient has %d elements, expected %d, for %d indices", len(p.Grad), len(p.Indices)*p.Width, len(p.Indices))
 	}

@@ -189,6 +189,7 @@ class Adafactor(Optimizer):
         words = array("Q")
         written: list[Tensor] = []
         after: list[tuple[dict[str, Any], Tensor]] = []
+        steps: dict[int, int] = {}
         for p in params:
             g, state = p.grad, {} if only_check and not self.state.get(p) else self.state[p]
             assert g is not None
@@ -200,7 +201,9 @@ class Adafactor(Optimizer):
             rms = torch.empty((), dtype=p.dtype)
             row, col = ("exp_avg_sq_row", "exp_avg_sq_col") if p.dim() > 1 else ("exp_avg_sq", None)
             average = state["exp_avg"].data_ptr() if "exp_avg" in shapes else 0
-            words.extend([p.numel(), _DTYPES[p.dtype], p.data_ptr(), g.data_ptr(), state["step"] + 1, rms.data_ptr()])
+            step = state["step"] + 1 + steps.get(id(state), 0)  # parameters may share a state
+            steps[id(state)] = steps.get(id(state), 0) + 1
+            words.extend([p.numel(), _DTYPES[p.dtype], p.data_ptr(), g.data_ptr(), step, rms.data_ptr()])
             words.extend([state[row].data_ptr(), state[col].data_ptr() if col else 0, average])
             words.append(p.shape[-2] | p.shape[-1] << 32 if p.dim() > 1 else 0)
             written += [p, *(state[key] for key in shapes)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 from array import array
 from collections.abc import Iterator
 from typing import Any
@@ -124,8 +123,7 @@ def _check_scalars(table: _Table) -> None:
 def _batches(table: _Table) -> Iterator[tuple[list[Tensor], array[int]]]:
     """The parameters of a table, and their rows: small ones of one shape together, others alone."""
     params = table.written[::2]  # each is followed by its momentum_buffer
-    spans = sorted((p.data_ptr(), p.data_ptr() + p.numel() * p.element_size()) for p in params)
-    shared = any(end > start for (_, end), (start, _) in itertools.pairwise(spans))  # then their order matters
+    shared = _share_memory(table)  # then their order matters
     together: dict[object, list[int]] = {}
     for i, p in enumerate(params):
         small = p.is_contiguous() and p.numel() <= _SMALL and not shared
@@ -139,6 +137,23 @@ def _batches(table: _Table) -> Iterator[tuple[list[Tensor], array[int]]]:
             for i in batch:
                 words += table.words[i * _WORDS : (i + 1) * _WORDS]
             yield [params[i] for i in batch], words
+
+
+def _share_memory(table: _Table) -> bool:
+    """Whether a parameter or a momentum shares memory with a tensor of another row, or with its own gradient."""
+    ranges = sorted(
+        (t.data_ptr(), t.data_ptr() + t.numel() * t.element_size(), written)
+        for tensors, written in ((table.written, True), (table.grads, False))
+        for t in tensors
+    )
+    end = end_of_written = 0
+    for start, stop, written in ranges:
+        if start < stop and start < (end if written else end_of_written):
+            return True
+        end = max(end, stop)
+        if written:
+            end_of_written = max(end_of_written, stop)
+    return False
 
 
 def _newton_schulz_batch(x: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:

@@ -29,6 +29,14 @@ func (d DType) String() string {
 	return fmt.Sprintf("dtype %d", uint8(d))
 }
 
+// Size is the size of an element in bytes.
+func (d DType) Size() int {
+	if d == Float32 {
+		return 4
+	}
+	return 8
+}
+
 // States is how many states a row has room for.
 const States = 3
 
