@@ -165,6 +165,10 @@ func (l *LBFGS[T]) Step(closure func() (loss float64, err error)) (float64, erro
 	}
 }
 
+// Rescale multiplies the length of the last movement, which ended a Step without StrongWolfe, by a factor. It is for a
+// caller that has moved the parameters to another point along the direction, as by a line search of its own.
+func (l *LBFGS[T]) Rescale(factor float64) { l.machine.T.Value *= factor }
+
 // Check reports what Step would refuse now, before it calls the closure.
 func (l *LBFGS[T]) Check() error { return errors.Join(l.check(), l.checkLengths()) }
 

@@ -48,7 +48,7 @@ type pass[S any] struct {
 	kernels  kernels[S]
 	rows     []engine.Row
 	distinct []terms[S]
-	at       []int        // the index of a row's terms
+	at       []int // the index of a row's terms
 	log      scalarLog
 	now      now          // the row whose scalars are computed
 	joined   []engine.Row // of several tables
