@@ -6,6 +6,7 @@
 package bindings
 
 import (
+	"errors"
 	"fmt"
 	"runtime"
 	"runtime/debug"
@@ -111,20 +112,21 @@ var kinds = []struct {
 		}
 	})},
 	// lr, beta2_decay, eps1, eps2, d, weight_decay, maximize, whether torch's norms fuse all squares into their sum
-	{"Adafactor", each(8, func(x []float64, t goptim.Table) error {
+	{"Adafactor", together(8, func(x []float64, t *goptim.Table) goptim.AdafactorOptions {
 		t.FusedNorms = x[7] != 0
 		return goptim.AdafactorOptions{
 			LR: x[0], Beta2Decay: x[1], Eps: [2]float64{x[2], x[3]}, D: x[4], WeightDecay: x[5], Maximize: x[6] != 0,
-		}.StepTable(t)
+		}
 	})},
 	// lr, eps1, eps2, clip_threshold, decay_rate, whether there is a beta1, beta1, weight_decay, scale_parameter,
-	// relative_step, warmup_init, fused norms as Adafactor's
-	{"HFAdafactor", each(12, func(x []float64, t goptim.Table) error {
+	// relative_step, warmup_init, fused norms as Adafactor's, whether to write nothing
+	{"HFAdafactor", each(13, func(x []float64, t goptim.Table) error {
 		t.FusedNorms = x[11] != 0
 		return goptim.HFAdafactorOptions{
 			LR: x[0], Eps: [2]float64{x[1], x[2]}, ClipThreshold: x[3], DecayRate: x[4],
 			Averages: x[5] != 0, Beta1: x[6], WeightDecay: x[7],
 			ScaleParameter: x[8] != 0, RelativeStep: x[9] != 0, WarmupInit: x[10] != 0,
+			OnlyCheck: x[12] != 0,
 		}.StepTable(t)
 	})},
 	// momentum, nesterov
@@ -263,5 +265,16 @@ func enter(err *error) func() {
 		if e := recover(); e != nil {
 			*err = fmt.Errorf("goptim: panic in Go: %v\n%s", e, debug.Stack())
 		}
+		*err = named(*err)
 	}
+}
+
+// named begins the text of an error with the exception that it is in Python, unless that is a RuntimeError, which gopy
+// makes of any error.
+func named(err error) error {
+	var scalar *goptim.ScalarError
+	if errors.As(err, &scalar) && scalar.Exception != "RuntimeError" {
+		return fmt.Errorf("%s: %w", scalar.Exception, err)
+	}
+	return err
 }

@@ -104,13 +104,13 @@ func (o *AdadeltaOptions) initial(int) float64 {
 	return 0
 }
 
-func (o *AdadeltaOptions) scalars(n now) kernel.Adadelta {
+func (o *AdadeltaOptions) scalars(n *now) kernel.Adadelta {
 	return kernel.Adadelta{
-		Coupled: kernel.CoupledOf(o.Maximize, o.WeightDecay),
+		Coupled: n.coupled(o.Maximize, o.WeightDecay),
 		Rho:     o.Rho,
-		C:       1 - o.Rho,
+		C:       n.narrow(1 - o.Rho),
 		Eps:     o.Eps,
-		Step:    -o.LR,
+		Step:    n.narrow(-o.LR),
 	}
 }
 

@@ -94,6 +94,17 @@ func machineEpsilon[T Float]() float64 {
 
 // Check reports what Step would refuse now.
 func (a *Adafactor[T]) Check() error {
+	if err := a.checkParams(); err != nil {
+		return err
+	}
+	a.gather(1)
+	err := a.step.begin()
+	a.step.log.restore(a.step.rows)
+	runtime.KeepAlive(a) // the rows hold addresses
+	return err
+}
+
+func (a *Adafactor[T]) checkParams() error {
 	if err := a.check(); err != nil {
 		return err
 	}
@@ -102,6 +113,9 @@ func (a *Adafactor[T]) Check() error {
 		shape, err := p.matrices()
 		if err == nil && shape != s.shape {
 			err = fmt.Errorf("shape %v, expected that of the first step: %w", p.Shape, ErrParam)
+		}
+		if overlap(p.Value, p.Grad) {
+			return p.errOverlap("Adafactor", i)
 		}
 		if err == nil && p.Grad != nil && len(p.Grad) != len(p.Value) {
 			err = fmt.Errorf("the gradient has %d elements, expected %d: %w", len(p.Grad), len(p.Value), ErrParam)
@@ -123,9 +137,21 @@ func (a *Adafactor[T]) groups() []group { return []group{adafactorGroup[T]{a}} }
 
 // Step updates every parameter that has a gradient. On an error that wraps ErrOption or ErrParam nothing has changed.
 func (a *Adafactor[T]) Step() error {
-	if err := a.Check(); err != nil {
+	if err := a.checkParams(); err != nil {
 		return err
 	}
+	threads := a.Workers
+	if threads <= 0 {
+		threads = runtime.GOMAXPROCS(0)
+	}
+	a.gather(threads)
+	err := a.step.run()
+	runtime.KeepAlive(a) // the rows hold addresses
+	return err
+}
+
+// gather makes the rows of one step.
+func (a *Adafactor[T]) gather(threads int) {
 	rows := a.step.rows[:0]
 	for i, p := range a.params {
 		if p.Grad == nil || len(p.Value) == 0 {
@@ -143,34 +169,41 @@ func (a *Adafactor[T]) Step() error {
 		}
 		rows = append(rows, row)
 	}
-	threads := a.Workers
-	if threads <= 0 {
-		threads = runtime.GOMAXPROCS(0)
-	}
 	s := &a.step
-	s.AdafactorOptions, s.rows = a.AdafactorOptions, rows
+	s.options, s.ends, s.rows = append(s.options[:0], a.AdafactorOptions), append(s.ends[:0], len(rows)), rows
 	s.threads, s.meanThreads, s.pow = threads, 1, cpow.Pow // one thread's means, so that the result does not depend on Workers
-	err := s.run()
-	runtime.KeepAlive(a) // the rows hold addresses
-	return err
 }
 
 // StepTable runs one step over a table whose states are row_var and col_var, and in the place of the third the number
 // of rows of a matrix plus 2 to the power of 32 times that of columns; or variance, and 0 for the other two. It takes
 // the options unchecked, as torch's step does. On an error that wraps ErrParam nothing has changed.
 func (o AdafactorOptions) StepTable(t Table) error {
-	rows, err := t.rows("Adafactor", engine.Layout{Counts: true})
-	if err != nil {
-		return err
+	return o.stepTables([]AdafactorOptions{o}, []Table{t})
+}
+
+func (AdafactorOptions) stepTables(options []AdafactorOptions, tables []Table) error {
+	if len(options) != len(tables) {
+		return fmt.Errorf("goptim: Adafactor: options of %d tables, expected %d: %w", len(options), len(tables), ErrOption)
 	}
-	for i := range rows {
-		if err := checkFactored(&rows[i]); err != nil {
-			return fmt.Errorf("goptim: Adafactor: row %d: %w: %w", i, err, ErrParam)
+	s := &adafactorStep{options: options}
+	for i, t := range tables {
+		rows, err := t.rows("Adafactor", engine.Layout{Counts: true})
+		if err != nil {
+			return err
+		}
+		for k := range rows {
+			if err := checkFactored(&rows[k]); err != nil {
+				return fmt.Errorf("goptim: Adafactor: row %d: %w: %w", k, err, ErrParam)
+			}
+		}
+		s.rows = append(s.rows, rows...)
+		s.ends = append(s.ends, len(s.rows))
+		if i == 0 {
+			s.factorings = factorings{
+				threads: t.Threads, team: t.Team, meanThreads: t.Threads, order: reduce.Order{Fused: t.FusedNorms}, pow: t.pow(),
+			}
 		}
 	}
-	s := &adafactorStep{AdafactorOptions: o, rows: rows, factorings: factorings{
-		threads: t.Threads, team: t.Team, meanThreads: t.Threads, order: reduce.Order{Fused: t.FusedNorms}, pow: t.pow(),
-	}}
 	return s.run()
 }
 
@@ -198,17 +231,67 @@ func (o *AdafactorOptions) options() []option {
 
 // An adafactorStep is one step, in memory that is kept for the next.
 type adafactorStep struct {
-	AdafactorOptions
+	options []AdafactorOptions
+	ends    []int // of the rows of each
 	factorings
-	rows  []engine.Row
-	steps []float64
+	rows    []engine.Row
+	log     scalarLog
+	now     now
+	scalars []adafactorScalars // of every row
+}
+
+// begin computes the scalars of the rows and counts the step. On an error nothing has changed.
+func (s *adafactorStep) begin() error {
+	s.log.begin()
+	s.scalars = s.scalars[:0]
+	group := 0
+	for i := range s.rows {
+		for i == s.ends[group] {
+			group++
+		}
+		s.now = now{row: &s.rows[i], i: i, log: &s.log, pow: s.pow}
+		s.now.t = s.log.tick(s.rows, i)
+		s.scalars = append(s.scalars, s.options[group].scalarsOf(&s.now))
+		if s.log.err == nil {
+			s.tryOut(i)
+		}
+		if s.log.err != nil {
+			s.log.restore(s.rows)
+			return fmt.Errorf("goptim: Adafactor: %w", s.log.err)
+		}
+	}
+	return nil
+}
+
+// tryOut looks for an error that depends on the elements: a factor of the update that float32 cannot hold. That can be
+// only where the step is larger than the parameter, or the least scale of a parameter is as large.
+func (s *adafactorStep) tryOut(i int) {
+	of, row := &s.scalars[i], s.rows[i]
+	if row.DType() != engine.Float32 || !(math.Abs(of.rho) > 1 || of.eps2 > math.MaxFloat32) {
+		return
+	}
+	shape, lengths := matricesOf(&row), [2]int{int(row.N)}
+	if shape.rows != 0 {
+		lengths = [2]int{shape.batch * shape.rows, shape.batch * shape.cols}
+	}
+	p := slices.Clone(elements[float32](row.Param, int(row.N)))
+	row.Param = address(p)
+	var states [2][]float32
+	for k, n := range lengths {
+		if n > 0 {
+			states[k] = slices.Clone(elements[float32](row.State[k], n))
+			row.State[k] = address(states[k])
+		}
+	}
+	s.now.narrow(updateAdafactor(of, &row, &s.factorings, &adafactor32))
+	runtime.KeepAlive(p)
+	runtime.KeepAlive(states)
 }
 
 // run steps the rows: one thread a parameter, for a norm is one chain of additions.
 func (s *adafactorStep) run() error {
-	s.steps = s.steps[:0]
-	for i := range s.rows {
-		s.steps = append(s.steps, s.rows[i].Tick())
+	if err := s.begin(); err != nil {
+		return err
 	}
 	if s.do == nil {
 		s.do = s.update
@@ -221,10 +304,37 @@ func (s *adafactorStep) run() error {
 
 func (s *adafactorStep) update(i int) {
 	if r := &s.rows[i]; r.DType() == engine.Float32 {
-		updateAdafactor(&s.AdafactorOptions, r, s.steps[i], &s.factorings, &adafactor32)
+		updateAdafactor(&s.scalars[i], r, &s.factorings, &adafactor32)
 	} else {
-		updateAdafactor(&s.AdafactorOptions, r, s.steps[i], &s.factorings, &adafactor64)
+		updateAdafactor(&s.scalars[i], r, &s.factorings, &adafactor64)
 	}
+}
+
+// adafactorScalars are the scalars of a step that do not depend on the elements.
+type adafactorScalars struct {
+	kernel.Adafactor
+	count, rho, eps2, d float64
+}
+
+func (o *AdafactorOptions) scalarsOf(n *now) adafactorScalars {
+	shape := matricesOf(n.row)
+	h := adafactorScalars{count: n.pow(float64(n.row.N), 0.5), rho: o.LR, eps2: o.Eps[1]}
+	w := n.power(n.t, o.Beta2Decay, "TypeError") // torch compares a complex number of the same base
+	if x := n.quotient(1, n.power(n.t, 0.5, "TypeError")); x < h.rho {
+		h.rho = x
+	}
+	h.Adafactor = kernel.Adafactor{
+		Sign: kernel.Sign(o.Maximize), W: n.weight(w), Eps1: o.Eps[0], EpsSq: o.Eps[0] * o.Eps[0],
+		Rows: float64(shape.rows), Cols: float64(shape.cols), Decay: decoupled(o.LR, o.WeightDecay),
+	}
+	if shape.rows != 0 {
+		n.narrow(h.Eps1)
+	}
+	n.narrow(h.EpsSq)
+	if h.d = float64(h.count * o.D); h.d == 0 {
+		n.quotient(1, h.d)
+	}
+	return h
 }
 
 type adafactorKernels[T Float] struct {
@@ -243,7 +353,8 @@ var (
 	}
 )
 
-func updateAdafactor[T Float](o *AdafactorOptions, r *engine.Row, t float64, f *factorings, k *adafactorKernels[T]) {
+// updateAdafactor steps a row and returns the factor of its update.
+func updateAdafactor[T Float](of *adafactorScalars, r *engine.Row, f *factorings, k *adafactorKernels[T]) float64 {
 	n, shape := int(r.N), matricesOf(r)
 	p, g := elements[T](r.Param, n), elements[T](r.Grad, n)
 	s := takeScratch[T](&k.scratches)
@@ -252,36 +363,26 @@ func updateAdafactor[T Float](o *AdafactorOptions, r *engine.Row, t float64, f *
 	s.norm = reduce.Norm[T]{Order: f.order}
 	s.paramNorm = s.norm
 
-	count := f.pow(float64(n), 0.5)
-	rho := o.LR
-	if x := 1 / f.pow(t, 0.5); x < rho {
-		rho = x
-	}
 	h := &s.adafactor
-	*h = kernel.Adafactor{
-		Sign: kernel.Sign(o.Maximize), W: kernel.WeightOf[T](f.pow(t, o.Beta2Decay)), Eps1: o.Eps[0], EpsSq: o.Eps[0] * o.Eps[0],
-		Rows: float64(shape.rows), Cols: float64(shape.cols), Fused: kernel.Flag(f.order.Fused),
-		Decay: 1,
-	}
-	if o.WeightDecay != 0 {
-		h.Decay = 1 - float64(o.LR*o.WeightDecay)
-	}
+	*h = of.Adafactor
+	h.Fused = kernel.Flag(f.order.Fused)
 	if shape.rows == 0 {
 		kernel.Apply(k.vector, h, u, g, [3][]T{elements[T](r.State[0], n)})
 	} else {
 		row, col := elements[T](r.State[0], shape.batch*shape.rows), elements[T](r.State[1], shape.batch*shape.cols)
 		k.update(h, shape, p, u, g, row, col, f, s)
 	}
-	scale := o.Eps[1]
-	if x := float64(s.paramNorm.Of(p)) / count; x > scale {
+	scale := of.eps2
+	if x := float64(s.paramNorm.Of(p)) / of.count; x > scale {
 		scale = x
 	}
-	clip := float64(s.norm.Of(u)) / (count * o.D)
+	clip := float64(s.norm.Of(u)) / of.d
 	if !(clip > 1) {
 		clip = 1
 	}
-	h.Step = -(scale * rho) / clip
+	h.Step = -(scale * of.rho) / clip
 	kernel.Apply(k.step, h, p, u, [3][]T{})
+	return h.Step
 }
 
 // update writes the unclipped update of a batch of matrices to u, and moves row_var and col_var.

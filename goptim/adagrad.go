@@ -151,10 +151,10 @@ func (o *AdagradOptions) initial(int) float64 {
 	return o.InitialAccumulatorValue
 }
 
-func (o *AdagradOptions) scalars(n now) kernel.Adagrad {
+func (o *AdagradOptions) scalars(n *now) kernel.Adagrad {
 	return kernel.Adagrad{
-		Coupled: kernel.CoupledOf(o.Maximize, o.WeightDecay),
-		Step:    -(o.LR / (1 + float64((n.t-1)*o.LRDecay))),
+		Coupled: n.coupled(o.Maximize, o.WeightDecay),
+		Step:    n.narrow(-n.quotient(o.LR, 1+float64((n.t-1)*o.LRDecay))),
 		Eps:     o.Eps,
 	}
 }

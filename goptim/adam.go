@@ -130,23 +130,24 @@ func (o *AdamOptions) layout() engine.Layout {
 
 func (o *AdamOptions) initial(int) float64 { return 0 }
 
-func (o *AdamOptions) scalars(n now) kernel.Adam {
+func (o *AdamOptions) scalars(n *now) kernel.Adam {
 	beta1, beta2 := o.Betas[0], o.Betas[1]
 	h := kernel.Adam{
 		Coupled: kernel.CoupledOf(o.Maximize, 0),
 		Decay:   1,
-		C1:      n.weight(1 - beta1),
 		Beta2:   beta2,
-		C2:      1 - beta2,
-		Step:    -(o.LR / (1 - n.pow(beta1, n.t))),
-		BC2Sqrt: n.divisor(n.pow(1-n.pow(beta2, n.t), 0.5)),
 		Eps:     o.Eps,
 	}
 	if o.DecoupledWeightDecay {
-		h.Decay = 1 - float64(o.LR*o.WeightDecay)
+		h.Decay = decoupled(o.LR, o.WeightDecay)
 	} else {
-		h.Coupled = kernel.CoupledOf(o.Maximize, o.WeightDecay)
+		h.Coupled = n.coupled(o.Maximize, o.WeightDecay)
 	}
+	h.C1, h.C2 = n.weight(1-beta1), n.narrow(1-beta2)
+	bc1, bc2 := 1-n.power(beta1, n.t, "RuntimeError"), 1-n.power(beta2, n.t, "RuntimeError")
+	step := n.quotient(o.LR, bc1)
+	h.BC2Sqrt = n.divisor(n.power(bc2, 0.5, "RuntimeError"))
+	h.Step = n.narrow(-step)
 	return h
 }
 

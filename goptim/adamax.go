@@ -103,14 +103,14 @@ func (o *AdamaxOptions) initial(int) float64 {
 	return 0
 }
 
-func (o *AdamaxOptions) scalars(n now) kernel.Adamax {
+func (o *AdamaxOptions) scalars(n *now) kernel.Adamax {
 	beta1 := o.Betas[0]
 	return kernel.Adamax{
-		Coupled: kernel.CoupledOf(o.Maximize, o.WeightDecay),
+		Coupled: n.coupled(o.Maximize, o.WeightDecay),
 		C1:      n.weight(1 - beta1),
 		Beta2:   o.Betas[1],
 		Eps:     o.Eps,
-		Step:    -(o.LR / (1 - n.pow(beta1, n.t))),
+		Step:    n.narrow(-n.quotient(o.LR, 1-n.power(beta1, n.t, "RuntimeError"))),
 	}
 }
 

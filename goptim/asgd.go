@@ -119,18 +119,41 @@ func (o *ASGDOptions) initial(state int) float64 {
 	return 0
 }
 
-func (o *ASGDOptions) scalars(n now) kernel.ASGD {
+func (o *ASGDOptions) scalars(n *now) kernel.ASGD {
 	eta, mu := n.row.Number(asgdEta), n.row.Number(asgdMu)
-	next := o.LR / n.pow(1+float64(float64(o.Lambd*o.LR)*n.t), o.Alpha)
-	n.setNumber(asgdEta, next)
-	n.setNumber(asgdMu, 1/max(1, n.t-o.T0))
-	return kernel.ASGD{
-		Coupled:  kernel.CoupledOf(o.Maximize, o.WeightDecay),
+	h := kernel.ASGD{
+		Coupled:  n.coupled(o.Maximize, o.WeightDecay),
 		Decay:    1 - float64(o.Lambd*eta),
-		Step:     -eta,
+		Step:     n.narrow(-eta),
 		Mu:       mu,
 		Averages: kernel.Flag(mu != 1),
 	}
+	n.setTensor(asgdEta, o.eta(n))
+	averaged := 1.0
+	if x := n.t - o.T0; x > 1 {
+		averaged = x
+	}
+	n.setTensor(asgdMu, 1/averaged)
+	return h
+}
+
+// eta is the learning rate of the next step. Where the power is complex, torch drops the imaginary part of the quotient.
+func (o *ASGDOptions) eta(n *now) float64 {
+	base := 1 + float64(float64(o.Lambd*o.LR)*n.t)
+	if !(base < 0 && o.Alpha-math.Floor(o.Alpha) > 0) || math.IsInf(base, 0) {
+		return n.quotient(o.LR, n.realPower(base, o.Alpha))
+	}
+	length := n.realPower(-base, o.Alpha)
+	sin, cos := math.Sincos(math.Pi * o.Alpha)
+	re, im := length*cos, length*sin
+	if re == 0 && im == 0 {
+		return n.quotient(o.LR, 0)
+	}
+	if math.Abs(re) >= math.Abs(im) {
+		return o.LR / (re + float64(im*(im/re)))
+	}
+	ratio := re / im
+	return float64(o.LR*ratio) / (float64(re*ratio) + im)
 }
 
 func (o *ASGDOptions) kernels() kernels[kernel.ASGD] { return kernels[kernel.ASGD]{f32.ASGD, f64.ASGD} }

@@ -91,6 +91,8 @@ type factorings struct {
 	pow         func(x, y float64) float64
 	do          func(row int)
 	queue       []int // of rows
+	ranges      engine.Ranges
+	more        func(row int) // adds what a row has beside the usual to ranges
 	next        func(i int)
 }
 
@@ -111,16 +113,9 @@ func (f *factorings) each(rows []engine.Row) error {
 	threads := f.threads
 	if total < aloneFactored {
 		threads = 1
-	} else {
-		slices.SortFunc(f.queue, func(i, j int) int { return cmp.Compare(rows[i].Param, rows[j].Param) })
-		shared := false
-		for k, i := range f.queue[1:] {
-			before := &rows[f.queue[k]]
-			shared = shared || rows[i].Param < before.Param+uintptr(before.N)*sizeOf(before)
-		}
-		if shared {
+	} else if threads > 1 && len(rows) > 1 {
+		if f.shared(rows) {
 			threads = 1
-			slices.Sort(f.queue)
 		} else {
 			slices.SortFunc(f.queue, func(i, j int) int { return cmp.Or(cmp.Compare(rows[j].N, rows[i].N), cmp.Compare(i, j)) })
 		}
@@ -128,11 +123,25 @@ func (f *factorings) each(rows []engine.Row) error {
 	return engine.Each(len(rows), threads, f.team, f.next)
 }
 
-func sizeOf(r *engine.Row) uintptr {
-	if r.DType() == engine.Float32 {
-		return 4
+// shared reports whether what one row writes is memory of another.
+func (f *factorings) shared(rows []engine.Row) bool {
+	f.ranges.Reset()
+	for i := range rows {
+		r := &rows[i]
+		size, shape := r.DType().Size(), matricesOf(r)
+		f.ranges.Write(r.Param, int(r.N)*size)
+		f.ranges.Read(r.Grad, int(r.N)*size)
+		if shape.rows == 0 {
+			f.ranges.Write(r.State[0], int(r.N)*size)
+		} else {
+			f.ranges.Write(r.State[0], shape.batch*shape.rows*size)
+			f.ranges.Write(r.State[1], shape.batch*shape.cols*size)
+		}
+		if f.more != nil {
+			f.more(i)
+		}
 	}
-	return 8
+	return f.ranges.Shared()
 }
 
 // scratch is memory for one parameter's step.

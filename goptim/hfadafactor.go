@@ -26,6 +26,7 @@ type HFAdafactorOptions struct {
 	ScaleParameter bool
 	RelativeStep   bool
 	WarmupInit     bool
+	OnlyCheck      bool // StepTable reports what it would refuse, and writes nothing
 }
 
 // An hfRow is one parameter of a table for HFAdafactorOptions.StepTable: ten 64-bit words.
@@ -77,10 +78,60 @@ func (o HFAdafactorOptions) StepTable(t Table) error {
 			updateHFAdafactor(&o, &rows[i], &table[i], &f, &hfAdafactor64)
 		}
 	}
+	f.more = func(i int) {
+		size := rows[i].DType().Size()
+		if f.ranges.Write(table[i].rms, size); o.Averages {
+			f.ranges.Write(table[i].expAvg, int(rows[i].N)*size)
+		}
+	}
+	if err := o.checkScalars(rows, table, &f); err != nil {
+		return fmt.Errorf("goptim: hf.Adafactor: %w", err)
+	}
+	if o.OnlyCheck {
+		return nil
+	}
 	if err := f.each(rows); err != nil {
 		return fmt.Errorf("goptim: hf.Adafactor: %w", err)
 	}
 	return nil
+}
+
+// checkScalars computes the scalars of all rows for their errors.
+func (o *HFAdafactorOptions) checkScalars(rows []engine.Row, table []hfRow, f *factorings) error {
+	var log scalarLog
+	n := now{log: &log, pow: f.pow}
+	for i := range rows {
+		n.row, n.i, n.t = &rows[i], i, float64(table[i].step)
+		if z := n.pow(n.t, o.DecayRate); math.IsInf(z, 0) && !math.IsInf(o.DecayRate, 0) {
+			n.fail("OverflowError", "%v to the power of %v is too large", n.t, o.DecayRate)
+		} else {
+			n.narrow(1 - (1 - z))
+		}
+		if o.Averages {
+			n.narrow(1 - o.Beta1)
+		}
+		if o.WeightDecay != 0 && log.err == nil {
+			n.narrow(o.decayOf(&n, f))
+		}
+	}
+	return log.err
+}
+
+// decayOf is the factor of the weight decay, where it is a number; it is 0 where it is a tensor, because it is relative
+// to the root mean square of the parameter.
+func (o *HFAdafactorOptions) decayOf(n *now, f *factorings) float64 {
+	if !o.ScaleParameter {
+		return -o.WeightDecay * o.rate(n.t)
+	}
+	decay := -o.WeightDecay * float64(o.Eps[1]*o.rate(n.t))
+	if n.row.DType() == engine.Float32 && math.Abs(decay) > math.MaxFloat32 {
+		p := elements[float32](n.row.Param, int(n.row.N))
+		norm := reduce.Norm[float32]{Order: f.order}
+		if norm.Of(p)/float32(f.pow(float64(len(p)), 0.5)) > float32(o.Eps[1]) {
+			return 0
+		}
+	}
+	return decay
 }
 
 type hfAdafactorKernels[T Float] struct {
@@ -139,17 +190,7 @@ func updateHFAdafactor[T Float](o *HFAdafactorOptions, r *engine.Row, at *hfRow,
 // rates are the learning rate and the factor of the weight decay. Where the scale of the parameter is a tensor, torch
 // rounds every product.
 func (o *HFAdafactorOptions) rates(t, rms, leastScale float64, round func(float64) float64) (lr, decay float64) {
-	lr = o.LR
-	if o.RelativeStep {
-		least := 1e-2
-		if o.WarmupInit {
-			least = 1e-6 * t
-		}
-		lr = least
-		if x := 1 / math.Sqrt(t); x < least {
-			lr = x
-		}
-	}
+	lr = o.rate(t)
 	switch {
 	case !o.ScaleParameter:
 		lr = 1 * lr
@@ -160,6 +201,18 @@ func (o *HFAdafactorOptions) rates(t, rms, leastScale float64, round func(float6
 		lr = o.Eps[1] * lr
 	}
 	return lr, -o.WeightDecay * lr
+}
+
+// rate is the learning rate, before it is scaled.
+func (o *HFAdafactorOptions) rate(t float64) float64 {
+	if !o.RelativeStep {
+		return o.LR
+	}
+	least := 1e-2
+	if o.WarmupInit {
+		least = 1e-6 * t
+	}
+	return math.Min(least, 1/math.Sqrt(t))
 }
 
 // update writes the unclipped update of a batch of matrices to u, and moves exp_avg_sq_row and exp_avg_sq_col.

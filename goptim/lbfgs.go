@@ -165,6 +165,10 @@ func (l *LBFGS[T]) Step(closure func() (loss float64, err error)) (float64, erro
 	}
 }
 
+// Rescale multiplies the length of the last movement, which ended a Step without StrongWolfe, by a factor. It is for a
+// caller that has moved the parameters to another point along the direction, as by a line search of its own.
+func (l *LBFGS[T]) Rescale(factor float64) { l.machine.T.Value *= factor }
+
 // Check reports what Step would refuse now, before it calls the closure.
 func (l *LBFGS[T]) Check() error { return errors.Join(l.check(), l.checkLengths()) }
 
@@ -191,6 +195,9 @@ func (l *LBFGS[T]) evaluate(closure func() (float64, error)) (float64, error) {
 	}
 	l.segments = l.segments[:0]
 	for i, p := range l.params {
+		if overlap(p.Value, p.Grad) {
+			return loss, p.errOverlap("LBFGS", i)
+		}
 		if p.Grad != nil && len(p.Grad) != len(p.Value) {
 			return loss, fmt.Errorf("goptim: LBFGS: %s: the gradient has %d elements, expected %d: %w",
 				p.describe(i), len(p.Grad), len(p.Value), ErrParam)

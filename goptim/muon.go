@@ -62,6 +62,8 @@ type Muon[T Float] struct {
 	update      []T
 	schulz      newtonSchulz
 	row         [1]engine.Row
+	log         scalarLog
+	now         now
 }
 
 // NewMuon makes a Muon of params, each a matrix by its Shape of two dimensions: a hidden layer's weight. The error wraps
@@ -131,6 +133,8 @@ func (p *Param[T]) checkMatrix(i, elements int) error {
 		err = fmt.Errorf("shape %v, expected two dimensions of at least 1: %w", p.Shape, ErrParam)
 	case len(p.Value) != elements:
 		err = fmt.Errorf("%d elements, expected %d as at first: %w", len(p.Value), elements, ErrParam)
+	case overlap(p.Value, p.Grad):
+		return p.errOverlap("Muon", i)
 	case p.Grad != nil && len(p.Grad) != len(p.Value):
 		err = fmt.Errorf("the gradient has %d elements, expected %d: %w", len(p.Grad), len(p.Value), ErrParam)
 	}
@@ -146,7 +150,21 @@ func (m *Muon[T]) Check() error {
 	for i, p := range m.params {
 		err = errors.Join(err, p.checkMatrix(i, len(m.momenta[i])))
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	m.log.begin()
+	m.row[0].Kind = engine.KindOf(dtype[T](), engine.None)
+	for i, p := range m.params {
+		if p.Grad != nil {
+			m.now = now{row: &m.row[0], i: i, log: &m.log}
+			m.checkScalars(&m.now, p.Shape[0], p.Shape[1])
+		}
+	}
+	if m.log.err != nil {
+		return fmt.Errorf("goptim: Muon: %w", m.log.err)
+	}
+	return nil
 }
 
 // MarshalBinary encodes options and state: see Stateful.
@@ -216,6 +234,15 @@ func (o MuonOptions) UpdateTable(t Table, rows, cols int) error {
 		return err
 	}
 	return runMuon(o.movement(table, rows, cols), t.Threads, t.Team)
+}
+
+// checkScalars computes the scalars of a matrix for their errors.
+func (o *MuonOptions) checkScalars(n *now, rows, cols int) {
+	n.narrow(1 - o.Momentum)
+	if o.Nesterov {
+		n.narrow(o.Momentum)
+	}
+	n.narrow(-float64(o.LR * o.AdjustLR.ratio(rows, cols)))
 }
 
 func (o *MuonOptions) toward(table []engine.Row) muonPass {

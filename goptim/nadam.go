@@ -114,31 +114,30 @@ func (o *NAdamOptions) initial(state int) float64 {
 	return 0
 }
 
-func (o *NAdamOptions) scalars(n now) kernel.NAdam {
+func (o *NAdamOptions) scalars(n *now) kernel.NAdam {
 	beta1, beta2 := o.Betas[0], o.Betas[1]
-	mu := float64(beta1 * (1 - float64(0.5*n.pow(0.96, n.t*o.MomentumDecay))))
-	next := beta1 * (1 - float64(0.5*n.pow(0.96, (n.t+1)*o.MomentumDecay)))
+	h := kernel.NAdam{
+		Coupled: kernel.CoupledOf(o.Maximize, 0),
+		Decay:   1,
+		Beta2:   beta2,
+		BC2:     1 - n.power(beta2, n.t, "RuntimeError"),
+		Eps:     o.Eps,
+	}
+	if o.DecoupledWeightDecay {
+		h.Decay = decoupled(o.LR, o.WeightDecay)
+	} else {
+		h.Coupled = n.coupled(o.Maximize, o.WeightDecay)
+	}
+	mu := float64(beta1 * (1 - float64(0.5*n.realPower(0.96, n.t*o.MomentumDecay))))
+	next := beta1 * (1 - float64(0.5*n.realPower(0.96, (n.t+1)*o.MomentumDecay)))
 	factor := mu
 	if n.row.NumberDType(nadamMuProduct) == engine.Float32 {
 		factor = float64(float32(mu))
 	}
-	product := n.row.SetNumber(nadamMuProduct, float64(n.row.Number(nadamMuProduct)*factor))
-	h := kernel.NAdam{
-		Coupled: kernel.CoupledOf(o.Maximize, 0),
-		Decay:   1,
-		C1:      n.weight(1 - beta1),
-		Beta2:   beta2,
-		C2:      1 - beta2,
-		BC2:     1 - n.pow(beta2, n.t),
-		Eps:     o.Eps,
-		StepG:   -o.LR * (1 - mu) / (1 - product),
-		StepM:   -o.LR * next / (1 - float64(product*next)),
-	}
-	if o.DecoupledWeightDecay {
-		h.Decay = 1 - float64(o.LR*o.WeightDecay)
-	} else {
-		h.Coupled = kernel.CoupledOf(o.Maximize, o.WeightDecay)
-	}
+	product := n.setNumber(nadamMuProduct, float64(n.row.Number(nadamMuProduct)*factor))
+	h.C1, h.C2 = n.weight(1-beta1), n.narrow(1-beta2)
+	h.StepG = n.narrow(n.quotient(-o.LR*(1-mu), 1-product))
+	h.StepM = n.narrow(n.quotient(-o.LR*next, 1-float64(product*next)))
 	return h
 }
 

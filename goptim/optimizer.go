@@ -14,11 +14,12 @@ import (
 // Float is the type of a parameter's elements.
 type Float interface{ ~float32 | ~float64 }
 
-// A Param is one tensor to optimize, in any shape, laid out as a slice.
+// A Param is one tensor to optimize, in any shape, laid out as a slice. Params may share memory, as a gradient that is
+// another one's value: an optimizer then steps them one after the other, in their order.
 type Param[T Float] struct {
 	Name  string // for error messages; may be empty
 	Value []T    // changed in place by Step
-	Grad  []T    // as long as Value and only read; nil leaves the parameter out of the step
+	Grad  []T    // as long as Value, of other memory, and only read; nil leaves the parameter out of the step
 	Shape []int  // of Value in row-major order, for optimizers that see matrices; nil is a vector
 }
 
@@ -91,15 +92,20 @@ func (p *Param[T]) describe(i int) string {
 // step updates every parameter that has a gradient, on as many as threads threads. On an error that wraps ErrOption or
 // ErrParam nothing has changed.
 func (b *base[T, S]) step(r rule[S], threads int) error {
-	if err := b.checkAll(r); err != nil {
+	if err := errors.Join(r.check(), b.check(r.name())); err != nil {
 		return err
 	}
-	b.gather(r)
+	incomplete := b.gather(r)
 	if threads <= 0 {
 		threads = runtime.GOMAXPROCS(0)
 	}
-	b.pass.begin(r.kernels(), b.rows)
-	b.pass.add(r, b.rows, now{pow: cpow.Pow})
+	if err := b.scalars(r); err != nil {
+		return err
+	}
+	b.pass.commit()
+	if incomplete {
+		b.makeStates(r)
+	}
 	err := engine.Run(&b.pass, b.rows, threads, nil)
 	runtime.KeepAlive(b) // the rows hold addresses
 	if err != nil {
@@ -108,10 +114,32 @@ func (b *base[T, S]) step(r rule[S], threads int) error {
 	return nil
 }
 
-func (b *base[T, S]) checkAll(r rule[S]) error { return errors.Join(r.check(), b.check(r.name())) }
+// scalars computes the scalars of the rows, and counts the step. On an error nothing has changed.
+func (b *base[T, S]) scalars(r rule[S]) error {
+	b.pass.begin(r.kernels(), b.rows)
+	err := b.pass.add(r, len(b.rows), now{pow: cpow.Pow})
+	if err != nil {
+		b.pass.restore()
+	}
+	return err
+}
+
+// checkAll reports what step would refuse.
+func (b *base[T, S]) checkAll(r rule[S]) error {
+	if err := errors.Join(r.check(), b.check(r.name())); err != nil {
+		return err
+	}
+	b.gather(r)
+	err := b.scalars(r)
+	b.pass.restore()
+	return err
+}
 
 func (b *base[T, S]) check(name string) error {
 	for i, p := range b.params {
+		if overlap(p.Value, p.Grad) {
+			return p.errOverlap(name, i)
+		}
 		if p.Grad != nil && len(p.Grad) != len(p.Value) {
 			return fmt.Errorf("goptim: %s: %s: the gradient has %d elements, expected %d: %w",
 				name, p.describe(i), len(p.Grad), len(p.Value), ErrParam)
@@ -127,8 +155,8 @@ func (b *base[T, S]) check(name string) error {
 }
 
 // gather makes the rows of one step: of every parameter that has a gradient, with the states that the rule's layout
-// names, which are made where they are missing.
-func (b *base[T, S]) gather(r rule[S]) {
+// names. Where one is missing, it reports incomplete, and makeStates completes the rows.
+func (b *base[T, S]) gather(r rule[S]) (incomplete bool) {
 	layout := r.layout()
 	b.rows = b.rows[:0]
 	for i, p := range b.params {
@@ -147,7 +175,6 @@ func (b *base[T, S]) gather(r rule[S]) {
 			switch use {
 			case engine.Column:
 				if s.columns[k] == nil {
-					s.columns[k] = slices.Repeat([]T{T(r.initial(k))}, len(p.Value))
 					row.Kind |= engine.First
 				}
 				row.State[k] = address(s.columns[k])
@@ -159,9 +186,39 @@ func (b *base[T, S]) gather(r rule[S]) {
 				row.State[k] = uintptr(unsafe.Pointer(&s.numbers[k]))
 			}
 		}
-		s.made = true
+		incomplete = incomplete || !s.made || row.First()
 		b.rows = append(b.rows, row)
 	}
+	return incomplete
+}
+
+// makeStates makes the states that are missing in the rows.
+func (b *base[T, S]) makeStates(r rule[S]) {
+	layout, at := r.layout(), 0
+	for i, p := range b.params {
+		if p.Grad == nil {
+			continue
+		}
+		s := &b.states[i]
+		for k, use := range layout.State {
+			if use == engine.Column && s.columns[k] == nil {
+				s.columns[k] = slices.Repeat([]T{T(r.initial(k))}, len(p.Value))
+				b.rows[at].State[k] = address(s.columns[k])
+			}
+		}
+		s.made = true
+		at++
+	}
+}
+
+// overlap reports whether two slices share memory.
+func overlap[T Float](a, b []T) bool {
+	size := unsafe.Sizeof(T(0))
+	return len(a) > 0 && len(b) > 0 && address(a) < address(b)+uintptr(len(b))*size && address(b) < address(a)+uintptr(len(a))*size
+}
+
+func (p *Param[T]) errOverlap(optimizer string, i int) error {
+	return fmt.Errorf("goptim: %s: %s: the gradient shares memory with the value: %w", optimizer, p.describe(i), ErrParam)
 }
 
 func dtype[T Float]() engine.DType {

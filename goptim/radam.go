@@ -105,29 +105,29 @@ func (o *RAdamOptions) initial(int) float64 {
 	return 0
 }
 
-func (o *RAdamOptions) scalars(n now) kernel.RAdam {
+func (o *RAdamOptions) scalars(n *now) kernel.RAdam {
 	beta1, beta2 := o.Betas[0], o.Betas[1]
-	power := n.pow(beta2, n.t)
-	bc2 := 1 - power
-	rhoInf := 2/(1-beta2) - 1
-	rho := rhoInf - 2*n.t*power/bc2
 	h := kernel.RAdam{
 		Coupled: kernel.CoupledOf(o.Maximize, 0),
 		Decay:   1,
-		C1:      n.weight(1 - beta1),
 		Beta2:   beta2,
-		C2:      1 - beta2,
-		BC1:     1 - n.pow(beta1, n.t),
 		LR:      o.LR,
 	}
-	if rho > 5 {
-		h.Rectified, h.Eps, h.BC2Sqrt = 1, o.Eps, n.pow(bc2, 0.5)
-		h.Rect = n.pow((rho-4)*(rho-2)*rhoInf/((rhoInf-4)*(rhoInf-2)*rho), 0.5)
-	}
 	if o.DecoupledWeightDecay {
-		h.Decay = 1 - float64(o.LR*o.WeightDecay)
+		h.Decay = decoupled(o.LR, o.WeightDecay)
 	} else {
-		h.Coupled = kernel.CoupledOf(o.Maximize, o.WeightDecay)
+		h.Coupled = n.coupled(o.Maximize, o.WeightDecay)
+	}
+	h.C1, h.C2 = n.weight(1-beta1), n.narrow(1-beta2)
+	h.BC1 = 1 - n.power(beta1, n.t, "RuntimeError")
+	power := n.power(beta2, n.t, "RuntimeError")
+	bc2 := 1 - power
+	rhoInf := n.quotient(2, 1-beta2) - 1
+	rho := rhoInf - n.quotient(2*n.t*power, bc2)
+	if rho > 5 {
+		h.Rectified, h.Eps = 1, o.Eps
+		h.Rect = n.power(n.quotient((rho-4)*(rho-2)*rhoInf, (rhoInf-4)*(rhoInf-2)*rho), 0.5, "RuntimeError")
+		h.BC2Sqrt = n.power(bc2, 0.5, "RuntimeError") // torch refuses a complex one last
 	}
 	return h
 }

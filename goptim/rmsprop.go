@@ -117,15 +117,15 @@ func (o *RMSpropOptions) initial(int) float64 {
 	return 0
 }
 
-func (o *RMSpropOptions) scalars(n now) kernel.RMSprop {
+func (o *RMSpropOptions) scalars(n *now) kernel.RMSprop {
 	return kernel.RMSprop{
-		Coupled:  kernel.CoupledOf(o.Maximize, o.WeightDecay),
+		Coupled:  n.coupled(o.Maximize, o.WeightDecay),
 		Alpha:    o.Alpha,
-		C:        1 - o.Alpha,
+		C:        n.narrow(1 - o.Alpha),
 		Centre:   n.weight(1 - o.Alpha),
 		Eps:      o.Eps,
 		Momentum: o.Momentum,
-		Step:     -o.LR,
+		Step:     n.narrow(-o.LR),
 	}
 }
 

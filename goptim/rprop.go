@@ -2,6 +2,7 @@ package goptim
 
 import (
 	"errors"
+	"math"
 	"sync"
 
 	"github.com/goptim/goptim/goptim/internal/engine"
@@ -104,14 +105,36 @@ func (o *RpropOptions) initial(state int) float64 {
 	return 0
 }
 
-func (o *RpropOptions) scalars(n now) kernel.Rprop {
-	return kernel.Rprop{
-		Sign:     kernel.Sign(o.Maximize),
-		EtaMinus: o.Etas[0],
-		EtaPlus:  o.Etas[1],
-		Min:      o.StepSizes[0],
-		Max:      o.StepSizes[1],
+func (o *RpropOptions) scalars(n *now) kernel.Rprop {
+	n.narrow(o.Etas[1])
+	h := rpropFactors[float64](n.narrow(o.Etas[0]), o.Etas[1])
+	if n.row.DType() == engine.Float32 {
+		h = rpropFactors[float32](o.Etas[0], o.Etas[1])
 	}
+	h.Sign = kernel.Sign(o.Maximize)
+	h.Min, h.Max = n.narrow(o.StepSizes[0]), n.narrow(o.StepSizes[1])
+	if math.IsNaN(h.Min) || math.IsNaN(h.Max) {
+		h.Unusual = 1
+	}
+	return h
+}
+
+// rpropFactors are the factors of a step size. torch assigns them to a tensor of signs one after the other: a negative
+// etaplus is replaced by etaminus, and a zero by 1.
+func rpropFactors[T Float](etaMinus, etaPlus float64) kernel.Rprop {
+	minus, plus := T(etaMinus), T(etaPlus)
+	if plus < 0 {
+		plus = minus
+	}
+	if plus == 0 {
+		plus = 1
+	}
+	h := kernel.Rprop{EtaMinus: float64(minus), Plus: float64(plus), Minus: float64(minus)}
+	if minus == 0 {
+		h.Minus = 1
+	}
+	h.Unusual = kernel.Flag(minus == 0 || minus == 1 || minus == plus || minus != minus)
+	return h
 }
 
 func (o *RpropOptions) kernels() kernels[kernel.Rprop] {

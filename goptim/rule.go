@@ -18,9 +18,9 @@ type rule[S any] interface {
 	layout() engine.Layout
 	// initial is the value of a new state.
 	initial(state int) float64
-	// scalars are computed in float64 in torch's order. They depend on the row by its Kind and by the numbers in its
-	// state, which scalars steps.
-	scalars(n now) S
+	// scalars are computed in float64 in torch's order, by the methods of now where Python or torch may raise an
+	// exception. They depend on the row by its Kind and by its scalar states, which scalars updates.
+	scalars(n *now) S
 	kernels() kernels[S]
 	// options and keys are what torch calls options and states.
 	options() []option
@@ -30,6 +30,8 @@ type rule[S any] interface {
 // now is what a row's scalars are computed from, beside the options.
 type now struct {
 	row  *engine.Row
+	i    int // the row's index
+	log  *scalarLog
 	t    float64 // the step's number, from 1; 0 if the layout does not count
 	pow  func(x, y float64) float64
 	wide bool // see Table.Float64
@@ -46,7 +48,9 @@ type pass[S any] struct {
 	kernels  kernels[S]
 	rows     []engine.Row
 	distinct []terms[S]
-	at       []int        // the index of a row's terms
+	at       []int // the index of a row's terms
+	log      scalarLog
+	now      now          // the row whose scalars are computed
 	joined   []engine.Row // of several tables
 }
 
@@ -58,25 +62,39 @@ type terms[S any] struct {
 
 func (p *pass[S]) begin(k kernels[S], rows []engine.Row) {
 	p.kernels, p.rows, p.distinct, p.at = k, rows, p.distinct[:0], p.at[:0]
+	p.log.begin()
 }
 
-// add computes the scalars of the next rows, which are one group's.
-func (p *pass[S]) add(r rule[S], rows []engine.Row, n now) {
+// add computes the scalars of the next rows, which are one group's. It counts the step, and updates scalar states, which
+// restore undoes until there is a commit.
+func (p *pass[S]) add(r rule[S], count int, n now) error {
 	layout := r.layout()
 	shared := !slices.Contains(layout.State[:], engine.Number)
 	last := math.NaN()
-	for i := range rows {
-		n.row = &rows[i]
+	first := len(p.at)
+	n.log = &p.log
+	p.now = n
+	for i := first; i < first+count; i++ {
+		row := &p.rows[i]
+		p.now.row, p.now.i = row, i
 		if layout.Counts {
-			n.t = n.row.Tick()
+			p.now.t = p.log.tick(p.rows, i)
 		}
-		if !shared || n.t != last || n.row.Kind != rows[i-1].Kind {
-			p.distinct = append(p.distinct, terms[S]{r.scalars(n), layout})
-			last = n.t
+		if !shared || i == first || p.now.t != last || row.Kind != p.rows[i-1].Kind {
+			p.distinct = append(p.distinct, terms[S]{r.scalars(&p.now), layout})
+			last = p.now.t
+		}
+		if p.log.err != nil {
+			return fmt.Errorf("goptim: %s: %w", r.name(), p.log.err)
 		}
 		p.at = append(p.at, len(p.distinct)-1)
 	}
+	return nil
 }
+
+func (p *pass[S]) commit() { p.log.undo = p.log.undo[:0] }
+
+func (p *pass[S]) restore() { p.log.restore(p.rows) }
 
 // Update implements engine.Pass.
 func (p *pass[S]) Update(part engine.Part) {
@@ -103,30 +121,6 @@ func (p *pass[S]) Update(part engine.Part) {
 // ahead is how many rows before their turn small ones are asked for.
 const ahead = 2
 
-// setNumber gives a state of one number a new value, as torch makes a tensor of it first.
-func (n now) setNumber(state int, x float64) {
-	if !n.wide {
-		x = float64(float32(x))
-	}
-	n.row.SetNumber(state, x)
-}
-
-// weight is lerp's weight w for the elements of the row.
-func (n now) weight(w float64) kernel.Weight {
-	if n.row.DType() == engine.Float32 {
-		return kernel.WeightOf[float32](w)
-	}
-	return kernel.WeightOf[float64](w)
-}
-
-// divisor divides the roots of the row's elements by x.
-func (n now) divisor(x float64) kernel.Divisor {
-	if n.row.DType() == engine.Float32 {
-		return kernel.DivisorOf[float32](x)
-	}
-	return kernel.DivisorOf[float64](x)
-}
-
 // stepTables runs one step over tables, each by its own rule, with a pass from the rules' pool.
 func stepTables[S, O any, R interface {
 	*O
@@ -143,7 +137,8 @@ func stepTables[S, O any, R interface {
 		p = new(pass[S])
 	}
 	defer func() {
-		p.rows = nil // memory that is not Go's has no place in a pool, where Go's collector would look at it
+		p.restore()
+		p.rows, p.now = nil, now{} // memory that is not Go's has no place in a pool, where Go's collector would look at it
 		passes.Put(p)
 	}()
 	rows, err := tables[0].rows(R(&options[0]).name(), R(&options[0]).layout())
@@ -155,9 +150,11 @@ func stepTables[S, O any, R interface {
 	}
 	p.begin(R(&options[0]).kernels(), rows)
 	for i, t := range tables {
-		of := rows[len(p.at):][:t.Rows]
-		p.add(R(&options[i]), of, now{pow: t.pow(), wide: t.Float64})
+		if err := p.add(R(&options[i]), t.Rows, now{pow: t.pow(), wide: t.Float64}); err != nil {
+			return err
+		}
 	}
+	p.commit()
 	if err := engine.Run(p, rows, tables[0].Threads, tables[0].Team); err != nil {
 		return fmt.Errorf("goptim: %s: %w", R(&options[0]).name(), err)
 	}

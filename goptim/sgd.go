@@ -152,14 +152,21 @@ func (o *SGDOptions) layout() (l engine.Layout) {
 
 func (o *SGDOptions) initial(int) float64 { return 0 }
 
-func (o *SGDOptions) scalars(n now) kernel.SGD {
+func (o *SGDOptions) scalars(n *now) kernel.SGD {
+	coupled := n.coupled(o.Maximize, o.WeightDecay)
+	if o.Momentum != 0 && !n.row.First() {
+		n.narrow(1 - o.Dampening)
+	}
+	if o.Momentum != 0 && o.Nesterov {
+		n.narrow(o.Momentum)
+	}
 	return kernel.SGD{
-		Coupled:  kernel.CoupledOf(o.Maximize, o.WeightDecay),
+		Coupled:  coupled,
 		First:    kernel.Flag(n.row.First()),
 		Momentum: o.Momentum,
 		C:        1 - o.Dampening,
 		Nesterov: kernel.Flag(o.Nesterov),
-		Step:     -o.LR,
+		Step:     n.narrow(-o.LR),
 	}
 }
 

@@ -32,7 +32,7 @@ type sparseRule[S any] interface {
 	check() error
 	layout() engine.Layout
 	initial(state int) float64
-	scalars(n now) S
+	scalars(n *now) S
 	rowKernels() rowKernels[S]
 	// sums reports whether the gradients of one row are added up first; else each is a step of its own.
 	sums() bool
@@ -50,6 +50,9 @@ type rowKernels[S any] struct {
 type sparseBase[T Float, S any] struct {
 	params []*SparseParam[T]
 	states []sparseState[T]
+	row    engine.Row // of which scalars are checked
+	log    scalarLog
+	now    now
 }
 
 type sparseState[T Float] struct {
@@ -86,7 +89,13 @@ func newSparseBase[T Float, S any](r sparseRule[S], params []*SparseParam[T]) (s
 
 func (b *sparseBase[T, S]) checkAll(r sparseRule[S]) error {
 	err := r.check()
+	if err != nil {
+		return err
+	}
 	for i, p := range b.params {
+		if p.Grad != nil {
+			err = errors.Join(err, b.checkScalars(r, i))
+		}
 		err = errors.Join(err, p.check(r.name(), i))
 		for _, c := range b.states[i].columns {
 			if c != nil && len(c) != len(p.Value) {
@@ -97,6 +106,17 @@ func (b *sparseBase[T, S]) checkAll(r sparseRule[S]) error {
 		}
 	}
 	return err
+}
+
+// checkScalars reports whether the scalars of a parameter's next step cannot be computed.
+func (b *sparseBase[T, S]) checkScalars(r sparseRule[S], i int) error {
+	b.log.begin()
+	b.row.Kind = engine.KindOf(dtype[T](), engine.None)
+	b.now = now{row: &b.row, i: i, log: &b.log, t: b.states[i].step + 1, pow: cpow.Pow}
+	if r.scalars(&b.now); b.log.err != nil {
+		return fmt.Errorf("goptim: %s: %w", r.name(), b.log.err)
+	}
+	return nil
 }
 
 // step updates every row that has a gradient. On an error that wraps ErrOption or ErrParam nothing has changed.
@@ -143,6 +163,8 @@ func (p *SparseParam[T]) check(optimizer string, i int) error {
 		return refuse("Width is %d, expected at least 1", p.Width)
 	case len(p.Value)%p.Width != 0:
 		return refuse("%d elements, expected a multiple of Width, which is %d", len(p.Value), p.Width)
+	case overlap(p.Value, p.Grad):
+		return (&Param[T]{Name: p.Name}).errOverlap(optimizer, i)
 	case len(p.Grad) != len(p.Indices)*p.Width:
 		return refuse("the gradient has %d elements, expected %d, for %d indices", len(p.Grad), len(p.Indices)*p.Width, len(p.Indices))
 	}
@@ -201,7 +223,7 @@ func stepSparse[S any](r sparseRule[S], passes *sync.Pool, t SparseTable) error 
 		p = new(sparsePass[S])
 	}
 	defer func() {
-		p.table, p.row = SparseTable{}, [1]engine.Row{} // see stepTables
+		p.table, p.row, p.now = SparseTable{}, [1]engine.Row{}, now{} // see stepTables
 		passes.Put(p)
 	}()
 	if err := p.rows.find(&t); err != nil {
@@ -213,11 +235,15 @@ func stepSparse[S any](r sparseRule[S], passes *sync.Pool, t SparseTable) error 
 	}
 	// The engine splits the elements of the rows that have a gradient, as if they lay behind each other.
 	p.row[0] = engine.Row{N: int64(p.rows.len()) * int64(t.Width), Kind: kind, Param: t.Param, Grad: t.Values, State: t.State}
-	now := now{row: &p.row[0], t: t.Step, pow: t.Pow}
-	if now.pow == nil {
-		now.pow = cpow.Pow
+	p.log.begin()
+	p.now = now{row: &p.row[0], log: &p.log, t: t.Step, pow: t.Pow}
+	if p.now.pow == nil {
+		p.now.pow = cpow.Pow
 	}
-	p.table, p.kernels, p.h, p.sums = t, r.rowKernels(), r.scalars(now), r.sums()
+	p.table, p.kernels, p.h, p.sums = t, r.rowKernels(), r.scalars(&p.now), r.sums()
+	if p.log.err != nil {
+		return fmt.Errorf("goptim: %s: %w", r.name(), p.log.err)
+	}
 	if err := engine.Run(p, p.row[:], t.Threads, t.Team); err != nil {
 		return fmt.Errorf("goptim: %s: %w", r.name(), err)
 	}
@@ -310,6 +336,8 @@ type sparsePass[S any] struct {
 	sums    bool
 	rows    touched
 	row     [1]engine.Row
+	log     scalarLog
+	now     now
 }
 
 // Update implements engine.Pass.

@@ -2,7 +2,6 @@ package goptim
 
 import (
 	"errors"
-	"math"
 	"sync"
 
 	"github.com/goptim/goptim/goptim/internal/engine"
@@ -104,14 +103,15 @@ func (o *SparseAdamOptions) initial(int) float64 { return 0 }
 
 func (o *SparseAdamOptions) sums() bool { return true }
 
-func (o *SparseAdamOptions) scalars(n now) kernel.SparseAdam {
+func (o *SparseAdamOptions) scalars(n *now) kernel.SparseAdam {
 	beta1, beta2 := o.Betas[0], o.Betas[1]
+	bc1, bc2 := 1-n.power(beta1, n.t, "RuntimeError"), 1-n.power(beta2, n.t, "RuntimeError")
 	return kernel.SparseAdam{
 		Sign: kernel.Sign(o.Maximize),
 		C1:   1 - beta1,
 		C2:   1 - beta2,
 		Eps:  o.Eps,
-		Step: -(o.LR * math.Sqrt(1-n.pow(beta2, n.t)) / (1 - n.pow(beta1, n.t))),
+		Step: -n.quotient(o.LR*n.sqrt(bc2), bc1),
 	}
 }
 

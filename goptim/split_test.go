@@ -57,9 +57,11 @@ func testSplit[T Float, S any](t *testing.T, name string, r rule[S]) {
 				copy(split.params[i].Grad, p.Grad)
 			}
 			for _, b := range []*base[T, S]{whole, split} {
-				b.gather(r)
+				if b.gather(r) {
+					b.makeStates(r)
+				}
 				b.pass.begin(r.kernels(), b.rows)
-				b.pass.add(r, b.rows, now{pow: math.Pow})
+				testify.NoError(t, b.pass.add(r, len(b.rows), now{pow: math.Pow}))
 				total := 0
 				for i := range b.rows {
 					total += int(b.rows[i].N)
@@ -145,7 +147,7 @@ func testSparseSplit[S any](t *testing.T, name string, r sparseRule[S]) {
 		size := pass.rows.len() * width
 		pass.row[0] = engine.Row{N: int64(size), Kind: engine.KindOf(engine.Float32, engine.None)}
 		pass.table, pass.kernels, pass.sums = table, r.rowKernels(), r.sums()
-		pass.h = r.scalars(now{row: &pass.row[0], t: 3, pow: math.Pow})
+		pass.h = r.scalars(&now{row: &pass.row[0], log: &pass.log, t: 3, pow: math.Pow})
 		ranges := [][2]int{{0, size}}
 		if split {
 			ranges = splits(random, size)

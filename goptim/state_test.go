@@ -747,7 +747,11 @@ func FuzzOptions(f *testing.F) {
 			return
 		}
 		for range 2 {
-			require.NoError(t, opt.Step())
+			if err := opt.Step(); err != nil {
+				var scalar *goptim.ScalarError
+				require.ErrorAs(t, err, &scalar)
+				require.ErrorIs(t, err, goptim.ErrOption)
+			}
 		}
 		encoded(t, opt)
 	})

@@ -155,7 +155,7 @@ def _row(columns, n, rows=0, cols=0):
     return array("Q", [n, 0x101, p, g, step, row, col if rows else 0, rows | cols << 32])
 
 
-ARGUMENTS = (0.01, -0.8, 1e-7, 1e-3, 1.0, 0.0, 0, 0)
+SCALARS = (0.01, -0.8, 1e-7, 1e-3, 1.0, 0.0, 0, 0)
 
 
 @pytest.mark.parametrize("shape", [(0, 0), (8, 512), (512, 8)], ids=["vector", "wide", "narrow"])
@@ -169,10 +169,10 @@ def test_fault_in_go_is_an_exception(column, shape, threads, to_go):
     columns[column].protect(PROT_NONE)
     try:
         with pytest.raises(RuntimeError, match=r"panic in Go.*invalid memory address"):
-            call_groups("Adafactor", [(table.buffer_info()[0], 1)], ARGUMENTS)
+            call_groups("Adafactor", [(table.buffer_info()[0], 1)], SCALARS)
     finally:
         columns[column].protect(PROT_READ_WRITE)
-    assert call_groups("Adafactor", [(table.buffer_info()[0], 1)], ARGUMENTS) == 1
+    assert call_groups("Adafactor", [(table.buffer_info()[0], 1)], SCALARS) == 1
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_fault_in_go_is_an_exception(column, shape, threads, to_go):
 def test_bad_row(n, rows, cols, message):
     table = _row([Memory(64)] * 5, n, rows, cols)
     with pytest.raises(RuntimeError, match=rf"Adafactor: row 0: {message}"):
-        call_groups("Adafactor", [(table.buffer_info()[0], 1)], ARGUMENTS)
+        call_groups("Adafactor", [(table.buffer_info()[0], 1)], SCALARS, 1)
 
 
 def test_go_knows_how_this_torch_adds_squares():

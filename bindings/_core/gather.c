@@ -594,14 +594,14 @@ static int write_rows(const Call *c, uint32_t ***version)
 /* translate makes an error of Go that begins with the name of one of Python's exceptions that exception. */
 static void translate(void)
 {
-	static const char *const names[] = {"ZeroDivisionError: ", "OverflowError: ", "ValueError: "};
-	PyObject *const types[] = {PyExc_ZeroDivisionError, PyExc_OverflowError, PyExc_ValueError};
+	static const char *const names[] = {"ZeroDivisionError: ", "OverflowError: ", "ValueError: ", "TypeError: "};
+	PyObject *const types[] = {PyExc_ZeroDivisionError, PyExc_OverflowError, PyExc_ValueError, PyExc_TypeError};
 	PyObject *type, *value, *traceback;
 	PyErr_Fetch(&type, &value, &traceback);
 	PyErr_NormalizeException(&type, &value, &traceback);
 	PyObject *text = value == NULL ? NULL : PyObject_Str(value);
 	const char *says = text == NULL ? NULL : PyUnicode_AsUTF8AndSize(text, NULL);
-	for (int i = 0; i < 3 && says != NULL && type == PyExc_RuntimeError; i++)
+	for (int i = 0; i < 4 && says != NULL && type == PyExc_RuntimeError; i++)
 		if (strncmp(says, names[i], strlen(names[i])) == 0) {
 			PyErr_SetString(types[i], says + strlen(names[i]));
 			Py_XDECREF(type);

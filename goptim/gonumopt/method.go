@@ -156,9 +156,15 @@ func (r *run) evaluate(x []float64) error {
 	return r.check()
 }
 
-func (r *run) check() error {
-	if math.IsNaN(r.task.F) || math.IsInf(r.task.F, 1) {
+func (r *run) check() error { return r.checkOf(optimize.FuncEvaluation | optimize.GradEvaluation) }
+
+// checkOf reports what is not finite of what is known.
+func (r *run) checkOf(known optimize.Operation) error {
+	if known&optimize.FuncEvaluation != 0 && (math.IsNaN(r.task.F) || math.IsInf(r.task.F, 1)) {
 		return optimize.ErrFunc(r.task.F)
+	}
+	if known&optimize.GradEvaluation == 0 {
+		return nil
 	}
 	for i, g := range r.task.Gradient {
 		if math.IsNaN(g) || math.IsInf(g, 0) {

@@ -2,7 +2,7 @@
 
 `step_groups` steps the parameters of groups; its docstring says how. `Step` steps tables of rows at an address
 (bindings/bindings.go, goptim/table.go) on at most `threads` threads, returns the number of rows, and raises RuntimeError
-with what Go says is wrong.
+with what Go says is wrong. An error whose text begins with the name of another exception is that exception.
 """
 
 from collections.abc import MutableMapping

@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -214,6 +215,21 @@ def _action(number: int) -> ctypes.Array[ctypes.c_char] | None:
     """C's struct sigaction of a signal."""
     action = ctypes.create_string_buffer(256)
     return None if ctypes.CDLL(None).sigaction(number, None, ctypes.byref(action)) else action
+
+
+def call(function: Callable[..., int], *args: Any) -> None:
+    """Call a function of the extension, and raise its errors as what they are."""
+    try:
+        function(*args)
+    except RuntimeError as e:
+        kind, _, message = str(e).partition(": ")
+        if kind not in _EXCEPTIONS:
+            raise
+        raise _EXCEPTIONS[kind](message) from None
+
+
+# The exceptions of Python's arithmetic that Go names at the beginning of an error's text.
+_EXCEPTIONS = {e.__name__: e for e in (ZeroDivisionError, OverflowError, ValueError, TypeError)}
 
 
 def _warn_of_newer_torch() -> None:

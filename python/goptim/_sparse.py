@@ -9,6 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from goptim import _native
+
+# Python and torch can compute with all numbers from 0 to this one, in float32 as well; decay rates are below 1.
+LARGE = 1e18
+
 # From so many on, torch's builds with fbgemm sort integers by radix.
 _RADIX = 1 << 15
 
@@ -63,7 +68,8 @@ def step(
             raise RuntimeError("a parameter, its gradient or its state has changed during the step")
     at = [s.data_ptr() + t.storage_offset() * t.element_size() for t, s in zip(tensors, storages, strict=True)]
     parameter, of_states, rest = at[0], at[1 : 1 + len(states)], at[1 + len(states) :]
-    function(
+    _native.call(
+        function,
         parameter,
         *of_states,
         *[0] * (2 - len(states)),
@@ -77,6 +83,11 @@ def step(
         count,
         *scalars,
     )
+
+
+def check(function: Callable[..., int], p: Tensor, count: float, scalars: tuple[Any, ...]) -> None:
+    """Have Go compute the scalars of a step that moves nothing, for their errors."""
+    _native.call(function, 0, 0, 0, 0, 1, p.dtype is torch.float64, 0, 0, 0, 0, 1, count, *scalars)
 
 
 def _order(g: Tensor) -> Tensor | None:

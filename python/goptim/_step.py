@@ -228,13 +228,21 @@ class GoStep(Optimizer):
             if watch is not None and turn == 0:
                 n = sum(len(part.go) + len(part.sparse) for part in parts)
                 watch(self, n, [why for part in parts for why in part.reasons])
+            for part in parts:
+                for p, g in part.sparse:
+                    part.check_sparse(p, g)
             self._make_states(parts)
             if any(part.rest for part in parts):
                 self._torch_step(groups, asked, parts)
             for part in parts:
                 part.finish()
             bump_versions([t for part in parts for t in part.written])
-            done = self._go(tuple([part.asked for part in parts]))
+            try:
+                done = self._go(tuple([part.asked for part in parts]))
+            except Exception:  # nothing has been written; new states, which may depend on a wrong lr, go again
+                for p in [p for part in parts for p in part.fresh]:
+                    self.state.pop(p, None)
+                raise
             if type(done) is int:
                 for part, p, g in sparse:
                     part.step_sparse(p, g)
@@ -486,7 +494,8 @@ class _Part:
         written = [p, *(t for t in states if t is not None)]
         if type(p) not in _PLAIN:
             self.written += written
-            p, g, *states = (None if t is None else _dtensor.local(t) for t in (p, g, *states))
+            p, g = _dtensor.local(p), _dtensor.local(g)
+            states = [None if t is None else _dtensor.local(t) for t in states]
             written = [p, *(t for t in states if t is not None)]
         if _native.layout() is None:
             self.written += written
@@ -530,6 +539,19 @@ class _Part:
             if made and all(key in state for key in self.numbers):
                 self.go[i] = self._row(p, p.grad, {**state, **made}, state)
 
+    def _sparse_function(self) -> Callable[..., int]:
+        name = self.optimizer.twin.__name__
+        return getattr(_native.core(), name if name.startswith("Sparse") else f"Sparse{name}")  # type: ignore[no-any-return]
+
+    def check_sparse(self, p: Tensor, g: Tensor) -> None:
+        """Raise what the scalars of a sparse step raise, before anything is written."""
+        scalars, betas = self.scalars or (), self.group.get("betas", ())
+        extreme = not all(0 <= x <= _sparse.LARGE for x in scalars) or not all(beta < 1 for beta in betas)
+        if extreme and p.numel() and g._nnz():
+            count = self.optimizer.state.get(p, {}).get("step", 0) + 1.0 if self.numbers else 1.0
+            assert self.sparse_scalars is not None
+            _sparse.check(self._sparse_function(), p, float(count), self.sparse_scalars)
+
     @torch.no_grad()
     def step_sparse(self, p: Tensor, g: Tensor) -> None:
         optimizer = self.optimizer
@@ -539,10 +561,8 @@ class _Part:
         count = float(state["step"] + 1) if self.numbers else 1.0
         if p.numel() and g._nnz():
             assert self.sparse_scalars is not None
-            name = type(optimizer).twin.__name__
-            function = getattr(_native.core(), name if name.startswith("Sparse") else f"Sparse{name}")
             states = [state[key] for key in self.alike]
-            _sparse.step(function, p, g, states, count, optimizer.sums, self.sparse_scalars)
+            _sparse.step(self._sparse_function(), p, g, states, count, optimizer.sums, self.sparse_scalars)
         if self.numbers:
             state["step"] += 1
 

@@ -18,6 +18,10 @@ _FORM = 2  # of gather.c's rows
 _HALF = (torch.float16, torch.bfloat16)  # stepped in float32
 
 
+# A product of three smaller numbers is not too large for float32.
+_LARGE = 1e12
+
+
 class Adafactor(Optimizer):
     r"""Adafactor with the arguments, state and bits of ``transformers.Adafactor``, and its update in Go.
 
@@ -122,6 +126,9 @@ class Adafactor(Optimizer):
             if _step.watch is not None:
                 reasons = [why for _, _, others in work for _, why in others]
                 _step.watch(self, sum(len(ours) for _, ours, _ in work), reasons)
+            for group, ours, _ in work:
+                if _extreme(group):
+                    self._go_step(ours, group, only_check=True)
             self._make_states()
             for group, ours, others in work:
                 for p, _ in others:
@@ -197,14 +204,19 @@ class Adafactor(Optimizer):
                     zeros = {k: torch.zeros(shape, dtype=like.dtype, device=like.device) for k, shape in shapes}
                     self.state[p] = {"step": 0, **zeros, "RMS": 0}
 
-    def _go_step(self, params: list[Tensor], group: dict[str, Any]) -> None:
+    def _go_step(self, params: list[Tensor], group: dict[str, Any], only_check: bool = False) -> None:
         rows, after = [], []
+        steps: dict[int, int] = {}
         for p in params:
-            g, state, shapes = p.grad, self.state[p], _shapes(p, group)
+            g, state, shapes = p.grad, self.state.get(p), _shapes(p, group)
+            if not state:  # only to check
+                state = {"step": 0, **{key: torch.zeros(shape, dtype=p.dtype) for key, shape in shapes.items()}}
             rms = torch.empty((), dtype=p.dtype)
             row, col = ("exp_avg_sq_row", "exp_avg_sq_col") if p.dim() > 1 else ("exp_avg_sq", None)
             average = state["exp_avg"] if "exp_avg" in shapes else None
-            rows.append((p, g, rms, state[row], state[col] if col else None, average, state["step"] + 1))
+            step = state["step"] + 1 + steps.get(id(state), 0)  # parameters may share a state
+            steps[id(state)] = steps.get(id(state), 0) + 1
+            rows.append((p, g, rms, state[row], state[col] if col else None, average, step))
             after.append((state, rms))
         if not rows:
             return
@@ -220,8 +232,9 @@ class Adafactor(Optimizer):
             bool(group["relative_step"]),
             bool(group["warmup_init"]),
             fused_norms(),
+            only_check,
         )
-        if _native.layout() is None:
+        if not only_check and _native.layout() is None:
             bump_versions([t for p, _, _, *states, _ in rows for t in (p, *states) if t is not None])
         core: Any = _native.core()
         threads, groups = torch.get_num_threads(), ((tuple(rows), (), scalars),)
@@ -229,7 +242,7 @@ class Adafactor(Optimizer):
         done = core.step_groups(kind, _FORM, _native.layout(), _PLAIN, self.state, None, 0, groups, threads)
         if type(done) is not int:
             raise RuntimeError("Adafactor: a parameter, its gradient or its state has changed during the step")
-        for state, rms in after:
+        for state, rms in after if not only_check else ():
             state["RMS"] = rms
             state["step"] += 1
 
@@ -271,6 +284,12 @@ def _step_alone(optimizer: Adafactor) -> None:
     """A step by torch's operations of an optimizer of one parameter."""
     [group] = optimizer.param_groups
     optimizer._torch_step(group["params"][0], group)
+
+
+def _extreme(group: dict[str, Any]) -> bool:
+    """Whether Python or torch may fail to compute with a group's numbers."""
+    numbers = (group["lr"] or 0, *group["eps"], group["beta1"] or 0, group["weight_decay"])
+    return not group["decay_rate"] <= 0 or any(not abs(x) <= _LARGE for x in numbers)
 
 
 def _shapes(p: Tensor, group: dict[str, Any]) -> dict[str, torch.Size]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import operator
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim._muon import _zeropower_via_newtonschulz as _newton_schulz
+from torch.optim._muon import _adjust_lr, _zeropower_via_newtonschulz as _newton_schulz
 
 from goptim import _originals
 from goptim._step import GoStep, _Asked, _kind
@@ -22,6 +21,9 @@ _NO_ADJUSTMENT = 3
 # Matrices beyond this many elements take torch longer to multiply than to be called; and a batch's own bound.
 _SMALL = 1 << 16
 _BATCH = 1 << 22
+
+# No product of smaller numbers is too large for float32 or bfloat16.
+_LARGE = 1e18
 
 # So many sums are tried out: whether a product is fused into one shows in one of a hundred, if they cancel to 8 bits.
 _TRIED = 1 << 11
@@ -74,7 +76,10 @@ class Muon(GoStep, _originals.Muon):
     def _go(self, groups: tuple[_Asked, ...], kind: int | None = None) -> Any:
         done = super()._go(groups, -1)  # to ask, before the first write
         if type(done) is int:
-            for group, rows in [(group, list(self._rows(i, group))) for i, group in enumerate(groups)]:
+            work = [(group, list(self._rows(i, group))) for i, group in enumerate(groups)]
+            for (_, _, scalars), rows in work:
+                self._check_scalars(rows, scalars)
+            for group, rows in work:
                 if rows:
                     self._step_matrices(rows, *group[1:])
         return done
@@ -93,6 +98,21 @@ class Muon(GoStep, _originals.Muon):
                     "expected a matrix"
                 )
             yield row
+
+    @torch.no_grad()
+    def _check_scalars(self, rows: list[tuple[Any, ...]], scalars: Any) -> None:
+        """Raise what torch raises where Python or torch cannot compute with a group's numbers: with torch's operations."""
+        momentum, nesterov, lr, _, eps, a, b, c, steps, adjustment = scalars
+        extreme = any(not abs(x) <= _LARGE for x in (lr, momentum, eps, a, b, c))
+        name = next((name for name, n in _ADJUSTMENTS.items() if n == adjustment), "other")
+        for p, *_ in rows:
+            if extreme or not p.numel():
+                one = torch.ones(1, 1, dtype=p.dtype, device="cpu")
+                one.lerp(one, 1 - momentum)
+                if nesterov:
+                    one.lerp(one, momentum)
+                _newton_schulz(one, (a, b, c), steps, eps)
+                one.add(one, alpha=-_adjust_lr(lr, name, p.shape))
 
     @torch.no_grad()
     def _step_matrices(self, rows: list[tuple[Any, ...]], columns: tuple[str | None, ...], scalars: Any) -> None:
@@ -136,8 +156,7 @@ def _as_index(steps: Any) -> int:
 def _batches(rows: list[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
     """Rows of small parameters of one shape together, others alone."""
     params = [row[0] for row in rows]
-    spans = sorted((p.data_ptr(), p.data_ptr() + p.numel() * p.element_size()) for p in params)
-    shared = any(end > start for (_, end), (start, _) in itertools.pairwise(spans))  # then their order matters
+    shared = _share_memory(rows)  # then their order matters
     together: dict[object, list[tuple[Any, ...]]] = {}
     for i, (row, p) in enumerate(zip(rows, params, strict=True)):
         small = p.is_contiguous() and p.numel() <= _SMALL and not shared
@@ -147,6 +166,23 @@ def _batches(rows: list[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
         most = max(1, _BATCH // alike[0][0].numel())
         for start in range(0, len(alike), most):
             yield alike[start : start + most]
+
+
+def _share_memory(rows: list[tuple[Any, ...]]) -> bool:
+    """Whether a parameter or a momentum shares memory with a tensor of another row, or with its own gradient."""
+    ranges = sorted(
+        (t.data_ptr(), t.data_ptr() + t.numel() * t.element_size(), written)
+        for p, g, _, momentum, *_ in rows
+        for t, written in ((p, True), (momentum, True), (g, False))
+    )
+    end = end_of_written = 0
+    for start, stop, written in ranges:
+        if start < stop and start < (end if written else end_of_written):
+            return True
+        end = max(end, stop)
+        if written:
+            end_of_written = max(end_of_written, stop)
+    return False
 
 
 def _newton_schulz_batch(x: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:

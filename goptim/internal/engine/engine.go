@@ -1,7 +1,6 @@
 package engine
 
 import (
-	"cmp"
 	"fmt"
 	"runtime"
 	"runtime/debug"
@@ -180,7 +179,7 @@ type job struct {
 	each   func(i int) // what to do with a chunk, if not to update rows
 	shared bool        // chunks have an order, and there is one share of all
 	ends   []int       // ends[i] is where row i ends among all elements
-	spans  []span
+	ranges Ranges
 	chunk  int
 	count  int
 	floats atomic.Uint64 // the fpstate.State of the caller's thread, for workers
@@ -209,41 +208,15 @@ func (j *job) plan(p Pass, rows []Row, total, threads int) (ordered bool) {
 		end += int(rows[i].N)
 		j.ends = append(j.ends, end)
 	}
-	j.spans = spansOf(rows, j.spans[:0])
-	if overlap(j.spans) {
-		return true
+	if len(rows) > 1 {
+		j.ranges.Reset()
+		if j.ranges.AddRows(rows); j.ranges.Shared() {
+			return true
+		}
 	}
 	j.pass, j.rows = p, rows
 	j.chunk = max(minChunk, (total/(threads*chunksPerThread)+63)&^63)
 	j.count = (total + j.chunk - 1) / j.chunk
-	return false
-}
-
-// A span is the memory from lo up to hi.
-type span struct{ lo, hi uintptr }
-
-// spansOf appends the memory of every row's parameter.
-func spansOf(rows []Row, spans []span) []span {
-	for i := range rows {
-		if r := &rows[i]; r.N > 0 {
-			size := uintptr(8)
-			if r.DType() == Float32 {
-				size = 4
-			}
-			spans = append(spans, span{r.Param, r.Param + uintptr(r.N)*size})
-		}
-	}
-	return spans
-}
-
-// overlap sorts the spans and reports whether any two share a byte.
-func overlap(spans []span) bool {
-	slices.SortFunc(spans, func(a, b span) int { return cmp.Compare(a.lo, b.lo) })
-	for i := 1; i < len(spans); i++ {
-		if spans[i].lo < spans[i-1].hi {
-			return true
-		}
-	}
 	return false
 }
 

@@ -127,8 +127,10 @@ func TestOverlappingRowsRunInOrder(t *testing.T) {
 	require.NoError(t, Run(&p, rows, 2, nil))
 	assert.Equal(t, []int{0, 1, 2}, p.rows)
 	rows[1].Param = uintptr(unsafe.Pointer(&pass.counts[1][0]))
-	assert.False(t, overlap([]span{{8, 12}, {0, 4}, {4, 8}}))
-	assert.True(t, overlap([]span{{8, 12}, {0, 5}, {4, 8}}))
+	rows[1].Grad = rows[0].Param + 4
+	p.rows = nil
+	require.NoError(t, Run(&p, rows, 2, nil))
+	assert.Equal(t, []int{0, 1, 2}, p.rows, "a gradient is another row's parameter")
 }
 
 func TestCheck(t *testing.T) {

@@ -29,6 +29,14 @@ func (d DType) String() string {
 	return fmt.Sprintf("dtype %d", uint8(d))
 }
 
+// Size is the size of an element in bytes.
+func (d DType) Size() int {
+	if d == Float32 {
+		return 4
+	}
+	return 8
+}
+
 // States is how many states a row has room for.
 const States = 3
 
@@ -151,6 +159,12 @@ func checkAddress(what string, a uintptr, bytes int64) error {
 	}
 	return nil
 }
+
+// Steps is how many steps the row has seen, which must be a layout's that counts.
+func (r *Row) Steps() float64 { return number(r.Step, r.stepDType()) }
+
+// SetSteps sets how many steps the row has seen.
+func (r *Row) SetSteps(t float64) { setNumber(r.Step, r.stepDType(), t) }
 
 // Tick counts one more step, in the dtype of the row's step as torch does, and returns the new count.
 func (r *Row) Tick() float64 {

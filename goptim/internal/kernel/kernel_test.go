@@ -146,7 +146,7 @@ func variants[T kernel.Float](k kernels) []variant[T] {
 	}
 	uncoupled := rmsprop
 	uncoupled.Coupled = kernel.CoupledOf(true, 0)
-	rprop := kernel.Rprop{Sign: 1, EtaMinus: .5, EtaPlus: 1.2, Min: 1e-9, Max: 50}
+	rprop := kernel.Rprop{Sign: 1, EtaMinus: .5, Minus: .5, Plus: 1.2, Min: 1e-9, Max: 50}
 	adafactor := kernel.Adafactor{
 		Sign: 1, W: kernel.WeightOf[T](.3), Eps1: 1e-7, EpsSq: 1e-14, N: 7, Row: .4, Mean: .6, Decay: .9, Step: -.1,
 	}

@@ -111,9 +111,11 @@ type RMSprop struct {
 
 // Rprop holds those of Rprop.
 type Rprop struct {
-	Sign              float64 // -1 to maximize
-	EtaMinus, EtaPlus float64
-	Min, Max          float64 // of the step size
+	Sign        float64 // -1 to maximize
+	Plus, Minus float64 // factors of the step size where the sign of the gradient stays, and where it changes
+	EtaMinus    float64 // a gradient whose factor is this one is dropped
+	Unusual     float64 // flag: these are not exactly the gradients whose sign changes, or Min or Max is NaN
+	Min, Max    float64 // of the step size
 }
 
 // SparseAdam holds those of SparseAdam.

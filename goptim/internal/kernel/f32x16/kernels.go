@@ -772,13 +772,13 @@ func centred(h *kernel.RMSprop, p, g []float32, s [3][]float32) {
 func variance(sq, avg, minus vector) vector { return addcmul(sq, avg, avg, minus) }
 
 func Rprop(h *kernel.Rprop, p, g []float32, s [3][]float32) {
-	if float32(h.EtaMinus) == 1 {
+	if math.Float64bits(h.Unusual) != 0 {
 		f32x1.Rprop(h, p, g, s)
 		return
 	}
 	sgn, zero, low, high := set(h.Sign), set(math.Copysign(0, -1)), set(h.Min), set(h.Max)
 	one, minus, etaMinus := set(1).ToBits(), set(-1).ToBits(), set(h.EtaMinus)
-	toPlus, toMinus := set(h.EtaPlus).ToBits().Xor(one), etaMinus.ToBits().Xor(one)
+	toPlus, toMinus := set(h.Plus).ToBits().Xor(one), set(h.Minus).ToBits().Xor(one)
 	prev, size := s[0], s[1]
 	flip := sgn.ToBits().Xor(one)
 	for i := 0; i < len(p); i += lanes {
@@ -786,11 +786,13 @@ func Rprop(h *kernel.Rprop, p, g []float32, s [3][]float32) {
 		turned := d.Mul(*at(prev, i))
 		back := above(zero, turned)
 		factor := above(turned, zero).And(toPlus).Xor(back.And(toMinus)).Xor(one).BitsToFloat32()
+		z := at(size, i).Mul(factor)
+		isNaN := nan(z)
 		if lanes == 1 {
 			back = equal(factor, etaMinus)
+			isNaN = isNaN.Or(nan(low)).Or(nan(high))
 		}
-		z := at(size, i).Mul(factor)
-		z = z.Max(low).Min(high).ToBits().Or(nan(z)).BitsToFloat32()
+		z = z.Max(low).Min(high).ToBits().Or(isNaN).BitsToFloat32()
 		d = d.ToBits().AndNot(back).BitsToFloat32()
 		*at(size, i) = z
 		*at(prev, i) = d

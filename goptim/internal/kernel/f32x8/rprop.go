@@ -11,13 +11,13 @@ import (
 
 // Rprop applies one step of Rprop to prev and step_size.
 func Rprop(h *kernel.Rprop, p, g []float32, s [3][]float32) {
-	if float32(h.EtaMinus) == 1 { // the condition on turned below would not do
+	if math.Float64bits(h.Unusual) != 0 {
 		f32x1.Rprop(h, p, g, s)
 		return
 	}
 	sgn, zero, low, high := set(h.Sign), set(math.Copysign(0, -1)), set(h.Min), set(h.Max)
 	one, minus, etaMinus := set(1).ToBits(), set(-1).ToBits(), set(h.EtaMinus)
-	toPlus, toMinus := set(h.EtaPlus).ToBits().Xor(one), etaMinus.ToBits().Xor(one)
+	toPlus, toMinus := set(h.Plus).ToBits().Xor(one), set(h.Minus).ToBits().Xor(one)
 	prev, size := s[0], s[1]
 	flip := sgn.ToBits().Xor(one) // a product would flush what prev keeps
 	for i := 0; i < len(p); i += lanes {
@@ -25,11 +25,13 @@ func Rprop(h *kernel.Rprop, p, g []float32, s [3][]float32) {
 		turned := d.Mul(*at(prev, i))
 		back := above(zero, turned)
 		factor := above(turned, zero).And(toPlus).Xor(back.And(toMinus)).Xor(one).BitsToFloat32()
-		if lanes == 1 { // as torch has it
-			back = equal(factor, etaMinus)
-		}
 		z := at(size, i).Mul(factor)
-		z = z.Max(low).Min(high).ToBits().Or(nan(z)).BitsToFloat32()
+		isNaN := nan(z)
+		if lanes == 1 { // as torch has it: the same unless the factors are unusual
+			back = equal(factor, etaMinus)
+			isNaN = isNaN.Or(nan(low)).Or(nan(high))
+		}
+		z = z.Max(low).Min(high).ToBits().Or(isNaN).BitsToFloat32()
 		d = d.ToBits().AndNot(back).BitsToFloat32()
 		*at(size, i) = z
 		*at(prev, i) = d

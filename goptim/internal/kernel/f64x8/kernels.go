@@ -772,13 +772,13 @@ func centred(h *kernel.RMSprop, p, g []float64, s [3][]float64) {
 func variance(sq, avg, minus vector) vector { return addcmul(sq, avg, avg, minus) }
 
 func Rprop(h *kernel.Rprop, p, g []float64, s [3][]float64) {
-	if float64(h.EtaMinus) == 1 {
+	if math.Float64bits(h.Unusual) != 0 {
 		f64x1.Rprop(h, p, g, s)
 		return
 	}
 	sgn, zero, low, high := set(h.Sign), set(math.Copysign(0, -1)), set(h.Min), set(h.Max)
 	one, minus, etaMinus := set(1).ToBits(), set(-1).ToBits(), set(h.EtaMinus)
-	toPlus, toMinus := set(h.EtaPlus).ToBits().Xor(one), etaMinus.ToBits().Xor(one)
+	toPlus, toMinus := set(h.Plus).ToBits().Xor(one), set(h.Minus).ToBits().Xor(one)
 	prev, size := s[0], s[1]
 	flip := sgn.ToBits().Xor(one)
 	for i := 0; i < len(p); i += lanes {
@@ -786,11 +786,13 @@ func Rprop(h *kernel.Rprop, p, g []float64, s [3][]float64) {
 		turned := d.Mul(*at(prev, i))
 		back := above(zero, turned)
 		factor := above(turned, zero).And(toPlus).Xor(back.And(toMinus)).Xor(one).BitsToFloat64()
+		z := at(size, i).Mul(factor)
+		isNaN := nan(z)
 		if lanes == 1 {
 			back = equal(factor, etaMinus)
+			isNaN = isNaN.Or(nan(low)).Or(nan(high))
 		}
-		z := at(size, i).Mul(factor)
-		z = z.Max(low).Min(high).ToBits().Or(nan(z)).BitsToFloat64()
+		z = z.Max(low).Min(high).ToBits().Or(isNaN).BitsToFloat64()
 		d = d.ToBits().AndNot(back).BitsToFloat64()
 		*at(size, i) = z
 		*at(prev, i) = d

@@ -1,0 +1,159 @@
+package goptim
+
+import (
+	"fmt"
+	"math"
+
+	"github.com/goptim/goptim/goptim/internal/engine"
+	"github.com/goptim/goptim/goptim/internal/kernel"
+)
+
+// A ScalarError says that a step's scalars cannot be computed from the options: a division by zero, an overflow, or a
+// number that the elements' type cannot hold. It is an error wherever torch.optim has one. A ScalarError wraps
+// ErrOption: nothing has changed.
+type ScalarError struct {
+	// Exception is the name of Python's exception: ZeroDivisionError, OverflowError, ValueError, TypeError or RuntimeError.
+	Exception string
+	message   string
+}
+
+func (e *ScalarError) Error() string { return e.message + ": " + ErrOption.Error() }
+
+// Unwrap makes a ScalarError an ErrOption.
+func (e *ScalarError) Unwrap() error { return ErrOption }
+
+// scalarLog is what computing the scalars of a step leaves behind: the first error, and what was overwritten.
+type scalarLog struct {
+	err  error
+	undo []overwritten
+}
+
+// overwritten is the value that a row's step, or one of its scalar states, had before the step.
+type overwritten struct {
+	row, state int // state is stepState or an index
+	value      float64
+}
+
+const stepState = -1
+
+func (l *scalarLog) begin() { l.err, l.undo = nil, l.undo[:0] }
+
+// tick counts a step of a row, as engine.Row.Tick does.
+func (l *scalarLog) tick(rows []engine.Row, i int) float64 {
+	before := rows[i].Steps()
+	t := rows[i].Tick()
+	l.undo = append(l.undo, overwritten{i, stepState, before})
+	return t
+}
+
+// restore writes back what the rows had before the step. Rows may share a step: the last one goes first.
+func (l *scalarLog) restore(rows []engine.Row) {
+	for i := len(l.undo) - 1; i >= 0; i-- {
+		if o := l.undo[i]; o.state == stepState {
+			rows[o.row].SetSteps(o.value)
+		} else {
+			rows[o.row].SetNumber(o.state, o.value)
+		}
+	}
+	l.undo = l.undo[:0]
+}
+
+// fail records an error of the row's scalars, unless there is one already: torch raises the first.
+func (n *now) fail(exception, format string, args ...any) {
+	if n.log.err == nil {
+		n.log.err = &ScalarError{exception, fmt.Sprintf("step %v of parameter %d: %s", n.t, n.i, fmt.Sprintf(format, args...))}
+	}
+}
+
+// quotient is Python's x / y.
+func (n *now) quotient(x, y float64) float64 {
+	if y == 0 {
+		n.fail("ZeroDivisionError", "%v is divided by zero", x)
+	}
+	return x / y
+}
+
+// power is Python's x ** y. A complex result is an error of exception.
+func (n *now) power(x, y float64, exception string) float64 {
+	if x < 0 && y-math.Floor(y) > 0 && !math.IsInf(x, 0) {
+		n.fail(exception, "%v to the power of %v is complex", x, y)
+		return math.NaN()
+	}
+	return n.realPower(x, y)
+}
+
+// realPower is power where the result is real.
+func (n *now) realPower(x, y float64) float64 {
+	z := n.pow(x, y)
+	if math.IsInf(z, 0) && !math.IsInf(x, 0) && !math.IsInf(y, 0) {
+		if x == 0 {
+			n.fail("ZeroDivisionError", "zero to the power of %v", y)
+		} else {
+			n.fail("OverflowError", "%v to the power of %v is too large", x, y)
+		}
+	}
+	return z
+}
+
+// sqrt is Python's math.sqrt.
+func (n *now) sqrt(x float64) float64 {
+	if x < 0 {
+		n.fail("ValueError", "the square root of %v", x)
+	}
+	return math.Sqrt(x)
+}
+
+// narrow is x where torch converts a number to the elements' type by a conversion that refuses what is finite and
+// becomes infinite. These are the alpha of add_, the value of addcmul_ and addcdiv_, the weight of lerp_, the bounds of
+// clamp_, and assignments; not the operand of mul_, div_ and add_.
+func (n *now) narrow(x float64) float64 {
+	if n.row.DType() == engine.Float32 && math.Abs(x) > math.MaxFloat32 && !math.IsInf(x, 0) {
+		n.fail("RuntimeError", "%v cannot be converted to float32 without overflow", x)
+	}
+	return x
+}
+
+// coupled are the scalars of a gradient with coupled weight decay.
+func (n *now) coupled(maximize bool, weightDecay float64) kernel.Coupled {
+	return kernel.CoupledOf(maximize, n.narrow(weightDecay))
+}
+
+// decoupled is the factor of a parameter with decoupled weight decay. Without one, torch does not multiply.
+func decoupled(lr, weightDecay float64) float64 {
+	if weightDecay == 0 {
+		return 1
+	}
+	return 1 - float64(lr*weightDecay)
+}
+
+// weight is the weight w of lerp_ for the elements of the row.
+func (n *now) weight(w float64) kernel.Weight {
+	if n.narrow(w); n.row.DType() == engine.Float32 {
+		return kernel.WeightOf[float32](w)
+	}
+	return kernel.WeightOf[float64](w)
+}
+
+// divisor divides the square roots of the row's elements by x.
+func (n *now) divisor(x float64) kernel.Divisor {
+	if n.row.DType() == engine.Float32 {
+		return kernel.DivisorOf[float32](x)
+	}
+	return kernel.DivisorOf[float64](x)
+}
+
+// setNumber gives a scalar state a new value as it is: rounded to its own type.
+func (n *now) setNumber(state int, x float64) float64 {
+	before := n.row.Number(state)
+	x = n.row.SetNumber(state, x)
+	n.log.undo = append(n.log.undo, overwritten{n.i, state, before})
+	return x
+}
+
+// setTensor gives a scalar state a new value as torch does where it makes a tensor of it first.
+func (n *now) setTensor(state int, x float64) {
+	if !n.wide {
+		x = float64(float32(x))
+	}
+	n.setNumber(state, x)
+}

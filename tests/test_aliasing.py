@@ -1,0 +1,138 @@
+"""Parameters that share memory with others' gradients and states: the result is torch's, one after the other."""
+
+from typing import Any
+
+import pytest
+import torch
+from configurations import ELEMENTWISE
+from torch import Tensor
+from torch.nn import Parameter
+
+import goptim
+import goptim.hf
+from goptim.testing import assert_bit_equal, ieee_sqrt
+
+N = 1 << 19  # for two threads, of every parameter
+OPTIONS: dict[str, dict[str, Any]] = {
+    "SGD": {"lr": 0.1, "momentum": 0.9},
+    "RMSprop": {"momentum": 0.9, "centered": True},
+    "Adam": {"amsgrad": True},
+    "ASGD": {"t0": 0},
+}
+
+
+def numbers(*shape: int, seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def build(cls: Any, options: dict[str, Any], shapes: list[tuple[int, ...]]) -> Any:
+    """An optimizer of two groups after a step, with gradients for the next."""
+    params = [Parameter(numbers(*shape, seed=i)) for i, shape in enumerate(shapes)]
+    opt = cls([{"params": params[:2]}, {"params": params[2:]}], **options)
+    for step in range(2):
+        for i, p in enumerate(params):
+            p.grad = numbers(*p.shape, seed=10 * step + i)
+        if step == 0:
+            opt.step()
+    return opt, params
+
+
+def shared_state(opt: Any, params: list[Parameter]) -> None:
+    """All states of one parameter are another's, in the same group and in the other."""
+    opt.state[params[1]] = opt.state[params[0]]
+    opt.state[params[3]] = opt.state[params[0]]
+
+
+def gradient_that_is_a_parameter(opt: Any, params: list[Parameter]) -> None:
+    params[1].grad = params[0].detach()
+    params[3].grad = params[1].detach()
+
+
+def gradient_that_is_a_state(opt: Any, params: list[Parameter]) -> None:
+    params[3].grad = next(t for t in opt.state[params[0]].values() if t.shape == params[0].shape)
+
+
+def overlapping_parameters(opt: Any, params: list[Parameter]) -> None:
+    memory = numbers(2 * N, seed=5)
+    for i, p in enumerate(params):
+        p.data = memory[i * N // 4 :][:N].view(p.shape)
+
+
+def shared_step(opt: Any, params: list[Parameter]) -> None:
+    for p in params[1:]:
+        opt.state[p]["step"] = opt.state[params[0]]["step"]
+
+
+WAYS = [shared_state, gradient_that_is_a_parameter, gradient_that_is_a_state, overlapping_parameters, shared_step]
+
+
+def run(cls: Any, options: dict[str, Any], shapes: list[tuple[int, ...]], share: Any) -> list[Tensor]:
+    opt, params = build(cls, options, shapes)
+    share(opt, params)
+    with ieee_sqrt():
+        opt.step()
+    return [*params, *(t for p in params for t in opt.state[p].values() if isinstance(t, Tensor))]
+
+
+@pytest.mark.parametrize("share", WAYS, ids=[way.__name__ for way in WAYS])
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_one_after_the_other(name: str, share: Any, threads: Any) -> None:
+    if share is shared_step and not getattr(goptim, name).counts:
+        pytest.skip(f"{name} does not count steps")
+    threads(2)
+    options, shapes = OPTIONS.get(name, {}), [(N,)] * 4
+    with ieee_sqrt():
+        expected = run(getattr(torch.optim, name), options | {"foreach": False}, shapes, share)
+        for _ in range(2):
+            assert_bit_equal(run(getattr(goptim, name), options, shapes, share), expected)
+
+
+def gradient_that_is_a_row(opt: Any, params: list[Parameter]) -> None:
+    """A small parameter's gradient is what a large one keeps of its rows."""
+    key = next(key for key in ("row_var", "exp_avg_sq_row") if key in opt.state[params[0]])
+    params[3].grad = opt.state[params[0]][key].view(params[3].shape)
+
+
+FACTORED = [
+    shared_state, gradient_that_is_a_parameter, gradient_that_is_a_row, overlapping_parameters,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("share", FACTORED, ids=[way.__name__ for way in FACTORED])
+@pytest.mark.parametrize("name", ["torch", "transformers"])
+def test_one_matrix_after_the_other(name: str, share: Any, threads: Any) -> None:
+    threads(2)
+    ours, theirs, options = goptim.Adafactor, torch.optim.Adafactor, {"foreach": False}
+    if name == "transformers":
+        theirs, ours = pytest.importorskip("transformers.optimization").Adafactor, goptim.hf.Adafactor
+        options = {"beta1": 0.9}
+    shapes = [(1024, 512), (1024, 512), (1024, 512), (1024, 512)]
+    if share is gradient_that_is_a_row:
+        shapes = [(1024, 512), (16, 4), (64, 64), (32, 32)]
+    elif share is not overlapping_parameters:
+        shapes = [(1024, 512), (512, 1024), (64, 64), (1024, 512)] if share is not shared_state else shapes
+        if share is gradient_that_is_a_parameter:
+            shapes = [(1024, 512), (1024, 512), (64, 64), (1024, 512)]
+    with ieee_sqrt():
+        expected = run(theirs, options, shapes, share)
+        for _ in range(3):
+            assert_bit_equal(run(ours, options, shapes, share), expected)
+
+
+@pytest.mark.parametrize("share", ["state", "gradient"])
+def test_small_matrices_one_after_the_other(share: str) -> None:
+    """Muon multiplies small matrices of one shape together, in another order than their own."""
+    muon = pytest.importorskip("goptim.muon").Muon
+    shapes = [(16, 16), (8, 16), (16, 16), (8, 16)]
+
+    def alias(opt: Any, params: list[Parameter]) -> None:
+        if share == "state":
+            opt.state[params[2]] = opt.state[params[0]]
+        else:
+            params[2].grad = params[0].detach()
+
+    def one_group(cls: Any) -> Any:
+        return lambda groups: cls([p for group in groups for p in group["params"]])
+
+    for _ in range(2):
+        assert_bit_equal(run(one_group(muon), {}, shapes, alias), run(one_group(torch.optim.Muon), {}, shapes, alias))

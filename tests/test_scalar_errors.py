@@ -1,0 +1,202 @@
+"""Hyperparameters that Python's arithmetic, or torch's conversion of numbers, refuses: the exception is torch's, and
+nothing has been written."""
+
+import copy
+import functools
+import itertools
+import math
+import random
+import warnings
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+import goptim
+import goptim.hf
+from goptim.testing import ieee_sqrt
+
+INF, NAN = math.inf, math.nan
+VALUES = [0.0, 1.0, -1.0, 1e39, -1e39, 1e200, 1e-320, INF, -INF, NAN]
+
+# The arguments of a class that are numbers, or tuples of them, and in what variants of it they are tried.
+ADAM: tuple[str, ...] = ("lr", "betas", "eps", "weight_decay")
+CLASSES: dict[str, tuple[tuple[str, ...], list[dict[str, Any]]]] = {
+    "SGD": (
+        ("lr", "momentum", "dampening", "weight_decay"),
+        [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}],
+    ),
+    "Adam": (ADAM, [{}, {"weight_decay": 0.1, "amsgrad": True}]),
+    "AdamW": (ADAM, [{}, {"weight_decay": 0}]),
+    "Adagrad": (("lr", "lr_decay", "weight_decay", "eps"), [{}, {"lr_decay": 0.1}]),
+    "Adadelta": (("lr", "rho", "eps", "weight_decay"), [{}]),
+    "Adafactor": (("lr", "beta2_decay", "eps", "d", "weight_decay"), [{"eps": (1e-5, 1e-3)}, {"weight_decay": 0.1}]),
+    "Adamax": (ADAM, [{}]),
+    "ASGD": (("lr", "lambd", "alpha", "t0", "weight_decay"), [{}, {"t0": 1}]),
+    "NAdam": ((*ADAM, "momentum_decay"), [{}, {"decoupled_weight_decay": True, "weight_decay": 0.1}]),
+    "RAdam": (ADAM, [{}, {"decoupled_weight_decay": True, "weight_decay": 0.1, "betas": (0.9, 0.3)}]),
+    "RMSprop": (
+        ("lr", "alpha", "eps", "weight_decay", "momentum"),
+        [{}, {"momentum": 0.9, "centered": True}, {"centered": True}],
+    ),
+    "Rprop": (("lr", "etas", "step_sizes"), [{}]),
+}
+
+
+def places(group: dict[str, Any], keys: tuple[str, ...]) -> list[tuple[str, int | None]]:
+    """The numbers among a group's arguments: a key, and an index if it is a tuple."""
+    found: list[tuple[str, int | None]] = []
+    for key in keys:
+        if isinstance(group[key], tuple):
+            found += [(key, i) for i, x in enumerate(group[key]) if x is not None]
+        else:
+            found.append((key, None))
+    return found
+
+
+def put(group: dict[str, Any], place: tuple[str, int | None], x: float) -> None:
+    key, i = place
+    if i is None:
+        group[key] = x
+    else:
+        group[key] = tuple(x if k == i else y for k, y in enumerate(group[key]))
+
+
+def gradients(opt: torch.optim.Optimizer, step: int, sparse: bool) -> None:
+    for i, p in enumerate(p for group in opt.param_groups for p in group["params"]):
+        generator = torch.Generator().manual_seed(100 * step + i)
+        p.grad = torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.dtype)
+        if sparse:
+            rows = torch.randint(p.shape[0], (3,), generator=generator)
+            p.grad = torch.sparse_coo_tensor(rows[None], p.grad[:3], p.shape, check_invariants=False)
+
+
+def build(kind: "Kind", cls: type, options: dict[str, Any], dtype: torch.dtype, steps: int) -> torch.optim.Optimizer:
+    """An optimizer of two groups, the second of which is to be spoilt, after some steps."""
+    groups = [
+        [Parameter(torch.linspace(-2, 2, math.prod(s)).reshape(s).to(dtype)) for s in group] for group in kind.shapes
+    ]
+    opt: torch.optim.Optimizer = cls([{"params": group} for group in groups], **options)
+    for step in range(steps):
+        gradients(opt, step, kind.sparse)
+        opt.step()
+    gradients(opt, steps, kind.sparse)
+    return opt
+
+
+def everything(opt: torch.optim.Optimizer) -> list[Tensor]:
+    """All that a step writes. Before a first step there is no state, which may be there after it has failed: as new."""
+    params = [p for group in opt.param_groups for p in group["params"]]
+    states = [t for p in params for t in opt.state.get(p, {}).values() if isinstance(t, Tensor)]
+    return [t.detach().clone() for t in (*params, *states)]
+
+
+def same(xs: list[Tensor], ys: list[Tensor]) -> bool:
+    return len(xs) == len(ys) and all(
+        torch.equal(x.nan_to_num(7, 8, 9), y.nan_to_num(7, 8, 9)) for x, y in zip(xs, ys, strict=True)
+    )
+
+
+def attempt(opt: torch.optim.Optimizer) -> str | None:
+    try:
+        opt.step()
+    except Exception as e:
+        return type(e).__name__
+    return None
+
+
+def compare(
+    kind: "Kind", options: dict[str, Any], dtype: torch.dtype, steps: int, spoil: list[tuple[Any, float]]
+) -> str:
+    """Says what differs from torch; nothing, if nothing does."""
+    ours, theirs = (build(kind, cls, options, dtype, steps) for cls in (kind.ours, kind.theirs))
+    good = copy.deepcopy({k: v for k, v in ours.param_groups[1].items() if k != "params"})
+    for opt in (ours, theirs):
+        for place, x in spoil:
+            put(opt.param_groups[1], place, x)
+    before = everything(ours)
+    expected, got = attempt(theirs), attempt(ours)
+    if expected == "KeyError":  # a state that another momentum would have made
+        return "" if got else "goptim takes what torch does not"
+    if expected != got:
+        return f"torch: {expected}, goptim: {got}"
+    if expected is None:
+        return "" if not kind.exact or same(everything(ours), everything(theirs)) else "other bits"
+    if not same(before, everything(ours)[: len(before)]):
+        return f"written in spite of {expected}"
+    for opt in (ours, theirs := build(kind, kind.theirs, options, dtype, steps)):
+        opt.param_groups[1].update(good)
+        attempt(opt)
+    return "" if same(everything(ours), everything(theirs)) else f"another step than torch's after {expected}"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("name", CLASSES)
+def test_errors_are_torchs(name: str, dtype: torch.dtype) -> None:
+    keys, variants = CLASSES[name]
+    kind = Kind(getattr(goptim, name), functools.partial(getattr(torch.optim, name), foreach=False))
+    check(kind, keys, variants, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("name", ["SGD", "Adagrad", "SparseAdam"])
+def test_sparse_errors_are_torchs(name: str, dtype: torch.dtype) -> None:
+    keys = {"SGD": ("lr",), "Adagrad": ("lr", "lr_decay", "eps"), "SparseAdam": ("lr", "betas", "eps")}[name]
+    shapes = [[(3, 5), (17, 2)], [(4, 3), (9, 1)]]
+    check(Kind(getattr(goptim, name), getattr(torch.optim, name), shapes, sparse=True), keys, [{}], dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_muons_errors_are_torchs(dtype: torch.dtype) -> None:
+    muon = pytest.importorskip("goptim.muon").Muon
+    kind = Kind(muon, torch.optim.Muon, [[(3, 5), (7, 2)], [(4, 3), (3, 4)]])
+    keys = ("lr", "momentum", "weight_decay", "eps", "ns_coefficients")
+    check(kind, keys, [{}, {"nesterov": False}, {"adjust_lr_fn": "match_rms_adamw"}], dtype)
+
+
+def test_muon_of_nothing() -> None:
+    kind = Kind(pytest.importorskip("goptim.muon").Muon, torch.optim.Muon, [[(3, 5)], [(3, 4), (3, 0)]])
+    ours, theirs = (build(kind, cls, {}, torch.float32, 0) for cls in (kind.ours, kind.theirs))
+    before = everything(ours)
+    assert attempt(ours) == attempt(theirs) == "ZeroDivisionError"
+    assert same(before, everything(ours)[: len(before)])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_errors_are_transformers(dtype: torch.dtype) -> None:
+    theirs = pytest.importorskip("transformers.optimization").Adafactor
+    keys = ("eps", "clip_threshold", "decay_rate", "weight_decay")
+    own = {"relative_step": False, "lr": 1e-2}
+    check(Kind(goptim.hf.Adafactor, theirs), keys, [{}, {"scale_parameter": False, "weight_decay": 0.1}], dtype)
+    check(Kind(goptim.hf.Adafactor, theirs), ("lr", "beta1", *keys), [own | {"beta1": 0.9, "weight_decay": 0.1}], dtype)
+
+
+class Kind(NamedTuple):
+    """An optimizer and its twin, and what they step."""
+
+    ours: Any
+    theirs: Any
+    shapes: list[list[tuple[int, ...]]] = [[(3, 5), (17,)], [(4, 3), (9,)]]
+    sparse: bool = False
+    exact: bool = True
+
+
+def check(kind: Kind, keys: tuple[str, ...], variants: list[dict[str, Any]], dtype: torch.dtype) -> None:
+    chance = random.Random(1)
+    wrong = []
+    with warnings.catch_warnings(), ieee_sqrt():
+        warnings.simplefilter("ignore")
+        for options in variants:
+            group = kind.theirs([Parameter(torch.ones(1, 1, dtype=dtype))], **options).param_groups[0]
+            found = places(group, keys)
+            cases = [[(place, x)] for place in found for x in VALUES]
+            pairs = itertools.combinations(found, 2)
+            two = [[(a, x), (b, y)] for a, b in pairs for x in VALUES for y in VALUES]
+            cases += chance.sample(two, min(20, len(two)))
+            for steps, spoil in itertools.product([0, 1, 5], cases):
+                difference = compare(kind, options, dtype, steps, spoil)
+                if difference:
+                    wrong.append(f"{options} after {steps} steps, {spoil}: {difference}")
+    assert not wrong, f"{len(wrong)} cases:\n" + "\n".join(wrong[:40])
