@@ -1,4 +1,4 @@
-"""Which parameters gather.c and Python find for Go and which for torch; and what gather.c does with unexpected input."""
+"""Which parameters gather.c and Python choose for Go and for torch, and what gather.c does with unexpected input."""
 
 import contextlib
 import gc

@@ -4,6 +4,8 @@ import functools
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import textwrap
 import threading
 import time

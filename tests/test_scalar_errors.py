@@ -178,7 +178,7 @@ class Kind(NamedTuple):
 
     ours: Any
     theirs: Any
-    shapes: list[list[tuple[int, ...]]] = [[(3, 5), (17,)], [(4, 3), (9,)]]
+    shapes: tuple[list[tuple[int, ...]], ...] = ([(3, 5), (17,)], [(4, 3), (9,)])
     sparse: bool = False
     exact: bool = True
 

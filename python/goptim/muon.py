@@ -101,7 +101,7 @@ class Muon(GoStep, _originals.Muon):
 
     @torch.no_grad()
     def _check_scalars(self, rows: list[tuple[Any, ...]], scalars: Any) -> None:
-        """Raise what torch raises where Python or torch cannot compute with a group's numbers: with torch's operations."""
+        """Raise what torch's operations raise where they cannot compute with a group's numbers."""
         momentum, nesterov, lr, _, eps, a, b, c, steps, adjustment = scalars
         extreme = any(not abs(x) <= _LARGE for x in (lr, momentum, eps, a, b, c))
         name = next((name for name, n in _ADJUSTMENTS.items() if n == adjustment), "other")
