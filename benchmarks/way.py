@@ -52,7 +52,9 @@ def parts(n: int, seconds: float) -> dict[str, float]:
     loop = torch.optim.AdamW(with_gradients(n), foreach=False)
     ours.step()
     groups = (ours._ask(ours.param_groups[0]),)
-    rows = tuple([(p, p.grad, *(s[k] for k in ("step", "exp_avg", "exp_avg_sq")), None, None) for p, s in ours.state.items()])
+    rows = tuple(
+        [(p, p.grad, *(s[k] for k in ("step", "exp_avg", "exp_avg_sq")), None, None) for p, s in ours.state.items()]
+    )
     written = [t for p, s in ours.state.items() for t in (p, s["exp_avg"], s["exp_avg_sq"])]
     layout = _native.layout
 

@@ -370,7 +370,9 @@ def call_groups(name, tables, scalars, threads=2):
     """Go's step of groups of the same scalars."""
     groups, at = [], 0
     for address, rows in reversed(tables):
-        group = array("q", struct.pack("4q16d", at, address, rows, len(scalars), *scalars, *[0.0] * (16 - len(scalars))))
+        group = array(
+            "q", struct.pack("4q16d", at, address, rows, len(scalars), *scalars, *[0.0] * (16 - len(scalars)))
+        )
         at = group.buffer_info()[0]
         groups.append(group)
     return _core.Step(_core.Kind(name), at, threads)
@@ -540,7 +542,17 @@ def test_scalars_that_are_no_numbers():
         groups = (((p,), (), scalars),)
         return _core.step_groups(-1, 0, None, (torch.Tensor, Parameter), {}, None, 0, groups, 1)
 
-    for number in (0.5, 2, True, float("nan"), np.float32(0.5), np.int64(3), np.float16(1), Fraction(1, 3), Decimal("0.1")):
+    for number in (
+        0.5,
+        2,
+        True,
+        float("nan"),
+        np.float32(0.5),
+        np.int64(3),
+        np.float16(1),
+        Fraction(1, 3),
+        Decimal("0.1"),
+    ):
         assert ask(0.5, number) == 0
     for odd in (None, "1", b"1", bytearray(b"1"), torch.tensor(1.0), p, 1j, [1.0], LooksLikeANumber()):
         assert ask(0.5, odd) == b"\2"

@@ -1,4 +1,4 @@
-"""Which parameters gather.c and Python find for Go and which for torch; and what gather.c does with unexpected input."""
+"""Which parameters gather.c and Python find for Go and which for torch; and gather.c with unexpected input."""
 
 import contextlib
 import gc
@@ -374,8 +374,16 @@ def test_a_row_whose_tensors_do_not_fit_is_refused():
         small = plain(3, 4)
         small.untyped_storage().resize_(8)
         assert gather(opt, params=[good], layout=layout) == 1
-        for i, wrong in [(1, plain(11)), (1, small), (1, plain(12, dtype=torch.float64)), (2, plain(2)), (3, plain(13)),
-                         (0, torch.ones(12).to(torch.int32)), (4, torch.ones(12, dtype=torch.bfloat16)), (3, small)]:
+        for i, wrong in [
+            (1, plain(11)),
+            (1, small),
+            (1, plain(12, dtype=torch.float64)),
+            (2, plain(2)),
+            (3, plain(13)),
+            (0, torch.ones(12).to(torch.int32)),
+            (4, torch.ones(12, dtype=torch.bfloat16)),
+            (3, small),
+        ]:
             assert gather(opt, params=[(*good[:i], wrong, *good[i + 1 :])], layout=layout) == b"\3", (i, wrong)
 
 
@@ -390,7 +398,15 @@ def test_gather_leaves_odd_states_to_python():
         *(
             good | {key: value}
             for key in (*keys, "step")
-            for value in (None, "junk", 1.0, plain(7), Parameter(good[key]), good[key].to("meta"), good[key].to_sparse())
+            for value in (
+                None,
+                "junk",
+                1.0,
+                plain(7),
+                Parameter(good[key]),
+                good[key].to("meta"),
+                good[key].to_sparse(),
+            )
         ),
         *({k: v for k, v in good.items() if k != key} for key in good),
         {},
@@ -461,7 +477,9 @@ def test_search_goes_on_in_the_next_group(monkeypatch):
         for p in group["params"]:
             p.grad = plain(2)
     opt.step()
-    monkeypatch.setattr(torch.Tensor, "__hash__", lambda t: pytest.fail("a state is looked for by its parameter's hash"))
+    monkeypatch.setattr(
+        torch.Tensor, "__hash__", lambda t: pytest.fail("a state is looked for by its parameter's hash")
+    )
     opt.step()
 
 

@@ -65,9 +65,7 @@ class Kernel:
 
 KERNELS = {
     "AdamW": Kernel("AdamW", (LR, BETA1, BETA2, EPS, DECAY, 0, 0), "adamw", adamw, 2),
-    "RMSprop": Kernel(
-        "RMSprop", (LR, 0.99, EPS, 0.0, 0.0, 0, 0), "rmsprop", lambda t: [0.99, 1 - 0.99, EPS, -LR], 1
-    ),
+    "RMSprop": Kernel("RMSprop", (LR, 0.99, EPS, 0.0, 0.0, 0, 0), "rmsprop", lambda t: [0.99, 1 - 0.99, EPS, -LR], 1),
     "RMSprop momentum, centered": Kernel(
         "RMSprop",
         (LR, 0.99, EPS, 0.0, 0.9, 1, 0),

@@ -112,7 +112,9 @@ def _rows(optimizer: Optimizer, ask: _Ask) -> Iterator[Row]:
 
 def _ask_parts(optimizer: GoStep) -> _Ask:
     why_all = why_compiling() or why_torch(optimizer)
-    parts = [optimizer._part(optimizer, i, group, optimizer._ask(group)) for i, group in enumerate(optimizer.param_groups)]
+    parts = [
+        optimizer._part(optimizer, i, group, optimizer._ask(group)) for i, group in enumerate(optimizer.param_groups)
+    ]
 
     def ask(i: int, j: int, p: Tensor) -> str | None:
         why = why_all or parts[i].why_group

@@ -471,7 +471,8 @@ class _Part:
         written = [p, *(t for t in states if t is not None)]
         if type(p) not in _PLAIN:
             self.written += written
-            p, g, *states = (None if t is None else _dtensor.local(t) for t in (p, g, *states))
+            p, g = _dtensor.local(p), _dtensor.local(g)
+            states = [None if t is None else _dtensor.local(t) for t in states]
             written = [p, *(t for t in states if t is not None)]
         if _native.layout() is None:
             self.written += written
@@ -722,6 +723,8 @@ def _undecorated(twin: type[Optimizer]) -> Callable[..., Any]:
 
 def _init_group(optimizer: Optimizer, group: dict[str, Any]) -> None:
     init: Any = optimizer._init_group  # type: ignore[attr-defined]
-    _, *lists = inspect.signature(init).parameters
+    kind: Any = type(optimizer)
+    theirs = getattr(kind.twin, "_init_group", kind._init_group)  # a class derived from it may say *args
+    _, _, *lists = inspect.signature(theirs).parameters
     # In torch 2.6, the flag amsgrad is among the lists that it fills.
     init(group, *(group[name] if isinstance(group.get(name), bool) else [] for name in lists))

@@ -99,7 +99,9 @@ class Muon(GoStep, torch.optim.Muon):
         for batch in _batches(rows):
             first, n = batch[0][0], len(batch)
             update = torch.empty_like(first) if n == 1 else first.new_empty((n, *first.shape))
-            given = tuple([(*row[:4], x, *row[5:]) for row, x in zip(batch, [update] if n == 1 else update, strict=True)])
+            given = tuple(
+                [(*row[:4], x, *row[5:]) for row, x in zip(batch, [update] if n == 1 else update, strict=True)]
+            )
             self._half("MuonMomentum", given, columns, (momentum, nesterov))
             if n == 1:
                 update.copy_(_newton_schulz(update, *orthogonalize))
@@ -110,10 +112,14 @@ class Muon(GoStep, torch.optim.Muon):
                     matrix.copy_(_newton_schulz(matrix, *orthogonalize))
             self._half("MuonUpdate", given, columns, (*first.shape, lr, weight_decay, adjustment))
 
-    def _half(self, name: str, rows: tuple[Any, ...], columns: tuple[str | None, ...], scalars: tuple[Any, ...]) -> None:
+    def _half(
+        self, name: str, rows: tuple[Any, ...], columns: tuple[str | None, ...], scalars: tuple[Any, ...]
+    ) -> None:
         done = super()._go(((rows, columns, scalars),), _kind(name))
         if type(done) is not int:
-            raise RuntimeError(f"{type(self).__name__}: a parameter, its gradient or its state has changed during the step")
+            raise RuntimeError(
+                f"{type(self).__name__}: a parameter, its gradient or its state has changed during the step"
+            )
 
 
 def _batches(rows: list[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
