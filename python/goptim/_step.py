@@ -759,6 +759,8 @@ def _undecorated(twin: type[Optimizer]) -> Callable[..., Any]:
 
 def _init_group(optimizer: Optimizer, group: dict[str, Any]) -> None:
     init: Any = optimizer._init_group  # type: ignore[attr-defined]
-    _, *lists = inspect.signature(init).parameters
+    kind: Any = type(optimizer)
+    theirs = getattr(kind.twin, "_init_group", kind._init_group)  # a class derived from it may say *args
+    _, _, *lists = inspect.signature(theirs).parameters
     # In torch 2.6, the flag amsgrad is among the lists that it fills.
     init(group, *(group[name] if isinstance(group.get(name), bool) else [] for name in lists))

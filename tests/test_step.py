@@ -1,0 +1,549 @@
+"""A step beside other code: lists that change, states that are replaced, interrupts, other threads, shared memory."""
+
+import contextlib
+import copy
+import itertools
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import pytest
+import torch
+from configurations import ELEMENTWISE, IN_TABLES
+from torch.nn import Parameter
+
+import goptim
+from goptim import _native
+from goptim.testing import assert_bit_equal, ieee_sqrt
+
+OPTIONS = {"SGD": {"momentum": 0.9}}
+every = pytest.mark.parametrize("name", ELEMENTWISE)
+
+
+def twins(name):
+    return getattr(torch.optim, name), getattr(goptim, name)
+
+
+def leaf(*shape, dtype=torch.float32):
+    return Parameter(torch.randn(shape, dtype=dtype))
+
+
+def mixed(optimizer, groups=3, **options):
+    """Groups of which torch steps a part."""
+    torch.manual_seed(0)
+    dtypes = [torch.float32, torch.bfloat16, torch.float64, torch.float32]
+    return optimizer([{"params": [leaf(3, 4, dtype=d) for d in dtypes]} for _ in range(groups)], **options)
+
+
+def params_of(opt):
+    return [p for group in opt.param_groups for p in group["params"]]
+
+
+def give_gradients(opt, seed=0):
+    torch.manual_seed(seed)
+    for p in params_of(opt):
+        p.grad = torch.randn(p.shape).to(p.dtype)
+
+
+def train(opt, steps=3):
+    with ieee_sqrt():
+        for i in range(steps):
+            give_gradients(opt, i)
+            opt.step()
+    return opt
+
+
+def everything(opt):
+    return params_of(opt), [dict(opt.state.get(p, {})) for p in params_of(opt)]
+
+
+def run(body):
+    """Run a program that must not die of a fault."""
+    program = (
+        "import torch, goptim, gc, threading, time, random, sys\nfrom torch.nn import Parameter\n"
+        + textwrap.dedent(body)
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, (done.returncode, done.stderr[-2000:])
+    return done.stdout
+
+
+# Lists that change their length
+
+
+CHANGES = """
+def change(params, how):
+    if how == "fewer":
+        del params[1:]
+    elif how == "none":
+        params.clear()
+    else:
+        params.extend(params[:1] * 300)
+
+def make(name, kind=list, dtypes=(torch.float32,) * 8):
+    options = {"momentum": 0.9} if name == "SGD" else {}
+    opt = getattr(goptim, name)([Parameter(torch.randn(64).to(d)) for d in dtypes], **options)
+    for p in opt.param_groups[0]["params"]:
+        p.grad = torch.randn(64).to(p.dtype)
+    opt.step()
+    opt.param_groups[0]["params"] = kind(opt.param_groups[0]["params"])
+    return opt
+"""
+
+
+def test_lists_that_change_during_a_step():
+    """By a flag, a hash function, a gradient's descriptor and the collector; in a process that a fault would end."""
+    run(
+        CHANGES
+        + """
+    class Mine(list):
+        pass
+
+    class Flag:
+        def __init__(self, do): self.do = do
+        def __bool__(self): self.do(); return False
+
+    mixed = (torch.float32, torch.bfloat16) * 4
+    hash_ = torch.Tensor.__hash__
+    for name in ("SGD", "AdamW", "Rprop", "Adafactor", "ASGD"):
+        for how in ("fewer", "none", "more"):
+            for kind in (list, Mine):
+                for dtypes in ((torch.float32,) * 8, mixed):
+                    opt = make(name, kind, dtypes)
+                    group = opt.param_groups[0]
+                    group["maximize"] = Flag(lambda: change(group["params"], how))
+                    opt.step()
+
+                    opt = make(name, kind, dtypes)
+                    params = opt.param_groups[0]["params"]
+                    items = list(opt.state.items())[::-1]
+                    opt.state.clear()
+                    opt.state.update(items)  # so that states are looked for by their hashes
+                    def hashed(t):
+                        change(params, how)
+                        return hash_(t)
+                    torch.Tensor.__hash__ = hashed
+                    try:
+                        opt.step()
+                    finally:
+                        torch.Tensor.__hash__ = hash_
+
+                    opt = make(name, kind, dtypes)
+                    params = opt.param_groups[0]["params"]
+                    collected = lambda *_: change(params, how)
+                    gc.callbacks.append(collected)
+                    gc.set_threshold(1)
+                    try:
+                        opt.step()
+                    finally:
+                        gc.set_threshold(700)
+                        gc.callbacks.remove(collected)
+    """
+    )
+
+
+def test_states_that_are_replaced_during_a_step():
+    """While rows are found, between groups, and while torch steps its part; what was there before is freed."""
+    run(
+        CHANGES
+        + """
+    class Flag:
+        def __init__(self, do): self.do = do
+        def __bool__(self): self.do(); return False
+
+    hash_ = torch.Tensor.__hash__
+    for name in ("SGD", "AdamW", "Adagrad", "Adafactor", "ASGD", "Muon"):
+        for dtypes in ((torch.float32,) * 8, (torch.float32, torch.bfloat16) * 4):
+            shape = (8, 8) if name == "Muon" else (64,)
+            groups = [{"params": [Parameter(torch.randn(shape).to(d)) for d in dtypes]} for _ in range(3)]
+            opt = getattr(goptim, name)(groups, **({"momentum": 0.9} if name == "SGD" else {}))
+            for g in opt.param_groups:
+                for p in g["params"]:
+                    p.grad = torch.randn(shape).to(p.dtype)
+            opt.step()
+            times = [0]
+
+            def replace():
+                times[0] += 1
+                for p, state in opt.state.items():
+                    for key, t in list(state.items()):
+                        state[key] = torch.full_like(t, 0.5) if isinstance(t, torch.Tensor) else t
+                    p.data = p.data.clone()
+                    p.grad = p.grad.clone()
+                trash = [torch.full(shape, float("nan")) for _ in range(50)]
+
+            flag = "nesterov" if name == "Muon" else "maximize"
+            opt.param_groups[-1][flag] = Flag(replace)
+            opt.step()
+            opt.param_groups[-1][flag] = False
+
+            def hashed(t):
+                if times[0] < 400:
+                    replace_without_hashes()
+                return hash_(t)
+
+            def replace_without_hashes():
+                torch.Tensor.__hash__ = hash_
+                replace()
+                torch.Tensor.__hash__ = hashed
+
+            items = list(opt.state.items())[::-1]
+            opt.state.clear()
+            opt.state.update(items)
+            torch.Tensor.__hash__ = hashed
+            try:
+                opt.step()
+            finally:
+                torch.Tensor.__hash__ = hash_
+            for g in opt.param_groups:
+                for p in g["params"]:
+                    assert p.isfinite().all(), (name, p)
+    """
+    )
+
+
+def test_another_thread_loads_states_while_one_steps():
+    run("""
+    opt = goptim.AdamW([Parameter(torch.randn(64)) for _ in range(100)])
+    for p in opt.param_groups[0]["params"]:
+        p.grad = torch.randn(64)
+    opt.step()
+    saved = opt.state_dict()
+    saved = {"state": {k: {n: t.clone() for n, t in s.items()} for k, s in saved["state"].items()},
+             "param_groups": saved["param_groups"]}
+    end, errors = time.time() + 4, []
+    sys.setswitchinterval(1e-5)
+
+    def load():
+        while time.time() < end:
+            opt.load_state_dict(saved)
+
+    thread = threading.Thread(target=load)
+    thread.start()
+    while time.time() < end:
+        opt.step()
+    thread.join()
+    assert all(p.isfinite().all() for p in opt.param_groups[0]["params"])
+    """)
+
+
+# Torch's part
+
+
+@every
+def test_interrupts_in_torchs_part_lose_nothing(name):
+    """A KeyboardInterrupt at every line of a step: groups stay what they were, and the run can go on."""
+    opt = train(mixed(twins(name)[1], **OPTIONS.get(name, {})), 1)
+    groups = [(group, group["params"], list(group["params"])) for group in opt.param_groups]
+    of_groups = opt.param_groups
+    give_gradients(opt)
+
+    def interrupted(n):
+        """Whether the step has been interrupted at its line number n."""
+        count = itertools.count()
+
+        def trace(frame, event, arg):
+            if event == "line" and next(count) == n:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+            return trace
+
+        sys.settrace(trace)
+        try:
+            opt.step()
+        except KeyboardInterrupt:
+            return True
+        finally:
+            sys.settrace(None)
+        return False
+
+    n = 0
+    while interrupted(n):
+        assert opt.param_groups is of_groups
+        assert [(id(g), id(g["params"]), list(map(id, g["params"]))) for g in of_groups] == [
+            (id(g), id(params), list(map(id, was))) for g, params, was in groups
+        ]
+        n += 7 if n > 60 else 1
+    assert n > 100
+    train(opt, 1)
+
+
+def test_other_threads_see_whole_groups():
+    opt = train(mixed(goptim.AdamW))
+    expected = [list(map(id, group["params"])) for group in opt.param_groups]
+    keys = opt.state_dict()["param_groups"]
+    wrong, stop = [], threading.Event()
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+
+    def look():
+        looks = 0
+        while not stop.is_set():
+            looks += 1
+            if [list(map(id, group["params"])) for group in opt.param_groups] != expected:
+                wrong.append("groups")
+            if opt.state_dict()["param_groups"] != keys:
+                wrong.append("state_dict")
+        assert looks
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        for _ in range(300):
+            opt.step()
+    finally:
+        stop.set()
+        thread.join()
+        sys.setswitchinterval(interval)
+    assert wrong == []
+
+
+@every
+def test_a_group_that_is_added_during_a_step_stays(name):
+    cls = twins(name)[1]
+
+    class Adds(cls):
+        def _init_group(self, *args):
+            if len(opt.param_groups) == 3:
+                opt.add_param_group({"params": [added]})
+            return super()._init_group(*args)
+
+    added = leaf(2)
+    opt = mixed(Adds, **OPTIONS.get(name, {}))
+    train(opt, 2)
+    assert [len(group["params"]) for group in opt.param_groups] == [4, 4, 4, 1]
+    assert opt.param_groups[-1]["params"][0] is added
+
+
+def test_what_a_step_of_torch_sets_arrives():
+    """Attributes of the optimizer, and what stands in its groups, set by a subclass while torch steps a part."""
+
+    def derived(base):
+        class Counts(base):
+            def _init_group(self, group, *lists):
+                self.calls = getattr(self, "calls", 0) + 1
+                vars(self).pop("first", None)
+                group["seen"] = group.get("seen", 0) + 1
+                group.pop("once", None)
+                return super()._init_group(group, *lists)
+
+        return Counts
+
+    opts = [mixed(derived(base)) for base in twins("AdamW")]
+    for opt in opts:
+        opt.first = True
+        opt.param_groups[1]["once"] = 1
+        opt.param_groups[2]["params"][:] = opt.param_groups[2]["params"][1:2]
+        train(opt, 3)
+    expected, ours = opts
+    assert not hasattr(ours, "first")
+    assert ours.calls > 0
+    assert [set(g) for g in ours.param_groups] == [set(g) for g in expected.param_groups]
+    assert ours.param_groups[2]["seen"] == expected.param_groups[2]["seen"] == 3
+    assert vars(ours).keys() == vars(expected).keys()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_fused_flag_of_torch_is_remembered(dtype):
+    """torch's SGD and Adagrad set an attribute of the optimizer in their first fused step."""
+    for name in ("SGD", "Adagrad"):
+        opts = [cls([leaf(3), leaf(3, dtype=dtype)], fused=True, lr=torch.tensor(0.1)) for cls in twins(name)]
+        for opt in opts:
+            with contextlib.suppress(RuntimeError):
+                train(opt, 1)
+        assert vars(opts[0]).keys() == vars(opts[1]).keys(), name
+
+
+@every
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (2, 1, 0)], ids=str)
+def test_states_come_in_the_order_of_the_parameters(name, order):
+    def make(cls):
+        torch.manual_seed(0)
+        params = [leaf(3), leaf(3, dtype=torch.bfloat16), Parameter(torch.randn(6)[::2])]
+        return train(cls([params[i] for i in order], **OPTIONS.get(name, {})), 1)
+
+    expected, ours = map(make, twins(name))
+    places = [[[q is p for q in params_of(opt)].index(True) for p in opt.state] for opt in (ours, expected)]
+    assert places[0] == places[1]
+    assert_bit_equal(everything(ours), everything(expected))
+
+
+@pytest.mark.parametrize("half_first", [False, True])
+def test_hf_adafactor_orders_states_as_transformers_does(half_first):
+    transformers = pytest.importorskip("transformers.optimization")
+
+    def order(cls):
+        params = [leaf(3, 4), leaf(3, 4, dtype=torch.bfloat16), leaf(5), leaf(3, dtype=torch.bfloat16)]
+        params = params[::-1] if half_first else params
+        opt = train(cls([{"params": params[:2]}, {"params": params[2:]}]), 1)
+        return [[q is p for q in params].index(True) for p in opt.state], [list(s) for s in opt.state.values()]
+
+    assert order(goptim.hf.Adafactor) == order(transformers.Adafactor)
+
+
+def classes():
+    return [name for name in torch.optim.__all__ if name in (*IN_TABLES, "SparseAdam", "LBFGS", "Muon")]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("first", classes())
+def test_a_state_of_another_class(first):
+    """A state_dict of every class in every other: what torch takes is taken, and an error is torch's in type."""
+
+    def outcome(a, b):
+        torch.manual_seed(0)
+        p = leaf(4, 3)
+
+        def closure():
+            p.grad = torch.ones(4, 3)
+            if "SparseAdam" in step_of:
+                p.grad = p.grad.to_sparse(1)
+            return p.sum()
+
+        opt, step_of = a([p], **({"momentum": 0.9} if a.__name__ == "SGD" else {})), a.__name__
+        for _ in range(2):
+            opt.step(closure)
+        other, step_of = b([p], **({"momentum": 0.9} if b.__name__ == "SGD" else {})), b.__name__
+        group = other.state_dict()["param_groups"]
+        other.load_state_dict({"state": copy.deepcopy(opt.state_dict()["state"]), "param_groups": group})
+        try:
+            with ieee_sqrt():
+                other.step(closure)
+        except Exception as e:
+            return type(e)
+        return p.detach().clone()
+
+    for second in classes():
+        expected, ours = (outcome(getattr(m, first), getattr(m, second)) for m in (torch.optim, goptim))
+        if isinstance(expected, type):
+            assert ours is expected, (first, second)
+        else:
+            assert_bit_equal(ours, expected, f"{first} {second}")
+
+
+# Fallbacks
+
+
+def test_what_torch_takes_is_not_copied(monkeypatch):
+    """A step of shape (1,), as of an Adam in shared memory: torch steps it, and nothing is cloned to undo it."""
+    opts = [cls([leaf(3, 4), leaf(5)]) for cls in twins("AdamW")]
+    for opt in opts:
+        train(opt, 1)
+        for state in opt.state.values():
+            state["step"] = state["step"].reshape(1)
+    monkeypatch.setattr(torch.Tensor, "clone", lambda *_: pytest.fail("something is cloned"))
+    reasons = []
+    monkeypatch.setattr(goptim._step._Part, "why_torch", lambda *_: reasons.append(1))
+    opts[1].step()
+    assert reasons == []
+
+
+@every
+@pytest.mark.parametrize("seconds", [0.3])
+def test_a_fallback_costs_little_more_than_torch(name, seconds):
+    """Of parameters that Go does not take: a tenth more than torch's own step, and ten microseconds; best of many."""
+    opts = [cls([leaf(64, dtype=torch.bfloat16) for _ in range(20)], **OPTIONS.get(name, {})) for cls in twins(name)]
+    best = [float("inf")] * 2
+    for opt in opts:
+        train(opt, 1)
+    end = time.perf_counter() + 10
+    done = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        for i, opt in enumerate(opts):
+            start = time.perf_counter()
+            opt.step()
+            best[i] = min(best[i], time.perf_counter() - start)
+        if best[1] <= 1.1 * best[0] + 10e-6 and time.perf_counter() > done:
+            return
+    pytest.fail(f"{best[1] * 1e6:.0f} µs where torch takes {best[0] * 1e6:.0f}")
+
+
+# Shared memory
+
+
+def gradient_is_parameter(opt, p):
+    p.grad = p.data
+
+
+def gradient_overlaps(opt, p):
+    memory = torch.cat([p.data, torch.zeros(5)])
+    p.data = memory[: len(p)]
+    p.grad = memory[3 : 3 + len(p)]
+
+
+def parameter_is_state(opt, p):
+    key = next(key for key, t in opt.state[p].items() if t.dim() and key != "step")
+    p.data = opt.state[p][key]
+
+
+def states_overlap(opt, p):
+    keys = [key for key, t in opt.state[p].items() if t.dim()]
+    memory = torch.rand(len(p) + 7)
+    for i, key in enumerate(keys):
+        opt.state[p][key] = memory[3 * i : 3 * i + len(p)]
+
+
+def step_is_in_state(opt, p):
+    key = next(key for key, t in opt.state[p].items() if t.dim())
+    if "step" in opt.state[p]:
+        t = opt.state[p][key]
+        t[5] = 1.0
+        opt.state[p]["step"] = t[5]
+
+
+@every
+@pytest.mark.parametrize("n", [37, 1])
+@pytest.mark.parametrize(
+    "share", [gradient_is_parameter, gradient_overlaps, parameter_is_state, states_overlap, step_is_in_state]
+)
+@pytest.mark.parametrize("layout", [True, False], ids=["", "without a layout"])
+def test_memory_shared_within_a_row(name, n, share, layout, monkeypatch):
+    if share is step_is_in_state and n == 1:
+        pytest.skip("there is no sixth element")
+    if not layout:
+        monkeypatch.setattr(_native, "layout", lambda: None)
+
+    def make(cls):
+        torch.manual_seed(0)
+        opt = cls([p := leaf(n), leaf(4)], **OPTIONS.get(name, {}))
+        train(opt, 1)
+        share(opt, p)
+        try:
+            with ieee_sqrt():
+                for _ in range(2):
+                    opt.step()
+        except RuntimeError as e:  # torch's own check of what overlaps in part
+            error.append(str(e))
+        return opt
+
+    error = []
+    expected, ours = map(make, twins(name))
+    if error:
+        assert error[0] == error[1]
+        return
+    assert_bit_equal(everything(ours), everything(expected))
+    rows = goptim.explain(ours)
+    assert [row.to for row in rows] == ["torch" if "memory" in rows[0].reason else "go", "go"]
+    assert (
+        "memory" in rows[0].reason or n == 1 or share in (states_overlap, step_is_in_state)
+    )  # which some have too few of
+
+
+@every
+def test_a_step_of_two_parameters(name):
+    """One tensor counts for both: the second sees what the first has counted."""
+    if not twins(name)[1].counts:
+        pytest.skip("it does not count")
+
+    def make(cls):
+        torch.manual_seed(0)
+        opt = train(cls([leaf(5), leaf(3), leaf(2, dtype=torch.bfloat16)]), 1)
+        shared = torch.tensor(1.0)
+        for state in opt.state.values():
+            state["step"] = shared
+        return train(opt, 3)
+
+    expected, ours = map(make, twins(name))
+    assert_bit_equal(everything(ours), everything(expected))
