@@ -7,6 +7,7 @@ import itertools
 import math
 import random
 import warnings
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import pytest
@@ -17,6 +18,8 @@ from torch.nn import Parameter
 import goptim
 import goptim.hf
 from goptim.testing import ieee_sqrt
+
+OLD = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 15)
 
 INF, NAN = math.inf, math.nan
 VALUES = [0.0, 1.0, -1.0, 1e39, -1e39, 1e200, 1e-320, INF, -INF, NAN]
@@ -123,6 +126,9 @@ def compare(
     if expected != got:
         return f"torch: {expected}, goptim: {got}"
     if expected is None:
+        values = dict(spoil)
+        if OLD and (math.isinf(values.get(("lr", None), 0)) or math.isnan(values.get(("eps", 0), 0))):
+            return ""  # torch 2.6 multiplies by 1 - inf * 0, and clamps otherwise by NaN
         return "" if not kind.exact or same(everything(ours), everything(theirs)) else "other bits"
     if not same(before, everything(ours)[: len(before)]):
         return f"written in spite of {expected}"
@@ -178,7 +184,7 @@ class Kind(NamedTuple):
 
     ours: Any
     theirs: Any
-    shapes: tuple[list[tuple[int, ...]], ...] = ([(3, 5), (17,)], [(4, 3), (9,)])
+    shapes: Sequence[Sequence[tuple[int, ...]]] = (((3, 5), (17,)), ((4, 3), (9,)))
     sparse: bool = False
     exact: bool = True
 
