@@ -19,8 +19,7 @@ func VectorBits() int { return vectorBits }
 var vectorBits = chosen(os.Getenv("GODEBUG"), simd.Emulated(), simd.VectorBitSize(), archsimd.X86.FMA(), archsimd.X86.AVX2(), archsimd.X86.AVX512())
 
 // chosen is the width that GODEBUG asks package simd for, or 256 for 128; else the widest that the CPU has. Package simd's
-// own default is half that or less on a CPU that cannot multiply polynomials (VPCLMULQDQ), which no kernel does: all of
-// Intel's before Ice Lake.
+// own default is half that or less on a CPU without VPCLMULQDQ, as Intel's before Ice Lake; kernels do not need it.
 func chosen(godebug string, emulated bool, bits int, fma, avx2, avx512 bool) int {
 	asked := false
 	for setting := range strings.SplitSeq(godebug, ",") {
