@@ -20,7 +20,7 @@ PARITY := tests/test_parity.py tests/test_state.py tests/test_safetensors.py tes
 # What a slow or emulated machine tests in seconds.
 LIGHT := -run 'Golden|TorchsRuns|State|Files|^Example|Refuses|RoundTrip|Runs|Ends' ./goptim ./goptim/schedule ./goptim/gonumopt ./goptim/internal/safetensors
 
-.PHONY: help demo tour test test-all test-go test-go-everywhere test-python test-python-all test-oldest test-integrations soak test-packaging lint build generate bindings golden bench yardstick wheel sdist clean
+.PHONY: help demo tour test test-all test-go test-go-everywhere test-python test-python-all test-oldest test-integrations soak test-packaging mutants lint build generate bindings golden bench yardstick wheel sdist clean
 
 help: ## print the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -85,6 +85,9 @@ soak: build ## 100,000 steps beside torch while everything changes; half an hour
 
 test-packaging: build ## install built packages into fresh environments of every Python at hand; minutes
 	$(PY) -m pytest -q -m packaging
+
+mutants: build ## break a line of the code at a time, forty times, and see that a test fails; an hour
+	$(PY) tests/mutants.py --count 40 --seed 1
 
 lint: $(VENV)/ready ## gofmt, go vet, staticcheck, ruff, mypy
 	@unformatted=$$($$($(GO) env GOROOT)/bin/gofmt -l goptim bindings examples benchmarks); test -z "$$unformatted" || { echo "gofmt: $$unformatted"; exit 1; }
