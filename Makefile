@@ -20,7 +20,7 @@ PARITY := tests/test_parity.py tests/test_state.py tests/test_safetensors.py tes
 # What a slow or emulated machine tests in seconds.
 LIGHT := -run 'Golden|TorchsRuns|State|Files|^Example|Refuses|RoundTrip|Runs|Ends' ./goptim ./goptim/schedule ./goptim/gonumopt ./goptim/internal/safetensors
 
-.PHONY: help demo tour test test-all test-go test-go-everywhere test-python test-python-all test-oldest test-integrations soak sanitize test-packaging lint build generate bindings golden bench yardstick wheel sdist clean
+.PHONY: help demo tour test test-all test-go test-go-everywhere test-python test-full test-cost record-cost test-oldest test-integrations soak sanitize test-packaging mutants lint build generate bindings golden bench yardstick wheel sdist clean
 
 help: ## print the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -33,7 +33,7 @@ tour: build ## train with every optimizer, beside torch's, and draw their losses
 
 test: lint test-go test-python ## lint and the core of the tests: what a change is most likely to break; five minutes
 
-test-all: lint test-go test-python-all ## lint and all tests, as CI runs them
+test-all: lint test-go test-cost test-full ## lint and all tests, as CI runs them, and what the core costs
 
 # What depends on the width of vectors; with -short, without the tests that do not.
 BY_WIDTH := ./goptim ./goptim/internal/engine ./goptim/internal/kernel/...
@@ -61,24 +61,35 @@ test-go-everywhere: $(VENV)/ready ## the Go package without cgo, under the race 
 
 # Processes that run Python tests side by side.
 JOBS ?= 2
+# The core, or with -m other tests.
+PYTEST := -m pytest -q -n $(JOBS) --dist loadgroup
 
-test-python: build ## the core of the Python tests
-	$(PY) -m pytest -q -n $(JOBS) --dist loadgroup
+test-python: build ## the core of the Python tests; ARGS='--durations 30' names the slowest
+	$(PY) $(PYTEST) $(ARGS)
 
-test-python-all: build ## all Python tests
-	$(PY) -m pytest -q -n $(JOBS) --dist loadgroup -m "not packaging and not integrations"
+test-full: build ## the Python tests that are not in the core
+	$(PY) $(PYTEST) -m "full and not packaging and not integrations" $(ARGS)
+
+# What is measured once all is compiled.
+CORE := sh -c '$(GO) test -count=1 ./goptim/... && $(PY) $(PYTEST)'
+
+test-cost: build ## the core, and its CPU seconds beside a fixed loop's: more than half above what was recorded fails
+	$(PY) tests/cost.py $(CORE)
+
+record-cost: build ## record what the core costs, in tests/cost.json
+	$(PY) tests/cost.py --record $(CORE)
 
 test-oldest: $(BUILT) ## the parity tests on the oldest torch that is supported, in an environment of its own
 	test -x $(VENV)-oldest/bin/python || $(PYTHON) -m venv $(VENV)-oldest
-	$(VENV)-oldest/bin/python -m pip install -q torch==2.6.0 numpy pytest expecttest
-	PYTHONPATH=python $(VENV)-oldest/bin/python -m pytest -q $(PARITY)
+	$(VENV)-oldest/bin/python -m pip install -q torch==2.6.0 numpy pytest pytest-xdist expecttest
+	PYTHONPATH=python $(VENV)-oldest/bin/python $(PYTEST) $(PARITY)
 
 test-integrations: build ## train with packages that take an optimizer, in an environment over .venv, whose torch it takes; minutes
 	test -x $(VENV)-integrations/bin/python || $(PY) -m venv $(VENV)-integrations
 	echo "import site; site.addsitedir('$$($(PY) -c '$(SITE)')')" >"$$($(VENV)-integrations/bin/python -c '$(SITE)')/over.pth"
 	$(VENV)-integrations/bin/python -m pip install -q "torch==$$($(PY) -c 'from importlib.metadata import version; print(version("torch"))')" \
-	  numpy pytest expecttest transformers accelerate peft lightning timm skorch scikit-learn torch-optimi schedulefree
-	PYTHONPATH=python $(VENV)-integrations/bin/python -m pytest -q -m integrations tests/integrations
+	  numpy pytest pytest-xdist expecttest transformers accelerate peft lightning timm skorch scikit-learn torch-optimi schedulefree
+	PYTHONPATH=python $(VENV)-integrations/bin/python -m pytest -q -n $(JOBS) --dist loadfile -m integrations tests/integrations
 
 soak: build ## 100,000 steps beside torch while everything changes; half an hour
 	$(PY) tests/soak.py
@@ -107,6 +118,9 @@ sanitize: build ## the tests of memory with the extension and the Go package und
 
 test-packaging: build ## install built packages into fresh environments of every Python at hand; minutes
 	$(PY) -m pytest -q -m packaging
+
+mutants: build ## break a line of the code at a time, forty times, and see that a test fails; an hour
+	$(PY) tests/mutants.py --count 40 --seed 1
 
 lint: $(VENV)/ready ## gofmt, go vet, staticcheck, ruff, mypy
 	@unformatted=$$($$($(GO) env GOROOT)/bin/gofmt -l goptim bindings examples benchmarks); test -z "$$unformatted" || { echo "gofmt: $$unformatted"; exit 1; }

@@ -1,0 +1,560 @@
+"""Break a line of goptim at a time, and see whether a test fails: what no test notices, no test holds.
+
+    python tests/mutants.py [--count 40] [--seed 1] [--log FILE] [--rest]
+
+Lines are drawn from kernels, scalars, rows, gather.c, the step, files of states and bindings as they are, so the same
+seed gives other mutants after a change. Each mutant is made in a copy of the tree, in build/mutants, and meets the Go
+tests of its package first, then the Python tests of what it is part of, until one fails. Those that are left meet the
+whole core together; where a test fails, each half of them again. With --rest they meet the tests marked full, too. A
+test that does not end counts as one that fails. A mutant that does not compile, or that is in no file compiled here, is
+drawn anew.
+
+Those known to be equivalent to the original are listed with a reason in tests/mutants.txt, by file, function and text.
+The exit status is 1 if a mutant survives that is not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import contextlib
+import functools
+import itertools
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+KNOWN = ROOT / "tests" / "mutants.txt"
+
+# What is broken, how often in a hundred, and the files.
+GROUPS = {
+    "kernels": (22, ["goptim/internal/kernel/f32/*.go", "goptim/internal/kernel/reduce/*.go"]),
+    "scalars": (18, ["goptim/*.go"]),
+    "rows": (
+        12,
+        ["goptim/internal/engine/*.go", "goptim/table.go", "goptim/groups.go", "goptim/internal/kernel/rows.go"],
+    ),
+    "gather": (12, ["bindings/_core/gather*.[ch]"]),
+    "step": (20, ["python/goptim/*.py"]),
+    "states": (10, ["goptim/state.go", "goptim/internal/safetensors/*.go", "python/goptim/_safetensors.py"]),
+    "bindings": (6, ["bindings/bindings.go", "bindings/internal/*/*.go"]),
+}
+# Files of a group that are another's, or nobody's: what runs around steps.
+NOT_IN = {
+    "scalars": {"state.go", "table.go", "groups.go", "doc.go"},
+    "step": {"_safetensors.py", "_explain.py", "_run.py", "_patch.py", "__main__.py", "testing.py", "__init__.py"},
+}
+
+# Tests that come first, by a part of the file's path; the first that fits. Then those of the group.
+NEAREST = [
+    ("reduce/", ["test_adafactor.py", "test_hf.py"]),
+    ("hfadafactor", ["test_hf.py"]),
+    ("hf.py", ["test_hf.py"]),
+    ("adafactor", ["test_adafactor.py", "test_hf.py"]),
+    ("factored", ["test_adafactor.py"]),
+    ("sparse", ["test_sparse.py"]),
+    ("lbfgs", ["test_lbfgs.py"]),
+    ("linesearch", ["test_lbfgs.py"]),
+    ("vectors", ["test_lbfgs.py"]),
+    ("muon", ["test_muon.py"]),
+    ("gather", ["test_gather.py"]),
+    ("_layout", ["test_layout.py", "test_gather.py"]),
+    ("_dtensor", ["test_distributed.py"]),
+    ("_native", ["test_layout.py", "test_processes.py"]),
+    ("safetensors", ["test_safetensors.py"]),
+    ("state.go", ["test_safetensors.py"]),
+    ("_step", ["test_dropin.py", "test_gather.py", "test_faults.py", "test_explain.py"]),
+]
+OF_GROUP = {
+    "kernels": ["test_parity.py"],
+    "scalars": ["test_parity.py"],
+    "rows": ["test_faults.py", "test_parity.py"],
+    "gather": ["test_layout.py", "test_dropin.py", "test_faults.py"],
+    "step": ["test_state.py", "test_parity.py", "test_optim_db.py", "test_modules.py"],
+    "states": ["test_state.py"],
+    "bindings": ["test_parity.py", "test_faults.py", "test_adafactor.py", "test_sparse.py", "test_lbfgs.py"],
+}
+GO_OF_GROUP = {
+    "kernels": ["./goptim/internal/kernel/...", "./goptim"],
+    "scalars": ["./goptim"],
+    "rows": ["./goptim/internal/engine", "./goptim"],
+    "states": ["./goptim/internal/safetensors", "./goptim"],
+    "bindings": ["./bindings/..."],
+}
+# Classes whose file has their name, which -k finds in the names of tests.
+CLASSES = ["Adadelta", "Adafactor", "Adagrad", "Adam", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD"]
+
+
+# Files whose tests take long, or longer the more is wrong.
+LAST = {"test_bench.py", "test_compile.py", "test_processes.py", "test_readme.py", "test_run.py", "test_yardstick.py"}
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A change of one place: text that becomes another."""
+
+    group: str
+    path: str
+    kind: str
+    start: int
+    end: int
+    new: str
+
+    def apply(self, text: str) -> str:
+        return text[: self.start] + self.new + text[self.end :]
+
+    def lines(self, text: str) -> tuple[str, str]:
+        """The lines that it changes, before and after, as one each."""
+        first, last = text.rfind("\n", 0, self.start) + 1, text.find("\n", self.end)
+        after = text[first : self.start] + self.new + text[self.end : last]
+        return " ".join(text[first:last].split()), " ".join(after.split())
+
+    def function(self, text: str) -> str:
+        """The function around it, which stays when lines move."""
+        pattern = {
+            ".py": r"(?m)^ *(?:async )?(?:def|class) (\w+)",
+            ".go": r"(?m)^func (?:\([^)]*\) )?(\w+)",
+        }.get(Path(self.path).suffix, r"(?m)^\w[^;={]*?\b(\w+)\(")
+        return next((m[1] for m in reversed([*re.finditer(pattern, text[: self.start])])), "")
+
+
+Site = tuple[str, int, int, str]  # kind, start, end, what comes there
+
+PAIRS = {"+": "-", "*": "/", "<": "<=", ">": ">=", "==": "!=", "&&": "||"}
+SWAP = PAIRS | {b: a for a, b in PAIRS.items()}
+METHODS = {"Add": "Sub", "Mul": "Div", "Max": "Min", "Greater": "GreaterEqual", "Less": "LessEqual"}
+METHODS |= {b: a for a, b in METHODS.items()}
+TOKENS = r"""(?sx) //[^\n]* | /\*.*?\*/ | "(?:\\.|[^"\\\n])*" | `[^`]*` | '(?:\\.|[^'\\\n])+' """
+
+
+def sites_of_text(text: str, is_go: bool) -> Iterator[Site]:
+    """Of Go and C, by their tokens."""
+    code = re.sub(TOKENS, lambda m: re.sub(r"[^\n]", " ", m[0]), text)
+    for m in re.finditer(r"(?<=[\w)\]])( ?)([+\-*/])\1(?=[\w(])", code):
+        yield "arithmetic", m.start(2), m.end(2), SWAP[m[2]]
+    for m in re.finditer(r" (<=|>=|==|!=|<|>) ", code):
+        yield "comparison", m.start(1), m.end(1), SWAP[m[1]]
+    for m in re.finditer(r"&&|\|\|", code):
+        yield "logic", m.start(), m.end(), SWAP[m[0]]
+    for m in re.finditer(rf"\.({'|'.join(METHODS)})\(", code):
+        yield "method", m.start(1), m.end(1), METHODS[m[1]]
+    for m in re.finditer(r"(?<![\w.])(\d+)(?![\w.])", code):
+        yield "constant", m.start(), m.end(), str(int(m[0], 0 if m[0] == "0" else 10) + 1)
+    for m in re.finditer(r"(?m)^\s*(?:\} else )?if (\([^\n;{]+\)|[^\n;{(]+)(?: \{)?$", code):
+        yield "condition", m.start(1), m.end(1), ("!(%s)" if is_go else "(!%s)") % text[m.start(1) : m.end(1)]
+    statement = r"(?m)^[\t ]+((?:[\w.\[\]*&()>-]+ (?:[-+*|&^]|<<|>>)?= |[\w.>-]+\()[^\n{}]*(?:\)|\w|\]))%s$"
+    for m in re.finditer(statement % ("" if is_go else ";"), code):
+        if m[1].count("(") == m[1].count(")") and not re.match(r"return|if|for|switch|case|func|else", m[1]):
+            yield "statement", m.start(1), m.end(1), ""
+    for m in re.finditer(r"(?m)^(?!func).*?\b\w+\(([\w.]+), ([\w.]+)[,)]", code):
+        if m[1] != m[2]:
+            yield "arguments", m.start(1), m.end(2), f"{m[2]}, {m[1]}"
+    for m in re.finditer(r'("[^"\n]*"), ("[^"\n]*")', text):
+        if m[1] != m[2]:
+            yield "keys", m.start(), m.end(), f"{m[2]}, {m[1]}"
+
+
+OPERATORS: dict[type, str] = {
+    ast.Add: "-", ast.Sub: "+", ast.Mult: "/", ast.Div: "*", ast.FloorDiv: "*", ast.Mod: "*", ast.Pow: "*",
+    ast.Lt: "<=", ast.LtE: "<", ast.Gt: ">=", ast.GtE: ">", ast.Eq: "!=", ast.NotEq: "==", ast.Is: "is not",
+    ast.IsNot: "is", ast.In: "not in", ast.NotIn: "in", ast.And: "or", ast.Or: "and",
+}  # fmt: skip
+
+
+def sites_of_python(text: str) -> Iterator[Site]:
+    starts = [0]
+    for line in text.splitlines(keepends=True):
+        starts.append(starts[-1] + len(line))
+    lines = text.splitlines(keepends=True)
+
+    def at(line: int, column: int) -> int:
+        return starts[line - 1] + len(lines[line - 1].encode()[:column].decode())
+
+    def span(node: ast.expr | ast.stmt) -> tuple[int, int]:
+        assert node.end_lineno is not None
+        assert node.end_col_offset is not None
+        return at(node.lineno, node.col_offset), at(node.end_lineno, node.end_col_offset)
+
+    def between(kind: str, a: ast.expr, operator: ast.AST, b: ast.expr) -> Iterator[Site]:
+        start, end = span(a)[1], span(b)[0]
+        m = re.search(r"\*\*|//|[-+*/%]|[<>=!]=|[<>]|is not|not in|\b(?:is|in|and|or)\b", text[start:end])
+        if m and type(operator) in OPERATORS:
+            yield kind, start + m.start(), start + m.end(), OPERATORS[type(operator)]
+
+    tree = ast.parse(text)
+    unordered = [x for node in ast.walk(tree) if isinstance(node, ast.Compare) for x in node.comparators]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.BinOp):
+            yield from between("arithmetic", node.left, node.op, node.right)
+        elif isinstance(node, ast.Compare):
+            yield from between("comparison", node.left, node.ops[0], node.comparators[0])
+        elif isinstance(node, ast.BoolOp):
+            yield from between("logic", node.values[0], node.op, node.values[1])
+        elif isinstance(node, ast.Constant) and type(node.value) in (int, float, bool):
+            yield "constant", *span(node), str(not node.value if isinstance(node.value, bool) else node.value + 1)
+        elif isinstance(node, ast.Call) and len(node.args) > 1:
+            (a, b), (c, d) = span(node.args[0]), span(node.args[1])
+            if text[a:b] != text[c:d] and not isinstance(node.args[1], ast.Starred):
+                yield "arguments", a, d, text[c:d] + text[b:c] + text[a:b]
+        elif isinstance(node, (ast.Tuple, ast.List)) and node not in unordered:
+            for one, other in itertools.pairwise(node.elts):
+                if all(isinstance(x, ast.Constant) and isinstance(x.value, str) for x in (one, other)):
+                    (a, b), (c, d) = span(one), span(other)
+                    yield "keys", a, d, text[c:d] + text[b:c] + text[a:b]
+        if isinstance(node, (ast.If, ast.While, ast.IfExp)):
+            start, end = span(node.test)
+            yield "condition", start, end, f"not ({text[start:end]})"
+        if isinstance(node, (ast.Assign, ast.AugAssign, ast.Expr, ast.Raise, ast.Delete)) and not (
+            isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        ):
+            yield "statement", *span(node), "pass"
+
+
+def draw(seed: int) -> Iterator[Mutant]:
+    """Mutants without end: a group by its share, a file by its places, a kind of change, a place."""
+    rng = random.Random(seed)
+    sites: dict[str, dict[str, dict[str, list[Site]]]] = {}
+    for group, (_, patterns) in GROUPS.items():
+        for path in sorted({p for pattern in patterns for p in ROOT.glob(pattern)}):
+            if path.name.endswith("_test.go") or path.name in NOT_IN.get(group, ()):
+                continue
+            text, of = path.read_text(), {}
+            if "Code generated" in text[:200]:
+                continue
+            for site in sites_of_python(text) if path.suffix == ".py" else sites_of_text(text, path.suffix == ".go"):
+                of.setdefault(site[0], []).append(site)
+            if of:
+                sites.setdefault(group, {})[str(path.relative_to(ROOT))] = of
+    seen = set()
+    while True:
+        [group] = rng.choices([*sites], [GROUPS[g][0] for g in sites])
+        files = sites[group]
+        [path] = rng.choices([*files], [sum(map(len, of.values())) for of in files.values()])
+        kind = rng.choice(sorted(files[path]))
+        site = rng.choice(files[path][kind])
+        if (path, site) not in seen:
+            seen.add((path, site))
+            yield Mutant(group, path, *site)
+
+
+def known_mutants() -> dict[tuple[str, ...], str]:
+    """By file, function, line and mutated line: why nothing can tell them apart."""
+    known = {}
+    for block in re.split(r"\n\n+", KNOWN.read_text()) if KNOWN.exists() else ():
+        lines = [line for line in block.splitlines() if not line.startswith("#")]
+        if lines:
+            where, before, after, *reason = lines
+            known[(*where.split(": "), before.removeprefix("- "), after.removeprefix("+ "))] = " ".join(reason)
+    return known
+
+
+def limit(seconds: int) -> None:
+    """End this process after some seconds of work, and before it takes all memory."""
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    resource.setrlimit(resource.RLIMIT_DATA, (8 << 30, 8 << 30))
+
+
+class Tree:
+    """A copy of the tree in which mutants are made, one at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.python = Path(sys.executable)
+        self.go = self.python.with_name("go")
+        self.env = os.environ | {
+            "GOTOOLCHAIN": "local",
+            "GOEXPERIMENT": "simd",
+            "PYTHONPATH": str(path / "python"),
+            "PYTHONDONTWRITEBYTECODE": "1",  # a mutant may have the size and the second of another
+        }
+        names = subprocess.run(
+            ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True
+        ).stdout.splitlines()
+        shutil.rmtree(path, ignore_errors=True)
+        for name in names:
+            if (ROOT / name).is_file():
+                (path / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, path / name)
+        self.run([self.python, "setup.py", "-q", "build_ext", "--inplace"], check=True)
+        [self.library] = (path / "python/goptim").glob("_core*.so")
+        self.original = self.library.read_bytes()
+        self.built = self.original
+        self.compiled = self.files_compiled()
+
+    def run(self, command: list[object], seconds: int = 300, check: bool = False, **env: str) -> tuple[bool, str]:
+        """Whether a command succeeds, and what it says; seconds are its processes' own, of each."""
+        process = subprocess.Popen(
+            list(map(str, command)), cwd=self.path, env=self.env | env, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True,
+            preexec_fn=lambda: limit(seconds),
+        )  # fmt: skip
+        try:
+            out, _ = process.communicate(timeout=10 * seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            out = process.communicate()[0] + "\nit does not end"
+        if check and process.returncode:
+            raise SystemExit(out)
+        return process.returncode == 0, out
+
+    def files_compiled(self) -> set[str]:
+        """The Go files that are part of a build here, with vectors or without."""
+        found = set()
+        for experiment in ("simd", ""):
+            _, out = self.run(
+                [self.go, "list", "-f", '{{$d := .Dir}}{{range .GoFiles}}{{$d}}/{{.}}{{"\\n"}}{{end}}'
+                 '{{range .CgoFiles}}{{$d}}/{{.}}{{"\\n"}}{{end}}', "./..."], GOEXPERIMENT=experiment,
+            )  # fmt: skip
+            found |= {os.path.relpath(line, self.path) for line in out.splitlines() if line.endswith(".go")}
+        return found
+
+    @contextlib.contextmanager
+    def mutated(self, mutants: list[Mutant]) -> Iterator[str]:
+        """With the mutants in place; why they are none, if they are not to be run."""
+        changed: dict[Path, str] = {}
+        for mutant in sorted(mutants, key=lambda m: -m.start):  # so that places before it stay
+            file = self.path / mutant.path
+            text = file.read_text()
+            changed.setdefault(file, text)
+            file.write_text(mutant.apply(text))
+        try:
+            yield self.prepare(changed)
+        finally:
+            for path, text in changed.items():
+                path.write_text(text)
+            if self.built is not self.original:
+                self.library.write_bytes(self.original)
+                self.built = self.original
+
+    def prepare(self, changed: dict[Path, str]) -> str:
+        """Make the copies of kernels, add them to what has changed, and see whether all compiles."""
+        for path in changed:
+            if path.suffix == ".py":
+                try:
+                    compile(path.read_text(), path, "exec")
+                except SyntaxError:
+                    return "it does not compile"
+        kernels = self.path / "goptim/internal/kernel"
+        if any(path.parent == kernels / "f32" for path in changed):
+            before = {p: p.read_text() for p in kernels.rglob("*.go") if p.parent.name in ("f32", "f64")}
+            done, _ = self.run(["sh", "-c", f"cd {kernels} && {self.go} run ./generate"])
+            changed |= {p: text for p, text in before.items() if p not in changed and p.read_text() != text}
+            if not done:
+                return "no copies can be made"
+        go = [path for path in changed if path.suffix == ".go"]
+        if go and not any(str(path.relative_to(self.path)) in self.compiled for path in go):
+            return "it is not compiled here"
+        if go and not self.run([self.go, "build", "./goptim/...", "./bindings/internal/...", "./bindings"])[0]:
+            return "it does not compile"
+        return ""
+
+    def build(self) -> bool:
+        done, _ = self.run([self.python, "setup.py", "-q", "build_ext", "--inplace"])
+        self.built = b""
+        return done
+
+    def test_go(self, packages: list[str], short: bool = True, **env: str) -> str:
+        """The first test of Go's that fails, if one does."""
+        words = [
+            self.go,
+            "test",
+            "-failfast",
+            *(["-short"] if short else []),
+            *(["-count=1"] if env else []),
+            *packages,
+        ]
+        passed, out = self.run(words, 120, **env)
+        if passed:
+            return ""
+        m = re.search(r"--- FAIL: (\S+)", out) or re.search(r"(?m)^FAIL\s+(\S+)", out)
+        return f"go test {m[1] if m else '?'}{' ' + str(env) if env else ''}"
+
+    def test_python(self, *words: str, seconds: int = 600) -> str:
+        """The first test of Python's that fails, if one does. It runs in a fork, for which torch is there already."""
+        output = self.path / "build/pytest.log"
+        child = os.fork()
+        if child == 0:
+            os.setsid()
+            limit(seconds)
+            fd = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(fd, 1)
+            os.dup2(fd, 2)
+            os.chdir(self.path)
+            os.environ.update(self.env)
+            sys.dont_write_bytecode = True
+            sys.path[0] = str(self.path / "python")
+            import pytest
+
+            try:
+                code = pytest.main(
+                    [
+                        "-x",
+                        "-q",
+                        "-p",
+                        "no:cacheprovider",
+                        "-p",
+                        "no:xdist",
+                        *words,
+                    ]
+                )
+            except BaseException:
+                code = 9
+            sys.stdout.flush()
+            os._exit(code)
+        status, end = None, time.monotonic() + 5 * seconds
+        while status is None:
+            pid, how = os.waitpid(child, os.WNOHANG)
+            if pid:
+                status = os.waitstatus_to_exitcode(how)
+            elif time.monotonic() > end:
+                os.killpg(child, signal.SIGKILL)
+                end = float("inf")
+            else:
+                time.sleep(0.05)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)  # what it has left behind
+        if status in (0, 5):
+            return ""
+        text = output.read_text(errors="replace")
+        m = re.search(r"(?m)^(?:FAILED|ERROR) (\S+.*?)(?: - |$)", text)
+        return m[1] if m else f"pytest {words[0]} ends with {status}"
+
+
+Stage = tuple[str, Callable[[], str]]  # a name, and what says which test fails
+
+
+def nearest(tree: Tree, mutant: Mutant) -> Iterator[Stage]:
+    """What is quickest to fail: Go tests of the package, and Python tests of the class or the part."""
+    is_go = mutant.path.endswith(".go")
+    if is_go:
+        for package in GO_OF_GROUP.get(mutant.group, ()):
+            yield package, functools.partial(tree.test_go, [package])
+        yield "lane", functools.partial(tree.test_go, ["./goptim", "./goptim/internal/..."], GOEXPERIMENT="")
+    if not mutant.path.endswith(".py"):
+        yield "build", lambda: "" if tree.build() else "the build"
+    files = next((tests for part, tests in NEAREST if part in mutant.path), [])
+    of_class = next((c for c in CLASSES if c.lower() == Path(mutant.path).stem), None)
+    if of_class and not files:
+        words = ["tests/test_parity.py", "tests/test_state.py", "-k", f"{of_class} and not widths and not stock"]
+        yield of_class, functools.partial(tree.test_python, *words)
+    for file in [*files, *(f for f in OF_GROUP[mutant.group] if f not in files)]:
+        yield file, functools.partial(tree.test_python, f"tests/{file}", "-k", "not widths and not stock")
+
+
+def others(tree: Tree, rest: bool) -> Iterator[Stage]:
+    """The core, and then what is left of all tests."""
+    for bits in ("0", "+128", "+256"):
+        yield (
+            f"go test, simd={bits}",
+            functools.partial(tree.test_go, ["./goptim/internal/..."], GODEBUG=f"simd={bits}"),
+        )
+    yield "go test ./...", functools.partial(tree.test_go, ["./..."], short=False)
+    files = sorted(f.name for f in (tree.path / "tests").glob("test_*.py"))
+    yield "the core", functools.partial(tree.test_python, *(f"tests/{f}" for f in sorted(files, key=LAST.__contains__)))
+    if rest:
+        yield "full", functools.partial(tree.test_python, "tests", "-m", "full")
+
+
+def meet(tree: Tree, mutants: list[Mutant], rest: bool) -> dict[Mutant, str]:
+    """Have mutants meet all tests together; where one fails, each half of them again. What kills which."""
+    if not mutants:
+        return {}
+    by = met = ""
+    with tree.mutated(mutants) as none:
+        if not none and any(not m.path.endswith(".py") for m in mutants):
+            tree.build()
+        by = none  # together, some do not compile
+        for stage, test in () if none else others(tree, rest):
+            by, met = test(), stage
+            if by:
+                break
+    if not by:
+        return {}
+    if len(mutants) == 1:
+        return {mutants[0]: f"{met}: {by}"}
+    half = len(mutants) // 2
+    return meet(tree, mutants[:half], rest) | meet(tree, mutants[half:], rest)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--count", type=int, default=40, help="how many mutants")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="draw no other after so many")
+    parser.add_argument("--rest", action="store_true", help="survivors meet the tests marked full too")
+    parser.add_argument("--nearest", action="store_true", help="survivors meet no other tests than the nearest")
+    parser.add_argument("--log", type=argparse.FileType("a"), default=sys.stdout, help="a line for every mutant")
+    parser.add_argument("--tree", type=Path, default=ROOT / "build" / "mutants", help="where to copy the tree")
+    options = parser.parse_args()
+
+    known, texts = known_mutants(), {}
+    tree = Tree(options.tree.absolute())
+    import pytest  # noqa: F401
+    import torch
+
+    torch.optim.SGD([torch.zeros(1, requires_grad=True)]).step()  # it imports torch's compiler
+
+    def say(line: str) -> None:
+        print(line, file=options.log, flush=True)
+
+    def key(mutant: Mutant) -> tuple[str, ...]:
+        text = texts[mutant.path]
+        return (mutant.path, mutant.function(text), *mutant.lines(text))
+
+    def what(mutant: Mutant) -> str:
+        path, function, before, after = key(mutant)
+        return f"{mutant.group:8} {mutant.kind:10} {path}: {function}: {before!r} -> {after!r}"
+
+    killed: dict[str, int] = {}
+    left: list[Mutant] = []
+    n = equivalent = 0
+    began = time.monotonic()
+    for mutant in draw(options.seed):
+        if n == options.count or time.monotonic() - began > 60 * options.minutes:
+            break
+        texts.setdefault(mutant.path, (tree.path / mutant.path).read_text())
+        if key(mutant) in known:
+            n, equivalent = n + 1, equivalent + 1
+            say(f"{n:4} equivalent        {what(mutant)}: {known[key(mutant)]}")
+            continue
+        start = time.monotonic()
+        by = met = ""
+        with tree.mutated([mutant]) as none:
+            if none:
+                continue
+            n += 1
+            for stage, test in nearest(tree, mutant):
+                by, met = test(), stage
+                if by:
+                    break
+        took = time.monotonic() - start
+        if by:
+            killed[met] = killed.get(met, 0) + 1
+            say(f"{n:4} killed   {took:6.1f} s {what(mutant)}: by {by}")
+        else:
+            left.append(mutant)
+            say(f"{n:4} left     {took:6.1f} s {what(mutant)}")
+    by_others = {} if options.nearest else meet(tree, left, options.rest)
+    for mutant, by in by_others.items():
+        killed[by.partition(":")[0]] = killed.get(by.partition(":")[0], 0) + 1
+        say(f"     killed            {what(mutant)}: by {by}")
+    survived = [mutant for mutant in left if mutant not in by_others]
+    for mutant in survived:
+        say("     SURVIVED\n" + "{}: {}\n- {}\n+ {}".format(*key(mutant)))
+    say(f"{n} mutants: {sum(killed.values())} killed, {equivalent} known to be equivalent, {len(survived)} survived")
+    say("killed by " + ", ".join(f"{stage}: {count}" for stage, count in killed.items()))
+    sys.exit(bool(survived))
+
+
+if __name__ == "__main__":
+    main()
