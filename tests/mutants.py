@@ -38,7 +38,7 @@ KNOWN = ROOT / "tests" / "mutants.txt"
 
 # What is broken, how often in a hundred, and the files.
 GROUPS = {
-    "kernels": (22, ["goptim/internal/kernel/f32/*.go", "goptim/internal/kernel/reduce/*.go"]),
+    "kernels": (22, ["goptim/internal/kernel/f32x8/*.go", "goptim/internal/kernel/reduce/*.go"]),
     "scalars": (18, ["goptim/*.go"]),
     "rows": (
         12,
@@ -345,8 +345,8 @@ class Tree:
                 except SyntaxError:
                     return "it does not compile"
         kernels = self.path / "goptim/internal/kernel"
-        if any(path.parent == kernels / "f32" for path in changed):
-            before = {p: p.read_text() for p in kernels.rglob("*.go") if p.parent.name in ("f32", "f64")}
+        if any(path.parent == kernels / "f32x8" for path in changed):
+            before = {p: p.read_text() for p in kernels.rglob("*.go") if "generated" in p.read_text()[:80]}
             done, _ = self.run(["sh", "-c", f"cd {kernels} && {self.go} run ./generate"])
             changed |= {p: text for p, text in before.items() if p not in changed and p.read_text() != text}
             if not done:
