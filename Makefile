@@ -99,7 +99,7 @@ SANITIZED := build/sanitize
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined
 INCLUDE := import sysconfig; print(sysconfig.get_path("include"))
 
-sanitize: build ## the tests of memory with the extension and the Go package under AddressSanitizer, C under UBSan too; five minutes
+sanitize: build ## the tests of memory with the extension and the Go package under AddressSanitizer, C under UBSan too; minutes
 	rm -rf $(SANITIZED)
 	mkdir -p $(SANITIZED)/goptim
 	for f in python/goptim/*; do case $$f in *.so|*/__pycache__) ;; *) ln -s "$(CURDIR)/$$f" $(SANITIZED)/goptim/ || exit 1;; esac; done
