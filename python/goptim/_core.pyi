@@ -1,8 +1,8 @@
 """The extension module: package bindings of the Go module, through gopy, and gather.c. Booleans are 0 or not 0.
 
 `step_groups` steps the parameters of groups; its docstring says how. `Step` steps tables of rows at an address
-(bindings/bindings.go, goptim/table.go) on at most `threads` threads, returns the number of rows, and raises RuntimeError
-with what Go says is wrong.
+(bindings/bindings.go, goptim/table.go) on at most `threads` threads, returns the number of rows, and raises
+RuntimeError with what Go says is wrong.
 """
 
 from collections.abc import MutableMapping

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from goptim import hf
-from goptim._step import _PLAIN, GoStep, why_compiling, why_torch
+from goptim._step import _PLAIN, _TORCH, WHY_SHARED, GoStep, why_compiling, why_torch
 from goptim.lbfgs import LBFGS
 
 _HEADINGS = ("parameter", "name", "shape", "dtype", "device", "to", "why")
@@ -116,9 +116,14 @@ def _ask_parts(optimizer: GoStep) -> _Ask:
         optimizer._part(optimizer, i, group, optimizer._ask(group)) for i, group in enumerate(optimizer.param_groups)
     ]
 
+    codes = b"" if why_all else optimizer._go(tuple([part.given for part in parts]), -1)
+    code = iter(codes if type(codes) is bytes else b"")
+
     def ask(i: int, j: int, p: Tensor) -> str | None:
+        code_of_p = next(code, None)
         why = why_all or parts[i].why_group
-        return why or parts[i].why_torch(p, _gradient(p, optimizer.dense), optimizer.state.get(p, {}))
+        why = why or parts[i].why_torch(p, _gradient(p, optimizer.dense), optimizer.state.get(p, {}))
+        return WHY_SHARED if why is None and p.grad is not None and code_of_p == _TORCH else why
 
     return ask
 

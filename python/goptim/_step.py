@@ -53,6 +53,10 @@ _dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 _functorch: Callable[[], Any] = torch._C._functorch.peek_interpreter_stack
 
 
+# Why a parameter is torch's that Go could step by itself.
+WHY_SHARED = "its memory is memory of another parameter, which torch steps"
+
+
 class _Misfit(str):
     """A reason why Go does not take a parameter that torch will refuse too, or convert."""
 
@@ -286,6 +290,7 @@ class _Part:
         self.optimizer = optimizer
         self.index = index
         self.group = group
+        self.given = asked
         self.params, self.columns, self.scalars = asked
         self.go: list[Any] = []  # for Go: parameters; in the place of some, a row for gather.c
         self.go_params: list[Tensor] = []  # the parameters of these
@@ -363,7 +368,7 @@ class _Part:
 
     def _why_now(self, p: Tensor, g: Tensor) -> str:
         """Why a parameter is torch's that gather.c has left to torch."""
-        return self.why_group or self.why_torch(p, g, self.optimizer.state.get(p, {})) or "it was torch's a moment ago"
+        return self.why_group or self.why_torch(p, g, self.optimizer.state.get(p, {})) or WHY_SHARED
 
     def misfit(self, p: Tensor) -> Iterator[str]:
         """What is wrong with a parameter that torch refuses."""

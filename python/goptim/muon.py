@@ -70,7 +70,7 @@ class Muon(GoStep, torch.optim.Muon):
 
     def _go(self, groups: tuple[_Asked, ...], kind: int | None = None) -> Any:
         done = super()._go(groups, -1)  # to ask, before the first write
-        if type(done) is int:
+        if type(done) is int and kind != -1:
             for group, rows in [(group, list(self._rows(i, group))) for i, group in enumerate(groups)]:
                 if rows:
                     self._step_matrices(rows, *group[1:])
