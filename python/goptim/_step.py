@@ -213,11 +213,18 @@ class GoStep(Optimizer):
         sparse: list[tuple[_Part, Tensor, Tensor]] = []
         for turn in range(_TURNS):
             parts = self._sort(groups, asked, codes)
+            self._make_states(parts)
+            if any(part.fresh for part in parts) and any(part.rest for part in parts):
+                again = self._go(tuple(asked), -1)  # with states, for what shares memory with a parameter of torch's
+                if type(again) is bytes:
+                    fresh = [part.fresh for part in parts]
+                    parts = self._sort(groups, asked, again)
+                    for part, params in zip(parts, fresh, strict=True):
+                        part.fresh = params
             sparse += [(part, p, g) for part in parts for p, g in part.sparse]
             if watch is not None and turn == 0:
                 n = sum(len(part.go) + len(part.sparse) for part in parts)
                 watch(self, n, [why for part in parts for why in part.reasons])
-            self._make_states(parts)
             if any(part.rest for part in parts):
                 self._torch_step(groups, asked, parts)
             for part in parts:
