@@ -144,7 +144,7 @@ def error_of(opt):
 
 
 def check(name, spoil, says, before, with_torchs):
-    """The spoilt step fails before Go has written anything. What torch makes of it, if anything, is as good.
+    """The spoilt step fails before Go has written anything. Where torch accepts it, so do we.
 
     An error that is found before any write leaves no trace. One of torch's, halfway through its part, leaves what torch
     leaves of that part.

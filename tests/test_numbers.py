@@ -116,7 +116,9 @@ def watched(monkeypatch):
 
 
 @every
-@pytest.mark.parametrize("make", [Fraction, Decimal, Real, np.int64, np.bool_, str, lambda x: None], ids=lambda make: make.__name__)
+@pytest.mark.parametrize(
+    "make", [Fraction, Decimal, Real, np.int64, np.bool_, str, lambda x: None], ids=lambda make: make.__name__
+)
 @pytest.mark.parametrize("which", ["lr", "weight_decay"])
 def test_others_are_taken_where_torch_takes_them(name, make, which, watched):
     """One hyperparameter at a time. What torch raises is raised; otherwise the bits are those with the float."""

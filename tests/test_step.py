@@ -406,9 +406,9 @@ def test_a_state_of_another_class(first):
         for _ in range(2):
             opt.step(closure)
         other, step_of = b([p], **({"momentum": 0.9} if b.__name__ == "SGD" else {})), b.__name__
-        group = other.state_dict()["param_groups"]
-        other.load_state_dict({"state": copy.deepcopy(opt.state_dict()["state"]), "param_groups": group})
+        saved = {"state": copy.deepcopy(opt.state_dict()["state"]), "param_groups": other.state_dict()["param_groups"]}
         try:
+            other.load_state_dict(saved)  # which some refuse
             with ieee_sqrt():
                 other.step(closure)
         except Exception as e:
@@ -547,3 +547,141 @@ def test_a_step_of_two_parameters(name):
 
     expected, ours = map(make, twins(name))
     assert_bit_equal(everything(ours), everything(expected))
+
+
+@every
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)], ids=["torch last", "torch first"])
+def test_memory_shared_by_what_go_and_torch_step(name, order):
+    """Parameters that overlap in a chain, of which the last has a gradient that is torch's: one after the other."""
+
+    def make(cls):
+        torch.manual_seed(0)
+        memory = torch.randn(3, 30)
+        flat = memory.view(-1)
+        params = [Parameter(flat[:20].view(4, 5)), Parameter(flat[10:30].view(4, 5)), Parameter(flat[25:45].view(4, 5))]
+        opt = cls([*(params[i] for i in order), leaf(6)], **OPTIONS.get(name, {}))
+        with ieee_sqrt():
+            for _ in range(3):
+                for p in params_of(opt):
+                    p.grad = torch.randn(p.shape)
+                params[2].grad = torch.randn(5, 4).t()
+                opt.step()
+        return opt
+
+    expected, ours = map(make, twins(name))
+    assert_bit_equal(everything(ours), everything(expected))
+    assert [row.to for row in goptim.explain(ours)] == ["torch"] * 3 + ["go"]
+
+
+@pytest.mark.full
+def test_stress(capfd):
+    """Interrupts, threads, and lists and states that change, for two minutes: no crash, and nothing is lost."""
+    seed = int(time.time())
+    print(f"seed {seed}")
+    run(f"\n    SEED, SECONDS = {seed}, 120" + STRESS)
+
+
+STRESS = """
+    import signal, copy
+    random.seed(SEED)
+    torch.manual_seed(SEED)
+    print("seed", SEED)
+    names = ["SGD", "Adam", "AdamW", "Adagrad", "Adadelta", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop",
+             "Adafactor"]
+    dtypes = [torch.float32, torch.float64, torch.bfloat16]
+    sys.setswitchinterval(1e-5)
+    end = time.time() + SECONDS
+
+    class Interrupt(Exception):
+        pass
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    def make(name, mixed):
+        options = {"momentum": 0.9} if name == "SGD" else {"eps": (1e-30, 1e-3)} if name == "Adafactor" else {}
+        groups = []
+        for _ in range(random.randrange(1, 5)):
+            kinds = random.choices(dtypes if mixed else dtypes[:2], k=random.randrange(1, 9))
+            groups.append({"params": [Parameter(torch.randn(random.randrange(1, 80)).to(d)) for d in kinds]})
+        opt = getattr(goptim, name)(groups, **options)
+        for group in opt.param_groups:
+            for p in group["params"]:
+                p.grad = torch.randn(p.shape).to(p.dtype)
+        return opt
+
+    signal.signal(signal.SIGALRM, interrupt)
+    rounds = interrupts = 0
+    while time.time() < end:
+        rounds += 1
+        # Interrupts at any moment of mixed steps: the groups stay what they are, and a run can go on.
+        opt = make(random.choice(names), True)
+        opt.step()  # or torch itself is left with half a state
+        was = [(id(group), id(group["params"]), list(map(id, group["params"]))) for group in opt.param_groups]
+        for _ in range(200):
+            try:
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, 2e-3))
+                    for _ in range(50):
+                        opt.step()
+                finally:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+            except KeyboardInterrupt:
+                interrupts += 1
+            assert [(id(g), id(g["params"]), list(map(id, g["params"]))) for g in opt.param_groups] == was
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        opt.step()
+        assert all(p in opt.state for group in opt.param_groups for p in group["params"])
+
+        # Threads that load states, change lists and read, while one steps.
+        opt = make(random.choice(names), random.random() < 0.5)
+        opt.step()
+        saved = copy.deepcopy(opt.state_dict()["state"])
+        stop = time.time() + 1
+        lasting = [p for group in opt.param_groups for p in group["params"]]
+        unexpected = []
+
+        def load():
+            while time.time() < stop:
+                for p, state in zip(lasting, saved.values()):
+                    opt.state[p] = {k: t.clone() if isinstance(t, torch.Tensor) else t for k, t in state.items()}
+
+        def change():
+            while time.time() < stop:
+                params = random.choice(opt.param_groups)["params"]
+                extra = [Parameter(torch.randn(5)) for _ in range(random.randrange(1, 40))]
+                for p in extra:
+                    p.grad = torch.randn(5)
+                    params.append(p)
+                time.sleep(1e-4)
+                for p in extra:
+                    params.pop([q is p for q in params].index(True))
+
+        def read():
+            while time.time() < stop:
+                for group in list(opt.param_groups):
+                    ids = set(map(id, list(group["params"])))
+                    if not ids:
+                        unexpected.append("an empty group")
+                try:
+                    opt.state_dict()
+                except RuntimeError as e:
+                    if "changed size during iteration" not in str(e):
+                        raise
+                except KeyError:
+                    pass  # of a parameter that was removed, as in torch
+
+        threads = [threading.Thread(target=target, daemon=True) for target in (load, change, read)]
+        for thread in threads:
+            thread.start()
+        while time.time() < stop:
+            try:
+                opt.step()
+            except (KeyError, RuntimeError) as e:
+                unexpected.append(repr(e))
+        for thread in threads:
+            thread.join()
+        assert not unexpected, unexpected[:3]
+        assert [id(p) for group in opt.param_groups for p in group["params"]] == list(map(id, lasting))
+    print(rounds, "rounds,", interrupts, "interrupts")
+"""

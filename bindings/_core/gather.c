@@ -62,8 +62,10 @@ typedef struct {
 	uint32_t *version;              /* NULL if it counts none, or torch was asked */
 } View;
 
+static int64_t size_of(uint64_t dtype) { return dtype == FLOAT32 ? 4 : 8; }
+
 /* bytes is the size of a view's elements, if they fill one stretch. */
-static int64_t bytes(const View *v) { return v->n * (v->dtype == FLOAT32 ? 4 : 8); }
+static int64_t bytes(const View *v) { return v->n * size_of(v->dtype); }
 
 /* view reads a tensor: 1; 0 for one that is not plain, or has less memory than it says. A plain one has memory of its
  * own, none of it negated or shared in secret; vouched leaves that to the caller. */
@@ -87,7 +89,7 @@ static int view(const Layout *l, PyObject *o, int vouched, View *v)
 	v->version = version == NULL ? NULL : (uint32_t *)version + l->counter;
 	v->at = 0;
 	if (v->dtype == 0) return 1;
-	int64_t offset = (v->dtype == FLOAT32 ? 4 : 8) * (int64_t)word(impl, l->offset);
+	int64_t offset = size_of(v->dtype) * (int64_t)word(impl, l->offset);
 	v->at = (uint64_t)(uintptr_t)word(storage, l->data) + offset;
 	return v->n == 0 || (word(storage, l->data) != NULL && offset + bytes(v) <= (int64_t)word(storage, l->size));
 }
@@ -185,11 +187,12 @@ typedef struct {
 
 /* A Found is one parameter of a group. It owns its tensors. */
 typedef struct {
-	PyObject *p;               /* borrowed of the group; NULL where the whole group is torch's */
+	PyObject *p;               /* borrowed of the group */
 	PyObject *tensor[TENSORS]; /* NULL for none */
 	Given *given;              /* NULL for a parameter by itself */
 	uint8_t code;
 	uint8_t fresh;             /* it has no state yet */
+	uint8_t torchs;            /* its whole group is torch's */
 	uint8_t odd;               /* some of its state is no tensor, or of a subclass */
 } Found;
 
@@ -420,7 +423,7 @@ static int column(const Call *c, PyObject *o, View *v)
 }
 
 /* factored writes the states of a parameter of Adafactor into its row. It says who steps. */
-static int factored(const Call *c, const Found *f, const View *p, Row *row, Stretches *memory, uint32_t ***version)
+static int factored(const Call *c, const Found *f, const View *p, Row *row, uint32_t ***version, Stretches *memory)
 {
 	View v;
 	int code = GO, vector = p->ndim < 2;
@@ -438,11 +441,10 @@ static int factored(const Call *c, const Found *f, const View *p, Row *row, Stre
 	return code;
 }
 
-/* fill makes the row of one parameter, and says who steps it: no row is made but for Go. */
-static int fill(const Call *c, const Found *f, Row *row, uint32_t ***version)
+/* fill makes the row of one parameter with its memory, and says who steps it: no row is made but for Go. */
+static int fill(const Call *c, const Found *f, Row *row, uint32_t ***version, Stretches *memory)
 {
 	View param, v;
-	Stretches memory = none;
 	uint32_t **at = *version;
 	int code = f->code, found;
 	if (!view(c->layout, f->p, 0, &param)) return PYTHON;
@@ -452,15 +454,16 @@ static int fill(const Call *c, const Found *f, Row *row, uint32_t ***version)
 	code = max(code, alike(&param, &v));
 	*row = (Row){.n = param.n, .kind = param.dtype, .param = param.at, .grad = v.at};
 	*at++ = param.version;
-	put(&memory, 0, param.at, bytes(&param));
-	put(&memory, 1, v.at, bytes(&v));
+	*memory = none;
+	put(memory, 0, param.at, bytes(&param));
+	put(memory, 1, v.at, bytes(&v));
 	if (f->tensor[STEP] != NULL) {
 		found = number(c, f->tensor[STEP], &v, &row->kind, 8);
 		code = max(code, found);
 		row->step = v.at;
-		if (found == GO) put(&memory, 2, v.at, bytes(&v));
+		if (found == GO) put(memory, 2, v.at, bytes(&v));
 	}
-	if (c->form == FACTORED) code = max(code, factored(c, f, &param, row, &memory, &at));
+	if (c->form == FACTORED) code = max(code, factored(c, f, &param, row, &at, memory));
 	for (int k = 0; k < STATES && c->form == ELEMENTWISE; k++) {
 		PyObject *o = f->tensor[STATE + k];
 		if (o == NULL) continue;
@@ -469,10 +472,10 @@ static int fill(const Call *c, const Found *f, Row *row, uint32_t ***version)
 		code = max(code, found);
 		if (found != GO) continue;
 		row->state[k] = v.at;
-		put(&memory, 3 + k, v.at, bytes(&v));
+		put(memory, 3 + k, v.at, bytes(&v));
 		*at++ = v.version;
 	}
-	if (code == GO && overlap(&memory)) code = TORCH;
+	if (code == GO && overlap(memory)) code = TORCH;
 	if (code == GO) *version = at;
 	return code;
 }
@@ -550,6 +553,7 @@ static int write_rows(const Call *c, uint32_t ***version)
 	Py_ssize_t size = c->form == HF ? sizeof(HFRow) : sizeof(Row), g = -1, end = 0;
 	char *to = c->rows;
 	int ok = 1;
+	Stretches memory;
 	for (Py_ssize_t start = 0; start < c->n; start += BLOCK) {
 		Py_ssize_t stop = start + BLOCK < c->n ? start + BLOCK : c->n;
 		for (Py_ssize_t i = stop; i < stop + BLOCK && i < c->n; i++) touch(c, i);
@@ -577,8 +581,9 @@ static int write_rows(const Call *c, uint32_t ***version)
 				c->group[g].table = (uint64_t)(uintptr_t)to;
 			}
 			int code = f->code;
-			if (f->given != NULL) code = copy(c, f, to, version);
-			else if (f->p != NULL && (code == GO || code == TORCH)) code = fill(c, f, (Row *)to, version);
+			if (f->torchs) code = TORCH;
+			else if (f->given != NULL) code = copy(c, f, to, version);
+			else if (code == GO || code == TORCH) code = fill(c, f, (Row *)to, version, &memory);
 			c->code[i] = code;
 			if (code == GO) {
 				to += size;
@@ -589,6 +594,84 @@ static int write_rows(const Call *c, uint32_t ***version)
 		}
 	}
 	return ok;
+}
+
+/* A Span is memory of a parameter that torch steps. */
+typedef struct { uint64_t at, end, read; } Span; /* read: it is a gradient */
+
+/* add_span adds the memory of a tensor, from its first element to its last, or its whole storage. */
+static Span *add_span(const Layout *l, PyObject *t, int read, Span *to)
+{
+	View v;
+	if (!view(l, t, 0, &v) || v.n == 0) return to;
+	const char *storage = word(word(t, l->impl), l->storage);
+	uint64_t data = (uint64_t)(uintptr_t)word(storage, l->data);
+	*to = (Span){data, data + (uint64_t)word(storage, l->size), read};
+	if (v.dtype != 0) {
+		int64_t last = 0;
+		for (int64_t i = 0; i < v.ndim; i++) last += (v.sizes[i] - 1) * v.strides[i];
+		*to = (Span){v.at, v.at + (last + 1) * size_of(v.dtype), read};
+	}
+	return to + 1;
+}
+
+static int by_address(const void *a, const void *b)
+{
+	uint64_t x = ((const Span *)a)->at, y = ((const Span *)b)->at;
+	return (x > y) - (x < y);
+}
+
+/* keep_order leaves to torch what shares memory with a parameter that torch steps, so that one is stepped after the
+ * other, in order: 1; -1 for want of memory. Two may read one gradient. */
+static int keep_order(Call *c)
+{
+	const Layout *l = c->layout;
+	Py_ssize_t all = 0, go = 0;
+	for (Py_ssize_t i = 0; i < c->n; i++) all += c->code[i] == TORCH, go += c->code[i] == GO;
+	if (l == NULL || c->form == HF || all == 0 || go == 0) return 1;
+	Span *spans = malloc(c->n * (1 + TENSORS) * sizeof *spans), *end;
+	Row scratch;
+	if (spans == NULL) return -1;
+	for (int more = 1; more;) {
+		more = 0;
+		end = spans;
+		for (Py_ssize_t i = 0; i < c->n; i++) {
+			const Found *f = &c->found[i];
+			if (c->code[i] != TORCH || f->given != NULL || f->p == NULL || !is_plain(c, f->p)) continue;
+			end = add_span(l, f->p, 0, end);
+			for (int k = GRAD; k < TENSORS; k++)
+				if (f->tensor[k] != NULL && (PyObject *)Py_TYPE(f->tensor[k]) == c->plain[0])
+					end = add_span(l, f->tensor[k], k == GRAD, end);
+		}
+		Py_ssize_t n = end - spans;
+		qsort(spans, n, sizeof *spans, by_address);
+		uint64_t high = 0; /* the end of all so far, so that a search can stop */
+		for (Span *x = spans; x < end; x++) high = x->end > high ? x->end : high;
+		for (Py_ssize_t i = 0; i < c->n; i++) {
+			uint32_t *unused[1 + STATES], **version = unused;
+			Stretches s;
+			if (c->code[i] != GO || c->found[i].given != NULL) continue;
+			fill(c, &c->found[i], &scratch, &version, &s);
+			for (int k = 0; k < STRETCHES && c->code[i] == GO; k++) {
+				uint64_t from = s.at[k], to = s.at[k] + s.size[k];
+				if (n == 0 || from >= high || to <= spans[0].at) continue;
+				Py_ssize_t first = 0, behind = n; /* the spans that begin before the stretch ends */
+				while (first < behind) {
+					Py_ssize_t middle = (first + behind) / 2;
+					if (spans[middle].at < to) first = middle + 1;
+					else behind = middle;
+				}
+				for (Py_ssize_t j = 0; j < first; j++)
+					if (spans[j].end > from && !(k == 1 && spans[j].read)) {
+						c->code[i] = TORCH;
+						more = 1;
+						break;
+					}
+			}
+		}
+	}
+	free(spans);
+	return 1;
 }
 
 /* translate makes an error of Go that begins with the name of one of Python's exceptions that exception. */
@@ -756,12 +839,9 @@ PyObject *step_groups(PyObject *module, PyObject *const *args, Py_ssize_t n)
 			c.key[STATE + i] = key == Py_None ? NULL : key;
 			c.stateful |= key != Py_None;
 		}
-		ok = pack(&c, PyTuple_GetItem(group, 2), &c.group[g]);
-		if (ok == 0) {
-			for (Py_ssize_t i = 0; i < c.size[g]; i++) found[i].code = TORCH;
-		} else if (ok > 0) {
-			ok = collect(&c, params, found, c.size[g]);
-		}
+		int packed = ok = pack(&c, PyTuple_GetItem(group, 2), &c.group[g]);
+		if (ok >= 0) ok = collect(&c, params, found, c.size[g]);
+		for (Py_ssize_t i = 0; i < c.size[g]; i++) found[i].torchs = packed == 0;
 		found += c.size[g];
 	}
 	if (ok < 0) goto end;
@@ -769,6 +849,10 @@ PyObject *step_groups(PyObject *module, PyObject *const *args, Py_ssize_t n)
 	/* From here on no Python code runs, until Go has returned. */
 	uint32_t **version = c.version;
 	ok = write_rows(&c, &version);
+	if (!ok && keep_order(&c) < 0) {
+		PyErr_NoMemory();
+		goto end;
+	}
 	long long rows = 0;
 	uint64_t first = 0, *next = &first;
 	for (Py_ssize_t g = 0; g < c.groups; g++) {

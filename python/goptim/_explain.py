@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from goptim import _native, hf
-from goptim._step import _PLAIN, GoStep, _Part, why_compiling, why_torch
+from goptim._step import _PLAIN, _TORCH, WHY_SHARED, GoStep, _Part, why_compiling, why_torch
 from goptim.lbfgs import LBFGS
 
 _HEADINGS = ("parameter", "name", "shape", "dtype", "device", "to", "why")
@@ -129,9 +129,21 @@ def _ask_parts(optimizer: GoStep) -> _Ask:
         group = optimizer.param_groups[i]
         return optimizer._part(optimizer, i, group, optimizer._with_floats(group, optimizer._ask(group)))
 
+    @functools.cache
+    def codes() -> dict[tuple[int, int], int]:
+        """What gather.c answers, by group and place; nothing where a group cannot be asked about."""
+        try:
+            parts = [part(i) for i in range(len(optimizer.param_groups))]
+            answer = optimizer._go(tuple([x.given for x in parts]), -1)
+        except Exception:
+            return {}
+        places = [(i, j) for i, x in enumerate(parts) for j in range(len(x.params))]
+        return dict(zip(places, answer, strict=True)) if type(answer) is bytes else {}
+
     def ask(i: int, j: int, p: Tensor) -> str | None:
         why = why_all or part(i).why_group or _why_lazy(p)
-        return why or part(i).why_torch(p, _gradient(p, optimizer.dense), optimizer.state.get(p, {}))
+        why = why or part(i).why_torch(p, _gradient(p, optimizer.dense), optimizer.state.get(p, {}))
+        return WHY_SHARED if why is None and p.grad is not None and codes().get((i, j)) == _TORCH else why
 
     return ask
 

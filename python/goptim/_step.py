@@ -54,6 +54,10 @@ _dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 _functorch: Callable[[], Any] = torch._C._functorch.peek_interpreter_stack
 
 
+# Why a parameter is torch's that Go could step by itself.
+WHY_SHARED = "its memory is memory of another parameter, which torch steps"
+
+
 class _Misfit(str):
     """A reason why Go does not take a parameter that torch will refuse too, or convert."""
 
@@ -224,14 +228,21 @@ class GoStep(Optimizer):
         sparse: list[tuple[_Part, Tensor, Tensor]] = []
         for turn in range(_TURNS):
             parts = self._sort(groups, asked, codes)
-            sparse += [(part, p, g) for part in parts for p, g in part.sparse]
-            if watch is not None and turn == 0:
-                n = sum(len(part.go) + len(part.sparse) for part in parts)
-                watch(self, n, [why for part in parts for why in part.reasons])
             for part in parts:
                 for p, g in part.sparse:
                     part.check_sparse(p, g)
             self._make_states(parts)
+            if any(part.fresh for part in parts) and any(part.rest for part in parts):
+                again = self._go(tuple(asked), -1)  # with states, for what shares memory with a parameter of torch's
+                if type(again) is bytes:
+                    fresh = [part.fresh for part in parts]
+                    parts = self._sort(groups, asked, again)
+                    for part, params in zip(parts, fresh, strict=True):
+                        part.fresh = params
+            sparse += [(part, p, g) for part in parts for p, g in part.sparse]
+            if watch is not None and turn == 0:
+                n = sum(len(part.go) + len(part.sparse) for part in parts)
+                watch(self, n, [why for part in parts for why in part.reasons])
             if any(part.rest for part in parts):
                 self._torch_step(groups, asked, parts)
             for part in parts:
@@ -309,6 +320,7 @@ class _Part:
         self.optimizer = optimizer
         self.index = index
         self.group = group
+        self.given = asked
         self.params, self.columns, self.scalars = asked
         self.go: list[Any] = []  # for Go: parameters; in the place of some, a row for gather.c
         self.go_params: list[Tensor] = []  # the parameters of these
@@ -386,7 +398,7 @@ class _Part:
 
     def _why_now(self, p: Tensor, g: Tensor) -> str:
         """Why a parameter is torch's that gather.c has left to torch."""
-        return self.why_group or self.why_torch(p, g, self.optimizer.state.get(p, {})) or "it was torch's a moment ago"
+        return self.why_group or self.why_torch(p, g, self.optimizer.state.get(p, {})) or WHY_SHARED
 
     def misfit(self, p: Tensor) -> Iterator[str]:
         """What is wrong with a parameter that torch refuses."""

@@ -75,7 +75,7 @@ class Muon(GoStep, _originals.Muon):
 
     def _go(self, groups: tuple[_Asked, ...], kind: int | None = None) -> Any:
         done = super()._go(groups, -1)  # to ask, before the first write
-        if type(done) is int:
+        if type(done) is int and kind != -1:
             work = [(group, list(self._rows(i, group))) for i, group in enumerate(groups)]
             for (_, _, scalars), rows in work:
                 self._check_scalars(rows, scalars)
