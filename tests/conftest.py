@@ -2,7 +2,12 @@
 
 import faulthandler
 import functools
+import os
 import sys
+
+# OpenMP's threads wait for each other without work of their own: where other processes run, as many as there are cores,
+# a thread that spins keeps from its core the one that it waits for. Before torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
 import torch
