@@ -1,7 +1,12 @@
 """What all tests share."""
 
 import faulthandler
+import os
 import sys
+
+# OpenMP's threads wait for each other without work of their own: where other processes run, as many as there are cores,
+# a thread that spins keeps from its core the one that it waits for. Before torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
 import torch

@@ -103,7 +103,7 @@ def assert_same_types(ours, expected):
 @SEARCH
 @FLOATS
 def test_every_problem(name, search, dtype, exact, go):
-    for history in (1, 4, 100):
+    for history in (1, 4, 100) if dtype is torch.float64 else (4,):
         ours, error, _ = assert_same(PROBLEMS[name], dtype, 2, line_search_fn=search, history_size=history)
         assert error is None
         assert ours.state()["n_iter"] > 3
