@@ -257,6 +257,7 @@ def test_interrupts_in_torchs_part_lose_nothing(name):
             return True
         finally:
             sys.settrace(None)
+            torch.set_grad_enabled(True)  # torch's own decorators leave it off, interrupted on their way out
         return False
 
     n = 0
