@@ -68,6 +68,8 @@ def main() -> None:
         found = {"ratio": round(ratio, 1), "cpu_seconds": round(used), "loop_seconds": round(loop, 2), "measured": how}
         RECORD.write_text(json.dumps(found, indent=2) + "\n")
         return
+    if not RECORD.exists():
+        sys.exit("no ratio is recorded to compare with: make record-cost, on an idle machine")
     recorded = json.loads(RECORD.read_text())["ratio"]
     if ratio > GROWN * recorded:
         sys.exit(f"the core has grown: recorded was {recorded}, and up to {GROWN * recorded:.1f} is accepted")
