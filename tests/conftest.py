@@ -10,6 +10,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
 import torch
+from counting import rows_per_call
 from pythons import Server
 
 from goptim import _core
@@ -48,19 +49,10 @@ def to_go():
 
 
 @pytest.fixture
-def go(monkeypatch):
+def go():
     """How many rows each step of Go had, as it steps as ever."""
-    calls = []
-    step_groups = _core.step_groups
-
-    def counted(kind, *args):
-        done = step_groups(kind, *args)
-        if kind >= 0 and type(done) is int and done > 0:
-            calls.append(done)
-        return done
-
-    monkeypatch.setattr(_core, "step_groups", counted)
-    return calls
+    with rows_per_call() as calls:
+        yield calls
 
 
 @pytest.fixture(scope="session")

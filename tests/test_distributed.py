@@ -17,10 +17,10 @@ import pytest
 import torch
 import torch.distributed as dist
 from configurations import ELEMENTWISE
+from counting import rows_per_call
 from torch.nn import Parameter
 
 import goptim
-from goptim import _core
 from goptim.testing import assert_bit_equal, ieee_sqrt
 
 pytestmark = [
@@ -118,25 +118,6 @@ def twins(name):
     return getattr(torch.optim, name), getattr(goptim, name)
 
 
-@contextlib.contextmanager
-def go():
-    """How many rows each call of Go has, as it steps as ever."""
-    calls = []
-    before = {name: getattr(_core, name) for name in ELEMENTWISE}
-
-    def counted(function, *args):
-        calls.append(function(*args))
-        return calls[-1]
-
-    for name, function in before.items():
-        setattr(_core, name, functools.partial(counted, function))
-    try:
-        yield calls
-    finally:
-        for name, function in before.items():
-            setattr(_core, name, function)
-
-
 def params_of(opt):
     return [p for group in opt.param_groups for p in group["params"]]
 
@@ -201,7 +182,7 @@ def here(t):
 
 def step_dtensors(name):
     torchs, optimizer = twins(name)
-    with go() as calls:
+    with rows_per_call() as calls:
         ours = train_dtensors(optimizer, name)
         assert calls == [len(params_of(ours))] * 3, calls
     if name != "Rprop":  # of which torch's own cannot step all DTensors
@@ -266,7 +247,7 @@ def late_gradients(name):
     torch.manual_seed(dist.get_rank())
     expected = run(torchs)
     torch.manual_seed(dist.get_rank())
-    with go() as calls:
+    with rows_per_call() as calls:
         assert_bit_equal(run(optimizer), expected)
     assert calls == [1, 1]
 
@@ -332,7 +313,7 @@ def leave_to_torch(name, what):
 
     torchs, optimizer = twins(name)
     expected = run(torchs)
-    with go() as calls:
+    with rows_per_call() as calls:
         ours = run(optimizer)
     assert calls == expected_calls, calls
     assert_bit_equal(ours, expected)
@@ -471,7 +452,7 @@ def wrapped(name, what):
     runs = []
     for cls in (torchs, optimizer):
         model = WRAPPERS[what](network())
-        with go() as calls:
+        with rows_per_call() as calls:
             opt = train(model, cls(model.parameters(), **OPTIONS.get(name, {})), clip=clip)
         runs.append([everything(opt), plain(opt.state_dict())])
     assert len(calls) == 4, calls
@@ -491,7 +472,7 @@ def zero(name):
     for cls in twins(name):
         model = ddp(network())
         make = functools.partial(ZeroRedundancyOptimizer, optimizer_class=cls, **{"lr": 0.1} | OPTIONS.get(name, {}))
-        with go() as calls:
+        with rows_per_call() as calls:
             opt = train(model, make(model.parameters()))
             opt.consolidate_state_dict(to=0)
             saved = opt.state_dict() if dist.get_rank() == 0 else None
@@ -546,7 +527,7 @@ def in_backward(name):
     for cls in twins(name):
         model = network()
         _apply_optimizer_in_backward(cls, model.parameters(), {"lr": 0.1} | OPTIONS.get(name, {}))
-        with go() as calls:  # without DDP, which asks for CUDA then
+        with rows_per_call() as calls:  # without DDP, which asks for CUDA then
             for i in range(3):
                 backward(model, i)
         states = [plain([opt.state[p] for opt in p._in_backward_optimizers]) for p in model.parameters()]
