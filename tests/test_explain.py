@@ -325,7 +325,9 @@ EVERY = [*(c.__name__ for c in _originals.CLASSES.values()), "hf.Adafactor"]
 
 @pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("what", ACCEPTED)
-@pytest.mark.filterwarnings("ignore:Sparse CSR|ignore:The PyTorch API of nested|ignore:.*quantize|ignore:.*deprecated")
+@pytest.mark.filterwarnings(
+    "ignore:Sparse CSR", "ignore:The PyTorch API of nested", "ignore:.*quantize", "ignore:.*deprecated"
+)
 def test_whatever_a_step_accepts(name, what):
     make = operator.attrgetter(name)(goptim)
     try:

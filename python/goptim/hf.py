@@ -167,7 +167,7 @@ class Adafactor(Optimizer):
 
     def _why_not(self, p: Tensor, g: Tensor, group: dict[str, Any], name: str, why_group: str | None) -> str | None:
         """Why Go does not take a parameter; None if it does."""
-        if g.is_sparse:
+        if g.is_sparse and p.grad is g:  # explain makes one up
             raise RuntimeError("Adafactor does not support sparse gradients.")
         state = self.state.get(p, {})
         why = why_group or _why_not(p) or why_not_factored(p) or _why_not_grad(g)
