@@ -178,6 +178,7 @@ def _serve(connection: socket.socket) -> list[str]:
             _redirect(fds[1:])
             os.chdir(request["cwd"])
             os.environ.update(request["env"])
+            sys.orig_argv[:] = [sys.executable, *request["words"]]
             exec(request["first"], {"__name__": "first"})
             return request["words"]
         for fd in fds[1:]:

@@ -979,7 +979,8 @@ def test_adamw_whose_group_says_that_it_is_adams():
 )
 def test_a_torch_newer_than_tested_warns_once_and_works(version, warns, monkeypatch):
     monkeypatch.setattr(torch, "__version__", version)
-    monkeypatch.setattr(_native, "_loaded", None)
+    for name, value in {"_loaded": None, "_openmp_asked": False, "_next_try": {}}.items():
+        monkeypatch.setattr(_native, name, value)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         opts = [goptim.SGD([leaf(2)]) for _ in range(2)]

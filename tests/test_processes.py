@@ -629,7 +629,7 @@ def test_a_step_leaves_the_process_as_it_is():
     OpenMP binds the main thread to one CPU here, all that Go can count, and the variable GOMAXPROCS says the same.
     """
     environment = os.environ | {"OMP_PROC_BIND": "close", "GOMAXPROCS": "1"}
-    code, out, err = finish(start(HOST, env=environment), 120)
+    code, out, err = finish(pythons.start_new("-c", SHARED + HOST, env=environment), 120)
     assert (code, out) == (0, ""), err
 
 

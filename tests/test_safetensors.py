@@ -474,7 +474,7 @@ def test_folder_that_cannot_be_written(tmp_path):
     path = folder / "state"
     path.write_bytes(b"old")
     path.chmod(0o666)
-    for parent in (tmp_path, *tmp_path.parents[:2]):
+    for parent in (tmp_path, *tmp_path.parents[:3]):
         parent.chmod(0o755)
     read = _files._NO_NEW_FILE  # loaded before the rights are gone
     assert errno.EROFS in read

@@ -70,7 +70,7 @@ def _original_arguments(options: argparse.Namespace) -> list[str]:
     """sys.orig_argv as ``python program …`` has it: the options of Python itself stay."""
     words, ours = sys.orig_argv, sys.argv[1:]
     program = [*(["-m"] if options.module else []), options.program, *options.arguments]
-    *python, last = words[: len(words) - len(ours)]
+    *python, last = words[: max(len(words) - len(ours), 0)] or [""]
     if [*python, last, *ours] != words or not python:  # somebody has called main
         return words
     if last == "goptim":

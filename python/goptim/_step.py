@@ -255,6 +255,9 @@ class GoStep(Optimizer):
                     self.state.pop(p, None)
                 raise
             if type(done) is int:
+                for part in parts:
+                    for state, made in part.made:
+                        state.update(made)
                 for part, p, g in sparse:
                     part.step_sparse(p, g)
                 return
@@ -284,6 +287,8 @@ class GoStep(Optimizer):
             try:
                 part.init_group(list(new.values()))
             except Exception:
+                for p in new.values():  # some of a state may be there
+                    self.state.pop(p, None)
                 if not part.rest:
                     raise
                 return  # torch's step will raise it
@@ -330,6 +335,7 @@ class _Part:
         self.sparse: list[tuple[Tensor, Tensor]] = []  # for Go, with their gradients
         self.stepped: list[Tensor] = []  # all of these that have a gradient
         self.written: list[Tensor] = []  # whose versions gather.c does not count
+        self.made: list[tuple[dict[str, Any], dict[str, Tensor]]] = []  # states, and what Go makes for them
 
     @functools.cached_property
     def why_group(self) -> str | None:
@@ -549,7 +555,11 @@ class _Part:
                 if key not in state
             }
             if made and all(key in state for key in self.numbers):
-                self.go[i] = self._row(p, p.grad, {**state, **made}, state)
+                if type(p) in _PLAIN:
+                    self.go[i] = self._row(p, p.grad, {**state, **made}, state)
+                else:  # gather.c would keep the local shard
+                    self.go[i] = self._row(p, p.grad, {**state, **made}, {})
+                    self.made.append((state, made))
 
     def _sparse_function(self) -> Callable[..., int]:
         name = self.optimizer.twin.__name__

@@ -234,6 +234,7 @@ class Adafactor(Optimizer):
             fused_norms(),
             only_check,
         )
+        scalars = _numbers.as_floats(scalars) or scalars
         if not only_check and _native.layout() is None:
             bump_versions([t for p, _, _, *states, _ in rows for t in (p, *states) if t is not None])
         core: Any = _native.core()
@@ -283,6 +284,7 @@ class Adafactor(Optimizer):
 def _step_alone(optimizer: Adafactor) -> None:
     """A step by torch's operations of an optimizer of one parameter."""
     [group] = optimizer.param_groups
+    optimizer._make_states()
     optimizer._torch_step(group["params"][0], group)
 
 
