@@ -347,6 +347,33 @@ def test_what_a_step_of_torch_sets_arrives():
     assert vars(ours).keys() == vars(expected).keys()
 
 
+def test_slots_are_there_while_torch_steps():
+    """Attributes that a subclass keeps in __slots__, which a step in torch reads, sets and deletes."""
+
+    def derived(base):
+        class Slotted(base):
+            __slots__ = ("__scale", "empty", "once", "seen")
+
+            def __init__(self, *args, **kwargs):
+                self.__scale = 2
+                self.once = True
+                super().__init__(*args, **kwargs)
+
+            def _init_group(self, group, *lists):
+                self.seen = getattr(self, "seen", 0) + self.__scale
+                with contextlib.suppress(AttributeError):
+                    del self.once
+                return super()._init_group(group, *lists)
+
+        return Slotted
+
+    expected, ours = [train(mixed(derived(base)), 3) for base in twins("SGD")]
+    assert ours.seen == expected.seen == 18
+    assert not hasattr(ours, "once")
+    assert not hasattr(ours, "empty")
+    assert_bit_equal(everything(ours), everything(expected))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_fused_flag_of_torch_is_remembered(dtype):
     """torch's SGD and Adagrad set an attribute of the optimizer in their first fused step."""

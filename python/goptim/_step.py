@@ -610,6 +610,10 @@ def _stand_in(optimizer: Optimizer, rests: list[tuple[dict[str, Any], list[Tenso
     What a step sets of the attributes or in a group is set in the optimizer too, afterwards.
     """
     stand_in: Optimizer = object.__new__(type(optimizer))
+    kind: Any = type(optimizer)
+    slots = _slots(kind)
+    for slot in slots:
+        _copy_slot(slot, optimizer, stand_in)
     groups = [({**group, "params": rest}, group) for group, rest in rests]
     pairs: list[tuple[dict[str, Any], dict[str, Any]]] = [(vars(stand_in), vars(optimizer)), *groups]
     vars(stand_in).update(vars(optimizer), param_groups=[group for group, _ in groups])
@@ -625,6 +629,25 @@ def _stand_in(optimizer: Optimizer, rests: list[tuple[dict[str, Any], list[Tenso
             for key in was.keys() - now.keys():
                 of_optimizer.pop(key, None)
             of_optimizer.update(changed)
+        for slot in slots:
+            _copy_slot(slot, stand_in, optimizer)
+
+
+@functools.lru_cache(maxsize=64)
+def _slots(cls: type) -> tuple[types.MemberDescriptorType, ...]:
+    """The attributes that classes name in __slots__, which vars() does not show."""
+    return tuple(x for c in cls.__mro__ for x in vars(c).values() if isinstance(x, types.MemberDescriptorType))
+
+
+def _copy_slot(slot: types.MemberDescriptorType, source: object, target: object) -> None:
+    """Make a slot of target what it is in source, which may be empty."""
+    try:
+        value = slot.__get__(source)
+    except AttributeError:
+        with contextlib.suppress(AttributeError):
+            slot.__delete__(target)
+    else:
+        slot.__set__(target, value)
 
 
 def _with_message(e: Exception, message: str) -> Exception:
