@@ -244,7 +244,8 @@ func pointer(address int64) unsafe.Pointer { return *(*unsafe.Pointer)(unsafe.Po
 
 func tableOf(g *group, threads int64) goptim.Table {
 	return goptim.Table{
-		Address: uintptr(g.table), Rows: int(g.rows), Threads: int(threads), Team: openmp.Team(), Pow: cmath.Pow,
+		Address: uintptr(g.table), Rows: int(g.rows), Threads: int(max(threads, 1)), Team: openmp.Team(), Pow: cmath.Pow,
+		OnlyCheck: threads < 0,
 	}
 }
 

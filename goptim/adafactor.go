@@ -204,6 +204,10 @@ func (AdafactorOptions) stepTables(options []AdafactorOptions, tables []Table) e
 			}
 		}
 	}
+	if len(tables) > 0 && tables[0].OnlyCheck {
+		defer s.log.restore(s.rows)
+		return s.begin()
+	}
 	return s.run()
 }
 

@@ -154,6 +154,9 @@ func stepTables[S, O any, R interface {
 			return err
 		}
 	}
+	if tables[0].OnlyCheck {
+		return nil
+	}
 	p.commit()
 	if err := engine.Run(p, rows, tables[0].Threads, tables[0].Team); err != nil {
 		return fmt.Errorf("goptim: %s: %w", R(&options[0]).name(), err)

@@ -35,6 +35,7 @@ type Table struct {
 	FusedNorms bool                       // this torch's compiler fused all squares into a norm, as torch 2.6's did
 	Float64    bool                       // torch's default dtype is float64: a new number of a state is not rounded to float32
 	Pow        func(x, y float64) float64 // C's pow, if the caller has it; nil: this package's own
+	OnlyCheck  bool                       // report the errors of the rows and the scalars, and leave everything as it is
 }
 
 // rows views the table and checks every row before anything is written.

@@ -265,6 +265,37 @@ def test_error_of_torchs_own_leaves_what_is_gos_alone(name):
 
 
 @every
+@pytest.mark.parametrize("before", [0, 1])
+def test_error_of_gos_scalars_comes_before_torchs_part(name, before):
+    """A rate that float32 cannot hold, in the first group, of which the second one, which torch steps, has no part."""
+    needs_late_state(name)
+
+    def make(cls):
+        torch.manual_seed(0)
+        return cls([{"params": [Parameter(torch.randn(3, dtype=d))]} for d in (torch.float32, torch.bfloat16)])
+
+    outcomes = []
+    for module in (torch.optim, goptim):
+        opt = make(getattr(module, name))
+        train(opt, range(before))
+        give_gradients(opt, before)
+        for key in ("lr", "weight_decay"):
+            opt.param_groups[0][key] = 1e39 if key in opt.param_groups[0] else 0
+        unspoilt = everything(opt)
+        versions = [p._version for p in opt.param_groups[1]["params"]]
+        try:
+            opt.step()
+        except Exception as e:
+            outcomes.append(type(e))
+            if module is goptim:
+                assert_bit_equal(everything(opt), unspoilt)
+                assert [p._version for p in opt.param_groups[1]["params"]] == versions
+        else:
+            outcomes.append(None)
+    assert outcomes[0] == outcomes[1]
+
+
+@every
 def test_rates_that_only_the_constructor_refuses(name):
     with pytest.raises(ValueError, match=r"Invalid learning rate: -0\.1"):
         getattr(goptim, name)([Parameter(torch.ones(1))], lr=-0.1)

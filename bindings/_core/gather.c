@@ -770,7 +770,8 @@ const char step_groups_doc[] =
 	"Step groups of parameters in Go, and return how many parameters that were. If one of those that have a gradient is\n"
 	"not a plain case, write nothing, and return a byte for every parameter: 0 for Go, 1 without a gradient, 2 for\n"
 	"torch, 3 for Python to decide.\n\n"
-	"kind: of Kind; below 0 to ask without a step. form: 0, of an elementwise optimizer; 1, of Adafactor; 2, of hf.Adafactor. layout: of _layout.find,\n"
+	"kind: of Kind; below 0 to ask without a step. threads: how many may work; below 0 to raise what Go refuses, and write\n"
+	"nothing. form: 0, of an elementwise optimizer; 1, of Adafactor; 2, of hf.Adafactor. layout: of _layout.find,\n"
 	"or None. plain: the types of a plain parameter, of which the first is torch.Tensor. state: the optimizer's. step:\n"
 	"the key of the step in a parameter's state, or None. numbers: how many states are one number. groups: of each its\n"
 	"parameters, the keys of up to three states, each of which may be None, and its scalars; None instead of scalars\n"
@@ -863,7 +864,7 @@ PyObject *step_groups(PyObject *module, PyObject *const *args, Py_ssize_t n)
 	}
 	if (ok && rows > 0 && kind >= 0) {
 		Py_ssize_t count = version - c.version;
-		for (Py_ssize_t i = 0; i < count; i++) {
+		for (Py_ssize_t i = 0; i < count && threads >= 0; i++) {
 			if (i + 16 < count) __builtin_prefetch(c.version[i + 16], 1);
 			__atomic_fetch_add(c.version[i], 1, __ATOMIC_RELAXED); /* autograd's own threads may count too */
 		}
@@ -873,7 +874,7 @@ PyObject *step_groups(PyObject *module, PyObject *const *args, Py_ssize_t n)
 			translate();
 			goto end;
 		}
-		if (keep(&c, groups) < 0) goto end;
+		if (threads >= 0 && keep(&c, groups) < 0) goto end;
 	}
 	result = ok ? PyLong_FromLongLong(rows) : PyBytes_FromStringAndSize((const char *)c.code, c.n);
 end:

@@ -199,8 +199,11 @@ class GoStep(Optimizer):
             return asked
         return params, columns, floats
 
-    def _go(self, groups: tuple[_Asked, ...], kind: int | None = None) -> Any:
-        """Have Go step groups if it can step all: the number of parameters, or a code for each."""
+    def _go(self, groups: tuple[_Asked, ...], kind: int | None = None, only_check: bool = False) -> Any:
+        """Have Go step groups if it can step all: the number of parameters, or a code for each.
+
+        With only_check, raise what that step would raise, and write nothing.
+        """
         if not self.dense:
             return bytes([_PYTHON]) * sum(len(params) for params, _, _ in groups) or 0
         core: Any = _native.core()
@@ -213,7 +216,7 @@ class GoStep(Optimizer):
             "step" if self.counts else None,
             self.numbers,
             groups,
-            torch.get_num_threads(),
+            -1 if only_check else torch.get_num_threads(),
         )
 
     def _step_parts(self, groups: list[dict[str, Any]], asked: Sequence[_Asked], codes: bytes) -> None:
@@ -231,7 +234,7 @@ class GoStep(Optimizer):
             for part in parts:
                 for p, g in part.sparse:
                     part.check_sparse(p, g)
-            self._make_states(parts)
+            new = self._make_states(parts)
             if any(part.fresh for part in parts) and any(part.rest for part in parts):
                 again = self._go(tuple(asked), -1)  # with states, for what shares memory with a parameter of torch's
                 if type(again) is bytes:
@@ -244,6 +247,13 @@ class GoStep(Optimizer):
                 n = sum(len(part.go) + len(part.sparse) for part in parts)
                 watch(self, n, [why for part in parts for why in part.reasons])
             if any(part.rest for part in parts):
+                if any(part.go and part.may_raise for part in parts):
+                    try:
+                        self._go(tuple([part.checked for part in parts]), only_check=True)
+                    except Exception:  # torch has not stepped either
+                        for p in new:
+                            self.state.pop(p, None)
+                        raise
                 self._torch_step(groups, asked, parts)
             for part in parts:
                 part.finish()
@@ -276,10 +286,15 @@ class GoStep(Optimizer):
                 part.sort(p, next(code))
         return parts
 
-    def _make_states(self, parts: list[_Part]) -> None:
-        """Make the states of new parameters, whoever steps them, in their order, as a state_dict shows it."""
+    def _make_states(self, parts: list[_Part]) -> list[Tensor]:
+        """Make the states of new parameters, whoever steps them, in their order, as a state_dict shows it.
+
+        Returns:
+            These parameters.
+        """
+        made: list[Tensor] = []
         if not any(part.fresh or part.sparse for part in parts):
-            return  # torch makes those of its own
+            return made  # torch makes those of its own
         for part in parts:
             new = {id(p): p for p in part.stepped if not self.state.get(p)}
             if not new:
@@ -291,7 +306,9 @@ class GoStep(Optimizer):
                     self.state.pop(p, None)
                 if not part.rest:
                     raise
-                return  # torch's step will raise it
+                return made  # torch's step will raise it
+            made += new.values()
+        return made
 
     def _torch_step(self, groups: list[dict[str, Any]], asked: Sequence[_Asked], parts: list[_Part] | None) -> None:
         """Have torch step what Go does not: of parts, or everything."""
@@ -352,6 +369,19 @@ class _Part:
     def asked(self) -> _Asked:
         """What gather.c is asked of the part."""
         return tuple(self.go), self.columns, self.scalars
+
+    @property
+    def may_raise(self) -> bool:
+        """Whether the scalars of a step may be an error. Smaller ones are none, unless a step is below 0."""
+        return any(type(x) is not bool and not abs(x) < 1 for x in self.scalars or ())
+
+    @property
+    def checked(self) -> _Asked:
+        """The same, to check it: with rows for fresh parameters, which finish makes anew after torch's part."""
+        part = type(self)(self.optimizer, self.index, self.group, self.given)
+        part.go, part.fresh = list(self.go), self.fresh
+        part.finish()
+        return part.asked
 
     @property
     def asked_again(self) -> _Asked:

@@ -73,13 +73,13 @@ class Muon(GoStep, _originals.Muon):
             _ADJUSTMENTS.get(group["adjust_lr_fn"], _NO_ADJUSTMENT),
         )
 
-    def _go(self, groups: tuple[_Asked, ...], kind: int | None = None) -> Any:
+    def _go(self, groups: tuple[_Asked, ...], kind: int | None = None, only_check: bool = False) -> Any:
         done = super()._go(groups, -1)  # to ask, before the first write
         if type(done) is int and kind != -1:
             work = [(group, list(self._rows(i, group))) for i, group in enumerate(groups)]
             for (_, _, scalars), rows in work:
                 self._check_scalars(rows, scalars)
-            for group, rows in work:
+            for group, rows in work if not only_check else ():
                 if rows:
                     self._step_matrices(rows, *group[1:])
         return done
