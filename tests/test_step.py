@@ -602,6 +602,42 @@ def test_memory_shared_by_what_go_and_torch_step(name, order):
     assert [row.to for row in goptim.explain(ours)] == ["torch"] * 3 + ["go"]
 
 
+@every
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["torch last", "torch first"])
+@pytest.mark.parametrize("why", ["a subclass", "a negative gradient", "a sparse gradient"])
+def test_memory_shared_with_a_parameter_that_python_judges(name, why, order):
+    """gather.c does not know that torch steps one of two parameters of the same memory: one after the other."""
+
+    class Derived(Parameter):
+        pass
+
+    def make(cls):
+        torch.manual_seed(0)
+        memory = torch.randn(6, 5)
+        params = [Parameter(memory), (Derived if why == "a subclass" else Parameter)(memory)]
+        options = {"lr": 0.1} if why == "a sparse gradient" else {"weight_decay": 0.5, **OPTIONS.get(name, {})}
+        if name == "Rprop":
+            options.pop("weight_decay", None)
+        opt = cls([*(params[i] for i in order), leaf(6)], **options)
+        with ieee_sqrt():
+            for _ in range(3):
+                for p in params_of(opt):
+                    p.grad = torch.randn(p.shape)
+                if why == "a negative gradient":
+                    params[1].grad = torch._neg_view(params[1].grad)
+                elif why == "a sparse gradient":
+                    rows = torch.tensor([[1, 3]])
+                    params[1].grad = torch.sparse_coo_tensor(rows, torch.randn(2, 5), (6, 5), check_invariants=True)
+                opt.step()
+        return opt
+
+    if why == "a sparse gradient" and name not in ("SGD", "Adagrad"):
+        pytest.skip("it has no sparse gradients")
+    with torch.sparse.check_sparse_tensor_invariants():
+        expected, ours = map(make, twins(name))
+    assert_bit_equal(everything(ours), everything(expected))
+
+
 @pytest.mark.full
 def test_stress(capfd):
     """Interrupts, threads, and lists and states that change, for two minutes: no crash, and nothing is lost."""

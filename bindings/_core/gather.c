@@ -596,7 +596,7 @@ static int write_rows(const Call *c, uint32_t ***version)
 	return ok;
 }
 
-/* A Span is memory of a parameter that torch steps. */
+/* A Span is memory of a parameter that torch may step. */
 typedef struct { uint64_t at, end, read; } Span; /* read: it is a gradient */
 
 /* add_span adds the memory of a tensor, from its first element to its last, or its whole storage. */
@@ -621,13 +621,16 @@ static int by_address(const void *a, const void *b)
 	return (x > y) - (x < y);
 }
 
-/* keep_order leaves to torch what shares memory with a parameter that torch steps, so that one is stepped after the
- * other, in order: 1; -1 for want of memory. Two may read one gradient. */
+static int may_be_torchs(int code) { return code == TORCH || code == PYTHON; }
+
+/* keep_order leaves to torch what shares memory with a parameter that torch may step, so that one is stepped after the
+ * other, in order: 1; -1 for want of memory. Two may read one gradient. Of a parameter that Python decides about, only
+ * its own memory and its gradient's are known. */
 static int keep_order(Call *c)
 {
 	const Layout *l = c->layout;
 	Py_ssize_t all = 0, go = 0;
-	for (Py_ssize_t i = 0; i < c->n; i++) all += c->code[i] == TORCH, go += c->code[i] == GO;
+	for (Py_ssize_t i = 0; i < c->n; i++) all += may_be_torchs(c->code[i]), go += c->code[i] == GO;
 	if (l == NULL || c->form == HF || all == 0 || go == 0) return 1;
 	Span *spans = malloc(c->n * (1 + TENSORS) * sizeof *spans), *end;
 	Row scratch;
@@ -637,7 +640,8 @@ static int keep_order(Call *c)
 		end = spans;
 		for (Py_ssize_t i = 0; i < c->n; i++) {
 			const Found *f = &c->found[i];
-			if (c->code[i] != TORCH || f->given != NULL || f->p == NULL || !is_plain(c, f->p)) continue;
+			if (!may_be_torchs(c->code[i]) || f->given != NULL) continue;
+			if (f->p == NULL || !PyObject_TypeCheck(f->p, (PyTypeObject *)c->plain[0])) continue;
 			end = add_span(l, f->p, 0, end);
 			for (int k = GRAD; k < TENSORS; k++)
 				if (f->tensor[k] != NULL && (PyObject *)Py_TYPE(f->tensor[k]) == c->plain[0])

@@ -242,6 +242,7 @@ class GoStep(Optimizer):
                     parts = self._sort(groups, asked, again)
                     for part, params in zip(parts, fresh, strict=True):
                         part.fresh = params
+            self._keep_order(parts)
             sparse += [(part, p, g) for part in parts for p, g in part.sparse]
             if watch is not None and turn == 0:
                 n = sum(len(part.go) + len(part.sparse) for part in parts)
@@ -285,6 +286,34 @@ class GoStep(Optimizer):
             for p in part.params:
                 part.sort(p, next(code))
         return parts
+
+    def _keep_order(self, parts: list[_Part]) -> None:
+        """Leave to torch what shares memory with a parameter that does not step with it.
+
+        gather.c has compared the parameters that it takes with the others; these are compared here.
+        """
+        if not any(part.judged for part in parts) or not any(part.rest or part.sparse for part in parts):
+            return
+        spans = sorted(
+            (*span, id(p), place)
+            for part in parts
+            for place, params in enumerate((part.go_params, part.rest, [p for p, _ in part.sparse]))
+            for p in params
+            if id(p) in part.apart
+            for span in part.spans(p)
+        )
+        cluster: list[Any] = []
+        mixed: set[int] = set()
+        end = 0
+        for span in [*spans, (1 << 64, 0, False, 0, 0)]:
+            if span[0] >= end:
+                if any(written for _, _, written, _, _ in cluster) and len({place for *_, place in cluster}) > 1:
+                    mixed.update(of for *_, of, _ in cluster)
+                cluster = []
+            cluster.append(span)
+            end = max(end, span[1])
+        for part in parts if mixed else ():
+            part.leave(mixed)
 
     def _make_states(self, parts: list[_Part]) -> list[Tensor]:
         """Make the states of new parameters, whoever steps them, in their order, as a state_dict shows it.
@@ -351,6 +380,8 @@ class _Part:
         self.fresh: list[Tensor] = []  # for Go, without a state yet
         self.sparse: list[tuple[Tensor, Tensor]] = []  # for Go, with their gradients
         self.stepped: list[Tensor] = []  # all of these that have a gradient
+        self.judged = False  # Python has decided about some
+        self.apart: set[int] = set()  # the ids of those that gather.c does not take
         self.written: list[Tensor] = []  # whose versions gather.c does not count
         self.made: list[tuple[dict[str, Any], dict[str, Tensor]]] = []  # states, and what Go makes for them
 
@@ -406,6 +437,8 @@ class _Part:
         """Find out where a parameter goes, and raise if it can go nowhere."""
         if code == _NO_GRADIENT:
             return
+        if code != _GO:
+            self.apart.add(id(p))
         if code == _GO:
             self.go.append(p)
         elif code == _TORCH:
@@ -418,6 +451,7 @@ class _Part:
                 return
             state = self.optimizer.state.get(p, {})
             why = self.why_torch(p, g, state)
+            self.judged = True
             if why is not None:
                 self.rest.append(p)
                 self.reasons.append(why)
@@ -431,6 +465,25 @@ class _Part:
         if len(self.go_params) < len(self.go):
             self.go_params.append(p)
         self.stepped.append(p)
+
+    def spans(self, p: Tensor) -> Iterator[tuple[int, int, bool]]:
+        """The memory of a parameter, its gradient and its state, and whether a step writes it."""
+        for t in (p, p.grad, *self.optimizer.state.get(p, {}).values()):
+            with contextlib.suppress(Exception):  # it may have no address
+                start = t.data_ptr()
+                last = sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True))
+                if t.numel() and start:
+                    yield start, start + (last + 1) * t.element_size(), t is not p.grad
+
+    def leave(self, to_torch: set[int]) -> None:
+        """Have torch step parameters that share memory, by their ids."""
+        kept = [(x, p) for x, p in zip(self.go, self.go_params, strict=True) if id(p) not in to_torch]
+        ids = {id(p) for p in self.rest} | to_torch
+        self.reasons += [WHY_SHARED for p in self.stepped if id(p) in ids][len(self.rest) :]
+        self.rest = [p for p in self.stepped if id(p) in ids]
+        self.go, self.go_params = [x for x, _ in kept], [p for _, p in kept]
+        self.fresh = [p for p in self.fresh if id(p) not in to_torch]
+        self.sparse = [(p, g) for p, g in self.sparse if id(p) not in to_torch]
 
     def _why_now(self, p: Tensor, g: Tensor) -> str:
         """Why a parameter is torch's that gather.c has left to torch."""
