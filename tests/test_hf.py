@@ -251,3 +251,22 @@ def test_closure_and_hooks():
     opt.step()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         saved.backward()
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=str)
+def test_memory_shared_by_what_go_and_torch_step(order):
+    """A matrix and its transpose, which is not contiguous: one after the other."""
+
+    def make(cls):
+        torch.manual_seed(0)
+        memory = torch.randn(6, 5)
+        params = [torch.nn.Parameter(memory), torch.nn.Parameter(memory.t())]
+        opt = cls([params[i] for i in order], lr=0.1, relative_step=False, weight_decay=0.3)
+        with ieee_sqrt():
+            for _ in range(3):
+                for p in params:
+                    p.grad = torch.randn(p.shape)
+                opt.step()
+        return [(p.detach(), opt.state[p]) for p in params]
+
+    assert_bit_equal(make(goptim.hf.Adafactor), make(transformers.Adafactor))

@@ -300,7 +300,7 @@ class GoStep(Optimizer):
             for place, params in enumerate((part.go_params, part.rest, [p for p, _ in part.sparse]))
             for p in params
             if id(p) in part.apart
-            for span in part.spans(p)
+            for span in _spans(self, p)
         )
         cluster: list[Any] = []
         mixed: set[int] = set()
@@ -465,15 +465,6 @@ class _Part:
         if len(self.go_params) < len(self.go):
             self.go_params.append(p)
         self.stepped.append(p)
-
-    def spans(self, p: Tensor) -> Iterator[tuple[int, int, bool]]:
-        """The memory of a parameter, its gradient and its state, and whether a step writes it."""
-        for t in (p, p.grad, *self.optimizer.state.get(p, {}).values()):
-            with contextlib.suppress(Exception):  # it may have no address
-                start = t.data_ptr()
-                last = sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True))
-                if t.numel() and start:
-                    yield start, start + (last + 1) * t.element_size(), t is not p.grad
 
     def leave(self, to_torch: set[int]) -> None:
         """Have torch step parameters that share memory, by their ids."""
@@ -753,6 +744,16 @@ def _why_shared(tensors: list[tuple[str, Tensor]]) -> str | None:
         if start < end:
             return f"memory of {before} is memory of {what}"
     return None
+
+
+def _spans(optimizer: Optimizer, p: Tensor) -> Iterator[tuple[int, int, bool]]:
+    """The memory of a parameter, its gradient and its state, and whether a step writes it."""
+    for t in (p, p.grad, *optimizer.state.get(p, {}).values()):
+        with contextlib.suppress(Exception):  # it may have no address
+            start = t.data_ptr()
+            last = sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True))
+            if t.numel() and start:
+                yield start, start + (last + 1) * t.element_size(), t is not p.grad
 
 
 def _keys(columns: tuple[str | None, ...]) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from goptim import _native, _numbers, _step
-from goptim._step import _PLAIN, _kind, _why_not, _why_not_grad, _why_shared, bump_versions, lacks_memory
+from goptim._step import _PLAIN, _kind, _spans, _why_not, _why_not_grad, _why_shared, bump_versions, lacks_memory
 from goptim.adafactor import fused_norms, why_not_factored
 
 _FORM = 2  # of gather.c's rows
@@ -123,6 +123,12 @@ class Adafactor(Optimizer):
                 loss = closure()
         with torch.no_grad():
             work = [(group, *self._sort(i, group)) for i, group in enumerate(self.param_groups)]
+            for group, ours, others in work:
+                if ours and others and self._share_memory(ours, [p for p, _ in others]):
+                    whys = {id(p): why for p, why in others}
+                    params = {id(p): p for p in ours} | {id(p): p for p, _ in others}
+                    others[:] = [(p, whys.get(id(p), _step.WHY_SHARED)) for p in group["params"] if id(p) in params]
+                    ours.clear()
             if _step.watch is not None:
                 reasons = [why for _, _, others in work for _, why in others]
                 _step.watch(self, sum(len(ours) for _, ours, _ in work), reasons)
@@ -151,6 +157,16 @@ class Adafactor(Optimizer):
             else:
                 others.append((p, why))
         return ours, others
+
+    def _share_memory(self, ours: list[Tensor], others: list[Tensor]) -> bool:
+        """Whether parameters that Go takes share memory with those that it does not take, so that the order matters."""
+        spans = sorted((*span, i) for i, ps in enumerate((ours, others)) for p in ps for span in _spans(self, p))
+        ends = [[0, 0], [0, 0]]  # of the ones so far: of all, and of those that are written
+        for start, end, written, i in spans:
+            if start < ends[1 - i][not written]:
+                return True
+            ends[i] = [max(ends[i][0], end), max(ends[i][1], end if written else 0)]
+        return False
 
     def _why_torch(self, group: dict[str, Any]) -> str | None:
         """Why Go takes nothing of a group; None if it may."""
