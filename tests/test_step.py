@@ -638,6 +638,22 @@ def test_memory_shared_with_a_parameter_that_python_judges(name, why, order):
     assert_bit_equal(everything(ours), everything(expected))
 
 
+@every
+@pytest.mark.parametrize("half", [False, True], ids=["", "with a parameter of torch's"])
+def test_first_step_of_a_parameter_in_two_groups(name, half):
+    """Its state is new in the first group alone. Only a program that changes param_groups can do so."""
+
+    def make(cls):
+        torch.manual_seed(0)
+        opt = cls([leaf(3, 4), leaf(5), *([leaf(2, dtype=torch.bfloat16)] if half else [])], **OPTIONS.get(name, {}))
+        [group] = opt.param_groups
+        opt.param_groups.append({**group, "params": group["params"][1::-1], "lr": 0.3})
+        return train(opt, 3)
+
+    expected, ours = map(make, twins(name))
+    assert_bit_equal(everything(ours), everything(expected))
+
+
 @pytest.mark.full
 def test_stress(capfd):
     """Interrupts, threads, and lists and states that change, for two minutes: no crash, and nothing is lost."""

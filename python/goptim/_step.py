@@ -288,10 +288,18 @@ class GoStep(Optimizer):
         return parts
 
     def _keep_order(self, parts: list[_Part]) -> None:
-        """Leave to torch what shares memory with a parameter that does not step with it.
+        """Leave to torch what shares memory with a parameter that steps elsewhere, or has a new state in two groups.
 
         gather.c has compared the parameters that it takes with the others; these are compared here.
         """
+        seen: set[int] = set()
+        twice: set[int] = set()  # in two groups, so that the state is new in the first one alone
+        for part in parts:
+            fresh = {id(p) for p in part.fresh}
+            twice |= fresh & seen
+            seen |= fresh
+        for part in parts if twice else ():
+            part.leave(twice)
         if not any(part.judged for part in parts) or not any(part.rest or part.sparse for part in parts):
             return
         spans = sorted(
