@@ -200,7 +200,7 @@ def test_patches_from_many_threads():
 
 
 BY_HAND = """
-import copy, importlib, pickle, sys
+import copy, importlib, pickle, sys, tempfile
 import torch
 
 how = sys.argv[1]
@@ -277,6 +277,9 @@ for name, theirs in originals.items():
             twin.load_state_dict(opt.state_dict())
             if isinstance(opt, ours):
                 print(goptim.explain(opt))
+            with tempfile.TemporaryDirectory() as folder:
+                goptim.save_state(opt, f"{folder}/state")
+                goptim.load_state(opt, f"{folder}/state")
 print("ok")
 """
 
@@ -299,3 +302,33 @@ def test_classes_put_into_torch_optim_by_hand(how):
     done = subprocess.run([sys.executable, "-c", BY_HAND, how], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.endswith("ok\n")
+
+
+BEFORE_IMPORT = """
+import functools, sys
+import torch
+
+original, path = torch.optim.SGD, sys.argv[2]
+replacement = functools.partial(original, lr=1) if sys.argv[1] == "function" else type("SGD", (original,), {})
+torch.optim.SGD = sys.modules["torch.optim.sgd"].SGD = replacement
+import goptim
+
+for cls in goptim.SGD, original:
+    opt = cls([torch.ones(2, requires_grad=True)], lr=3)
+    goptim.save_state(opt, path)
+    opt.param_groups[0]["lr"] = 1
+    goptim.load_state(opt, path)
+    assert opt.param_groups[0]["lr"] == 3
+"""
+
+
+@pytest.mark.parametrize("what", ["class", pytest.param("function", marks=pytest.mark.full)])
+def test_states_in_files_where_torch_optim_has_another_class(what, tmp_path):
+    """A class of torch.optim's that was replaced before goptim is imported is still the one whose state is saved."""
+    done = subprocess.run(
+        [sys.executable, "-c", BEFORE_IMPORT, what, str(tmp_path / "state")],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]

@@ -231,6 +231,12 @@ def test_a_program_ends_as_ever(python, plain_python, script, end):
     assert (out, err) == (expected[0], expected[1] + says)
 
 
+def test_a_program_has_annotations(python, script):
+    """Until Python 3.14, the variable is there before a program's first annotation."""
+    program = script("import sys\nprint(sys.version_info >= (3, 14) or __annotations__ == {})")
+    assert python(*RUN, program)[0] == "True\n"
+
+
 @pytest.mark.full
 def test_a_new_process_that_raises(new_python, script):
     test_a_program_ends_as_ever(new_python, new_python, script, "raises")

@@ -43,6 +43,8 @@ def _run(options: argparse.Namespace) -> None:
     _patch_children()
     main = types.ModuleType("__main__")
     vars(main)["__builtins__"] = builtins
+    if sys.version_info < (3, 14):  # later ones do not give the module of a program the variable
+        vars(main)["__annotations__"] = {}
     ours = sys.modules["__main__"]  # held: this is running it
     try:
         for name, module in list(sys.modules.items()):

@@ -15,17 +15,13 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from goptim import _safetensors
+from goptim import _originals, _safetensors
 from goptim._files import StrOrBytesPath
 
 _VERSION = "1"
 
-# torch's classes, as they were when goptim was imported: programs put others in their place.
-_CLASSES: dict[type[Optimizer], str] = {
-    kind: name
-    for name in torch.optim.__all__
-    if isinstance(kind := getattr(torch.optim, name), type) and issubclass(kind, Optimizer) and kind is not Optimizer
-}
+# torch's classes, whatever a program has put in their place.
+_CLASSES: dict[type[Optimizer], str] = {kind: name for name, kind in _originals.CLASSES.items()}
 # The defaults of the hyperparameters of each.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     name: {key: p.default for key, p in inspect.signature(kind.__init__).parameters.items() if p.default is not p.empty}
