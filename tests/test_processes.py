@@ -661,8 +661,7 @@ def test_handlers_in_c_that_need_much_stack(tmp_path):
     (tmp_path / "handler.c").write_text(HANDLER)
     library = tmp_path / "handler.so"
     subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, tmp_path / "handler.c"], check=True)
-    check(
-        f"""
+    program = f"""
     import ctypes, time
     torch.set_num_threads(2)
     handler = ctypes.CDLL({str(library)!r})
@@ -692,7 +691,7 @@ def test_handlers_in_c_that_need_much_stack(tmp_path):
     sender.join()
     assert handler.seen() > 1000
     """
-    )
+    assert finish(pythons.start_new("-c", SHARED + textwrap.dedent(program)), 120) == (0, "", "")
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

@@ -377,6 +377,11 @@ static int pack(const Call *c, PyObject *scalars, Group *group)
 	for (Py_ssize_t i = 0; i < group->count; i++) {
 		PyObject *x = PyTuple_GetItem(scalars, i);
 		if (!PyFloat_Check(x) && !PyLong_Check(x)) return 0; /* or see _numbers.py */
+		if (PyLong_Check(x)) { /* torch's operations refuse larger ones, and Python's do not */
+			int beyond;
+			PyLong_AsLongLongAndOverflow(x, &beyond);
+			if (beyond) return 0;
+		}
 		group->scalars[i] = PyFloat_AsDouble(x);
 		if (group->scalars[i] == -1 && PyErr_Occurred()) return -1;
 	}

@@ -21,7 +21,8 @@ _STEPS = 6
 
 
 def is_plain(x: object) -> bool:
-    return isinstance(x, (float, int))
+    """Whether gather.c takes a number as it is: a float, or an int of up to 64 bits."""
+    return isinstance(x, float) or (isinstance(x, int) and -(1 << 63) <= x < 1 << 63)
 
 
 def as_floats(numbers: tuple[Any, ...]) -> tuple[Any, ...] | None:
@@ -86,6 +87,6 @@ def _kind(x: Any) -> object:
     if isinstance(x, (tuple, list)):
         return type(x), tuple(map(_kind, x))
     try:
-        return type(x), bool(x == 0)
+        return type(x), bool(x == 0), is_plain(x)
     except Exception:  # an array of several has no truth value
         return type(x)
