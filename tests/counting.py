@@ -13,7 +13,7 @@ def rows_per_call():
 
     def counted(kind, *args):
         done = step_groups(kind, *args)
-        if kind >= 0 and type(done) is int and done > 0:
+        if kind >= 0 and args[-1] >= 0 and type(done) is int and done > 0:  # not only checked
             calls.append(done)
         return done
 

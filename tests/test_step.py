@@ -654,6 +654,31 @@ def test_first_step_of_a_parameter_in_two_groups(name, half):
     assert_bit_equal(everything(ours), everything(expected))
 
 
+@every
+def test_states_that_are_looked_up_elsewhere(name):
+    """A dict that overrides the look-up, as one that keeps states by name: torch steps."""
+
+    class ByName(dict):
+        def __init__(self):
+            self.kept = {}
+
+        def __getitem__(self, p):
+            return self.kept.setdefault(id(p), {})
+
+        def __contains__(self, p):
+            return id(p) in self.kept
+
+    def make(cls):
+        torch.manual_seed(0)
+        opt = cls([leaf(3, 4), leaf(5)], **OPTIONS.get(name, {}))
+        opt.state = ByName()
+        train(opt, 3)
+        return params_of(opt), [opt.state[p] for p in params_of(opt)]
+
+    expected, ours = map(make, twins(name))
+    assert_bit_equal(ours, expected)
+
+
 @pytest.mark.full
 def test_stress(capfd):
     """Interrupts, threads, and lists and states that change, for two minutes: no crash, and nothing is lost."""

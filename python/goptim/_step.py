@@ -54,6 +54,9 @@ _dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 _functorch: Callable[[], Any] = torch._C._functorch.peek_interpreter_stack
 
 
+# How a dict looks a key up, which gather.c does without asking it.
+_PLAIN_LOOKUPS = (dict.__getitem__,)
+
 # Why a parameter is torch's that Go could step by itself.
 WHY_SHARED = "its memory is memory of another parameter, which torch steps"
 
@@ -778,6 +781,9 @@ def why_torch(optimizer: Optimizer) -> str | None:
         return "functorch is active"
     if getattr(optimizer, "grad_scale", None) is not None or getattr(optimizer, "found_inf", None) is not None:
         return "a GradScaler hands its scale to the optimizer"
+    state: Any = optimizer.state
+    if isinstance(state, dict) and type(state).__getitem__ not in _PLAIN_LOOKUPS:
+        return f"its state is a {type(state).__name__} that looks states up in its own way"
     return None
 
 
