@@ -657,6 +657,7 @@ def test_first_step_of_a_parameter_in_two_groups(name, half):
 @every
 def test_states_that_are_looked_up_elsewhere(name):
     """A dict that overrides the look-up, as one that keeps states by name: torch steps."""
+    needs_late_state(name)
 
     class ByName(dict):
         def __init__(self):
