@@ -46,13 +46,31 @@ GROUPS = {
     ),
     "gather": (12, ["bindings/_core/gather*.[ch]"]),
     "step": (20, ["python/goptim/*.py"]),
-    "states": (10, ["goptim/state.go", "goptim/internal/safetensors/*.go", "python/goptim/_safetensors.py"]),
+    "states": (
+        10,
+        [
+            "goptim/state.go",
+            "goptim/internal/safetensors/*.go",
+            *(f"python/goptim/{name}.py" for name in ("_safetensors", "_state", "_files")),
+        ],
+    ),
     "bindings": (6, ["bindings/bindings.go", "bindings/internal/*/*.go"]),
 }
 # Files of a group that are another's, or nobody's: what runs around steps.
 NOT_IN = {
     "scalars": {"state.go", "table.go", "groups.go", "doc.go"},
-    "step": {"_safetensors.py", "_explain.py", "_run.py", "_patch.py", "__main__.py", "testing.py", "__init__.py"},
+    "step": {
+        "_safetensors.py",
+        "_state.py",
+        "_files.py",
+        "_modules.py",
+        "_explain.py",
+        "_run.py",
+        "_patch.py",
+        "__main__.py",
+        "testing.py",
+        "__init__.py",
+    },
 }
 
 # Tests that come first, by a part of the file's path; the first that fits. Then those of the group.
@@ -67,19 +85,25 @@ NEAREST = [
     ("linesearch", ["test_lbfgs.py"]),
     ("vectors", ["test_lbfgs.py"]),
     ("muon", ["test_muon.py"]),
-    ("gather", ["test_gather.py"]),
+    ("gather", ["test_gather.py", "test_step.py"]),
+    ("overlap", ["test_aliasing.py"]),
+    ("scalar.go", ["test_scalar_errors.py"]),
     ("_layout", ["test_layout.py", "test_gather.py"]),
     ("_dtensor", ["test_distributed.py"]),
     ("_native", ["test_layout.py", "test_processes.py"]),
+    ("_numbers", ["test_numbers.py"]),
+    ("_originals", ["test_patch.py"]),
+    ("_files", ["test_safetensors.py"]),
+    ("_state", ["test_safetensors.py", "test_damaged_states.py"]),
     ("safetensors", ["test_safetensors.py"]),
     ("state.go", ["test_safetensors.py"]),
-    ("_step", ["test_dropin.py", "test_gather.py", "test_explain.py", "test_faults.py"]),
+    ("_step", ["test_step.py", "test_dropin.py", "test_gather.py", "test_explain.py", "test_faults.py"]),
 ]
 OF_GROUP = {
     "kernels": ["test_parity.py"],
     "scalars": ["test_parity.py"],
     "rows": ["test_faults.py"],
-    "gather": ["test_layout.py", "test_dropin.py", "test_faults.py"],
+    "gather": ["test_layout.py", "test_dropin.py", "test_faults.py", "test_scalar_errors.py"],
     "step": ["test_state.py", "test_parity.py", "test_optim_db.py", "test_modules.py"],
     "states": ["test_state.py"],
     "bindings": ["test_parity.py", "test_faults.py", "test_adafactor.py", "test_sparse.py", "test_lbfgs.py"],
