@@ -119,7 +119,7 @@ sanitize: build ## the tests of memory with the extension and the Go package und
 test-packaging: build ## install built packages into fresh environments of every Python at hand; minutes
 	$(PY) -m pytest -q -m packaging
 
-mutants: build ## break a line of the code at a time, forty times, and see that a test fails; an hour
+mutants: build ## break a line of the code at a time, forty times, and see whether a test fails
 	$(PY) tests/mutants.py --count 40 --seed 1
 
 lint: $(VENV)/ready ## gofmt, go vet, staticcheck, ruff, mypy
