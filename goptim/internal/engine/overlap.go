@@ -6,33 +6,33 @@ import (
 	"slices"
 )
 
-// Ranges are memory that rows read and write. Rows may be stepped at the same time, or in another order than their own,
-// unless what one of them writes is memory of another one.
+// Ranges are the memory that rows read and write. Rows may be stepped concurrently or in another order unless one of them writes
+// memory of another one.
 type Ranges struct {
 	all, spare []memory
 }
 
-// A memory is from lo up to hi; hi is shifted left by one bit, and its lowest bit is set if the memory is written.
+// A memory is a range from lo up to hi>>1. The lowest bit of hi is set if the range is written.
 type memory struct{ lo, hi uint64 }
 
-// Reset forgets all ranges.
+// Reset removes all ranges.
 func (r *Ranges) Reset() { r.all = r.all[:0] }
 
-// Read adds so many bytes that are read.
+// Read adds a range that is read.
 func (r *Ranges) Read(address uintptr, bytes int) {
 	if bytes > 0 {
 		r.all = append(r.all, memory{uint64(address), (uint64(address) + uint64(bytes)) << 1})
 	}
 }
 
-// Write adds so many bytes that are written.
+// Write adds a range that is written.
 func (r *Ranges) Write(address uintptr, bytes int) {
 	if bytes > 0 {
 		r.all = append(r.all, memory{uint64(address), (uint64(address)+uint64(bytes))<<1 | 1})
 	}
 }
 
-// AddRows adds the columns of rows. States that are numbers are of no interest: they change before all columns.
+// AddRows adds the tensors of rows. Scalar states are not needed, because they change before all tensors.
 func (r *Ranges) AddRows(rows []Row) {
 	r.all = slices.Grow(r.all, len(rows)*(2+States))
 	for i := range rows {
@@ -53,10 +53,10 @@ func (r *Ranges) AddRows(rows []Row) {
 	}
 }
 
-// Shared reports whether two ranges share a byte, and one of them is written.
+// Shared reports whether two ranges overlap and one of them is written.
 func (r *Ranges) Shared() bool {
 	r.sort()
-	var end, written uint64 // the ends of the ranges so far, and of those that are written
+	var end, written uint64 // the largest end of the ranges so far, and of those that are written
 	for _, m := range r.all {
 		hi := m.hi >> 1
 		if m.lo < written || (m.hi&1 != 0 && m.lo < end) {
@@ -69,7 +69,7 @@ func (r *Ranges) Shared() bool {
 	return false
 }
 
-// sort sorts the ranges by their beginnings: many by radix, which takes a third of the time that comparing takes.
+// sort sorts the ranges by their start. A radix sort of many ranges takes a third of the time of a comparison sort.
 func (r *Ranges) sort() {
 	const few, digit = 256, 11
 	sorted, differ := true, uint64(0)
