@@ -344,7 +344,7 @@ def test_whatever_a_step_accepts(name, what):
     opt.step()
     if what.startswith("lazy"):
         assert [row.to for row in rows[:2]] == ["go" if name != "SparseAdam" else rows[0].to, "torch"]
-        assert rows[1].reason == "it is lazy, and has no shape yet"
+        assert rows[1].reason == "it is lazy and does not have a shape yet"
         assert rows[1].shape is None
         assert "none" in str(rows)
 

@@ -183,7 +183,7 @@ def test_batches_are_those_of_equal_bits(threads, monkeypatch):
     monkeypatch.setattr(module, "_newton_schulz_batch", lambda x, *args: batches.append(x.shape) or batch(x, *args))
     assert_runs_equal([(64, 96)] * 5 + [(96, 64)] * 3 + [(300, 300)] * 2, torch.float32, steps=2)
     said = {
-        shape: module._batch_is_exact(torch.Size(shape), (3.4445, -4.775, 2.0315), *module._ways())
+        shape: module._batch_is_exact(torch.Size(shape), (3.4445, -4.775, 2.0315), *module._settings())
         for shape in ((5, 64, 96), (3, 96, 64))
     }
     assert set(batches) == {torch.Size(shape) for shape, exact in said.items() if exact}

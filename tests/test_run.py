@@ -98,7 +98,7 @@ def test_digits(new_python, tmp_path):
     assert out == expected
     assert "Accuracy" in out
     assert_bit_equal(*load(*saved))
-    assert report(err) == ["goptim: Adadelta: 1 optimizer, 44 steps; Go took 8 parameters (352 updates)"]
+    assert report(err) == ["goptim: Adadelta: 1 optimizer, 44 steps; in Go: 8 parameters (352 updates)"]
 
 
 def test_names_from_everywhere(python, tmp_path):
@@ -107,12 +107,13 @@ def test_names_from_everywhere(python, tmp_path):
     out, err = python(*RUN, program, saved[1])
     assert out == expected
     assert_bit_equal(*load(*saved))
-    took = "1 optimizer, 20 steps; Go took 4 parameters (80 updates)"
+    took = "1 optimizer, 20 steps; in Go: 4 parameters (80 updates)"
     assert report(err) == [
         *(f"goptim: {name}: {took}" for name in ("SGD", "Adam", "AdamW", "RMSprop", "Adagrad", "NAdam")),
-        "goptim: Lookahead: 1 optimizer, 20 steps; torch took 4 parameters (80 updates):",
-        "goptim:   80 updates: its class is derived from torch.optim.AdamW, and may override what Go would not ask",
-        "goptim: LBFGS: 1 optimizer, 3 steps; Go took 4 parameters (12 updates)",
+        "goptim: Lookahead: 1 optimizer, 20 steps; fell back to torch: 4 parameters (80 updates):",
+        "goptim:   80 updates: its optimizer is derived from torch.optim.AdamW and may override what goptim does not "
+        "call",
+        "goptim: LBFGS: 1 optimizer, 3 steps; in Go: 4 parameters (12 updates)",
     ]
 
 
@@ -130,8 +131,8 @@ def test_checkpoints_go_both_ways(python, tmp_path):
         assert_bit_equal(*load(saved, tmp_path / "whole.pt"))
         if then:
             assert report(err) == [
-                "goptim: SparseAdam: 1 optimizer, 10 steps; Go took 2 parameters (20 updates)",
-                "goptim: Adam: 1 optimizer, 10 steps; Go took 2 parameters (20 updates)",
+                "goptim: SparseAdam: 1 optimizer, 10 steps; in Go: 2 parameters (20 updates)",
+                "goptim: Adam: 1 optimizer, 10 steps; in Go: 2 parameters (20 updates)",
             ]
 
 
@@ -157,12 +158,13 @@ Mine([p], {}).step()
 def test_report_says_why(python, script):
     _, err = python(*RUN, script(REASONS))
     assert report(err) == [
-        "goptim: SGD: 2 optimizers, 2 steps; Go took 2 parameters (2 updates); torch took 2 parameters (2 updates):",
+        "goptim: SGD: 2 optimizers, 2 steps; in Go: 2 parameters (2 updates); "
+        "fell back to torch: 2 parameters (2 updates):",
         "goptim:   2 updates: it is torch.bfloat16",
-        "goptim: Adam: 1 optimizer, 1 step; torch took 1 parameter (1 update):",
+        "goptim: Adam: 1 optimizer, 1 step; fell back to torch: 1 parameter (1 update):",
         "goptim:   1 update: its group's lr is a Tensor",
-        "goptim: Mine: 1 optimizer, 1 step; torch took 1 parameter (1 update):",
-        "goptim:   1 update: its class is not one of torch.optim's",
+        "goptim: Mine: 1 optimizer, 1 step; fell back to torch: 1 parameter (1 update):",
+        "goptim:   1 update: its optimizer is not a class of torch.optim",
     ]
     _, err = python(*RUN, "-q", script(REASONS))
     assert report(err) == []

@@ -163,9 +163,9 @@ def test_ulp_distance(dtype):
 
 def test_ulp_distance_needs_one_dtype_and_shape():
     for other in (torch.zeros(2, dtype=torch.float64), torch.zeros(3), torch.zeros(2, 1)):
-        with pytest.raises(ValueError, match="one floating-point dtype and shape"):
+        with pytest.raises(ValueError, match="the same floating-point dtype and shape"):
             ulp_distance(torch.zeros(2), other)
-    with pytest.raises(ValueError, match="one floating-point dtype and shape"):
+    with pytest.raises(ValueError, match="the same floating-point dtype and shape"):
         ulp_distance(torch.zeros(2, dtype=torch.int32), torch.zeros(2, dtype=torch.int32))
     assert ulp_distance(torch.zeros(0), torch.zeros(0)) == 0
     assert ulp_distance(torch.arange(6.0).view(2, 3).t(), torch.arange(6.0).view(2, 3).t()) == 0
