@@ -21,7 +21,7 @@ ZIG = re.findall(r'"(ziglang==[^"]+)"', (ROOT / "pyproject.toml").read_text())[0
 
 
 def go_env():
-    """The environment of a build: the caller's without variables that change Go's output, and without network access."""
+    """The environment of a build: the caller's without variables that affect Go's output, and without network."""
     keep = ("GOCACHE", "GOPATH", "GOTMPDIR")
     env = {k: v for k, v in os.environ.items() if k in keep or not k.startswith(("GO", "CGO_"))}
     return env | {"GOENV": "off", "GOFLAGS": "", "GOPROXY": "off", "GOTOOLCHAIN": "local", "GOWORK": "off"}

@@ -1,9 +1,9 @@
 """Generates bindings/_core/core.go and core.c, with which Python calls the exported functions of package bindings.
 
 gopy generates them, with code that package bindings does not need: for handles, slices, maps, and a goroutine for the
-garbage collector. This program keeps only the exported functions, sorted, under their Python names, which need only Go's
-standard library and Python's limited API. A build uses the committed files. Run this after a change of the exported
-functions; it needs pybindgen and the network. --check writes nothing, and fails if the files are stale.
+garbage collector. This program keeps only the exported functions, sorted, under their Python names, which need only
+Go's standard library and Python's limited API. A build uses the committed files. Run this after a change of the
+exported functions; it needs pybindgen and the network. --check writes nothing, and fails if the files are stale.
 """
 
 import os

@@ -1,16 +1,16 @@
-"""Break a line of goptim at a time, and see whether a test fails: what no test notices, no test holds.
+"""Change one line of goptim at a time, and check that a test fails.
 
     python tests/mutants.py [--count 40] [--seed 1] [--log FILE] [--rest]
 
-Lines are drawn from kernels, scalars, rows, gather.c, the step, files of states and bindings as they are, so the same
-seed gives other mutants after a change. Each mutant is made in a copy of the tree, in build/mutants, and meets the Go
-tests of its package first, then the Python tests of what it is part of, until one fails. Those that are left meet the
-whole core together; where a test fails, each half of them again. With --rest they meet the tests marked full, too. A
-test that does not end counts as one that fails. A mutant that does not compile, or that is in no file compiled here, is
-drawn anew.
+Lines are drawn at random from kernels, scalars, rows, gather.c, the step, saved states and bindings. After a change of
+the code, the same seed gives other mutants. Each mutant is tested in a copy of the tree, in build/mutants, first with
+the Go tests of its package and then with the Python tests of its part, until one fails. The remaining mutants are
+tested together with the whole core. If a test fails, each half of them is tested again. --rest adds the tests marked
+full. A test that does not end counts as a failure. A mutant that does not compile, or in a file that is not compiled
+here, is replaced.
 
-Those known to be equivalent to the original are listed with a reason in tests/mutants.txt, by file, function and text.
-The exit status is 1 if a mutant survives that is not.
+tests/mutants.txt lists equivalent mutants with a reason, by file, function and text. The exit status is 1 if any other
+mutant survives.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 KNOWN = ROOT / "tests" / "mutants.txt"
 
-# What is broken, how often in a hundred, and the files.
+# The groups of mutants, with their percentage and their files.
 GROUPS = {
     "kernels": (22, ["goptim/internal/kernel/f32x8/*.go", "goptim/internal/kernel/reduce/*.go"]),
     "scalars": (18, ["goptim/*.go"]),
@@ -56,7 +56,7 @@ GROUPS = {
     ),
     "bindings": (6, ["bindings/bindings.go", "bindings/internal/*/*.go"]),
 }
-# Files of a group that are another's, or nobody's: what runs around steps.
+# Files that match a group but belong to another one or to none.
 NOT_IN = {
     "scalars": {"state.go", "table.go", "groups.go", "doc.go"},
     "step": {
@@ -73,7 +73,7 @@ NOT_IN = {
     },
 }
 
-# Tests that come first, by a part of the file's path; the first that fits. Then those of the group.
+# The tests that run first, by a part of the file's path; the first match counts. The tests of the group follow.
 NEAREST = [
     ("reduce/", ["test_adafactor.py", "test_hf.py"]),
     ("hfadafactor", ["test_hf.py"]),
@@ -115,17 +115,17 @@ GO_OF_GROUP = {
     "states": ["./goptim/internal/safetensors", "./goptim"],
     "bindings": ["./bindings/..."],
 }
-# Classes whose file has their name, which -k finds in the names of tests.
+# Classes with a file of the same name, which -k finds in the names of tests.
 CLASSES = ["Adadelta", "Adafactor", "Adagrad", "Adam", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD"]
 
 
-# Files whose tests take long, or longer the more is wrong.
+# Slow test files.
 LAST = {"test_bench.py", "test_compile.py", "test_processes.py", "test_readme.py", "test_run.py", "test_yardstick.py"}
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """A change of one place: text that becomes another."""
+    """A replacement of text at one place."""
 
     group: str
     path: str
@@ -138,13 +138,13 @@ class Mutant:
         return text[: self.start] + self.new + text[self.end :]
 
     def lines(self, text: str) -> tuple[str, str]:
-        """The lines that it changes, before and after, as one each."""
+        """The changed lines, before and after, each joined to one line."""
         first, last = text.rfind("\n", 0, self.start) + 1, text.find("\n", self.end)
         after = text[first : self.start] + self.new + text[self.end : last]
         return " ".join(text[first:last].split()), " ".join(after.split())
 
     def function(self, text: str) -> str:
-        """The function around it, which stays when lines move."""
+        """The enclosing function, which does not change when lines move."""
         pattern = {
             ".py": r"(?m)^ *(?:async )?(?:def|class) (\w+)",
             ".go": r"(?m)^func (?:\([^)]*\) )?(\w+)",
@@ -152,7 +152,7 @@ class Mutant:
         return next((m[1] for m in reversed([*re.finditer(pattern, text[: self.start])])), "")
 
 
-Site = tuple[str, int, int, str]  # kind, start, end, what comes there
+Site = tuple[str, int, int, str]  # kind, start, end, replacement
 
 PAIRS = {"+": "-", "*": "/", "<": "<=", ">": ">=", "==": "!=", "&&": "||"}
 SWAP = PAIRS | {b: a for a, b in PAIRS.items()}
@@ -162,7 +162,7 @@ TOKENS = r"""(?sx) //[^\n]* | /\*.*?\*/ | "(?:\\.|[^"\\\n])*" | `[^`]*` | '(?:\\
 
 
 def sites_of_text(text: str, is_go: bool) -> Iterator[Site]:
-    """Of Go and C, by their tokens."""
+    """Mutations of the tokens of Go and C."""
     code = re.sub(TOKENS, lambda m: re.sub(r"[^\n]", " ", m[0]), text)
     for m in re.finditer(r"(?<=[\w)\]])( ?)([+\-*/])\1(?=[\w(])", code):
         yield "arithmetic", m.start(2), m.end(2), SWAP[m[2]]
@@ -245,7 +245,7 @@ def sites_of_python(text: str) -> Iterator[Site]:
 
 
 def draw(seed: int) -> Iterator[Mutant]:
-    """Mutants without end: a group by its share, a file by its places, a kind of change, a place."""
+    """Endless random mutants: a group by its percentage, a file by its number of places, a kind of change, a place."""
     rng = random.Random(seed)
     sites: dict[str, dict[str, dict[str, list[Site]]]] = {}
     for group, (_, patterns) in GROUPS.items():
@@ -272,7 +272,7 @@ def draw(seed: int) -> Iterator[Mutant]:
 
 
 def known_mutants() -> dict[tuple[str, ...], str]:
-    """By file, function, line and mutated line: why nothing can tell them apart."""
+    """The reasons of equivalent mutants, by file, function, line and mutated line."""
     known = {}
     for block in re.split(r"\n\n+", KNOWN.read_text()) if KNOWN.exists() else ():
         lines = [line for line in block.splitlines() if not line.startswith("#")]
@@ -283,13 +283,13 @@ def known_mutants() -> dict[tuple[str, ...], str]:
 
 
 def limit(seconds: int) -> None:
-    """End this process after some seconds of work, and before it takes all memory."""
+    """Limit the CPU time and the memory of this process."""
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     resource.setrlimit(resource.RLIMIT_DATA, (8 << 30, 8 << 30))
 
 
 class Tree:
-    """A copy of the tree in which mutants are made, one at a time."""
+    """A copy of the tree for the mutants."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -299,7 +299,7 @@ class Tree:
             "GOTOOLCHAIN": "local",
             "GOEXPERIMENT": "simd",
             "PYTHONPATH": str(path / "python"),
-            "PYTHONDONTWRITEBYTECODE": "1",  # a mutant may have the size and the second of another
+            "PYTHONDONTWRITEBYTECODE": "1",  # mutants may have the same size and modification time
         }
         names = subprocess.run(
             ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True
@@ -316,7 +316,7 @@ class Tree:
         self.compiled = self.files_compiled()
 
     def run(self, command: list[object], seconds: int = 300, check: bool = False, **env: str) -> tuple[bool, str]:
-        """Whether a command succeeds, and what it says; seconds are its processes' own, of each."""
+        """Whether a command succeeds, and its output. ``seconds`` limits the CPU time of each process."""
         process = subprocess.Popen(
             list(map(str, command)), cwd=self.path, env=self.env | env, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True,
@@ -332,7 +332,7 @@ class Tree:
         return process.returncode == 0, out
 
     def files_compiled(self) -> set[str]:
-        """The Go files that are part of a build here, with vectors or without."""
+        """The Go files that are compiled here, with vectors or without."""
         found = set()
         for experiment in ("simd", ""):
             _, out = self.run(
@@ -344,9 +344,9 @@ class Tree:
 
     @contextlib.contextmanager
     def mutated(self, mutants: list[Mutant]) -> Iterator[str]:
-        """With the mutants in place; why they are none, if they are not to be run."""
+        """Apply mutants. Return a reason if they should not be tested."""
         changed: dict[Path, str] = {}
-        for mutant in sorted(mutants, key=lambda m: -m.start):  # so that places before it stay
+        for mutant in sorted(mutants, key=lambda m: -m.start):  # from the end, so that earlier positions stay valid
             file = self.path / mutant.path
             text = file.read_text()
             changed.setdefault(file, text)
@@ -361,7 +361,7 @@ class Tree:
                 self.built = self.original
 
     def prepare(self, changed: dict[Path, str]) -> str:
-        """Make the copies of kernels, add them to what has changed, and see whether all compiles."""
+        """Generate the copies of kernels, add them to the changed files, and compile everything."""
         for path in changed:
             if path.suffix == ".py":
                 try:
@@ -388,7 +388,7 @@ class Tree:
         return done
 
     def test_go(self, packages: list[str], short: bool = True, **env: str) -> str:
-        """The first test of Go's that fails, if one does."""
+        """The first failing Go test, or None."""
         words = [
             self.go,
             "test",
@@ -404,7 +404,7 @@ class Tree:
         return f"go test {m[1] if m else '?'}{' ' + str(env) if env else ''}"
 
     def test_python(self, *words: str, seconds: int = 600) -> str:
-        """The first test of Python's that fails, if one does. It runs in a fork, for which torch is there already."""
+        """The first failing Python test, or None. It runs in a fork of a process that has imported torch."""
         output = self.path / "build/pytest.log"
         child = os.fork()
         if child == 0:
@@ -446,7 +446,7 @@ class Tree:
             else:
                 time.sleep(0.05)
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(child, signal.SIGKILL)  # what it has left behind
+            os.killpg(child, signal.SIGKILL)  # left behind by the test
         if status in (0, 5):
             return ""
         text = output.read_text(errors="replace")
@@ -454,11 +454,11 @@ class Tree:
         return m[1] if m else f"pytest {words[0]} ends with {status}"
 
 
-Stage = tuple[str, Callable[[], str]]  # a name, and what says which test fails
+Stage = tuple[str, Callable[[], str]]  # a name, and a function that returns the failing test
 
 
 def nearest(tree: Tree, mutant: Mutant) -> Iterator[Stage]:
-    """What is quickest to fail: Go tests of the package, and Python tests of the class or the part."""
+    """The tests that are most likely to fail: Go tests of the package, and Python tests of the class or the part."""
     is_go = mutant.path.endswith(".go")
     if is_go:
         for package in GO_OF_GROUP.get(mutant.group, ()):
@@ -476,7 +476,7 @@ def nearest(tree: Tree, mutant: Mutant) -> Iterator[Stage]:
 
 
 def others(tree: Tree, rest: bool) -> Iterator[Stage]:
-    """The core, and then what is left of all tests."""
+    """The core, and then all other tests."""
     for bits in ("0", "+128", "+256"):
         yield (
             f"go test, simd={bits}",
@@ -490,14 +490,14 @@ def others(tree: Tree, rest: bool) -> Iterator[Stage]:
 
 
 def meet(tree: Tree, mutants: list[Mutant], rest: bool) -> dict[Mutant, str]:
-    """Have mutants meet all tests together; where one fails, each half of them again. What kills which."""
+    """Test mutants together; if a test fails, test each half again. Yield each killed mutant and the test."""
     if not mutants:
         return {}
     by = met = ""
     with tree.mutated(mutants) as none:
         if not none and any(not m.path.endswith(".py") for m in mutants):
             tree.build()
-        by = none  # together, some do not compile
+        by = none  # some do not compile together
         for stage, test in () if none else others(tree, rest):
             by, met = test(), stage
             if by:
@@ -523,7 +523,7 @@ def main() -> None:
 
     known, texts = known_mutants(), {}
     tree = Tree(options.tree.absolute())
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as conftest.py has it
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in conftest.py
     import pytest  # noqa: F401
     import torch
 

@@ -1,4 +1,4 @@
-"""Where the system has no room for Go's runtime, which would end the process, torch steps."""
+"""Steps fall back to torch if limits leave no room for Go's runtime, which would end the process."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ import pytest
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="these are limits of Linux")
 
-# Every limit is of a forked child of its own.
+# Every limit is set in a separate forked child.
 PROGRAM = """
 import gc, mmap, os, resource, sys, traceback, warnings
 import torch, goptim
@@ -113,8 +113,8 @@ for number, (check, *arguments) in enumerate(cases):
 """
 
 
-def test_torch_steps_where_go_could_not_start():
-    # What a user of no rights can read, the children can import.
+def test_fallback_where_go_cannot_start():
+    # The children import as an unprivileged user.
     package = os.path.dirname(sys.modules["goptim"].__file__) if "goptim" in sys.modules else "."
     readable = all(os.stat(folder).st_mode & 1 for folder in _parents(package))
     done = subprocess.run(
