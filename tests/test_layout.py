@@ -68,7 +68,7 @@ FAILURES = {
     "memory that cannot be read": ("_Memory", mock.Mock(side_effect=OSError("no way"))),
     "no memory for the experiment": ("_plain_tensors", mock.Mock(side_effect=MemoryError)),
     "tensors that are all alike": ("_plain_tensors", lambda: [torch.zeros(3) for _ in range(3)]),
-    "odd tensors that cannot be told": ("_unsupported_tensors", lambda: [_layout._plain_tensors()]),
+    "unsupported tensors that look supported": ("_unsupported_tensors", lambda: [_layout._plain_tensors()]),
     "memory whose guard cannot be told": ("_guarded_storages", lambda: [torch.zeros(3).untyped_storage()]),
     "dtypes that cannot be told": ("_DTYPES", [torch.float32, torch.float64, torch.float32]),
 }

@@ -14,10 +14,10 @@ from torch.nn import Parameter
 from torch.optim import AdamW as early
 
 import goptim
-from goptim._patch import twins
+from goptim._patch import replacements
 from goptim.testing import assert_bit_equal, ieee_sqrt
 
-TWINS = twins()
+TWINS = replacements()
 
 # Places where programs store classes.
 partial = functools.partial(torch.optim.AdamW, lr=0.1)

@@ -105,7 +105,8 @@ func (l *LBFGS) steps(r *run) error {
 // below 1e-10, which is common near a minimum, especially one with a singular Hessian.
 const scale = 0x1p80
 
-// mostRestarts is the largest number of restarts of a line search. Each halves the distance to a point where the function is not finite.
+// mostRestarts is the largest number of restarts of a line search. Each one halves the distance to a point where the function is
+// not finite.
 const mostRestarts = 100
 
 // search searches along a direction from x, where the function is known, beginning with step times the direction, and returns the

@@ -138,8 +138,8 @@ func Linear(lr, start, end float64, steps int) (Schedule, error) {
 }
 
 // Cosine changes the rate from lr to least along half a period of a cosine in the given number of steps, and continues
-// periodically; torch's CosineAnnealingLR. See Loshchilov & Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", arXiv:1608.03983.
-// The error wraps goptim.ErrOption.
+// periodically; torch's CosineAnnealingLR. See Loshchilov & Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts",
+// arXiv:1608.03983. The error wraps goptim.ErrOption.
 func Cosine(lr float64, steps int, least float64) (Schedule, error) {
 	err := errors.Join(
 		requireRate("Cosine", "lr", lr),

@@ -40,7 +40,7 @@ def _float(x: Any) -> float:
 
 
 def torch_accepts(
-    twin: Callable[[list[Tensor]], Optimizer],
+    cls: Callable[[list[Tensor]], Optimizer],
     group: dict[str, Any],
     step: Callable[[Any], object],
     sparse: bool = False,
@@ -48,13 +48,13 @@ def torch_accepts(
     """Whether torch's step accepts the hyperparameters of a group, without a TypeError.
 
     Args:
-        twin: the class.
+        cls: the class.
         group: one of ``param_groups``.
         step: steps an instance of the class.
         sparse: whether the class supports only sparse gradients.
     """
     options = {key: value for key, value in group.items() if key not in ("params", "param_names")}
-    key = twin, tuple((name, _kind(value)) for name, value in options.items())
+    key = cls, tuple((name, _kind(value)) for name, value in options.items())
     answer = _answers.get(key)
     if answer is None:
         try:
@@ -65,7 +65,7 @@ def torch_accepts(
                     if sparse
                     else p + 1
                 )
-                optimizer = twin([p])
+                optimizer = cls([p])
                 optimizer.param_groups[0].update(options)
                 for _ in range(_STEPS):
                     step(optimizer)

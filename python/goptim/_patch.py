@@ -52,7 +52,7 @@ def patch() -> Patch:
     with _lock:
         was = bool(_patched)
         if not was:
-            for theirs, ours in twins().items():
+            for theirs, ours in replacements().items():
                 init: Callable[..., None] = theirs.__init__
                 hook = _becoming(theirs, ours, init)
                 _patched[theirs] = init, hook
@@ -69,7 +69,7 @@ def unpatch() -> None:
         _patched.clear()
 
 
-def twins() -> dict[type[Optimizer], type[Optimizer]]:
+def replacements() -> dict[type[Optimizer], type[Optimizer]]:
     """The classes of torch.optim, each with its counterpart in goptim."""
     return {theirs: getattr(goptim, name) for name, theirs in _originals.CLASSES.items()}
 

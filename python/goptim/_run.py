@@ -161,7 +161,7 @@ class _Report:
         self.of: weakref.WeakKeyDictionary[Optimizer, _Count] = weakref.WeakKeyDictionary()
         self.lock = threading.Lock()
         self.process = os.getpid()
-        self.twins = _patch.twins()
+        self.replaced = _patch.replacements()
 
     def begin(self) -> None:
         """Start to count, and print at exit, after the output of the program's own exit handlers."""
@@ -184,14 +184,14 @@ class _Report:
         """Count a step of an optimizer that is not goptim's."""
         if isinstance(optimizer, (_step.GoStep, lbfgs.LBFGS, hf.Adafactor)):
             return
-        twin = next((c for c in type(optimizer).__mro__ if c in self.twins), None)
-        if twin is None:
+        base = next((c for c in type(optimizer).__mro__ if c in self.replaced), None)
+        if base is None:
             why = "its optimizer is not a class of torch.optim"
-        elif twin is type(optimizer):
+        elif base is type(optimizer):
             why = "its optimizer was copied, unpickled, or constructed before the patch"
         else:
             why = (
-                f"its optimizer is derived from torch.optim.{twin.__name__} and may override what goptim does not call"
+                f"its optimizer is derived from torch.optim.{base.__name__} and may override what goptim does not call"
             )
         self.add(optimizer, 0, [why for group in optimizer.param_groups for p in group["params"]])
 
