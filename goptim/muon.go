@@ -12,6 +12,7 @@ import (
 	"github.com/goptim/goptim/goptim/internal/kernel"
 	"github.com/goptim/goptim/goptim/internal/kernel/f32"
 	"github.com/goptim/goptim/goptim/internal/kernel/f64"
+	"github.com/goptim/goptim/goptim/internal/newtonschulz"
 	"github.com/goptim/goptim/goptim/internal/safetensors"
 )
 
@@ -60,7 +61,7 @@ type Muon[T Float] struct {
 	params      []*Param[T]
 	momenta     [][]T
 	update      []T
-	schulz      newtonSchulz
+	workspace   newtonschulz.Workspace
 	row         [1]engine.Row
 	log         scalarLog
 	now         now
@@ -189,7 +190,7 @@ func (m *Muon[T]) Step() error {
 			continue
 		}
 		rows, cols := p.Shape[0], p.Shape[1]
-		m.update = sized(m.update, len(p.Value))
+		m.update = slices.Grow(m.update[:0], len(p.Value))[:len(p.Value)]
 		m.row[0] = engine.Row{
 			N:     int64(len(p.Value)),
 			Kind:  engine.KindOf(dtype[T](), engine.None),
@@ -199,7 +200,7 @@ func (m *Muon[T]) Step() error {
 		}
 		err := runMuon(m.toward(m.row[:]), threads, nil)
 		if err == nil {
-			err = orthogonalize(&m.schulz, m.update, rows, cols, &m.MuonOptions, threads)
+			err = m.orthogonalize(rows, cols, threads)
 		}
 		if err == nil {
 			err = runMuon(m.movement(m.row[:], rows, cols), threads, nil)
@@ -208,6 +209,15 @@ func (m *Muon[T]) Step() error {
 		if err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// orthogonalize replaces the update, a matrix, by its nearest orthogonal one, approximately.
+func (m *Muon[T]) orthogonalize(rows, cols, threads int) error {
+	o := newtonschulz.Options{Coefficients: m.NSCoefficients, Eps: m.Eps, Steps: m.NSSteps}
+	if err := newtonschulz.Orthogonalize(&m.workspace, m.update, rows, cols, o, threads); err != nil {
+		return fmt.Errorf("goptim: Muon: %w", err)
 	}
 	return nil
 }
@@ -311,178 +321,6 @@ func (p *muonPass) Update(part engine.Part) {
 		}
 	}
 }
-
-// bfloat16 rounds to the nearest bfloat16, ties to even: to the upper half of a float32.
-func bfloat16(x float32) float32 {
-	bits := math.Float32bits(x)
-	if bits&0x7fffffff > 0x7f800000 {
-		return x // NaN, which rounding could turn into another thing
-	}
-	return math.Float32frombits((bits + 0x7fff + bits>>16&1) &^ 0xffff)
-}
-
-// A newtonSchulz makes matrices orthogonal, nearly: it moves all their singular values toward 1. Its memory is kept for the
-// next one. Matrices are float32 whose values are bfloat16's.
-type newtonSchulz struct {
-	x, next, transposed, gram, square []float32
-	product                           product
-}
-
-// orthogonalize rounds a matrix X to bfloat16, with at most as many rows as columns or else transposed, and replaces it by
-// X/‖X‖ and then as often as the options say by aX + (bA + cA²)X, where A is XXᵀ. As in torch every product is rounded.
-func orthogonalize[T Float](s *newtonSchulz, update []T, rows, cols int, o *MuonOptions, threads int) error {
-	m, k := min(rows, cols), max(rows, cols)
-	s.x, s.next, s.transposed = sized(s.x, m*k), sized(s.next, m*k), sized(s.transposed, m*k)
-	s.gram, s.square = sized(s.gram, m*m), sized(s.square, m*m)
-	x, next := s.x, s.next
-	for i, v := range update {
-		x[i] = bfloat16(float32(v))
-	}
-	if rows > cols {
-		transpose(s.transposed, x, rows, cols)
-		copy(x, s.transposed)
-	}
-	sum := 0.0
-	for _, v := range x {
-		sum += float64(v) * float64(v)
-	}
-	norm := max(bfloat16(float32(math.Sqrt(sum))), bfloat16(float32(o.Eps)))
-	for i := range x {
-		x[i] = bfloat16(x[i] / norm)
-	}
-	a, b, c := o.NSCoefficients[0], o.NSCoefficients[1], o.NSCoefficients[2]
-	for range o.NSSteps {
-		transpose(s.transposed, x, m, k)
-		err := errors.Join(
-			s.product.run(s.gram, x, s.transposed, nil, m, k, m, 1, 0, threads),
-			s.product.run(s.square, s.gram, s.gram, s.gram, m, m, m, c, b, threads),
-			s.product.run(next, s.square, x, x, m, m, k, 1, a, threads),
-		)
-		if err != nil {
-			return err
-		}
-		x, next = next, x
-	}
-	if rows > cols {
-		transpose(s.transposed, x, m, k)
-		x = s.transposed
-	}
-	for i, v := range x {
-		update[i] = T(v)
-	}
-	return nil
-}
-
-// A product of matrices is alpha·AB + beta·C, rounded to bfloat16; A has inner columns, B and C have cols.
-type product struct {
-	out, a, b, c []float32
-	inner, cols  int
-	alpha, beta  float32
-	row          [1]engine.Row
-}
-
-func (p *product) run(out, a, b, c []float32, rows, inner, cols int, alpha, beta float64, threads int) error {
-	p.out, p.a, p.b, p.c, p.inner, p.cols, p.alpha, p.beta = out, a, b, c, inner, cols, float32(alpha), float32(beta)
-	// The engine splits the multiplications; an element of the product is of the chunk in which its first one is.
-	p.row[0] = engine.Row{
-		N:     int64(rows) * int64(inner) * int64(cols),
-		Kind:  engine.KindOf(engine.Float32, engine.None),
-		Param: address(out),
-	}
-	if err := engine.Run(p, p.row[:], threads, nil); err != nil {
-		return fmt.Errorf("goptim: Muon: %w", err)
-	}
-	return nil
-}
-
-// A tile of B of so many rows and columns stays in a core's cache while all rows of A in a chunk pass it.
-const tileRows, tileCols = 128, 512
-
-// Update implements engine.Pass.
-func (p *product) Update(part engine.Part) {
-	lo, hi := (part.Lo+p.inner-1)/p.inner, (part.Hi+p.inner-1)/p.inner
-	if lo >= hi {
-		return
-	}
-	f := factorsPool.Get().(*factors)
-	defer factorsPool.Put(f)
-	clear(p.out[lo:hi])
-	for col := 0; col < p.cols; col += tileCols {
-		for k := 0; k < p.inner; k += tileRows {
-			for row := lo / p.cols; row*p.cols < hi; row++ {
-				from, to := max(lo, row*p.cols+col), min(hi, row*p.cols+min(col+tileCols, p.cols))
-				if from < to {
-					p.accumulate(f, row, k, min(k+tileRows, p.inner), from, to)
-				}
-			}
-		}
-	}
-	for i := lo; i < hi; i++ {
-		x := p.alpha * p.out[i]
-		if p.c != nil {
-			x += float32(p.beta * p.c[i])
-		}
-		p.out[i] = bfloat16(x)
-	}
-}
-
-// factors is what accumulate needs, not on the stack: see kernel.Apply.
-type factors struct {
-	kernel.Combine
-	rest [5][]float32 // a vector of the product, and of four rows
-}
-
-var factorsPool = sync.Pool{New: func() any {
-	f := new(factors)
-	for i := range f.rest {
-		f.rest[i] = make([]float32, kernel.Lanes[float32]())
-	}
-	return f
-}}
-
-// accumulate adds the products of elements k to end of a row of A with those rows of B to elements from to to of the product.
-func (p *product) accumulate(f *factors, row, k, end, from, to int) {
-	a := p.a[row*p.inner:][:p.inner]
-	at, n := from-row*p.cols, to-from
-	whole := n - n%kernel.Lanes[float32]()
-	for ; k < end; k += 4 {
-		var columns [4][]float32
-		for i := range columns {
-			f.A[i], columns[i] = 0, columns[0]
-			if k+i < end {
-				f.A[i], columns[i] = float64(a[k+i]), p.b[(k+i)*p.cols+at:][:n]
-			}
-		}
-		kernel.Apply(f32.Combine, &f.Combine, p.out[from:from+whole], columns[0][:whole], [3][]float32(columns[1:]))
-		if whole == n {
-			continue
-		}
-		// Apply's own copies would be written back to B, which other threads read.
-		copy(f.rest[0], p.out[from+whole:to])
-		for i, c := range columns {
-			copy(f.rest[1+i], c[whole:])
-		}
-		kernel.Apply(f32.Combine, &f.Combine, f.rest[0], f.rest[1], [3][]float32(f.rest[2:]))
-		copy(p.out[from+whole:to], f.rest[0])
-	}
-}
-
-// transpose makes to, of cols rows, the transpose of from, in squares that stay in cache.
-func transpose(to, from []float32, rows, cols int) {
-	const side = 32
-	for i0 := 0; i0 < rows; i0 += side {
-		for j0 := 0; j0 < cols; j0 += side {
-			for i := i0; i < min(i0+side, rows); i++ {
-				for j := j0; j < min(j0+side, cols); j++ {
-					to[j*rows+i] = from[i*cols+j]
-				}
-			}
-		}
-	}
-}
-
-// sized is a slice of n elements, of s's memory if that is enough.
-func sized[E any](s []E, n int) []E { return slices.Grow(s[:0], n)[:n] }
 
 // lrAdjustments are torch's names of the adjustments; null is the first, and what it does not know the last.
 var lrAdjustments = [...]string{"original", "match_rms_adamw", "spectral_unclamped", "none"}

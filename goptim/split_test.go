@@ -169,28 +169,3 @@ func testSparseSplit[S any](t *testing.T, name string, r sparseRule[S]) {
 		testify.Equal(t, run(false, indices, grad), run(true, indices, grad), name)
 	}
 }
-
-// TestAnySplitOfAProduct does the same with Muon's products of matrices.
-func TestAnySplitOfAProduct(t *testing.T) {
-	random := rand.New(rand.NewPCG(5, 6))
-	for range 50 {
-		rows, inner, cols := 1+random.IntN(40), 1+random.IntN(40), 1+random.IntN(70)
-		fill := func(n int) []float32 {
-			s := make([]float32, n)
-			for i := range s {
-				s[i] = float32(random.NormFloat64())
-			}
-			return s
-		}
-		p := product{a: fill(rows * inner), b: fill(inner * cols), c: fill(rows * cols), inner: inner, cols: cols, alpha: .5, beta: 2}
-		n := rows * inner * cols
-		whole, split := make([]float32, rows*cols), make([]float32, rows*cols)
-		p.out = whole
-		p.Update(engine.Part{Hi: n})
-		p.out = split
-		for _, at := range splits(random, n) {
-			p.Update(engine.Part{Lo: at[0], Hi: at[1]})
-		}
-		testify.Equal(t, whole, split, "%d x %d x %d", rows, inner, cols)
-	}
-}
