@@ -15,6 +15,7 @@ import (
 	"github.com/goptim/goptim/bindings/internal/cmath"
 	"github.com/goptim/goptim/bindings/internal/openmp"
 	"github.com/goptim/goptim/goptim"
+	"github.com/goptim/goptim/internal/hooks"
 )
 
 // Version names the Go release and the width in bits of the vectors that this process uses.
@@ -161,11 +162,11 @@ func SparseAdam(param, state1, state2, rows, width, float64s, indices, values, o
 	return count, o.StepSparse(sparseTableOf(param, state1, state2, rows, width, float64s, indices, values, order, count, threads, step))
 }
 
-// LBFGS goes on with a goptim.LBFGSMachine of size bytes until it asks for something: see its Resume and goptim.LBFGSAsk.
+// LBFGS resumes the machine at an address, of a size in bytes, until it asks for something: see Machine, Resume and Ask in
+// goptim/internal/lbfgs.
 func LBFGS(machine, size, threads int64) (ask int64, err error) {
 	defer enter(&err)()
-	a, err := goptim.ResumeLBFGS(uintptr(machine), int(size), int(threads), openmp.Team())
-	return int64(a), err
+	return hooks.ResumeLBFGS(uintptr(machine), int(size), int(threads), openmp.Team())
 }
 
 // OpenMP has steps run on the threads of OpenMP instead of Go's: parallel and number are the addresses of libgomp's

@@ -244,13 +244,13 @@ class _Replay:
 
 
 class _Number(ctypes.Structure):
-    """goptim.LBFGSNumber."""
+    """lbfgs.Number, in goptim/internal/lbfgs/machine.go."""
 
     _fields_ = (("value", ctypes.c_double), ("kind", ctypes.c_int64))
 
 
 class _Machine(ctypes.Structure):
-    """goptim.LBFGSMachine, in goptim/lbfgs.go."""
+    """lbfgs.Machine, in goptim/internal/lbfgs/machine.go."""
 
     _fields_ = (
         ("lr", _Number),
@@ -289,7 +289,7 @@ class _Machine(ctypes.Structure):
     )
 
 
-# goptim.LBFGSAsk. What is not here ends the step.
+# lbfgs.Ask, in goptim/internal/lbfgs/machine.go. Values that are not here end the step.
 _EVALUATE, _REMEMBER, _DONE, _OPTIMAL = range(4)
 _ERRORS = {  # as torch's step fails
     4: ZeroDivisionError("float division by zero"),
