@@ -191,7 +191,9 @@ func TestArithmetic(t *testing.T) {
 	assert.Equal(t, Number{float64(float32(.1) * float32(1./3)), Tensor}, a.mul(rounded, third))
 	assert.Equal(t, Number{5, Int}, a.sub(Number{7, Int}, Number{2, Int}))
 	assert.Equal(t, Number{3.5, Float}, a.div(Number{7, Int}, Number{2, Int}))
-	assert.Equal(t, Number{float64(float32(5 * float64(float32(1/float64(float32(.1)))))), Tensor}, a.div(Number{5, Int}, rounded))
+	seven := a.tensor(.7)
+	assert.Equal(t, Number{float64(5 * float32(1/seven.Value)), Tensor}, a.div(Number{5, Int}, seven), "torch multiplies by the reciprocal")
+	assert.NotEqual(t, a.tensor(5/seven.Value), a.div(Number{5, Int}, seven))
 	assert.False(t, a.less(tenth, rounded), "compared as float32, they are equal")
 	assert.True(t, arithmetic{}.less(tenth, rounded))
 	nan := Number{math.NaN(), Float}
