@@ -43,7 +43,7 @@ test-go: $(VENV)/ready ## the Go tests, with every width of vector and without G
 	for bits in $(WIDTHS) 0; do echo "simd=$$bits"; GODEBUG=simd=$$bits $(GO) test -count=1 -short $(BY_WIDTH) || exit 1; done
 	GOEXPERIMENT= $(GO) test -short ./...
 
-PURE := ./goptim/... ./examples/go/... ./benchmarks/go/...
+PURE := ./goptim/... ./internal/... ./examples/go/... ./benchmarks/go/...
 
 test-go-everywhere: $(VENV)/ready ## the Go package without cgo, under the race detector, and for other systems; run where that can be
 	CGO_ENABLED=0 $(GO) test $(PURE)
@@ -124,7 +124,7 @@ mutants: build ## break a line of the code at a time, forty times, and see wheth
 	$(PY) tests/mutants.py --count 40 --seed 1
 
 lint: $(VENV)/ready ## gofmt, go vet, staticcheck, ruff, mypy
-	@unformatted=$$($$($(GO) env GOROOT)/bin/gofmt -l goptim bindings examples benchmarks); test -z "$$unformatted" || { echo "gofmt: $$unformatted"; exit 1; }
+	@unformatted=$$($$($(GO) env GOROOT)/bin/gofmt -l goptim internal bindings examples benchmarks); test -z "$$unformatted" || { echo "gofmt: $$unformatted"; exit 1; }
 	$(GO) vet ./...
 	$(GO) tool staticcheck ./...
 	$(PY) -m ruff check .

@@ -124,7 +124,7 @@ func TestLBFGSAllocatesItsHistoryAlone(t *testing.T) {
 	}
 	step()
 	step()
-	if allocations := testing.AllocsPerRun(10, step); !raceDetector {
+	if allocations := testing.AllocsPerRun(10, step); !goptim.RaceDetector {
 		assert.Zero(t, allocations)
 	}
 }
