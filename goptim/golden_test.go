@@ -20,20 +20,27 @@ type goldenInput struct {
 	Grads []string
 }
 
-// TestGolden holds the optimizers against testdata/golden.json, the bits that torch computes (tests/golden.py).
-func TestGolden(t *testing.T) {
+// A goldenFile is testdata/golden.json.
+type goldenFile struct {
+	Float32, Float64 goldenInput
+	Cases            []struct {
+		Optimizer        string
+		Options          json.RawMessage
+		Shape            []int
+		Float32, Float64 []string // the parameter after every step
+	}
+}
+
+func readGolden(t *testing.T) (f goldenFile) {
 	text, err := os.ReadFile("testdata/golden.json")
 	require.NoError(t, err)
-	var cases struct {
-		Float32, Float64 goldenInput
-		Cases            []struct {
-			Optimizer        string
-			Options          json.RawMessage
-			Shape            []int
-			Float32, Float64 []string // the parameter after every step
-		}
-	}
-	require.NoError(t, json.Unmarshal(text, &cases))
+	require.NoError(t, json.Unmarshal(text, &f))
+	return f
+}
+
+// TestGolden holds the optimizers against testdata/golden.json, the bits that torch computes (tests/golden.py).
+func TestGolden(t *testing.T) {
+	cases := readGolden(t)
 	require.NotEmpty(t, cases.Cases)
 	for _, c := range cases.Cases {
 		var options bytes.Buffer

@@ -2,14 +2,11 @@ package goptim_test
 
 import (
 	"encoding/json"
-	"go/ast"
-	"go/parser"
-	"go/token"
-	"io/fs"
-	"maps"
 	"math"
+	"os"
+	"path/filepath"
 	"reflect"
-	"slices"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -84,16 +81,6 @@ func sparseConstructors[T goptim.Float]() []constructor[goptim.SparseParam[T]] {
 	}
 }
 
-// kindOf is the kind of a class; nil for LBFGS, Muon and Groups.
-func kindOf(class string) *steps.Kind {
-	for _, k := range steps.Kinds() {
-		if _, ok := k.Classes[class]; ok {
-			return k
-		}
-	}
-	return nil
-}
-
 // kinds builds every optimizer for which any parameters do: the elementwise ones and, with factored, Adafactor.
 func kinds[T goptim.Float](factored bool) map[string]func([]*goptim.Param[T]) (stepper, error) {
 	all := map[string]func([]*goptim.Param[T]) (stepper, error){}
@@ -122,7 +109,8 @@ func golden[T goptim.Float](t *testing.T, class string, options []byte) func([]*
 	return nil
 }
 
-// TestRegistry names what is missing of an optimizer: its constructor in the tests' lists, or its example.
+// TestRegistry names what is missing of an optimizer: its constructor in the tests' lists, its example, or gonum's
+// method.
 func TestRegistry(t *testing.T) {
 	listed := map[string]bool{"LBFGS": true, "Groups": true}
 	for _, c := range constructors[float32]() {
@@ -131,9 +119,21 @@ func TestRegistry(t *testing.T) {
 	for _, c := range sparseConstructors[float32]() {
 		listed[c.name] = true
 	}
-	functions := functionsOf(t, ".")
+	runs, cases := map[string]bool{}, map[string]bool{}
+	paths, err := filepath.Glob("testdata/torch/*")
+	require.NoError(t, err)
+	for _, path := range paths {
+		runs[strings.TrimPrefix(readRun(t, path).class, "Sparse")] = true
+	}
+	for _, c := range readGolden(t).Cases {
+		cases[c.Optimizer] = true
+	}
+	functions, methods := functionsOf(t, "."), functionsOf(t, "gonumopt")
 	for _, name := range functions {
 		if class, ok := strings.CutPrefix(name, "New"); ok {
+			if class != "LBFGS" && class != "Groups" && !strings.HasPrefix(class, "Sparse") {
+				assert.Contains(t, methods, class, "a method of gonum's is missing in goptim/gonumopt/methods.go")
+			}
 			assert.True(t, listed[class], "New%s is missing in constructors or sparseConstructors, in goptim/registry_test.go", class)
 			assert.Contains(t, functions, "ExampleNew"+class, "an Example is missing in goptim/example_test.go")
 		}
@@ -142,26 +142,27 @@ func TestRegistry(t *testing.T) {
 		for class := range k.Classes {
 			if class != "HFAdafactor" && !strings.HasPrefix(class, "Muon") {
 				assert.Contains(t, functions, "New"+class, "%s is registered and has no constructor", class)
+				assert.True(t, runs[strings.TrimPrefix(class, "Sparse")], "a run of %s is missing in RUNS of tests/golden.py", class)
+				if k.Row != steps.Sparse {
+					assert.True(t, cases[class], "a case of %s is missing in tests/golden.py", class)
+				}
 			}
 		}
 	}
 }
 
 // functionsOf are the exported functions of a folder, tests included.
-func functionsOf(t *testing.T, folder string) []string {
-	packages, err := parser.ParseDir(token.NewFileSet(), folder, func(fs.FileInfo) bool { return true }, 0)
+func functionsOf(t *testing.T, folder string) (all []string) {
+	paths, err := filepath.Glob(filepath.Join(folder, "*.go"))
 	require.NoError(t, err)
-	all := map[string]bool{}
-	for _, p := range packages {
-		for _, file := range p.Files {
-			for _, d := range file.Decls {
-				if f, ok := d.(*ast.FuncDecl); ok && f.Recv == nil && f.Name.IsExported() {
-					all[f.Name.Name] = true
-				}
-			}
+	for _, path := range paths {
+		text, err := os.ReadFile(path)
+		require.NoError(t, err)
+		for _, m := range regexp.MustCompile(`(?m)^func ([A-Z]\w*)[\[(]`).FindAllStringSubmatch(string(text), -1) {
+			all = append(all, m[1])
 		}
 	}
-	return slices.Sorted(maps.Keys(all))
+	return all
 }
 
 // TestOptionsThatAreNoNumbers has every option that has a range refuse NaN by its name.

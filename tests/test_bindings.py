@@ -62,7 +62,7 @@ def test_description_is_of_the_class(name):
         scalars = opt.scalars(group)
         assert scalars[: len(words)] == tuple(words)
         assert len(scalars) == len(words) + len(kind["extra"])
-        assert {type(x) is bool for x, key in zip(scalars, kind["scalars"], strict=False) if key in kind["flags"]} == {True}
+        assert all(type(x) is bool for x, key in zip(scalars, kind["scalars"], strict=False) if key in kind["flags"])
         states = [s for s in kind["states"] if asked(s, group)]
         assert [s["key"] for s in states] == [key for key in opt.columns(group) if key is not None]
         assert sum(s.get("scalar", False) for s in states) == opt.numbers
