@@ -10,20 +10,22 @@ import (
 	"github.com/goptim/goptim/goptim/internal/engine"
 	"github.com/goptim/goptim/goptim/internal/lbfgs"
 	"github.com/goptim/goptim/goptim/internal/safetensors"
-	"github.com/goptim/goptim/internal/hooks"
+	"github.com/goptim/goptim/internal/steps"
 )
 
 // LBFGSOptions are the hyperparameters of L-BFGS.
 type LBFGSOptions struct {
-	LR              float64 // the step along a direction, or the line search's first, ≥ 0; New takes 0 as 1
-	MaxIter         int     // iterations in a Step, ≥ 1; New takes 0 as 20
-	MaxEval         int     // evaluations in a Step, ≥ 1; New takes 0 as MaxIter*5/4
-	ToleranceGrad   float64 // a Step ends where no gradient is larger; New takes 0 as 1e-7; below 0: never
-	ToleranceChange float64 // a Step ends where neither loss nor values change by more; New takes 0 as 1e-9; below 0: never
-	HistorySize     int     // pairs of vectors that stand for the Hessian, ≥ 1; New takes 0 as 100
-	StrongWolfe     bool    // search along a direction for a point that meets the strong Wolfe conditions
-	Maximize        bool
+	LR              float64 `torch:"lr" default:"1" range:"[0,inf]"`             // the step along a direction, or the line search's first
+	MaxIter         int     `torch:"max_iter" default:"20" range:"[1,inf]"`      // iterations in a Step
+	MaxEval         int     `torch:"max_eval" range:"[1,inf]"`                   // evaluations in a Step; New takes 0 as MaxIter*5/4
+	ToleranceGrad   float64 `torch:"tolerance_grad" default:"1e-7"`              // a Step ends where no gradient is larger; below 0: never
+	ToleranceChange float64 `torch:"tolerance_change" default:"1e-9"`            // a Step ends where neither loss nor values change by more; below 0: never
+	HistorySize     int     `torch:"history_size" default:"100" range:"[1,inf]"` // pairs of vectors that stand for the Hessian
+	StrongWolfe     bool    `torch:"line_search_fn,null"`                        // search along a direction for a point that meets the strong Wolfe conditions
+	Maximize        bool    `torch:"maximize"`
 }
+
+var lbfgsClass = class[LBFGSOptions]{name: "LBFGS", encodings: map[string]any{"line_search_fn": lineSearchName(false)}}.described()
 
 // LBFGS is the quasi-Newton method of Liu & Nocedal, "On the limited memory BFGS method for large scale optimization",
 // Mathematical Programming 45 (1989); see Nocedal & Wright, "Numerical Optimization" (2nd ed.), Algorithms 7.4 and 7.5.
@@ -56,50 +58,14 @@ var ErrLineSearch = errors.New("line search failed")
 
 // NewLBFGS makes an LBFGS of params, all optimized as one vector. The error wraps ErrOption or ErrParam.
 func NewLBFGS[T Float](params []*Param[T], o LBFGSOptions) (*LBFGS[T], error) {
-	if o.LR == 0 {
-		o.LR = 1
-	}
-	if o.MaxIter == 0 {
-		o.MaxIter = 20
-	}
+	lbfgsClass.setDefaults(&o)
 	if o.MaxEval == 0 {
 		o.MaxEval = max(1, o.MaxIter*5/4)
 	}
-	if o.ToleranceGrad == 0 {
-		o.ToleranceGrad = 1e-7
-	}
-	if o.ToleranceChange == 0 {
-		o.ToleranceChange = 1e-9
-	}
-	if o.HistorySize == 0 {
-		o.HistorySize = 100
-	}
-	if err := errors.Join(o.check(), checkParams("LBFGS", params)); err != nil {
+	if err := errors.Join(lbfgsClass.checkOptions(&o), checkParams("LBFGS", params)); err != nil {
 		return nil, err
 	}
 	return &LBFGS[T]{LBFGSOptions: o, params: slices.Clone(params)}, nil
-}
-
-func (o *LBFGSOptions) check() error {
-	return errors.Join(
-		require(o.LR >= 0, "LBFGS", "LR", o.LR, "at least 0"),
-		require(o.MaxIter >= 1, "LBFGS", "MaxIter", float64(o.MaxIter), "at least 1"),
-		require(o.MaxEval >= 1, "LBFGS", "MaxEval", float64(o.MaxEval), "at least 1"),
-		require(o.HistorySize >= 1, "LBFGS", "HistorySize", float64(o.HistorySize), "at least 1"),
-	)
-}
-
-func (o *LBFGSOptions) options() []option {
-	return []option{
-		{"lr", (*number)(&o.LR)},
-		{"max_iter", &o.MaxIter},
-		{"max_eval", &o.MaxEval},
-		{"tolerance_grad", (*number)(&o.ToleranceGrad)},
-		{"tolerance_change", (*number)(&o.ToleranceChange)},
-		{"history_size", &o.HistorySize},
-		{"line_search_fn", (*lineSearchName)(&o.StrongWolfe)},
-		{"maximize", &o.Maximize},
-	}
 }
 
 // A lineSearchName is in JSON whether there is a line search, by its name in torch.
@@ -167,7 +133,7 @@ func (l *LBFGS[T]) Step(closure func() (loss float64, err error)) (float64, erro
 }
 
 func init() {
-	hooks.ResumeLBFGS = func(address uintptr, size, threads int, team func(threads int, work func(thread int))) (int64, error) {
+	steps.ResumeLBFGS = func(address uintptr, size, threads int, team func(threads int, work func(thread int))) (int64, error) {
 		ask, err := lbfgs.ResumeAt(address, size, threads, team)
 		if err != nil {
 			err = lbfgsError(err)
@@ -190,7 +156,9 @@ func lbfgsError(err error) error {
 func (l *LBFGS[T]) Rescale(factor float64) { l.machine.T.Value *= factor }
 
 // Check reports what Step would refuse now, before it calls the closure.
-func (l *LBFGS[T]) Check() error { return errors.Join(l.check(), l.checkLengths()) }
+func (l *LBFGS[T]) Check() error {
+	return errors.Join(lbfgsClass.checkOptions(&l.LBFGSOptions), l.checkLengths())
+}
 
 func (l *LBFGS[T]) checkLengths() error {
 	n := l.elements()
@@ -312,17 +280,18 @@ func (l *LBFGS[T]) MarshalBinary() ([]byte, error) { return marshal(l) }
 // UnmarshalBinary takes options and state: see Stateful.
 func (l *LBFGS[T]) UnmarshalBinary(data []byte) error { return unmarshal(l, data) }
 
-func (l *LBFGS[T]) groups() []group { return []group{lbfgsGroup[T]{l}} }
+func (l *LBFGS[T]) groups() []group   { return []group{l} }
+func (l *LBFGS[T]) usable() error     { return nil }
+func (l *LBFGS[T]) className() string { return lbfgsClass.name }
+func (l *LBFGS[T]) options() []option { return lbfgsClass.options(&l.LBFGSOptions) }
+func (l *LBFGS[T]) handles() []handle { return handlesOf(l.params) }
 
-// An lbfgsGroup is an LBFGS as its state is saved: on its first parameter.
-type lbfgsGroup[T Float] struct{ l *LBFGS[T] }
+// ordered is true: the vectors lie in the order of the parameters.
+func (l *LBFGS[T]) ordered() bool { return true }
 
-func (g lbfgsGroup[T]) class() string     { return "LBFGS" }
-func (g lbfgsGroup[T]) options() []option { return g.l.options() }
-func (g lbfgsGroup[T]) params() []handle  { return handles(g.l.params) }
-
-func (g lbfgsGroup[T]) tensors(param int) []safetensors.Tensor {
-	l, m := g.l, &g.l.machine
+// tensors are all on the first parameter.
+func (l *LBFGS[T]) tensors(param int) []safetensors.Tensor {
+	m := &l.machine
 	if param != 0 || m.Evaluations == 0 {
 		return nil
 	}
@@ -351,13 +320,13 @@ func lbfgsNumberOf[T Float](key string, n lbfgs.Number) safetensors.Tensor {
 	return scalarOf(key, T(n.Value))
 }
 
-func (g lbfgsGroup[T]) load(saved *savedGroup) (func(), error) {
-	l := g.l
-	o, n := l.LBFGSOptions, l.elements()
-	if err := errors.Join(saved.expect("LBFGS"), saved.decode(o.options())); err != nil {
-		return nil, err
+func (l *LBFGS[T]) load(saved *savedGroup) (func(), error) {
+	n := l.elements()
+	o, err := lbfgsClass.load(saved, l.LBFGSOptions)
+	if err == nil {
+		err = lbfgsClass.checkOptions(o)
 	}
-	if err := o.check(); err != nil {
+	if err != nil {
 		return nil, err
 	}
 	for i := 1; i < len(saved.states); i++ {
@@ -365,7 +334,7 @@ func (g lbfgsGroup[T]) load(saved *savedGroup) (func(), error) {
 			return nil, err
 		}
 	}
-	next := LBFGS[T]{LBFGSOptions: o, Workers: l.Workers, params: l.params}
+	next := LBFGS[T]{LBFGSOptions: *o, Workers: l.Workers, params: l.params}
 	m, s := &next.machine, &saved.states[0]
 	if !s.empty() {
 		m.Iterations, m.Evaluations = int(s.count("n_iter")), int(s.count("func_evals"))

@@ -14,19 +14,35 @@ import (
 	"github.com/goptim/goptim/goptim/internal/kernel/f64"
 	"github.com/goptim/goptim/goptim/internal/newtonschulz"
 	"github.com/goptim/goptim/goptim/internal/safetensors"
+	"github.com/goptim/goptim/internal/steps"
 )
 
 // MuonOptions are the hyperparameters of Muon.
 type MuonOptions struct {
-	LR             float64      // learning rate, ≥ 0; New takes 0 as 1e-3
-	WeightDecay    float64      // shrinks the parameter itself, ≥ 0; torch's default is 0.1
-	Momentum       float64      // decay of the momentum, ≥ 0; New takes 0 as 0.95
-	Nesterov       bool         // torch's default is true
-	NSCoefficients [3]float64   // of the quintic polynomial; New takes zeros as {3.4445, -4.7750, 2.0315}
-	Eps            float64      // the least norm that an update is divided by; New takes 0 as 1e-7
-	NSSteps        int          // of Newton-Schulz, from 0 to 99; New takes 0 as 5
-	AdjustLR       LRAdjustment // to the shape of a matrix
+	LR             float64      `torch:"lr" default:"1e-3" range:"[0,inf]"`               // learning rate
+	WeightDecay    float64      `torch:"weight_decay" range:"[0,inf]"`                    // shrinks the parameter itself; torch's default is 0.1
+	Momentum       float64      `torch:"momentum" default:"0.95" range:"[0,inf]"`         // decay of the momentum
+	Nesterov       bool         `torch:"nesterov"`                                        // torch's default is true
+	NSCoefficients [3]float64   `torch:"ns_coefficients" default:"3.4445 -4.7750 2.0315"` // of the quintic polynomial
+	Eps            float64      `torch:"eps" default:"1e-7" range:"[0,inf]"`              // the least norm that an update is divided by
+	NSSteps        int          `torch:"ns_steps" default:"5" range:"[0,100)"`            // of Newton-Schulz
+	AdjustLR       LRAdjustment `torch:"adjust_lr_fn,null"`                               // to the shape of a matrix
 }
+
+var muon = class[MuonOptions]{
+	name:      "Muon",
+	uncounted: true,
+	states:    []state{{key: "momentum_buffer"}},
+	check: func(o *MuonOptions) error {
+		return require(o.AdjustLR >= 0 && o.AdjustLR <= AdjustNone, "Muon", "AdjustLR", float64(o.AdjustLR), "one of the constants")
+	},
+}.described()
+
+// The halves of a step, between which the update is made orthogonal.
+var (
+	_ = muonHalf("MuonMomentum", []string{"momentum", "nesterov"}, (*MuonOptions).towardGroup)
+	_ = muonHalf("MuonUpdate", []string{"lr", "weight_decay", "adjust_lr_fn"}, (*MuonOptions).movementGroup, "height", "width")
+)
 
 // An LRAdjustment is a factor of Muon's learning rate, by the shape of a matrix of A rows and B columns.
 type LRAdjustment int64
@@ -70,22 +86,8 @@ type Muon[T Float] struct {
 // NewMuon makes a Muon of params, each a matrix by its Shape of two dimensions: a hidden layer's weight. The error wraps
 // ErrOption or ErrParam.
 func NewMuon[T Float](params []*Param[T], o MuonOptions) (*Muon[T], error) {
-	if o.LR == 0 {
-		o.LR = 1e-3
-	}
-	if o.Momentum == 0 {
-		o.Momentum = 0.95
-	}
-	if o.NSCoefficients == [3]float64{} {
-		o.NSCoefficients = [3]float64{3.4445, -4.7750, 2.0315}
-	}
-	if o.Eps == 0 {
-		o.Eps = 1e-7
-	}
-	if o.NSSteps == 0 {
-		o.NSSteps = 5
-	}
-	if err := o.check(); err != nil {
+	muon.setDefaults(&o)
+	if err := muon.checkOptions(&o); err != nil {
 		return nil, err
 	}
 	if err := checkParams("Muon", params); err != nil {
@@ -99,30 +101,6 @@ func NewMuon[T Float](params []*Param[T], o MuonOptions) (*Muon[T], error) {
 		m.momenta[i] = make([]T, len(p.Value))
 	}
 	return m, nil
-}
-
-func (o *MuonOptions) check() error {
-	return errors.Join(
-		require(o.LR >= 0, "Muon", "LR", o.LR, "at least 0"),
-		require(o.WeightDecay >= 0, "Muon", "WeightDecay", o.WeightDecay, "at least 0"),
-		require(o.Momentum >= 0, "Muon", "Momentum", o.Momentum, "at least 0"),
-		require(o.Eps >= 0, "Muon", "Eps", o.Eps, "at least 0"),
-		require(o.NSSteps >= 0 && o.NSSteps < 100, "Muon", "NSSteps", float64(o.NSSteps), "at least 0 and below 100"),
-		require(o.AdjustLR >= 0 && o.AdjustLR <= AdjustNone, "Muon", "AdjustLR", float64(o.AdjustLR), "one of the constants"),
-	)
-}
-
-func (o *MuonOptions) options() []option {
-	return []option{
-		{"lr", (*number)(&o.LR)},
-		{"weight_decay", (*number)(&o.WeightDecay)},
-		{"momentum", (*number)(&o.Momentum)},
-		{"nesterov", &o.Nesterov},
-		{"ns_coefficients", tupleOf(o.NSCoefficients[:])},
-		{"eps", (*number)(&o.Eps)},
-		{"ns_steps", &o.NSSteps},
-		{"adjust_lr_fn", &o.AdjustLR},
-	}
 }
 
 // checkMatrix reports what is wrong with a parameter that had a number of elements at first.
@@ -147,7 +125,7 @@ func (p *Param[T]) checkMatrix(i, elements int) error {
 
 // Check reports what Step would refuse now.
 func (m *Muon[T]) Check() error {
-	err := m.check()
+	err := muon.checkOptions(&m.MuonOptions)
 	for i, p := range m.params {
 		err = errors.Join(err, p.checkMatrix(i, len(m.momenta[i])))
 	}
@@ -174,17 +152,19 @@ func (m *Muon[T]) MarshalBinary() ([]byte, error) { return marshal(m) }
 // UnmarshalBinary takes options and state: see Stateful.
 func (m *Muon[T]) UnmarshalBinary(data []byte) error { return unmarshal(m, data) }
 
-func (m *Muon[T]) groups() []group { return []group{muonGroup[T]{m}} }
+func (m *Muon[T]) groups() []group   { return []group{m} }
+func (m *Muon[T]) usable() error     { return nil }
+func (m *Muon[T]) className() string { return muon.name }
+func (m *Muon[T]) options() []option { return muon.options(&m.MuonOptions) }
+func (m *Muon[T]) handles() []handle { return handlesOf(m.params) }
+func (m *Muon[T]) ordered() bool     { return false }
 
 // Step updates every parameter that has a gradient. On an error that wraps ErrOption or ErrParam nothing has changed.
 func (m *Muon[T]) Step() error {
 	if err := m.Check(); err != nil {
 		return err
 	}
-	threads := m.Workers
-	if threads <= 0 {
-		threads = runtime.GOMAXPROCS(0)
-	}
+	threads := threadsOf(m.Workers)
 	for i, p := range m.params {
 		if p.Grad == nil {
 			continue
@@ -225,25 +205,47 @@ func (m *Muon[T]) orthogonalize(rows, cols, threads int) error {
 // muonLayout is the layout of Muon's rows: momentum_buffer, and the update.
 var muonLayout = engine.Layout{State: [engine.States]engine.Use{engine.Column, engine.Column}}
 
-// MomentumTable runs the first half of a step over a table whose states are momentum_buffer and the update: momentum
-// moves, and the update is written, for the caller to make orthogonal. It takes the options unchecked. On an error that
-// wraps ErrParam nothing has changed.
-func (o MuonOptions) MomentumTable(t Table) error {
-	rows, err := t.rows("Muon", muonLayout)
-	if err != nil {
-		return err
+// muonHalf registers a half of a step: its options, and what it does with a group whose states are momentum_buffer and
+// the update. It takes the options unchecked.
+func muonHalf(name string, options []string, pass func(o *MuonOptions, rows []engine.Row, extra []float64) muonPass, extra ...string) *steps.Kind {
+	half := muon
+	half.fields = nil
+	for _, key := range options {
+		half.fields = append(half.fields, *muon.field(key))
 	}
-	return runMuon(o.toward(rows), t.Threads, t.Team)
+	k := half.kind()
+	k.Name, k.Classes, k.Extra = name, map[string]map[string]float64{name: {}}, append(k.Extra, extra...)
+	if slices.Contains(options, "adjust_lr_fn") {
+		k.Names = map[string]map[string]float64{"adjust_lr_fn": {"": float64(AdjustOriginal)}}
+		for i, name := range lrAdjustments {
+			k.Names["adjust_lr_fn"][name] = float64(i)
+		}
+	}
+	k.Step = func(c steps.Call) error {
+		for g := c.Groups; g != nil; g = g.After() {
+			rows, err := rowsOf(g, "Muon", muonLayout)
+			if err != nil {
+				return err
+			}
+			var o MuonOptions
+			half.decode(&o, g.Words())
+			if err := runMuon(pass(&o, rows, g.Words()[len(options):]), c.Threads, c.Team); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	steps.Register(k)
+	return k
 }
 
-// UpdateTable runs the second half of a step over the table of the first, its updates now orthogonal: parameters, all of one
+// towardGroup is the first half: momentum moves, and the update is written, for the caller to make orthogonal.
+func (o *MuonOptions) towardGroup(rows []engine.Row, _ []float64) muonPass { return o.toward(rows) }
+
+// movementGroup is the second half, of the table of the first, whose updates are orthogonal now: parameters, all of one
 // shape, decay, and move by their updates.
-func (o MuonOptions) UpdateTable(t Table, rows, cols int) error {
-	table, err := t.rows("Muon", muonLayout)
-	if err != nil {
-		return err
-	}
-	return runMuon(o.movement(table, rows, cols), t.Threads, t.Team)
+func (o *MuonOptions) movementGroup(rows []engine.Row, shape []float64) muonPass {
+	return o.movement(rows, int(shape[0]), int(shape[1]))
 }
 
 // checkScalars computes the scalars of a matrix for their errors.
@@ -350,28 +352,20 @@ func (a *LRAdjustment) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// A muonGroup is a Muon as its state is saved.
-type muonGroup[T Float] struct{ m *Muon[T] }
-
-func (g muonGroup[T]) class() string     { return "Muon" }
-func (g muonGroup[T]) options() []option { return g.m.options() }
-func (g muonGroup[T]) params() []handle  { return handles(g.m.params) }
-
-func (g muonGroup[T]) tensors(param int) []safetensors.Tensor {
-	return []safetensors.Tensor{tensorOf("momentum_buffer", g.m.params[param].shape(), g.m.momenta[param])}
+func (m *Muon[T]) tensors(param int) []safetensors.Tensor {
+	return []safetensors.Tensor{tensorOf("momentum_buffer", m.params[param].shape(), m.momenta[param])}
 }
 
-func (g muonGroup[T]) load(saved *savedGroup) (func(), error) {
-	o := g.m.MuonOptions
-	o.AdjustLR = AdjustOriginal // which may be null
-	if err := errors.Join(saved.expect("Muon"), saved.decode(o.options())); err != nil {
+func (m *Muon[T]) load(saved *savedGroup) (func(), error) {
+	o, err := muon.load(saved, m.MuonOptions)
+	if err == nil {
+		err = muon.checkOptions(o)
+	}
+	if err != nil {
 		return nil, err
 	}
-	if err := o.check(); err != nil {
-		return nil, err
-	}
-	momenta := make([][]T, len(g.m.params))
-	for i, p := range g.m.params {
+	momenta := make([][]T, len(m.params))
+	for i, p := range m.params {
 		s := &saved.states[i]
 		if s.empty() {
 			momenta[i] = make([]T, len(p.Value))
@@ -382,5 +376,5 @@ func (g muonGroup[T]) load(saved *savedGroup) (func(), error) {
 			return nil, err
 		}
 	}
-	return func() { g.m.MuonOptions, g.m.momenta = o, momenta }, nil
+	return func() { m.MuonOptions, m.momenta = *o, momenta }, nil
 }

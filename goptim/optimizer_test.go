@@ -1,10 +1,13 @@
 package goptim_test
 
 import (
+	"bytes"
 	"math"
 	"reflect"
+	"runtime"
 	"slices"
 	"testing"
+	"unsafe"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -12,52 +15,11 @@ import (
 	"gonum.org/v1/gonum/optimize/functions"
 
 	"github.com/goptim/goptim/goptim"
+	"github.com/goptim/goptim/internal/steps"
 )
 
 // A stepper is any optimizer.
 type stepper interface{ Step() error }
-
-// kinds builds every optimizer, by the names that the tests give them.
-func kinds[T goptim.Float]() map[string]func([]*goptim.Param[T]) (stepper, error) {
-	return map[string]func([]*goptim.Param[T]) (stepper, error){
-		"SGD": func(p []*goptim.Param[T]) (stepper, error) {
-			return goptim.NewSGD(p, goptim.SGDOptions{LR: .01, Momentum: .9})
-		},
-		"Adam": func(p []*goptim.Param[T]) (stepper, error) {
-			return goptim.NewAdam(p, goptim.AdamOptions{AMSGrad: true})
-		},
-		"AdamW": func(p []*goptim.Param[T]) (stepper, error) {
-			return goptim.NewAdamW(p, goptim.AdamOptions{WeightDecay: .01})
-		},
-		"AMSGrad": func(p []*goptim.Param[T]) (stepper, error) {
-			return goptim.NewAMSGrad(p, goptim.AdamOptions{WeightDecay: .01})
-		},
-		"Adagrad": func(p []*goptim.Param[T]) (stepper, error) {
-			return goptim.NewAdagrad(p, goptim.AdagradOptions{LRDecay: .1, InitialAccumulatorValue: .1})
-		},
-		"Adadelta": func(p []*goptim.Param[T]) (stepper, error) {
-			return goptim.NewAdadelta(p, goptim.AdadeltaOptions{})
-		},
-		"Adamax": func(p []*goptim.Param[T]) (stepper, error) {
-			return goptim.NewAdamax(p, goptim.AdamaxOptions{})
-		},
-		"ASGD": func(p []*goptim.Param[T]) (stepper, error) {
-			return goptim.NewASGD(p, goptim.ASGDOptions{Lambd: 1e-4, T0: 1})
-		},
-		"NAdam": func(p []*goptim.Param[T]) (stepper, error) {
-			return goptim.NewNAdam(p, goptim.NAdamOptions{MomentumDecay: 4e-3})
-		},
-		"RAdam": func(p []*goptim.Param[T]) (stepper, error) {
-			return goptim.NewRAdam(p, goptim.RAdamOptions{Betas: [2]float64{.9, .95}})
-		},
-		"RMSprop": func(p []*goptim.Param[T]) (stepper, error) {
-			return goptim.NewRMSprop(p, goptim.RMSpropOptions{Momentum: .9, Centered: true})
-		},
-		"Rprop": func(p []*goptim.Param[T]) (stepper, error) {
-			return goptim.NewRprop(p, goptim.RpropOptions{})
-		},
-	}
-}
 
 // params makes parameters of the sizes, with values and gradients that are the same in every run.
 func params[T goptim.Float](sizes ...int) []*goptim.Param[T] {
@@ -78,7 +40,7 @@ func TestThreadsDoNotChangeBits(t *testing.T) {
 		t.Skip("does not depend on the width of vectors")
 	}
 	sizes := []int{1, 700_001, 0, 33, 400_000}
-	for name, build := range kinds[float32]() {
+	for name, build := range kinds[float32](false) {
 		t.Run(name, func(t *testing.T) {
 			one := params[float32](sizes...)
 			alone, err := build(one)
@@ -141,7 +103,7 @@ func TestStepAllocatesNothing(t *testing.T) {
 		t.Skip("does not depend on the width of vectors")
 	}
 	all := map[string]stepper{}
-	for name, build := range kinds[float64]() {
+	for name, build := range kinds[float64](true) {
 		opt, err := build(params[float64](3, 1000, 600_000))
 		require.NoError(t, err)
 		all[name] = opt
@@ -160,7 +122,7 @@ func TestStepAllocatesNothing(t *testing.T) {
 	matrices[0].Shape, matrices[1].Shape = []int{64, 48}, []int{9, 8, 3, 3}
 	adafactor, err := goptim.NewAdafactor(matrices, goptim.AdafactorOptions{})
 	require.NoError(t, err)
-	all["Adafactor"] = adafactor
+	all["Adafactor of matrices"] = adafactor
 	muon, err := goptim.NewMuon(matrices[:1], goptim.MuonOptions{})
 	require.NoError(t, err)
 	all["Muon"] = muon
@@ -177,7 +139,7 @@ func TestStepAllocatesNothing(t *testing.T) {
 					t.Fatal(err)
 				}
 			})
-			if !raceDetector { // under which a sync.Pool drops some of what it is given
+			if !goptim.RaceDetector { // under which a sync.Pool drops some of what it is given
 				assert.Zero(t, allocations)
 			}
 		})
@@ -185,7 +147,7 @@ func TestStepAllocatesNothing(t *testing.T) {
 }
 
 func TestBadParametersChangeNothing(t *testing.T) {
-	for name, build := range kinds[float32]() {
+	for name, build := range kinds[float32](false) {
 		t.Run(name, func(t *testing.T) {
 			_, err := build(nil)
 			require.ErrorIs(t, err, goptim.ErrParam)
@@ -214,7 +176,7 @@ func TestBadParametersChangeNothing(t *testing.T) {
 }
 
 func TestParametersWithoutGradientStay(t *testing.T) {
-	for name, build := range kinds[float32]() {
+	for name, build := range kinds[float32](false) {
 		t.Run(name, func(t *testing.T) {
 			all := params[float32](4, 5)
 			opt, err := build(all)
@@ -300,17 +262,79 @@ func TestBadOptions(t *testing.T) {
 	require.ErrorIs(t, opt.Step(), goptim.ErrOption)
 }
 
-func TestTableRefusesWhatIsNoTable(t *testing.T) {
-	require.NoError(t, goptim.AdamOptions{}.StepTable(goptim.Table{}))
-	for _, table := range []goptim.Table{{Address: 0, Rows: 1}, {Address: 4099, Rows: 1}, {Address: 4096, Rows: -1}} {
-		require.ErrorIs(t, goptim.AdamOptions{}.StepTable(table), goptim.ErrParam)
-		require.ErrorIs(t, goptim.SGDOptions{}.StepTable(table), goptim.ErrParam)
+// TestOptimizersThatNewHasNotMade are refused: a copy would step by the options of its original.
+func TestOptimizersThatNewHasNotMade(t *testing.T) {
+	p := params[float64](2)
+	opt, err := goptim.NewAdam(p, goptim.AdamOptions{})
+	require.NoError(t, err)
+	backup := *opt
+	require.NoError(t, opt.Step())
+	rows := []*goptim.SparseParam[float64]{{Value: make([]float64, 2), Width: 1, Indices: []int64{1}, Grad: []float64{1}}}
+	sparse, err := goptim.NewSparseAdam(rows, goptim.SparseAdamOptions{})
+	require.NoError(t, err)
+	sparseCopy := *sparse
+	before := slices.Clone(p[0].Value)
+	for _, o := range []goptim.Optimizer{&backup, new(goptim.Adam[float64]), &sparseCopy, new(goptim.SparseSGD[float32])} {
+		_, marshaled := o.MarshalBinary()
+		_, grouped := goptim.NewGroups(o)
+		for _, err := range []error{o.Step(), o.Check(), marshaled, grouped, goptim.WriteState(new(bytes.Buffer), o)} {
+			require.ErrorIs(t, err, goptim.ErrParam)
+			require.ErrorContains(t, err, "was not made by its New function, or is a copy")
+		}
+		require.ErrorIs(t, o.UnmarshalBinary(encoded(t, opt)), goptim.ErrState)
 	}
+	require.Equal(t, before, p[0].Value)
+	*opt = backup // which has its options, and states of as many steps
+	require.NoError(t, opt.Step())
 }
 
-func TestStepTablesRefusesAnotherNumberOfOptions(t *testing.T) {
-	require.NoError(t, goptim.StepTables([]goptim.AdamOptions{}, nil))
-	require.ErrorIs(t, goptim.StepTables([]goptim.AdamOptions{{}}, nil), goptim.ErrOption)
+// heap holds groups that a call has the addresses of: the stack may move.
+var heap []steps.Group
+
+// call has a kind step groups of no options but their scalars.
+func call(k *steps.Kind, groups ...steps.Group) (int64, error) {
+	heap = groups
+	for i := range groups {
+		if groups[i].Count == 0 {
+			groups[i].Count = int64(k.Words())
+		}
+		if i > 0 {
+			groups[i-1].Next = uintptr(unsafe.Pointer(&groups[i]))
+		}
+	}
+	n, err := k.Call(uintptr(unsafe.Pointer(unsafe.SliceData(groups))), steps.Call{Threads: 1})
+	return n, err
+}
+
+// TestCallsThatCannotBe has every kind refuse groups and tables at addresses of no memory.
+func TestCallsThatCannotBe(t *testing.T) {
+	for _, k := range steps.Kinds() {
+		t.Run(k.Name, func(t *testing.T) {
+			n, err := call(k, steps.Group{}, steps.Group{})
+			require.NoError(t, err)
+			require.Zero(t, n)
+			for says, g := range map[string]steps.Group{
+				"a table of 1 rows at 0x0":    {Rows: 1},
+				"a table of 1 rows at 0x1003": {Table: 4099, Rows: 1},
+				"a table of -1 rows":          {Table: 4096, Rows: -1},
+				"group 1 has 99 scalars":      {Count: 99},
+			} {
+				_, err := call(k, steps.Group{}, g)
+				require.ErrorIs(t, err, steps.ErrCall)
+				require.ErrorContains(t, err, says)
+			}
+			for _, address := range []uintptr{0, 16, 4099, ^uintptr(7)} {
+				_, err := k.Call(address, steps.Call{Threads: 1})
+				require.ErrorIs(t, err, steps.ErrCall)
+			}
+			row := make([]uint64, 11, 11+len(k.Name)) // of zeros; on the heap, for its capacity is not known
+			_, err = call(k, steps.Group{Table: uintptr(unsafe.Pointer(unsafe.SliceData(row))), Rows: 1})
+			runtime.KeepAlive(row)
+			require.ErrorIs(t, err, goptim.ErrParam)
+		})
+	}
+	_, err := steps.Find("Madam")
+	require.ErrorIs(t, err, steps.ErrCall)
 }
 
 // TestMinimizes has every optimizer find minima of gonum's test functions.

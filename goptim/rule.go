@@ -8,23 +8,50 @@ import (
 
 	"github.com/goptim/goptim/goptim/internal/engine"
 	"github.com/goptim/goptim/goptim/internal/kernel"
+	"github.com/goptim/goptim/internal/steps"
 )
 
-// A rule is what optimizers differ in that treat every element alike; their options are one. S is the scalars that
-// their kernel takes.
+// A spec is all that one elementwise optimizer has of its own. S is the scalars that its kernel takes.
+type spec[O, S any] struct {
+	class[O]
+	scalarsOf  func(o *O, n *now) S
+	arithmetic kernels[S]
+	passes     sync.Pool // of *tablePass
+}
+
+// elementwiseSpec registers an elementwise optimizer.
+//
+// Its scalars are computed in float64 in torch's order, by the methods of now where Python or torch may raise an
+// exception. They depend on the row by its Kind and by its scalar states, which the function updates. Extra are words
+// after the options in the calls of bindings; the only one that there is says now.wide.
+func elementwiseSpec[O, S any](
+	c class[O], scalars func(o *O, n *now) S, f32 kernel.Func[S, float32], f64 kernel.Func[S, float64], extra ...string,
+) *spec[O, S] {
+	s := &spec[O, S]{class: c.described(), scalarsOf: scalars, arithmetic: kernels[S]{f32, f64}}
+	k := s.kind()
+	k.Extra = append(k.Extra, extra...)
+	k.Step, k.Spec = s.stepGroups, s
+	steps.Register(k)
+	return s
+}
+
+// A bound is a spec with options: a rule.
+type bound[O, S any] struct {
+	*spec[O, S]
+	o *O
+}
+
+func (b *bound[O, S]) name() string          { return b.nameOf(b.o) }
+func (b *bound[O, S]) layout() engine.Layout { return b.spec.layout(b.o) }
+func (b *bound[O, S]) scalars(n *now) S      { return b.scalarsOf(b.o, n) }
+func (b *bound[O, S]) kernels() kernels[S]   { return b.arithmetic }
+
+// A rule is what a pass takes of an optimizer and its options.
 type rule[S any] interface {
 	name() string
-	check() error
 	layout() engine.Layout
-	// initial is the value of a new state.
-	initial(state int) float64
-	// scalars are computed in float64 in torch's order, by the methods of now where Python or torch may raise an
-	// exception. They depend on the row by its Kind and by its scalar states, which scalars updates.
 	scalars(n *now) S
 	kernels() kernels[S]
-	// options and keys are what torch calls options and states.
-	options() []option
-	keys() [engine.States]stateKey
 }
 
 // now is what a row's scalars are computed from, beside the options.
@@ -121,58 +148,77 @@ func (p *pass[S]) Update(part engine.Part) {
 // ahead is how many rows before their turn small ones are asked for.
 const ahead = 2
 
-// stepTables runs one step over tables, each by its own rule, with a pass from the rules' pool.
-func stepTables[S, O any, R interface {
-	*O
-	rule[S]
-}](passes *sync.Pool, options []O, tables []Table) error {
-	if len(options) != len(tables) {
-		return fmt.Errorf("goptim: options of %d tables, expected %d: %w", len(options), len(tables), ErrOption)
-	}
-	if len(tables) == 0 {
-		return nil
-	}
-	p, _ := passes.Get().(*pass[S])
+// A tablePass is a pass over tables of bindings, in memory that is kept for the next.
+type tablePass[O, S any] struct {
+	pass[S]
+	options []O
+	rules   []bound[O, S]
+}
+
+// stepGroups steps groups, each by its own options, as one piece of work. It takes the options unchecked, as torch's step
+// does. On an error nothing has changed.
+func (s *spec[O, S]) stepGroups(c steps.Call) error {
+	p, _ := s.passes.Get().(*tablePass[O, S])
 	if p == nil {
-		p = new(pass[S])
+		p = new(tablePass[O, S])
 	}
 	defer func() {
 		p.restore()
 		p.rows, p.now = nil, now{} // memory that is not Go's has no place in a pool, where Go's collector would look at it
-		passes.Put(p)
+		s.passes.Put(p)
 	}()
-	rows, err := tables[0].rows(R(&options[0]).name(), R(&options[0]).layout())
-	if len(tables) > 1 && err == nil {
-		rows, err = p.join(tables, func(i int) rule[S] { return R(&options[i]) })
-	}
+	p.decode(s, c)
+	rows, err := p.rowsOf(c)
 	if err != nil {
 		return err
 	}
-	p.begin(R(&options[0]).kernels(), rows)
-	for i, t := range tables {
-		if err := p.add(R(&options[i]), t.Rows, now{pow: t.pow(), wide: t.Float64}); err != nil {
+	p.begin(s.arithmetic, rows)
+	i := 0
+	for g := c.Groups; g != nil; g = g.After() {
+		words := g.Words()
+		n := now{pow: powOf(c), wide: len(words) > s.words && words[s.words] != 0}
+		if err := p.add(&p.rules[i], int(g.Rows), n); err != nil {
 			return err
 		}
+		i++
 	}
-	if tables[0].OnlyCheck {
+	if c.OnlyCheck {
 		return nil
 	}
 	p.commit()
-	if err := engine.Run(p, rows, tables[0].Threads, tables[0].Team); err != nil {
-		return fmt.Errorf("goptim: %s: %w", R(&options[0]).name(), err)
+	if err := engine.Run(p, rows, c.Threads, c.Team); err != nil {
+		return fmt.Errorf("goptim: %s: %w", p.rules[0].name(), err)
 	}
 	return nil
 }
 
-// join copies the rows of tables, one behind the other.
-func (p *pass[S]) join(tables []Table, of func(table int) rule[S]) ([]engine.Row, error) {
+// decode makes options of the scalars of all groups.
+func (p *tablePass[O, S]) decode(s *spec[O, S], c steps.Call) {
+	p.options, p.rules = p.options[:0], p.rules[:0]
+	for g := c.Groups; g != nil; g = g.After() {
+		var o O
+		s.class.decode(&o, g.Words())
+		p.options = append(p.options, o)
+	}
+	for i := range p.options {
+		p.rules = append(p.rules, bound[O, S]{s, &p.options[i]})
+	}
+}
+
+// rowsOf are the rows of all groups: those of a single one where they are, of several as copies, in their order.
+func (p *tablePass[O, S]) rowsOf(c steps.Call) ([]engine.Row, error) {
+	if len(p.rules) == 1 {
+		return rowsOf(c.Groups, p.rules[0].name(), p.rules[0].layout())
+	}
 	p.joined = p.joined[:0]
-	for i, t := range tables {
-		rows, err := t.rows(of(i).name(), of(i).layout())
+	i := 0
+	for g := c.Groups; g != nil; g = g.After() {
+		rows, err := rowsOf(g, p.rules[i].name(), p.rules[i].layout())
 		if err != nil {
 			return nil, fmt.Errorf("table %d: %w", i, err)
 		}
 		p.joined = append(p.joined, rows...)
+		i++
 	}
 	return p.joined, nil
 }

@@ -50,15 +50,16 @@ GROUPS = {
         10,
         [
             "goptim/state.go",
+            "goptim/stateful.go",
             "goptim/internal/safetensors/*.go",
             *(f"python/goptim/{name}.py" for name in ("_safetensors", "_state", "_files")),
         ],
     ),
-    "bindings": (6, ["bindings/bindings.go", "bindings/internal/*/*.go"]),
+    "bindings": (6, ["bindings/bindings.go", "bindings/internal/*/*.go", "internal/steps/*.go"]),
 }
 # Files of a group that are another's, or nobody's: what runs around steps.
 NOT_IN = {
-    "scalars": {"state.go", "table.go", "groups.go", "doc.go"},
+    "scalars": {"state.go", "stateful.go", "table.go", "groups.go", "doc.go"},
     "step": {
         "_safetensors.py",
         "_state.py",
@@ -97,6 +98,8 @@ NEAREST = [
     ("_state", ["test_safetensors.py", "test_damaged_states.py"]),
     ("safetensors", ["test_safetensors.py"]),
     ("state.go", ["test_safetensors.py"]),
+    ("stateful.go", ["test_safetensors.py"]),
+    ("steps.go", ["test_bindings.py", "test_faults.py"]),
     ("_step", ["test_step.py", "test_dropin.py", "test_gather.py", "test_explain.py", "test_faults.py"]),
 ]
 OF_GROUP = {

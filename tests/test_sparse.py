@@ -89,9 +89,12 @@ def assert_runs_equal(*args, **kwargs):
 def go(monkeypatch):
     """How many indices each call of Go had."""
     calls = []
-    for name in ("SparseAdam", "SparseAdagrad", "SparseSGD"):
-        function = getattr(_core, name)
-        monkeypatch.setattr(_core, name, lambda *args, f=function: calls.append(args[9]) or f(*args))
+
+    def counting(kind, row, *rest, call=_sparse._call):
+        calls.append(_sparse._ROW.unpack(row)[9])
+        call(kind, row, *rest)
+
+    monkeypatch.setattr(_sparse, "_call", counting)
     return calls
 
 
@@ -444,7 +447,7 @@ def test_fault_in_go_is_an_exception(name, n, threads, to_go):
 @every
 def test_bad_arguments(name):
     """What only a mistake in the package could give to Go."""
-    function = getattr(_core, name if name == "SparseAdam" else f"Sparse{name}")
+    kind = _core.Kind(name if name == "SparseAdam" else f"Sparse{name}")
     p, m, v, g = (torch.ones(4, 2) for _ in range(4))
     indices, order, unordered, beyond = (torch.tensor(x) for x in ([2, 0, 2], [1, 0, 2], [0, 1, 2], [1, 0, 3]))
     good = {
@@ -453,7 +456,7 @@ def test_bad_arguments(name):
         "state2": v.data_ptr(),
         "rows": 4,
         "width": 2,
-        "float64s": 0,
+        "dtype": 1,
         "indices": indices.data_ptr(),
         "values": g.data_ptr(),
         "order": order.data_ptr(),
@@ -469,6 +472,7 @@ def test_bad_arguments(name):
         ({"rows": 2}, "index 2 in the gradient, expected one of 2 rows"),
         ({"width": 0}, "rows of 0 elements"),
         ({"rows": 1 << 60}, "rows of 2 elements"),
+        ({"dtype": 0}, "elements of dtype 0"),
         ({"count": -1}, "-1 of them with a gradient"),
         ({"count": 1 << 40}, "of them with a gradient"),
         ({"order": unordered.data_ptr()}, "place 1 of the order is 1"),
@@ -477,7 +481,9 @@ def test_bad_arguments(name):
         *([({"state2": 0}, "address 0x0")] if name == "SparseAdam" else []),
     ]:
         with pytest.raises(RuntimeError, match=says):
-            function(*(good | what).values(), 2, 1.0, *scalars)
+            _sparse._call(kind, _sparse._ROW.pack(*(good | what).values(), 1.0), scalars, 2)
     assert all((t == 1).all() for t in (p, m, v, g))
-    assert function(*good.values(), 2, 1.0, *scalars) == 3
-    assert function(*(good | {"count": 0}).values(), 2, 1.0, *scalars) == 0
+    _sparse._call(kind, _sparse._ROW.pack(*(good | {"count": 0}).values(), 1.0), scalars, 2)
+    assert (p == 1).all()
+    _sparse._call(kind, _sparse._ROW.pack(*good.values(), 1.0), scalars, 2)
+    assert (p != 1).any(1).tolist() == [True, False, True, False]

@@ -140,7 +140,7 @@ class GoStep(Optimizer):
         raise NotImplementedError
 
     def sparse_scalars(self, group: dict[str, Any]) -> tuple[Any, ...] | None:
-        """The arguments of the Go function for sparse gradients, behind ``step``; None where such are torch's."""
+        """The scalars of a step with sparse gradients, in Go's order; None where such a step is torch's."""
         return None
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -646,9 +646,9 @@ class _Part:
                     self.go[i] = self._row(p, p.grad, {**state, **made}, {})
                     self.made.append((state, made))
 
-    def _sparse_function(self) -> Callable[..., int]:
+    def _sparse_kind(self) -> int:
         name = self.optimizer.twin.__name__
-        return getattr(_native.core(), name if name.startswith("Sparse") else f"Sparse{name}")  # type: ignore[no-any-return]
+        return _kind(name if name.startswith("Sparse") else f"Sparse{name}")
 
     def check_sparse(self, p: Tensor, g: Tensor) -> None:
         """Raise what the scalars of a sparse step raise, before anything is written."""
@@ -657,7 +657,7 @@ class _Part:
         if extreme and p.numel() and g._nnz():
             count = self.optimizer.state.get(p, {}).get("step", 0) + 1.0 if self.numbers else 1.0
             assert self.sparse_scalars is not None
-            _sparse.check(self._sparse_function(), p, float(count), self.sparse_scalars)
+            _sparse.check(self._sparse_kind(), p, float(count), self.sparse_scalars)
 
     @torch.no_grad()
     def step_sparse(self, p: Tensor, g: Tensor) -> None:
@@ -669,7 +669,7 @@ class _Part:
         if p.numel() and g._nnz():
             assert self.sparse_scalars is not None
             states = [state[key] for key in self.alike]
-            _sparse.step(self._sparse_function(), p, g, states, count, optimizer.sums, self.sparse_scalars)
+            _sparse.step(self._sparse_kind(), p, g, states, count, optimizer.sums, self.sparse_scalars)
         if self.numbers:
             state["step"] += 1
 

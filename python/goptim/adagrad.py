@@ -45,9 +45,4 @@ class Adagrad(GoStep, _originals.Adagrad):
     def sparse_scalars(self, group: dict[str, Any]) -> tuple[Any, ...] | None:
         if group["weight_decay"] != 0 or group["fused"]:
             return None
-        return (
-            group["lr"],
-            group["lr_decay"],
-            group["eps"],
-            bool(group["maximize"]),
-        )
+        return self.scalars(group)

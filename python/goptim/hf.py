@@ -241,20 +241,19 @@ class Adafactor(Optimizer):
             *group["eps"],
             group["clip_threshold"],
             group["decay_rate"],
-            group["beta1"] is not None,
             group["beta1"] or 0.0,
             group["weight_decay"],
             bool(group["scale_parameter"]),
             bool(group["relative_step"]),
             bool(group["warmup_init"]),
             fused_norms(),
-            only_check,
+            group["beta1"] is not None,
         )
         scalars = _numbers.as_floats(scalars) or scalars
         if not only_check and _native.layout() is None:
             bump_versions([t for p, _, _, *states, _ in rows for t in (p, *states) if t is not None])
         core: Any = _native.core()
-        threads, groups = torch.get_num_threads(), ((tuple(rows), (), scalars),)
+        threads, groups = -1 if only_check else torch.get_num_threads(), ((tuple(rows), (), scalars),)
         kind = _kind("HFAdafactor")
         done = core.step_groups(kind, _FORM, _native.layout(), _PLAIN, self.state, None, 0, groups, threads)
         if type(done) is not int:

@@ -133,7 +133,7 @@ class Muon(GoStep, _originals.Muon):
             else:
                 for matrix in update:
                     matrix.copy_(_newton_schulz(matrix, *orthogonalize))
-            self._half("MuonUpdate", given, columns, (*first.shape, lr, weight_decay, adjustment))
+            self._half("MuonUpdate", given, columns, (lr, weight_decay, adjustment, *first.shape))
 
     def _half(
         self, name: str, rows: tuple[Any, ...], columns: tuple[str | None, ...], scalars: tuple[Any, ...]

@@ -48,4 +48,4 @@ class SGD(GoStep, _originals.SGD):
     def sparse_scalars(self, group: dict[str, Any]) -> tuple[Any, ...] | None:
         if group["momentum"] != 0 or group["weight_decay"] != 0 or group["fused"]:
             return None
-        return (group["lr"], bool(group["maximize"]))
+        return self.scalars(group)
