@@ -48,9 +48,10 @@ enum { INLINE = 5 }; /* dimensions; the sizes and strides of more lie elsewhere 
 
 static char *word(const void *object, int64_t i) { return ((char **)object)[i]; }
 
+/* Into the second cache: it waits for more lines at a time than the first. */
 static void prefetch(const char *at, int lines)
 {
-	for (int i = 0; i < lines; i++) __builtin_prefetch(at + i * 64);
+	for (int i = 0; i < lines; i++) __builtin_prefetch(at + i * 64, 0, 2);
 }
 
 /* A View is a tensor in the CPU's memory. */
@@ -175,6 +176,7 @@ static int overlap(const Stretches *s)
 
 /* What belongs to a parameter, beside itself. HF has an RMS in the place of the step. */
 enum { GRAD, STEP, STATE, TENSORS = STATE + STATES };
+enum { VERSIONS = 2 + STATES }; /* of the parameter, the step and the states, all that Go writes */
 enum { IMPL_LINES = 4, DICT_KEYS = 4, DICT_LINES = 3 }; /* what is prefetched; DICT_KEYS is a word of a dict */
 
 /* A Given is a row that was given as a tuple. */
@@ -209,7 +211,7 @@ typedef struct {
 	Py_ssize_t n, groups;
 	Found *found;            /* n of them, and so of what follows */
 	char *rows;
-	uint32_t **version;      /* 1 + STATES of each */
+	uint32_t **version;      /* VERSIONS of each */
 	uint8_t *code;
 	Group *group;
 	Py_ssize_t *size;        /* of each group: how many parameters */
@@ -244,21 +246,23 @@ static int find(Call *c, Found *f, PyObject **of)
 	PyObject *g = f->tensor[GRAD] = PyObject_GetAttr(f->p, grad);
 	if (g == NULL) return -1;
 	int plain = c->layout != NULL && is_plain(c, f->p);
-	if (plain && c->stateful) { /* without a gradient too: the place in state keeps up */
+	int simple = plain && (PyObject *)Py_TYPE(g) == c->plain[0];
+	if (c->layout != NULL && c->stateful && (plain || g != Py_None)) { /* without a gradient too: the place in state keeps up */
 		*of = of_param(c, f->p);
 		Py_XINCREF(*of);
 		if (*of == NULL && PyErr_Occurred()) return -1;
-		f->fresh = *of == NULL || !(Py_IS_TYPE(*of, &PyDict_Type) || PyDict_Check(*of)); /* or see find_states */
+		f->fresh = *of == NULL || !PyDict_Check(*of); /* or see find_states */
+		simple &= f->fresh || Py_IS_TYPE(*of, &PyDict_Type); /* a subclass may look keys up in its own way */
 		if (!f->fresh) prefetch(word(*of, DICT_KEYS), DICT_LINES);
 	}
-	f->code = g == Py_None ? NO_GRADIENT : plain && (PyObject *)Py_TYPE(g) == c->plain[0] ? GO : PYTHON;
+	f->code = g == Py_None ? NO_GRADIENT : simple ? GO : PYTHON;
 	return 1;
 }
 
 /* find_states takes the tensors of a parameter's state: 1; -1 for an exception. */
 static int find_states(const Call *c, Found *f, PyObject *of)
 {
-	if (f->code == NO_GRADIENT || f->code == PYTHON || f->fresh) return 1;
+	if (f->code == NO_GRADIENT || f->fresh || of == NULL) return 1;
 	for (int i = STEP; i < TENSORS && c->stateful; i++) {
 		if (c->key[i] == NULL) continue;
 		PyObject *t = PyDict_GetItemWithError(of, c->key[i]);
@@ -266,7 +270,7 @@ static int find_states(const Call *c, Found *f, PyObject *of)
 		if (t == NULL) {
 			if (PyDict_Size(of) == 0) f->fresh = 1;
 			if (f->fresh) return 1;
-			if (c->form == ELEMENTWISE) f->code = max(f->code, TORCH); /* or see factored */
+			if (c->form == ELEMENTWISE) f->code = max(f->code, TORCH); /* PYTHON stays; or see factored */
 			continue;
 		}
 		Py_INCREF(t);
@@ -466,7 +470,10 @@ static int fill(const Call *c, const Found *f, Row *row, uint32_t ***version, St
 		found = number(c, f->tensor[STEP], &v, &row->kind, 8);
 		code = max(code, found);
 		row->step = v.at;
-		if (found == GO) put(memory, 2, v.at, bytes(&v));
+		if (found == GO) {
+			put(memory, 2, v.at, bytes(&v));
+			*at++ = v.version;
+		}
 	}
 	if (c->form == FACTORED) code = max(code, factored(c, f, &param, row, &at, memory));
 	for (int k = 0; k < STATES && c->form == ELEMENTWISE; k++) {
@@ -513,7 +520,7 @@ static int copy(const Call *c, const Found *f, void *to, uint32_t ***version)
 		if (v->dtype == 0) return PYTHON;
 		int number = c->form != HF && (i == STEP || (i >= STATE && i < STATE + c->numbers));
 		if (v->n != expected(c, &param, i) || (!number && v->dtype != param.dtype)) return PYTHON;
-		if (i >= STATE && !asked && v->version != NULL) *at++ = v->version;
+		if (i >= STEP && !asked && v->version != NULL) *at++ = v->version;
 	}
 	uint64_t shape = 0;
 	if (c->form != ELEMENTWISE && param.ndim >= 2)
@@ -608,7 +615,7 @@ typedef struct { uint64_t at, end, read; } Span; /* read: it is a gradient */
 static Span *add_span(const Layout *l, PyObject *t, int read, Span *to)
 {
 	View v;
-	if (!view(l, t, 0, &v) || v.n == 0) return to;
+	if (!view(l, t, 1, &v) || v.n == 0) return to;
 	const char *storage = word(word(t, l->impl), l->storage);
 	uint64_t data = (uint64_t)(uintptr_t)word(storage, l->data);
 	*to = (Span){data, data + (uint64_t)word(storage, l->size), read};
@@ -629,8 +636,7 @@ static int by_address(const void *a, const void *b)
 static int may_be_torchs(int code) { return code == TORCH || code == PYTHON; }
 
 /* keep_order leaves to torch what shares memory with a parameter that torch may step, so that one is stepped after the
- * other, in order: 1; -1 for want of memory. Two may read one gradient. Of a parameter that Python decides about, only
- * its own memory and its gradient's are known. */
+ * other, in order: 1; -1 for want of memory. Two may read one gradient. */
 static int keep_order(Call *c)
 {
 	const Layout *l = c->layout;
@@ -649,7 +655,7 @@ static int keep_order(Call *c)
 			if (f->p == NULL || !PyObject_TypeCheck(f->p, (PyTypeObject *)c->plain[0])) continue;
 			end = add_span(l, f->p, 0, end);
 			for (int k = GRAD; k < TENSORS; k++)
-				if (f->tensor[k] != NULL && (PyObject *)Py_TYPE(f->tensor[k]) == c->plain[0])
+				if (f->tensor[k] != NULL && PyObject_TypeCheck(f->tensor[k], (PyTypeObject *)c->plain[0]))
 					end = add_span(l, f->tensor[k], k == GRAD, end);
 		}
 		Py_ssize_t n = end - spans;
@@ -657,7 +663,7 @@ static int keep_order(Call *c)
 		uint64_t high = 0; /* the end of all so far, so that a search can stop */
 		for (Span *x = spans; x < end; x++) high = x->end > high ? x->end : high;
 		for (Py_ssize_t i = 0; i < c->n; i++) {
-			uint32_t *unused[1 + STATES], **version = unused;
+			uint32_t *unused[VERSIONS], **version = unused;
 			Stretches s;
 			if (c->code[i] != GO || c->found[i].given != NULL) continue;
 			fill(c, &c->found[i], &scratch, &version, &s);
@@ -683,8 +689,9 @@ static int keep_order(Call *c)
 	return 1;
 }
 
-/* translate makes an error of Go that begins with the name of one of Python's exceptions that exception. */
-static void translate(void)
+/* translate makes an error of Go that begins with the name of one of Python's exceptions that exception. It reports
+ * whether Go had written something before. */
+static int translate(void)
 {
 	static const char *const names[] = {"ZeroDivisionError: ", "OverflowError: ", "ValueError: ", "TypeError: "};
 	PyObject *const types[] = {PyExc_ZeroDivisionError, PyExc_OverflowError, PyExc_ValueError, PyExc_TypeError};
@@ -693,6 +700,7 @@ static void translate(void)
 	PyErr_NormalizeException(&type, &value, &traceback);
 	PyObject *text = value == NULL ? NULL : PyObject_Str(value);
 	const char *says = text == NULL ? NULL : PyUnicode_AsUTF8AndSize(text, NULL);
+	int written = says == NULL || strstr(says, "panic in Go") != NULL || strstr(says, "rows before it were stepped") != NULL;
 	for (int i = 0; i < 4 && says != NULL && type == PyExc_RuntimeError; i++)
 		if (strncmp(says, names[i], strlen(names[i])) == 0) {
 			PyErr_SetString(types[i], says + strlen(names[i]));
@@ -700,11 +708,12 @@ static void translate(void)
 			Py_XDECREF(value);
 			Py_XDECREF(traceback);
 			Py_DECREF(text);
-			return;
+			return written;
 		}
 	PyErr_Clear();
 	Py_XDECREF(text);
 	PyErr_Restore(type, value, traceback);
+	return written;
 }
 
 /* keep puts the new states of rows that were given as tuples where they belong: 1; -1 for an exception. */
@@ -717,7 +726,7 @@ static int keep(const Call *c, PyObject *groups)
 		PyObject *state = c->found[i].given == NULL ? Py_None : PyTuple_GetItem(c->found[i].given->row, 1 + TENSORS);
 		for (Py_ssize_t k = 0; PyDict_Check(state) && k < PyTuple_Size(keys); k++) {
 			PyObject *t = c->found[i].tensor[STATE + k];
-			if (t != NULL && PyDict_SetItem(state, PyTuple_GetItem(keys, k), t)) return -1;
+			if (t != NULL && PyObject_SetItem(state, PyTuple_GetItem(keys, k), t)) return -1;
 		}
 	}
 	return 1;
@@ -824,7 +833,7 @@ PyObject *step_groups(PyObject *module, PyObject *const *args, Py_ssize_t n)
 	/* Small steps are on the stack. */
 	uint64_t room[1 << 11];
 	size_t row = c.form == HF ? sizeof(HFRow) : sizeof(Row);
-	size_t of_each = sizeof(Found) + row + (1 + STATES) * sizeof(uint32_t *) + 1;
+	size_t of_each = sizeof(Found) + row + VERSIONS * sizeof(uint32_t *) + 1;
 	size_t need = c.n * of_each + c.groups * (sizeof(Group) + sizeof(Py_ssize_t)) + 8;
 	char *memory = need <= sizeof room ? (char *)room : borrow(need);
 	if (memory == NULL) return PyErr_NoMemory();
@@ -832,7 +841,7 @@ PyObject *step_groups(PyObject *module, PyObject *const *args, Py_ssize_t n)
 	c.group = (Group *)(c.found + c.n);
 	c.size = (Py_ssize_t *)(c.group + c.groups);
 	c.version = (uint32_t **)(c.size + c.groups);
-	c.rows = (char *)(c.version + (1 + STATES) * c.n);
+	c.rows = (char *)(c.version + VERSIONS * c.n);
 	c.code = (uint8_t *)c.rows + row * c.n;
 	memset(memory, 0, (char *)c.version - memory);
 
@@ -880,7 +889,8 @@ PyObject *step_groups(PyObject *module, PyObject *const *args, Py_ssize_t n)
 		goptim_enter();
 		bindings_Step(kind, (long long)first, threads);
 		if (PyErr_Occurred()) {
-			translate();
+			if (!translate())
+				for (Py_ssize_t i = 0; i < count && threads >= 0; i++) __atomic_fetch_sub(c.version[i], 1, __ATOMIC_RELAXED);
 			goto end;
 		}
 		if (threads >= 0 && keep(&c, groups) < 0) goto end;
