@@ -598,7 +598,7 @@ class _Part:
             states = [None if t is None else _dtensor.local(t) for t in states]
             written = [p, *(t for t in states if t is not None)]
         if _native.layout() is None:
-            self.written += written
+            self.written += written if step is None else [*written, step]
         return (p, g, step, *states, new)
 
     def _require_shape(self, p: Tensor, what: str, t: Tensor, shape: torch.Size) -> None:
