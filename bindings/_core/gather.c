@@ -49,9 +49,17 @@ enum { INLINE = 5 }; /* dimensions; the sizes and strides of more lie elsewhere 
 static char *word(const void *object, int64_t i) { return ((char **)object)[i]; }
 
 /* Into the second cache: it waits for more lines at a time than the first. */
-static void prefetch(const char *at, int lines)
+static void prefetch(const void *from, int64_t bytes)
 {
-	for (int i = 0; i < lines; i++) __builtin_prefetch(at + i * 64, 0, 2);
+	enum { LINE = 64 };
+	const char *at = (const char *)((uintptr_t)from & ~(uintptr_t)(LINE - 1));
+	for (; at < (const char *)from + bytes; at += LINE) __builtin_prefetch(at, 0, 2);
+}
+
+/* prefetch_impl prefetches the fields of a TensorImpl. */
+static void prefetch_impl(const Layout *l, const char *impl)
+{
+	prefetch(impl + 8 * l->storage, 8 * (l->keys - l->storage + 1)); /* the first and the last in every torch so far */
 }
 
 /* A View is a tensor in the CPU's memory. */
@@ -177,7 +185,8 @@ static int overlap(const Stretches *s)
 /* What belongs to a parameter, beside itself. HF has an RMS in the place of the step. */
 enum { GRAD, STEP, STATE, TENSORS = STATE + STATES };
 enum { VERSIONS = 2 + STATES }; /* of the parameter, the step and the states, all that Go writes */
-enum { IMPL_LINES = 4, DICT_KEYS = 4, DICT_LINES = 3 }; /* what is prefetched; DICT_KEYS is a word of a dict */
+/* What is prefetched, in bytes. DICT_KEYS is the word of a dict where its keys and values are. */
+enum { OBJECT = 24, DICT_KEYS = 4, DICT = 112, AUTOGRAD = 64, STORAGE = 64, VERSION = 24 };
 
 /* A Given is a row that was given as a tuple. */
 typedef struct {
@@ -203,6 +212,9 @@ typedef struct {
 	const Layout *layout;    /* NULL if that of this torch is not known */
 	PyObject *plain[TYPES];  /* types of parameters; the first is torch.Tensor */
 	PyObject *state, *step;  /* of the optimizer; the key of a step, or NULL */
+	PyObject *grad;          /* the name of gradients */
+	PyObject *descriptor;    /* torch's of gradients, held, or NULL */
+	descrgetfunc get;        /* of the descriptor, or NULL */
 	Py_ssize_t numbers;      /* how many of a parameter's states, the first ones, are one number */
 	int form;
 	Py_ssize_t at;           /* in state, behind the parameter found last */
@@ -238,14 +250,33 @@ static int is_plain(const Call *c, PyObject *p)
 	return 0;
 }
 
+/* find_descriptor finds torch's own descriptor of gradients, if it is that of all plain types, to call it without a look-up
+ * for each parameter: 1; -1 for an exception. */
+static int find_descriptor(Call *c)
+{
+	for (int i = 0; i < TYPES && c->plain[i] != NULL; i++) {
+		PyObject *found = PyObject_GetAttr(c->plain[i], c->grad);
+		if (found == NULL) return -1;
+		int same = (i == 0 || found == c->descriptor) && Py_IS_TYPE(found, &PyGetSetDescr_Type) &&
+		           PyType_GetSlot((PyTypeObject *)c->plain[i], Py_tp_getattro) == (void *)PyObject_GenericGetAttr;
+		if (i == 0 && same) c->descriptor = found;
+		else Py_DECREF(found);
+		if (!same) {
+			Py_CLEAR(c->descriptor);
+			return 1;
+		}
+	}
+	c->get = (descrgetfunc)PyType_GetSlot(&PyGetSetDescr_Type, Py_tp_descr_get);
+	return 1;
+}
+
 /* find takes a parameter's gradient and, in of, the dict of its state: 1; -1 for an exception. */
 static int find(Call *c, Found *f, PyObject **of)
 {
-	static PyObject *grad;
-	if (grad == NULL && (grad = PyUnicode_InternFromString("grad")) == NULL) return -1;
-	PyObject *g = f->tensor[GRAD] = PyObject_GetAttr(f->p, grad);
-	if (g == NULL) return -1;
 	int plain = c->layout != NULL && is_plain(c, f->p);
+	PyObject *g = plain && c->get != NULL ? c->get(c->descriptor, f->p, (PyObject *)Py_TYPE(f->p)) : PyObject_GetAttr(f->p, c->grad);
+	f->tensor[GRAD] = g;
+	if (g == NULL) return -1;
 	int simple = plain && (PyObject *)Py_TYPE(g) == c->plain[0];
 	if (c->layout != NULL && c->stateful && (plain || g != Py_None)) { /* without a gradient too: the place in state keeps up */
 		*of = of_param(c, f->p);
@@ -253,7 +284,7 @@ static int find(Call *c, Found *f, PyObject **of)
 		if (*of == NULL && PyErr_Occurred()) return -1;
 		f->fresh = *of == NULL || !PyDict_Check(*of); /* or see find_states */
 		simple &= f->fresh || Py_IS_TYPE(*of, &PyDict_Type); /* a subclass may look keys up in its own way */
-		if (!f->fresh) prefetch(word(*of, DICT_KEYS), DICT_LINES);
+		if (!f->fresh) prefetch(word(*of, DICT_KEYS), DICT);
 	}
 	f->code = g == Py_None ? NO_GRADIENT : simple ? GO : PYTHON;
 	return 1;
@@ -263,20 +294,34 @@ static int find(Call *c, Found *f, PyObject **of)
 static int find_states(const Call *c, Found *f, PyObject *of)
 {
 	if (f->code == NO_GRADIENT || f->fresh || of == NULL) return 1;
+	int own = !Py_IS_TYPE(of, &PyDict_Type) &&
+	          PyType_GetSlot(Py_TYPE(of), Py_mp_subscript) != PyType_GetSlot(&PyDict_Type, Py_mp_subscript);
+	Py_ssize_t behind = 0; /* in of, the key that was found last: keys mostly have the order in which torch makes states */
 	for (int i = STEP; i < TENSORS && c->stateful; i++) {
 		if (c->key[i] == NULL) continue;
-		PyObject *t = PyDict_GetItemWithError(of, c->key[i]);
-		if (t == NULL && PyErr_Occurred()) return -1;
+		PyObject *key, *t;
+		Py_ssize_t at = behind;
+		if (own) {
+			t = PyObject_GetItem(of, c->key[i]);
+			if (t == NULL && !PyErr_ExceptionMatches(PyExc_Exception)) return -1;
+			PyErr_Clear(); /* torch may not read it */
+		} else if (PyDict_Next(of, &at, &key, &t) && key == c->key[i]) {
+			behind = at;
+			Py_INCREF(t);
+		} else {
+			t = PyDict_GetItemWithError(of, c->key[i]);
+			if (t == NULL && PyErr_Occurred()) return -1;
+			Py_XINCREF(t);
+		}
 		if (t == NULL) {
 			if (PyDict_Size(of) == 0) f->fresh = 1;
 			if (f->fresh) return 1;
 			if (c->form == ELEMENTWISE) f->code = max(f->code, TORCH); /* PYTHON stays; or see factored */
 			continue;
 		}
-		Py_INCREF(t);
 		f->tensor[i] = t;
 		f->odd |= (PyObject *)Py_TYPE(t) != c->plain[0];
-		prefetch((const char *)t, 1);
+		prefetch(t, OBJECT);
 	}
 	return 1;
 }
@@ -286,10 +331,10 @@ static void approach(const Call *c, const Found *found, Py_ssize_t i, Py_ssize_t
 {
 	PyObject *p;
 	const Layout *l = c->layout;
-	if (i + 8 < n) prefetch((const char *)found[i + 8].p, 1);
-	if (i + 6 < n && is_plain(c, p = found[i + 6].p)) prefetch(word(p, l->impl), IMPL_LINES);
+	if (i + 8 < n) prefetch(found[i + 8].p, OBJECT);
+	if (i + 6 < n && is_plain(c, p = found[i + 6].p)) prefetch_impl(l, word(p, l->impl));
 	if (i + 3 < n && is_plain(c, p = found[i + 3].p) && word(p, l->impl) != NULL)
-		prefetch(word(word(p, l->impl), l->autograd), 2);
+		prefetch(word(word(p, l->impl), l->autograd), AUTOGRAD);
 }
 
 /* asked is a number that torch says of a tensor, or of its storage; -1 with an exception. */
@@ -418,7 +463,7 @@ static int number(const Call *c, PyObject *o, View *v, uint64_t *kind, int bit)
 	if ((PyObject *)Py_TYPE(o) != c->plain[0]) return TORCH;
 	if (!view(c->layout, o, 0, v)) return PYTHON;
 	if (v->ndim != 0 || v->dtype == 0) return TORCH;
-	prefetch((const char *)(uintptr_t)v->at, 1);
+	prefetch((const void *)(uintptr_t)v->at, 1);
 	*kind |= v->dtype << bit;
 	return GO;
 }
@@ -554,7 +599,7 @@ static void touch(const Call *c, Py_ssize_t i)
 {
 	const Found *f = &c->found[i];
 	for (int k = GRAD; k < TENSORS; k++)
-		if (f->tensor[k] != NULL) prefetch((const char *)f->tensor[k], 1);
+		if (f->tensor[k] != NULL) prefetch(f->tensor[k], OBJECT);
 }
 
 /* write_rows makes the rows of all parameters that have a gradient: 1; 0 if one of them is not for Go. It runs no Python
@@ -573,7 +618,7 @@ static int write_rows(const Call *c, uint32_t ***version)
 			const Found *f = &c->found[i];
 			if (f->code == NO_GRADIENT || f->code == PYTHON || f->odd) continue;
 			for (int k = GRAD; k < TENSORS; k++)
-				if (f->tensor[k] != NULL) prefetch(word(f->tensor[k], l->impl), IMPL_LINES);
+				if (f->tensor[k] != NULL) prefetch_impl(l, word(f->tensor[k], l->impl));
 		}
 		for (Py_ssize_t i = start; i < stop && l != NULL; i++) {
 			const Found *f = &c->found[i];
@@ -582,8 +627,8 @@ static int write_rows(const Call *c, uint32_t ***version)
 				PyObject *t = k < 0 ? f->p : f->tensor[k];
 				const char *impl = t == NULL ? NULL : word(t, l->impl);
 				if (impl == NULL) continue;
-				prefetch(word(impl, l->storage), 2);
-				prefetch(word(impl, l->version), 1);
+				prefetch(word(impl, l->storage), STORAGE);
+				prefetch(word(impl, l->version), VERSION);
 			}
 		}
 		for (Py_ssize_t i = start; i < stop; i++) {
@@ -829,6 +874,10 @@ PyObject *step_groups(PyObject *module, PyObject *const *args, Py_ssize_t n)
 	}
 
 	if (!PyDict_Check(c.state)) c.layout = NULL; /* Python asks it */
+	static PyObject *grad;
+	if (grad == NULL && (grad = PyUnicode_InternFromString("grad")) == NULL) return NULL;
+	c.grad = grad;
+	if (c.n >= BLOCK && c.layout != NULL && find_descriptor(&c) < 0) return NULL;
 
 	/* Small steps are on the stack. */
 	uint64_t room[1 << 11];
@@ -836,7 +885,10 @@ PyObject *step_groups(PyObject *module, PyObject *const *args, Py_ssize_t n)
 	size_t of_each = sizeof(Found) + row + VERSIONS * sizeof(uint32_t *) + 1;
 	size_t need = c.n * of_each + c.groups * (sizeof(Group) + sizeof(Py_ssize_t)) + 8;
 	char *memory = need <= sizeof room ? (char *)room : borrow(need);
-	if (memory == NULL) return PyErr_NoMemory();
+	if (memory == NULL) {
+		Py_XDECREF(c.descriptor);
+		return PyErr_NoMemory();
+	}
 	c.found = (Found *)memory;
 	c.group = (Group *)(c.found + c.n);
 	c.size = (Py_ssize_t *)(c.group + c.groups);
@@ -898,6 +950,7 @@ PyObject *step_groups(PyObject *module, PyObject *const *args, Py_ssize_t n)
 	result = ok ? PyLong_FromLongLong(rows) : PyBytes_FromStringAndSize((const char *)c.code, c.n);
 end:
 	drop(&c);
+	Py_XDECREF(c.descriptor);
 	if (memory != (char *)room) give_back(memory, need);
 	return result;
 }
