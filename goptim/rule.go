@@ -61,7 +61,7 @@ type now struct {
 	log  *scalarLog
 	t    float64 // the step's number, from 1; 0 if the layout does not count
 	pow  func(x, y float64) float64
-	wide bool // see Table.Float64
+	wide bool // torch's default dtype is float64: a new scalar state is not rounded to float32
 }
 
 // kernels are one step's arithmetic for either type of elements.
@@ -79,6 +79,21 @@ type pass[S any] struct {
 	log      scalarLog
 	now      now          // the row whose scalars are computed
 	joined   []engine.Row // of several tables
+	added    []addition[S]
+	turn     turn
+}
+
+// An addition is the rows of one group, up to end.
+type addition[S any] struct {
+	rule rule[S]
+	now  now
+	end  int
+}
+
+// A turn is the row of a pass whose scalar states change next, where they change in the order of the rows.
+type turn struct {
+	waiting       bool // scalar states have yet to change
+	row, log, add int  // indices of the row, of its first entry in the log, and of its addition
 }
 
 // terms are what rows of one group share.
@@ -89,6 +104,7 @@ type terms[S any] struct {
 
 func (p *pass[S]) begin(k kernels[S], rows []engine.Row) {
 	p.kernels, p.rows, p.distinct, p.at = k, rows, p.distinct[:0], p.at[:0]
+	p.added, p.turn = p.added[:0], turn{}
 	p.log.begin()
 }
 
@@ -116,6 +132,7 @@ func (p *pass[S]) add(r rule[S], count int, n now) error {
 		}
 		p.at = append(p.at, len(p.distinct)-1)
 	}
+	p.added = append(p.added, addition[S]{r, n, len(p.at)})
 	return nil
 }
 
@@ -123,9 +140,74 @@ func (p *pass[S]) commit() { p.log.undo = p.log.undo[:0] }
 
 func (p *pass[S]) restore() { p.log.restore(p.rows) }
 
+// postpone restores what the rows had before the step. Their scalar states change in their turn: one may be memory that
+// an earlier row reads or writes.
+func (p *pass[S]) postpone() {
+	undo := p.log.undo
+	p.log.restore(p.rows)
+	p.log.undo = undo
+	p.turn = turn{waiting: true}
+}
+
+// Prepare implements engine.Preparer.
+func (p *pass[S]) Prepare() {
+	if !p.turn.waiting {
+		return
+	}
+	for i := range p.log.undo {
+		o := &p.log.undo[i]
+		o.set(p.rows, o.after)
+	}
+	p.turn.waiting = false
+}
+
+// take changes the scalar states of the row whose turn it is, and reports whether it can be updated. Its scalars are as
+// they have been computed, unless an earlier row has changed what they are computed from.
+func (p *pass[S]) take() bool {
+	t := &p.turn
+	first := t.log
+	same := true
+	for ; t.log < len(p.log.undo) && p.log.undo[t.log].row == t.row; t.log++ {
+		o := &p.log.undo[t.log]
+		same = same && o.get(p.rows) == o.before
+	}
+	for i := first; same && i < t.log; i++ {
+		o := &p.log.undo[i]
+		o.set(p.rows, o.after)
+	}
+	if !same {
+		p.compute(t.row)
+	}
+	t.row++
+	return p.log.err == nil
+}
+
+// compute computes the scalars of a row again.
+func (p *pass[S]) compute(i int) {
+	for p.added[p.turn.add].end <= i {
+		p.turn.add++
+	}
+	a := &p.added[p.turn.add]
+	log := scalarLog{}
+	p.now = a.now
+	p.now.row, p.now.i, p.now.log = &p.rows[i], i, &log
+	layout := a.rule.layout()
+	if layout.Counts {
+		p.now.t = p.rows[i].Tick()
+	}
+	p.at[i] = len(p.distinct)
+	p.distinct = append(p.distinct, terms[S]{a.rule.scalars(&p.now), layout})
+	if log.err != nil {
+		p.log.err = fmt.Errorf("goptim: %s: after the rows before it were stepped: %w", a.rule.name(), log.err)
+	}
+}
+
 // Update implements engine.Pass.
 func (p *pass[S]) Update(part engine.Part) {
 	for row := part.First; row <= part.Last; row++ {
+		if p.turn.waiting && row == p.turn.row && !p.take() {
+			return
+		}
 		r := &p.rows[row]
 		if next := row + ahead; next <= part.Last {
 			p.rows[next].Prefetch()
@@ -164,6 +246,7 @@ func (s *spec[O, S]) stepGroups(c steps.Call) error {
 	}
 	defer func() {
 		p.restore()
+		clear(p.added)
 		p.rows, p.now = nil, now{} // memory that is not Go's has no place in a pool, where Go's collector would look at it
 		s.passes.Put(p)
 	}()
@@ -185,11 +268,13 @@ func (s *spec[O, S]) stepGroups(c steps.Call) error {
 	if c.OnlyCheck {
 		return nil
 	}
+	p.postpone()
+	err = engine.Run(p, rows, c.Threads, c.Team)
 	p.commit()
-	if err := engine.Run(p, rows, c.Threads, c.Team); err != nil {
+	if err != nil {
 		return fmt.Errorf("goptim: %s: %w", p.rules[0].name(), err)
 	}
-	return nil
+	return p.log.err
 }
 
 // decode makes options of the scalars of all groups.

@@ -8,6 +8,7 @@ the optimizer that the user sees is never changed: torch steps a stand-in with g
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import inspect
@@ -54,8 +55,8 @@ _dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 _functorch: Callable[[], Any] = torch._C._functorch.peek_interpreter_stack
 
 
-# How a dict looks a key up, which gather.c does without asking it.
-_PLAIN_LOOKUPS = (dict.__getitem__,)
+# How a dict is read, which gather.c does without a call of these.
+_LOOKUPS = ("__getitem__", "__contains__", "__len__", "get")
 
 # Why a parameter is torch's that Go could step by itself.
 WHY_SHARED = "its memory is memory of another parameter, which torch steps"
@@ -189,7 +190,7 @@ class GoStep(Optimizer):
         """What gather.c is asked of a group. The list of parameters is read once, here."""
         params = tuple(group["params"])
         if group.get("differentiable") or group.get("capturable"):
-            return params, (), None
+            return params, self.columns(group), None
         return params, self.columns(group), self.scalars(group)
 
     def _with_floats(self, group: dict[str, Any], asked: _Asked) -> _Asked:
@@ -251,7 +252,7 @@ class GoStep(Optimizer):
                 n = sum(len(part.go) + len(part.sparse) for part in parts)
                 watch(self, n, [why for part in parts for why in part.reasons])
             if any(part.rest for part in parts):
-                if any(part.go and part.may_raise for part in parts):
+                if any(part.go for part in parts):
                     try:
                         self._go(tuple([part.checked for part in parts]), only_check=True)
                     except Exception:  # torch has not stepped either
@@ -261,7 +262,6 @@ class GoStep(Optimizer):
                 self._torch_step(groups, asked, parts)
             for part in parts:
                 part.finish()
-            bump_versions([t for part in parts for t in part.written])
             try:
                 done = self._go(tuple([part.asked for part in parts]))
             except Exception:  # nothing has been written; new states, which may depend on a wrong lr, go again
@@ -269,9 +269,11 @@ class GoStep(Optimizer):
                     self.state.pop(p, None)
                 raise
             if type(done) is int:
+                bump_versions([t for part in parts for t in part.written])
                 for part in parts:
                     for state, made in part.made:
-                        state.update(made)
+                        for key, t in made.items():
+                            state[key] = t
                 for part, p, g in sparse:
                     part.step_sparse(p, g)
                 return
@@ -413,11 +415,6 @@ class _Part:
         return tuple(self.go), self.columns, self.scalars
 
     @property
-    def may_raise(self) -> bool:
-        """Whether the scalars of a step may be an error. Smaller ones are none, unless a step is below 0."""
-        return any(type(x) is not bool and not abs(x) < 1 for x in self.scalars or ())
-
-    @property
     def checked(self) -> _Asked:
         """The same, to check it: with rows for fresh parameters, which finish makes anew after torch's part."""
         part = type(self)(self.optimizer, self.index, self.group, self.given)
@@ -510,7 +507,7 @@ class _Part:
         """
         if g.layout is torch.sparse_coo and self.sparse_scalars is not None:
             return self._why_torch_sparse(p, g, state)
-        why = self._why_not(p) or _why_not_grad(_dtensor.local(g))
+        why = self._why_not(p) or _why_not_grad(_dtensor.local(g)) or _why_not_state(state)
         if why is not None:
             return why
         if not self.optimizer.dense:
@@ -557,7 +554,7 @@ class _Part:
         return dict.fromkeys(self.alike, p.shape)
 
     def _why_torch_sparse(self, p: Tensor, g: Tensor, state: dict[str, Any]) -> str | None:
-        why = _why_not(p) or _sparse.why_not(p, g, self.optimizer.sums)
+        why = _why_not(p) or _sparse.why_not(p, g, self.optimizer.sums) or _why_not_state(state)
         if why is not None:
             return why
         if self.optimizer.dense and p.dim() == 1:  # torch fuses product and sum for some of these, and not for others
@@ -601,7 +598,7 @@ class _Part:
             states = [None if t is None else _dtensor.local(t) for t in states]
             written = [p, *(t for t in states if t is not None)]
         if _native.layout() is None:
-            self.written += written
+            self.written += written if step is None else [*written, step]
         return (p, g, step, *states, new)
 
     def _require_shape(self, p: Tensor, what: str, t: Tensor, shape: torch.Size) -> None:
@@ -781,9 +778,16 @@ def why_torch(optimizer: Optimizer) -> str | None:
         return "functorch is active"
     if getattr(optimizer, "grad_scale", None) is not None or getattr(optimizer, "found_inf", None) is not None:
         return "a GradScaler hands its scale to the optimizer"
-    state: Any = optimizer.state
-    if isinstance(state, dict) and type(state).__getitem__ not in _PLAIN_LOOKUPS:
-        return f"its state is a {type(state).__name__} that looks states up in its own way"
+    return _why_not_state(optimizer.state)
+
+
+def _why_not_state(state: Any) -> str | None:
+    """Why Go does not take the states in a dict, of an optimizer or a parameter, which may read them in its own way."""
+    kind = type(state)
+    if kind is dict or kind is collections.defaultdict:
+        return None
+    if isinstance(state, dict) and any(getattr(kind, name) is not getattr(dict, name) for name in _LOOKUPS):
+        return f"its state is a {kind.__name__} that looks states up in its own way"
     return None
 
 

@@ -17,6 +17,19 @@ type Pass interface {
 	Update(p Part)
 }
 
+// A Preparer is a Pass that changes memory of rows, as scalar states, at the first element of a row. Prepare does all of
+// that before rows are updated in another order than their own. Without a call of Prepare they are updated in order.
+type Preparer interface {
+	Pass
+	Prepare()
+}
+
+func prepare(p Pass) {
+	if p, ok := p.(Preparer); ok {
+		p.Prepare()
+	}
+}
+
 // A Part is a stretch of rows laid end to end: from element Lo of row First up to element Hi of row Last.
 type Part struct{ First, Lo, Last, Hi int }
 
@@ -58,6 +71,7 @@ func Run(p Pass, rows []Row, threads int, team Team) error {
 		total += int(rows[i].N)
 	}
 	if total == 0 {
+		prepare(p)
 		return nil
 	}
 	if threads < 2 || total < alone || !workers.mu.TryLock() {
@@ -132,6 +146,7 @@ func (w *pool) run(p Pass, rows []Row, total, threads int, team Team) error {
 	if w.job.plan(p, rows, total, threads) {
 		return runAlone(p, rows, total)
 	}
+	prepare(p)
 	return w.start(threads, team)
 }
 

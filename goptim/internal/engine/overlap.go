@@ -12,31 +12,46 @@ type Ranges struct {
 	all, spare []memory
 }
 
-// A memory is from lo up to hi; hi is shifted left by one bit, and its lowest bit is set if the memory is written.
+// A memory is from lo up to hi>>2. The two lowest bits of hi are its use.
 type memory struct{ lo, hi uint64 }
+
+// The uses of memory. Scalar states change before all columns, in the order of the rows, so they may share memory with
+// each other, but not with a column.
+const (
+	read uint64 = iota
+	written
+	scalar
+	uses = 3
+)
 
 // Reset forgets all ranges.
 func (r *Ranges) Reset() { r.all = r.all[:0] }
 
 // Read adds so many bytes that are read.
-func (r *Ranges) Read(address uintptr, bytes int) {
-	if bytes > 0 {
-		r.all = append(r.all, memory{uint64(address), (uint64(address) + uint64(bytes)) << 1})
-	}
-}
+func (r *Ranges) Read(address uintptr, bytes int) { r.add(address, bytes, read) }
 
 // Write adds so many bytes that are written.
-func (r *Ranges) Write(address uintptr, bytes int) {
+func (r *Ranges) Write(address uintptr, bytes int) { r.add(address, bytes, written) }
+
+func (r *Ranges) add(address uintptr, bytes int, use uint64) {
 	if bytes > 0 {
-		r.all = append(r.all, memory{uint64(address), (uint64(address)+uint64(bytes))<<1 | 1})
+		r.all = append(r.all, memory{uint64(address), (uint64(address)+uint64(bytes))<<2 | use})
 	}
 }
 
-// AddRows adds the columns of rows. States that are numbers are of no interest: they change before all columns.
+// AddRows adds the columns and the scalar states of rows.
 func (r *Ranges) AddRows(rows []Row) {
-	r.all = slices.Grow(r.all, len(rows)*(2+States))
+	r.all = slices.Grow(r.all, len(rows)*(3+States))
 	for i := range rows {
 		row := &rows[i]
+		if row.Step != 0 {
+			r.add(row.Step, row.stepDType().Size(), scalar)
+		}
+		for k, state := range row.State {
+			if d := row.NumberDType(k); d != None {
+				r.add(state, d.Size(), scalar)
+			}
+		}
 		if row.N == 0 {
 			continue
 		}
@@ -53,18 +68,27 @@ func (r *Ranges) AddRows(rows []Row) {
 	}
 }
 
-// Shared reports whether two ranges share a byte, and one of them is written.
+// Shared reports whether two ranges share a byte, and one of them is a written column, or one of the two a scalar state.
 func (r *Ranges) Shared() bool {
 	r.sort()
-	var end, written uint64 // the ends of the ranges so far, and of those that are written
+	var ends [uses]uint64 // of the ranges so far, by their use
 	for _, m := range r.all {
-		hi := m.hi >> 1
-		if m.lo < written || (m.hi&1 != 0 && m.lo < end) {
-			return true
+		use := m.hi & 3
+		switch use {
+		case read:
+			if m.lo < max(ends[written], ends[scalar]) {
+				return true
+			}
+		case written:
+			if m.lo < max(ends[read], ends[written], ends[scalar]) {
+				return true
+			}
+		case scalar:
+			if m.lo < max(ends[read], ends[written]) {
+				return true
+			}
 		}
-		if end = max(end, hi); m.hi&1 != 0 {
-			written = max(written, hi)
-		}
+		ends[use] = max(ends[use], m.hi>>2)
 	}
 	return false
 }
