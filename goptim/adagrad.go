@@ -177,6 +177,8 @@ func (o sparseAdagrad) check() error {
 
 func (o sparseAdagrad) sums() bool { return true }
 
+func (o sparseAdagrad) maximizes() bool { return o.Maximize }
+
 func (o sparseAdagrad) rowKernels() rowKernels[kernel.Adagrad] {
 	return rowKernels[kernel.Adagrad]{f32.SparseAdagrad, f64.SparseAdagrad}
 }

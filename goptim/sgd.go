@@ -187,6 +187,8 @@ func (o sparseSGD) check() error {
 
 func (o sparseSGD) sums() bool { return false }
 
+func (o sparseSGD) maximizes() bool { return o.Maximize }
+
 func (o sparseSGD) rowKernels() rowKernels[kernel.SGD] {
 	return rowKernels[kernel.SGD]{f32.SparseSGD, f64.SparseSGD}
 }

@@ -36,6 +36,8 @@ type sparseRule[S any] interface {
 	rowKernels() rowKernels[S]
 	// sums reports whether the gradients of one row are added up first; else each is a step of its own.
 	sums() bool
+	// maximizes reports whether gradients are negated, which torch does before it adds them up.
+	maximizes() bool
 	options() []option
 	keys() [engine.States]stateKey
 }
@@ -240,7 +242,7 @@ func stepSparse[S any](r sparseRule[S], passes *sync.Pool, t SparseTable) error 
 	if p.now.pow == nil {
 		p.now.pow = cpow.Pow
 	}
-	p.table, p.kernels, p.h, p.sums = t, r.rowKernels(), r.scalars(&p.now), r.sums()
+	p.table, p.kernels, p.h, p.sums, p.negated = t, r.rowKernels(), r.scalars(&p.now), r.sums(), r.maximizes()
 	if p.log.err != nil {
 		return fmt.Errorf("goptim: %s: %w", r.name(), p.log.err)
 	}
@@ -334,6 +336,7 @@ type sparsePass[S any] struct {
 	kernels rowKernels[S]
 	h       S
 	sums    bool
+	negated bool
 	rows    touched
 	row     [1]engine.Row
 	log     scalarLog
@@ -450,6 +453,17 @@ func updateRows[S any, T Float](p *sparsePass[S], f kernel.RowsFunc[S, T], accum
 					}
 				}
 				kernel.ApplyRows(accumulate, nil, sum, [engine.States][]T{}, b.adds[:k], whole)
+			}
+			if p.negated { // by the kernel: but a zero may have the other sign than the sum of negated gradients
+				for j, x := range sum {
+					if x == 0 {
+						x = -gradient(start)[j]
+						for i := start + 1; i < end; i++ {
+							x -= gradient(i)[j]
+						}
+						sum[j] = -x
+					}
+				}
 			}
 			b.parts[filled] = kernel.Part[T]{At: at, Grad: sum}
 			filled++

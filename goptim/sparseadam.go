@@ -103,6 +103,8 @@ func (o *SparseAdamOptions) initial(int) float64 { return 0 }
 
 func (o *SparseAdamOptions) sums() bool { return true }
 
+func (o *SparseAdamOptions) maximizes() bool { return o.Maximize }
+
 func (o *SparseAdamOptions) scalars(n *now) kernel.SparseAdam {
 	beta1, beta2 := o.Betas[0], o.Betas[1]
 	bc1, bc2 := 1-n.power(beta1, n.t, "RuntimeError"), 1-n.power(beta2, n.t, "RuntimeError")
