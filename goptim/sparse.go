@@ -12,6 +12,7 @@ import (
 
 	"github.com/goptim/goptim/goptim/internal/cpow"
 	"github.com/goptim/goptim/goptim/internal/engine"
+	"github.com/goptim/goptim/goptim/internal/heap"
 	"github.com/goptim/goptim/goptim/internal/kernel"
 	"github.com/goptim/goptim/goptim/internal/kernel/f32"
 	"github.com/goptim/goptim/goptim/internal/kernel/f64"
@@ -272,8 +273,16 @@ func (r *touched) place(e entry) int { return int(e & (1<<r.places - 1)) }
 // find puts the rows of the gradient in order, and finds where each row of the parameter begins among them.
 func (r *touched) find(t *SparseTable) error {
 	r.places = uint(bits.Len(uint(t.N)))
-	r.entries = slices.Grow(r.entries[:0], t.N)[:t.N]
-	r.spare = slices.Grow(r.spare[:0], t.N)[:t.N]
+	var err error
+	if r.entries, err = heap.Grow(r.entries, t.N); err == nil {
+		r.spare, err = heap.Grow(r.spare, t.N)
+	}
+	if err == nil {
+		r.starts, err = heap.Grow(r.starts, t.N+1)
+	}
+	if err != nil {
+		return err
+	}
 	r.starts = r.starts[:0]
 	if t.N == 0 || t.Rows == 0 {
 		return nil
@@ -440,8 +449,7 @@ func updateRows[S any, T Float](p *sparsePass[S], f kernel.RowsFunc[S, T], accum
 		}
 		i := start
 		if p.sums && end-start > 1 {
-			b.sums = slices.Grow(b.sums[:0], batch*n)[:batch*n]
-			sum := b.sums[filled*n:][:n]
+			sum := heap.Grown(&b.sums, batch*n)[filled*n:][:n]
 			copy(sum, gradient(start))
 			for i = start + 1; i < end; {
 				k := 0
