@@ -12,6 +12,7 @@ import (
 
 	"github.com/goptim/goptim/goptim/internal/cpow"
 	"github.com/goptim/goptim/goptim/internal/engine"
+	"github.com/goptim/goptim/goptim/internal/heap"
 	"github.com/goptim/goptim/goptim/internal/kernel"
 	"github.com/goptim/goptim/goptim/internal/kernel/f32"
 	"github.com/goptim/goptim/goptim/internal/kernel/f64"
@@ -242,22 +243,34 @@ func (s *adafactorStep) tryOut(i int) {
 	if row.DType() != engine.Float32 || !(math.Abs(of.rho) > 1 || of.eps2 > math.MaxFloat32) {
 		return
 	}
-	shape, lengths := matricesOf(&row), [2]int{int(row.N)}
-	if shape.rows != 0 {
-		lengths = [2]int{shape.batch * shape.rows, shape.batch * shape.cols}
-	}
-	p := slices.Clone(elements[float32](row.Param, int(row.N)))
-	row.Param = address(p)
-	var states [2][]float32
-	for k, n := range lengths {
-		if n > 0 {
-			states[k] = slices.Clone(elements[float32](row.State[k], n))
-			row.State[k] = address(states[k])
+	err := engine.Each(1, 1, nil, func(int) {
+		shape, lengths := matricesOf(&row), [2]int{int(row.N)}
+		if shape.rows != 0 {
+			lengths = [2]int{shape.batch * shape.rows, shape.batch * shape.cols}
 		}
+		p := copied(row.Param, int(row.N))
+		row.Param = address(p)
+		var states [2][]float32
+		for k, n := range lengths {
+			if n > 0 {
+				states[k] = copied(row.State[k], n)
+				row.State[k] = address(states[k])
+			}
+		}
+		s.now.narrow(updateAdafactor(of, &row, &s.factorings, &adafactor32))
+		runtime.KeepAlive(p)
+		runtime.KeepAlive(states)
+	})
+	if err != nil {
+		s.log.err = err
 	}
-	s.now.narrow(updateAdafactor(of, &row, &s.factorings, &adafactor32))
-	runtime.KeepAlive(p)
-	runtime.KeepAlive(states)
+}
+
+// copied are n elements in memory of Go's.
+func copied(from uintptr, n int) []float32 {
+	var s []float32
+	copy(heap.Grown(&s, n), elements[float32](from, n))
+	return s
 }
 
 // run steps the rows: one thread a parameter, for a norm is one chain of additions.

@@ -26,8 +26,8 @@ func TestCalls(t *testing.T) {
 	}
 }
 
-// heap holds what a call has the addresses of: the stack may move.
-var heap []any
+// onHeap holds what a call has the addresses of: the stack may move.
+var onHeap []any
 
 // odd are options of which every one that is a number, and may be so, is another than the default.
 func (c *class[O]) odd() (o O) {
@@ -83,7 +83,7 @@ func (s *spec[O, S]) testCall(t *testing.T, k *steps.Kind) {
 		testify.NoError(t, others[i].begin(s, &options[i], &workers, params()))
 		groups[i] = s.group(&options[i], k)
 	}
-	heap = []any{groups[0], groups[1]}
+	onHeap = []any{groups[0], groups[1]}
 	groups[0].Next = uintptr(unsafe.Pointer(groups[1]))
 	step := func() error {
 		_, err := k.Call(uintptr(unsafe.Pointer(groups[0])), steps.Call{Threads: 1})
@@ -127,7 +127,7 @@ func (s *sparseSpec[O, S]) testCall(t *testing.T, k *steps.Kind) {
 	testify.NoError(t, other.begin(s, &options, &workers, []*SparseParam[float64]{param()}))
 	group, row := s.group(&options, k), new(sparseRow)
 	*row = other.rowOf(0)
-	heap = []any{group, row}
+	onHeap = []any{group, row}
 	group.Table, group.Rows = uintptr(unsafe.Pointer(row)), 1
 	step := func() error {
 		row.step++

@@ -8,6 +8,7 @@ import (
 	"sync"
 
 	"github.com/goptim/goptim/goptim/internal/engine"
+	"github.com/goptim/goptim/goptim/internal/heap"
 	"github.com/goptim/goptim/goptim/internal/kernel"
 	"github.com/goptim/goptim/goptim/internal/kernel/reduce"
 	"github.com/goptim/goptim/internal/steps"
@@ -210,7 +211,4 @@ func (s *scratch[T]) extendNorms(param, update []T) {
 }
 
 // grown is n elements of memory that is kept for the next.
-func grown[T any](s *[]T, n int) []T {
-	*s = slices.Grow((*s)[:0], n)[:n]
-	return *s
-}
+func grown[T any](s *[]T, n int) []T { return heap.Grown(s, n) }

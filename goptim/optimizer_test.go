@@ -288,12 +288,12 @@ func TestOptimizersThatNewHasNotMade(t *testing.T) {
 	require.NoError(t, opt.Step())
 }
 
-// heap holds groups that a call has the addresses of: the stack may move.
-var heap []steps.Group
+// onHeap holds groups that a call has the addresses of: the stack may move.
+var onHeap []steps.Group
 
 // call has a kind step groups of no options but their scalars.
 func call(k *steps.Kind, groups ...steps.Group) (int64, error) {
-	heap = groups
+	onHeap = groups
 	for i := range groups {
 		if groups[i].Count == 0 {
 			groups[i].Count = int64(k.Words())

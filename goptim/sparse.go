@@ -12,6 +12,7 @@ import (
 
 	"github.com/goptim/goptim/goptim/internal/cpow"
 	"github.com/goptim/goptim/goptim/internal/engine"
+	"github.com/goptim/goptim/goptim/internal/heap"
 	"github.com/goptim/goptim/goptim/internal/kernel"
 	"github.com/goptim/goptim/goptim/internal/kernel/f32"
 	"github.com/goptim/goptim/goptim/internal/kernel/f64"
@@ -33,6 +34,7 @@ type sparseSpec[O, S any] struct {
 	*class[O]
 	sparseRule
 	zero       []*field
+	maximize   *field
 	scalarsOf  func(o *O, n *now) S
 	arithmetic rowKernels[S]
 	passes     sync.Pool // of *sparsePass
@@ -50,7 +52,7 @@ type sparseRule struct {
 func sparseSpecOf[O, S any](
 	c *class[O], r sparseRule, scalars func(o *O, n *now) S, f32 kernel.RowsFunc[S, float32], f64 kernel.RowsFunc[S, float64],
 ) *sparseSpec[O, S] {
-	s := &sparseSpec[O, S]{class: c, sparseRule: r, scalarsOf: scalars, arithmetic: rowKernels[S]{f32, f64}}
+	s := &sparseSpec[O, S]{class: c, sparseRule: r, maximize: c.field("maximize"), scalarsOf: scalars, arithmetic: rowKernels[S]{f32, f64}}
 	for _, key := range r.zeros {
 		s.zero = append(s.zero, c.field(key))
 	}
@@ -308,6 +310,7 @@ func (s *sparseSpec[O, S]) step(p *sparsePass[O, S], o *O, t *sparseRow, threads
 	p.log.begin()
 	p.now = now{row: &p.row[0], log: &p.log, t: t.step, pow: pow}
 	p.kernels, p.h, p.sums = s.arithmetic, s.scalarsOf(o, &p.now), s.sums
+	p.negated = s.maximize.get(unsafe.Pointer(o), 0) != 0
 	if p.log.err != nil {
 		return fmt.Errorf("goptim: %s: %w", s.title(), p.log.err)
 	}
@@ -352,8 +355,16 @@ func (r *touched) place(e entry) int { return int(e & (1<<r.places - 1)) }
 func (r *touched) find(t *sparseRow) error {
 	n := int(t.n)
 	r.places = uint(bits.Len(uint(n)))
-	r.entries = slices.Grow(r.entries[:0], n)[:n]
-	r.spare = slices.Grow(r.spare[:0], n)[:n]
+	var err error
+	if r.entries, err = heap.Grow(r.entries, n); err == nil {
+		r.spare, err = heap.Grow(r.spare, n)
+	}
+	if err == nil {
+		r.starts, err = heap.Grow(r.starts, n+1)
+	}
+	if err != nil {
+		return err
+	}
 	r.starts = r.starts[:0]
 	if n == 0 || t.rows == 0 {
 		return nil
@@ -417,6 +428,7 @@ type sparsePass[O, S any] struct {
 	kernels rowKernels[S]
 	h       S
 	sums    bool
+	negated bool
 	rows    touched
 	row     [1]engine.Row
 	log     scalarLog
@@ -520,8 +532,7 @@ func updateRows[O, S any, T Float](p *sparsePass[O, S], f kernel.RowsFunc[S, T],
 		}
 		i := start
 		if p.sums && end-start > 1 {
-			b.sums = slices.Grow(b.sums[:0], batch*n)[:batch*n]
-			sum := b.sums[filled*n:][:n]
+			sum := heap.Grown(&b.sums, batch*n)[filled*n:][:n]
 			copy(sum, gradient(start))
 			for i = start + 1; i < end; {
 				k := 0
@@ -533,6 +544,17 @@ func updateRows[O, S any, T Float](p *sparsePass[O, S], f kernel.RowsFunc[S, T],
 					}
 				}
 				kernel.ApplyRows(accumulate, nil, sum, [engine.States][]T{}, b.adds[:k], whole)
+			}
+			if p.negated { // by the kernel: but a zero may have the other sign than the sum of negated gradients
+				for j, x := range sum {
+					if x == 0 {
+						x = -gradient(start)[j]
+						for i := start + 1; i < end; i++ {
+							x -= gradient(i)[j]
+						}
+						sum[j] = -x
+					}
+				}
 			}
 			b.parts[filled] = kernel.Part[T]{At: at, Grad: sum}
 			filled++

@@ -42,6 +42,15 @@ def test_shapes(configuration, dtype):
 
 
 @FLOATS
+@pytest.mark.parametrize("configuration", [ROW[0], ROW[2]], ids=str)
+def test_one_element(configuration, dtype):
+    """Its norm is its magnitude, also where its square is too large or too small a number."""
+    large = 1e30 if dtype is torch.float32 else 1e200
+    values = [torch.full(shape, x, dtype=dtype) for shape in [(), (1,), (1, 1)] for x in (large, 1 / large, -large)]
+    Twins(configuration, values).run(3)
+
+
+@FLOATS
 @pytest.mark.parametrize("n", [1, 2, 3, 8])
 def test_long_sums(n, dtype, threads):
     """From 32768 numbers on, torch cuts a sum between as many threads as it has."""

@@ -77,6 +77,17 @@ def test_every_configuration(options, dtype, go_only):
         twins.step(step=step)
 
 
+@FLOATS
+@pytest.mark.parametrize("options", [CONFIGURATIONS[0], CONFIGURATIONS[-1]], ids=str)
+def test_one_element(options, dtype, go_only):
+    """Its norm is its magnitude, also where its square is too large or too small a number."""
+    large = 1e30 if dtype is torch.float32 else 1e200
+    values = [torch.full(shape, x, dtype=dtype) for shape in [(), (1,), (1, 1)] for x in (large, 1 / large, -large)]
+    twins = Twins(values, options)
+    for _ in range(3):
+        twins.step([v * 3 for v in values])
+
+
 @pytest.mark.parametrize(
     ("n", "dtype"),
     [(1, torch.float64), (2, torch.float32), *(pytest.param(3, d, marks=pytest.mark.full) for d in FLOATS.args[1])],

@@ -861,6 +861,66 @@ def test_closure_that_changes_the_state(what, call, search, exact):
     assert_bit_equal(*runs)
 
 
+def other_group(run, state):
+    run.opt.param_groups[0] = {**run.opt.param_groups[0], "lr": 0.01, "maximize": HAS_MAXIMIZE}
+
+
+class Watched(goptim.LBFGS):
+    """Has an attribute that is not in its __dict__, and sees what torch calls."""
+
+    __slots__ = ("seen",)
+
+    def _gather_flat_grad(self):
+        self.seen.append(self.param_groups[0]["lr"])
+        return super()._gather_flat_grad()
+
+
+@pytest.mark.parametrize("what", ["state forgotten", "state loaded", "begins anew", "options changed", "other group"])
+@pytest.mark.parametrize("steps", [0, 2])
+@SEARCH
+def test_closure_after_which_torch_steps(what, steps, search):
+    """torch goes on with the options and the state that it had before, and then with the optimizer as it is."""
+    change = CHANGES.get(what, other_group)
+    runs = []
+    for cls in (*CLASSES, Watched):
+        run = Run(cls, PROBLEMS["network"], torch.float64, line_search_fn=search, max_iter=4)
+        run.opt.seen = []
+        for p in run.params:  # for torch in all steps, whose sums it rounds in another order
+            p.data = p.data.t().contiguous().t()[:] if p.dim() == 2 else p.data
+        first = [p.detach().contiguous() for p in run.params]
+
+        def closure(run=run):
+            loss = run.closure()
+            for p in run.params:
+                p.grad = p.grad.contiguous()
+            return loss
+
+        for _ in range(steps):
+            run.opt.step(closure)
+        run.opt.seen.clear()
+        state, others = run.opt.state[run.params[0]], [p.data for p in run.params]
+        if cls is not torch.optim.LBFGS:  # so that Go would step, until the closure has run
+            for p in run.params:
+                p.data = p.data.contiguous()
+        calls = itertools.count()
+
+        def changing(run=run, calls=calls, state=state, others=others, closure=closure):
+            if next(calls) == 0:
+                change(run, state)
+                for p, x in zip(run.params, others, strict=True):
+                    p.data = x
+            return closure()
+
+        run.opt.step(changing)
+        assert not all(map(torch.equal, first, run.params))
+        seen = len(run.opt.seen)
+        run.opt.step(closure)
+        runs.append((run.everything(), dict(state), next(calls), run.opt.param_groups[0]["lr"]))
+    assert_bit_equal(runs[0], runs[1])
+    assert_bit_equal(runs[2], runs[1])
+    assert seen > 1
+
+
 def resized(run, state):
     state["old_dirs"][0].untyped_storage().resize_(0)
 

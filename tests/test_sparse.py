@@ -165,6 +165,27 @@ def test_special_values(name, options, dtype):
     assert_bit_equal(*map(everything, opts))
 
 
+@FLOATS
+@every
+@pytest.mark.parametrize("maximize", [False, True])
+def test_rows_that_cancel(name, dtype, maximize):
+    """The sign of a sum that is zero is the sign of that of negated gradients, which a zero parameter shows."""
+    zeros = torch.tensor([0.0, -0.0, 1.0], dtype=dtype)
+    pairs = torch.tensor([[1.0, -1.0], [0.0, 0.0], [-0.0, -0.0], [0.0, -0.0], [-0.0, 0.0], [-2.0, 2.0]], dtype=dtype)
+    runs = []
+    for make in (ours, torchs):
+        p = Parameter(zeros[:, None].expand(3, len(pairs)).clone())
+        opt = make(name, [p], lr=0.1, maximize=maximize)
+        for n in (2, 3, 17):
+            values = torch.cat([pairs.T.repeat(n // 2, 1), pairs[: n % 2, :1].expand(-1, len(pairs)) * 0])
+            indices = torch.arange(3).repeat_interleave(n)[None]
+            p.grad = torch.sparse_coo_tensor(indices, values.repeat(3, 1), p.shape, check_invariants=True)
+            with ieee_sqrt():
+                opt.step()
+        runs.append(everything(opt))
+    assert_bit_equal(*runs)
+
+
 @every
 @pytest.mark.parametrize("rows", [[], [0], [6] * 50, [6] * 40_000, list(range(7)), [6, 5, 4, 3, 2, 1, 0]], ids=len)
 def test_indices(name, rows):

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.optim.adagrad import adagrad as adagrad
 
-from goptim import _originals
+from goptim import _empty, _originals
 from goptim._step import GoStep
 
 
@@ -29,6 +29,7 @@ class Adagrad(GoStep, _originals.Adagrad):
     """
 
     twin = _originals.Adagrad
+    _part = _empty.EmptyPart
 
     def columns(self, group: dict[str, Any]) -> tuple[str | None, ...]:
         return ("sum",)

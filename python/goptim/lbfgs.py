@@ -14,7 +14,15 @@ import torch
 from torch import Tensor
 
 from goptim import _native, _numbers, _originals, _step
-from goptim._step import _DTYPES, _PLAIN, _threads_after_fork, _undecorated, bump_versions
+from goptim._step import (
+    _DTYPES,
+    _PLAIN,
+    _copy_slot,
+    _slots,
+    _threads_after_fork,
+    _undecorated,
+    bump_versions,
+)
 
 
 class LBFGS(_originals.LBFGS):
@@ -93,6 +101,7 @@ class LBFGS(_originals.LBFGS):
                     outer.save_alphas()
             state.setdefault("func_evals", 0)
             state.setdefault("n_iter", 0)
+            group = dict(self.param_groups[0])
             run = _Run(self, state)  # before the closure, which may change the options
             first = closure()
             loss = float(first)
@@ -102,7 +111,8 @@ class LBFGS(_originals.LBFGS):
                 state["func_evals"] -= 1
                 if _step.watch is not None:
                     _step.watch(self, 0, [why] * len(self._params))
-                return _undecorated(_originals.LBFGS)(self, _Replay(first, closure))
+                replay = _Replay(run, group, first, closure)
+                return _undecorated(_originals.LBFGS)(replay.stand_in, replay)
             if _step.watch is not None:
                 _step.watch(self, len(self._params), [])
             run.go(closure)
@@ -233,14 +243,29 @@ def _max_eval_bounds_searches() -> bool:
 
 
 class _Replay:
-    """A closure whose first call has been made."""
+    """A closure whose first call has been made, for torch's step of an optimizer.
 
-    def __init__(self, first: Any, closure: Callable[[], Any]) -> None:
+    torch reads options and state before that call, which may change or replace both. So torch steps a stand-in: it
+    has those of before until the call, and is the same as the optimizer afterwards.
+    """
+
+    def __init__(self, run: _Run, group: dict[str, Any], first: Any, closure: Callable[[], Any]) -> None:
+        self.optimizer = run.optimizer
         self.first = [first]
         self.closure = closure
+        self.stand_in: LBFGS = object.__new__(type(run.optimizer))
+        for slot in _slots(type(run.optimizer)):
+            _copy_slot(slot, run.optimizer, self.stand_in)
+        params = run.params[:1]
+        vars(self.stand_in).update(
+            vars(run.optimizer), param_groups=[group], _params=params, state={params[0]: run.state}
+        )
 
     def __call__(self) -> Any:
-        return self.first.pop() if self.first else self.closure()
+        if self.first:
+            self.stand_in.__dict__ = vars(self.optimizer)
+            return self.first.pop()
+        return self.closure()
 
 
 class _Number(ctypes.Structure):

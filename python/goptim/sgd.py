@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.optim.sgd import sgd as sgd
 
-from goptim import _originals
+from goptim import _empty, _originals
 from goptim._step import GoStep
 
 
@@ -29,6 +29,7 @@ class SGD(GoStep, _originals.SGD):
     """
 
     twin = _originals.SGD
+    _part = _empty.EmptyPart
     counts = False
     sums = False
 

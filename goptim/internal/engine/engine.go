@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 
 	"github.com/goptim/goptim/goptim/internal/fpstate"
+	"github.com/goptim/goptim/goptim/internal/heap"
 )
 
 // A Pass is what one optimizer does to its rows. Update works on one part of them; calls for disjoint parts run at the
@@ -126,9 +127,13 @@ func reach(rows []Row, first, lo int) (last, hi int) {
 	return last, min(room, int(rows[last].N))
 }
 
-// recovered turns a panic into an error with the place it came from.
+// recovered turns a panic into an error with the place it came from, unless that is for want of memory.
 func recovered(err *error) {
 	if e := recover(); e != nil {
+		if size, ok := e.(heap.Error); ok {
+			*err = size
+			return
+		}
 		*err = fmt.Errorf("panic in Go: %v\n%s", e, debug.Stack())
 	}
 }

@@ -1,6 +1,10 @@
 package reduce
 
-import "github.com/goptim/goptim/goptim/internal/kernel"
+import (
+	"math"
+
+	"github.com/goptim/goptim/goptim/internal/kernel"
+)
 
 // A Norm is torch.linalg.vector_norm of elements that come bit by bit, each while it is still in the cache.
 type Norm[T kernel.Float] struct {
@@ -19,8 +23,11 @@ func (n *Norm[T]) Extend(x []T) {
 	n.done = whole
 }
 
-// Of is the norm of x, which begins with what Extend has seen.
+// Of is the norm of x, which begins with what Extend has seen. That of one element is its magnitude: torch squares none.
 func (n *Norm[T]) Of(x []T) T {
+	if len(x) == 1 {
+		return T(math.Abs(float64(x[0])))
+	}
 	n.Extend(x)
 	return Sqrt(finish(&n.lanes, x[n.done:], n.Order))
 }
