@@ -2,8 +2,8 @@
 
     python tests/mutants.py [--count 40] [--seed 1] [--log FILE] [--rest]
 
-Lines are drawn from kernels, scalars, rows, gather.c, the step, files of states and bindings as they are, so the same
-seed gives other mutants after a change. Each mutant is made in a copy of the tree, in build/mutants, and meets the Go
+Lines are drawn from kernels, scalars, rows, gather.c, the step, files of states and bindings as they are; after a change,
+the same seed gives the same mutants of nearly all lines that stay. Each mutant is made in a copy of the tree, in build/mutants, and meets the Go
 tests of its package first, then the Python tests of what it is part of, until one fails. Those that are left meet the
 whole core together; where a test fails, each half of them again. With --rest they meet the tests marked full, too. A
 test that does not end counts as one that fails. A mutant that does not compile, or that is in no file compiled here, is
@@ -20,6 +20,7 @@ import ast
 import contextlib
 import functools
 import itertools
+import math
 import os
 import random
 import re
@@ -245,9 +246,12 @@ def sites_of_python(text: str) -> Iterator[Site]:
 
 
 def draw(seed: int) -> Iterator[Mutant]:
-    """Mutants without end: a group by its share, a file by its places, a kind of change, a place."""
-    rng = random.Random(seed)
+    """All mutants in an order of chance: a group by its share, a file by its places, a kind of change, a place.
+
+    Every place draws its own number, from its line, so that a change of other lines leaves the order as it is.
+    """
     sites: dict[str, dict[str, dict[str, list[Site]]]] = {}
+    texts = {}
     for group, (_, patterns) in GROUPS.items():
         for path in sorted({p for pattern in patterns for p in ROOT.glob(pattern)}):
             if path.name.endswith("_test.go") or path.name in NOT_IN.get(group, ()):
@@ -258,17 +262,22 @@ def draw(seed: int) -> Iterator[Mutant]:
             for site in sites_of_python(text) if path.suffix == ".py" else sites_of_text(text, path.suffix == ".go"):
                 of.setdefault(site[0], []).append(site)
             if of:
-                sites.setdefault(group, {})[str(path.relative_to(ROOT))] = of
-    seen = set()
-    while True:
-        [group] = rng.choices([*sites], [GROUPS[g][0] for g in sites])
-        files = sites[group]
-        [path] = rng.choices([*files], [sum(map(len, of.values())) for of in files.values()])
-        kind = rng.choice(sorted(files[path]))
-        site = rng.choice(files[path][kind])
-        if (path, site) not in seen:
-            seen.add((path, site))
-            yield Mutant(group, path, *site)
+                name = str(path.relative_to(ROOT))
+                texts[name] = text
+                sites.setdefault(group, {})[name] = of
+    order = []
+    for group, files in sites.items():
+        places = {path: sum(map(len, of.values())) for path, of in files.items()}
+        for path, of in files.items():
+            same: dict[tuple[str, str], int] = {}
+            for kind, site in ((kind, site) for kind in sorted(of) for site in of[kind]):
+                mutant = Mutant(group, path, *site)
+                lines = mutant.lines(texts[path])
+                same[lines] = same.get(lines, 0) + 1
+                share = GROUPS[group][0] * places[path] / sum(places.values()) / len(of) / len(of[kind])
+                number = random.Random(repr((seed, path, kind, lines, same[lines]))).random()
+                order.append((-math.log(1 - number) / share, len(order), mutant))
+    return (mutant for _, _, mutant in sorted(order))
 
 
 def known_mutants() -> dict[tuple[str, ...], str]:
