@@ -1,9 +1,11 @@
 package goptim_test
 
 import (
+	"fmt"
 	"math"
 	"reflect"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -337,5 +339,86 @@ func TestMinimizes(t *testing.T) {
 		}
 		assert.True(t, floats.EqualApprox(p.minimum, v.Value, 1e-3), "%s: %v", name, v.Value)
 		assert.Less(t, p.Func(v.Value), 1e-6, name)
+	}
+}
+
+// bounds of options, as errors name them: values that are refused and that are not.
+var bounds = map[string]struct{ refused, taken []float64 }{
+	"at least 0":               {[]float64{-1, -math.SmallestNonzeroFloat64, math.NaN()}, []float64{0, .5}},
+	"at least 1":               {[]float64{0, math.Nextafter(1, 0), math.NaN()}, []float64{1, 2}},
+	"at most 0":                {[]float64{math.SmallestNonzeroFloat64, math.NaN()}, []float64{0, -1}},
+	"above 0":                  {[]float64{0, -1, math.NaN()}, []float64{math.SmallestNonzeroFloat64, 1}},
+	"above 1":                  {[]float64{1, math.NaN()}, []float64{math.Nextafter(1, 2), 2}},
+	"above 0 and below 1":      {[]float64{0, 1, math.NaN()}, []float64{math.SmallestNonzeroFloat64, math.Nextafter(1, 0)}},
+	"at least 0 and below 1":   {[]float64{-math.SmallestNonzeroFloat64, 1, math.NaN()}, []float64{0, math.Nextafter(1, 0)}},
+	"at least 0 and at most 1": {[]float64{-math.SmallestNonzeroFloat64, math.Nextafter(1, 2), math.NaN()}, []float64{0, 1}},
+	"at least StepSizes[0]":    {[]float64{math.Nextafter(1e-6, 0), math.NaN()}, []float64{1e-6, 50}},
+	"at least 0 and below 100": {[]float64{-1, 100}, []float64{0, 99}},
+	"one of the constants":     {[]float64{-1, 4}, []float64{0, 3}},
+	"a number":                 {[]float64{math.NaN()}, []float64{-1, 0, 2}},
+	"0 with sparse gradients":  {[]float64{math.SmallestNonzeroFloat64, 1}, []float64{0}},
+}
+
+// TestBoundsOfOptions goes up to each bound and beyond.
+func TestBoundsOfOptions(t *testing.T) {
+	const least, decay = "at least 0", "at least 0 and below 1"
+	betas := map[string]string{"LR": least, "Betas[0]": decay, "Betas[1]": decay, "Eps": least, "WeightDecay": least}
+	p := params[float64](6)
+	p[0].Shape = []int{2, 3}
+	rows := []*goptim.SparseParam[float64]{{Value: make([]float64, 6), Width: 3}}
+	of := func(opt any, err error) any {
+		require.NoError(t, err)
+		return opt
+	}
+	for _, c := range []struct {
+		name   string
+		opt    any
+		limits map[string]string
+	}{
+		{"Adadelta", of(goptim.NewAdadelta(p, goptim.AdadeltaOptions{})), map[string]string{"LR": least, "Rho": "at least 0 and at most 1", "Eps": least, "WeightDecay": least}},
+		{"Adafactor", of(goptim.NewAdafactor(p, goptim.AdafactorOptions{})), map[string]string{"LR": least, "Beta2Decay": "at most 0", "Eps[0]": least, "Eps[1]": least, "D": "at least 1", "WeightDecay": least}},
+		{"Adagrad", of(goptim.NewAdagrad(p, goptim.AdagradOptions{})), map[string]string{"LR": least, "LRDecay": least, "WeightDecay": least, "InitialAccumulatorValue": least, "Eps": least}},
+		{"Adam", of(goptim.NewAdam(p, goptim.AdamOptions{})), betas},
+		{"AdamW", of(goptim.NewAdamW(p, goptim.AdamOptions{})), betas},
+		{"Adamax", of(goptim.NewAdamax(p, goptim.AdamaxOptions{})), betas},
+		{"ASGD", of(goptim.NewASGD(p, goptim.ASGDOptions{})), map[string]string{"LR": least, "Lambd": least, "Alpha": least, "T0": "a number", "WeightDecay": least}},
+		{"LBFGS", of(goptim.NewLBFGS(p, goptim.LBFGSOptions{})), map[string]string{"LR": least, "MaxIter": "at least 1", "MaxEval": "at least 1", "HistorySize": "at least 1"}},
+		{"Muon", of(goptim.NewMuon(p, goptim.MuonOptions{})), map[string]string{"LR": least, "WeightDecay": least, "Momentum": least, "Eps": least, "NSSteps": "at least 0 and below 100", "AdjustLR": "one of the constants"}},
+		{"NAdam", of(goptim.NewNAdam(p, goptim.NAdamOptions{})), betas},
+		{"NAdam", of(goptim.NewNAdam(p, goptim.NAdamOptions{})), map[string]string{"MomentumDecay": least}},
+		{"RAdam", of(goptim.NewRAdam(p, goptim.RAdamOptions{})), betas},
+		{"RMSprop", of(goptim.NewRMSprop(p, goptim.RMSpropOptions{})), map[string]string{"LR": least, "Alpha": least, "Eps": least, "WeightDecay": least, "Momentum": least}},
+		{"Rprop", of(goptim.NewRprop(p, goptim.RpropOptions{})), map[string]string{"LR": least, "Etas[0]": "above 0 and below 1", "Etas[1]": "above 1", "StepSizes[0]": least, "StepSizes[1]": "at least StepSizes[0]"}},
+		{"SGD", of(goptim.NewSGD(p, goptim.SGDOptions{})), map[string]string{"LR": least, "Momentum": least, "Dampening": "a number", "WeightDecay": least}},
+		{"SparseAdagrad", of(goptim.NewSparseAdagrad(rows, goptim.AdagradOptions{})), map[string]string{"WeightDecay": "0 with sparse gradients"}},
+		{"SparseAdam", of(goptim.NewSparseAdam(rows, goptim.SparseAdamOptions{})), map[string]string{"LR": "above 0", "Betas[0]": decay, "Betas[1]": decay, "Eps": "above 0"}},
+		{"SparseSGD", of(goptim.NewSparseSGD(rows, goptim.SGDOptions{})), map[string]string{"Momentum": "0 with sparse gradients", "WeightDecay": "0 with sparse gradients"}},
+	} {
+		for option, limit := range c.limits {
+			name, index, _ := strings.Cut(strings.TrimSuffix(option, "]"), "[")
+			field := reflect.ValueOf(c.opt).Elem().FieldByName(name)
+			if index != "" {
+				field = field.Index(int(index[0] - '0'))
+			}
+			good := reflect.ValueOf(field.Interface())
+			set := func(x float64) bool { // false for what the option cannot be
+				to := reflect.ValueOf(x).Convert(field.Type())
+				field.Set(to)
+				return to.Convert(reflect.TypeOf(x)).Float() == x || math.IsNaN(x) && field.Kind() == reflect.Float64
+			}
+			check := c.opt.(interface{ Check() error }).Check
+			for _, x := range bounds[limit].refused {
+				if set(x) {
+					err := check()
+					require.ErrorIs(t, err, goptim.ErrOption, "%s: %s is %v", c.name, option, x)
+					require.ErrorContains(t, err, fmt.Sprintf("goptim: %s: %s is %v, expected %s: ", c.name, option, x, limit))
+				}
+			}
+			for _, x := range bounds[limit].taken {
+				set(x)
+				require.NoError(t, check(), "%s: %s is %v", c.name, option, x)
+			}
+			field.Set(good)
+		}
 	}
 }
