@@ -335,8 +335,10 @@ func TestStateSaysWhatIsWrong(t *testing.T) {
 	require.ErrorIs(t, goptim.WriteState(new(bytes.Buffer), opt), goptim.ErrParam)
 	p[0].Name = "\xff"
 	require.ErrorIs(t, goptim.WriteState(new(bytes.Buffer), opt), goptim.ErrParam)
-	_, err = opt.MarshalBinary()
+	data, err := opt.MarshalBinary()
 	require.NoError(t, err, "which does without names")
+	n := len(data) - len("goptim\x00\x01") - 8 - 32 // without the envelope, the length and the checksum
+	require.ErrorContains(t, opt.UnmarshalBinary(append(data, 0)), fmt.Sprintf(": %d bytes, expected %d", n+1, n))
 	require.ErrorContains(t, opt.UnmarshalBinary([]byte("goptim\x00\x02"+string(make([]byte, 50)))), "version 2, expected 1")
 }
 
