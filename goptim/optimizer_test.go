@@ -422,3 +422,68 @@ func TestBoundsOfOptions(t *testing.T) {
 		}
 	}
 }
+
+// TestDefaults are torch's, and take the place of zeros alone.
+func TestDefaults(t *testing.T) {
+	p := params[float64](6)
+	p[0].Shape = []int{2, 3}
+	rows := []*goptim.SparseParam[float64]{{Value: make([]float64, 6), Width: 3}}
+	betas := [2]float64{.9, .999}
+	check := func(opt any, err error) func(want any) {
+		return func(want any) {
+			t.Helper()
+			require.NoError(t, err)
+			assert.Equal(t, want, reflect.ValueOf(opt).Elem().FieldByName(reflect.TypeOf(want).Name()).Interface())
+		}
+	}
+	check(goptim.NewAdadelta(p, goptim.AdadeltaOptions{}))(goptim.AdadeltaOptions{LR: 1, Rho: .9, Eps: 1e-6})
+	check(goptim.NewAdafactor(p, goptim.AdafactorOptions{}))(goptim.AdafactorOptions{LR: 1e-2, Beta2Decay: -.8, Eps: [2]float64{0x1p-52, 1e-3}, D: 1})
+	check(goptim.NewAdagrad(p, goptim.AdagradOptions{}))(goptim.AdagradOptions{LR: 1e-2, Eps: 1e-10})
+	check(goptim.NewAdam(p, goptim.AdamOptions{}))(goptim.AdamOptions{LR: 1e-3, Betas: betas, Eps: 1e-8})
+	check(goptim.NewAdamW(p, goptim.AdamOptions{}))(goptim.AdamOptions{LR: 1e-3, Betas: betas, Eps: 1e-8, DecoupledWeightDecay: true})
+	check(goptim.NewAMSGrad(p, goptim.AdamOptions{}))(goptim.AdamOptions{LR: 1e-3, Betas: betas, Eps: 1e-8, AMSGrad: true})
+	check(goptim.NewAdamax(p, goptim.AdamaxOptions{}))(goptim.AdamaxOptions{LR: 2e-3, Betas: betas, Eps: 1e-8})
+	check(goptim.NewASGD(p, goptim.ASGDOptions{}))(goptim.ASGDOptions{LR: 1e-2, Alpha: .75, T0: 1e6})
+	check(goptim.NewLBFGS(p, goptim.LBFGSOptions{}))(goptim.LBFGSOptions{LR: 1, MaxIter: 20, MaxEval: 25, ToleranceGrad: 1e-7, ToleranceChange: 1e-9, HistorySize: 100})
+	check(goptim.NewMuon(p, goptim.MuonOptions{}))(goptim.MuonOptions{LR: 1e-3, Momentum: .95, NSCoefficients: [3]float64{3.4445, -4.775, 2.0315}, Eps: 1e-7, NSSteps: 5})
+	check(goptim.NewNAdam(p, goptim.NAdamOptions{}))(goptim.NAdamOptions{LR: 2e-3, Betas: betas, Eps: 1e-8})
+	check(goptim.NewRAdam(p, goptim.RAdamOptions{}))(goptim.RAdamOptions{LR: 1e-3, Betas: betas, Eps: 1e-8})
+	check(goptim.NewRMSprop(p, goptim.RMSpropOptions{}))(goptim.RMSpropOptions{LR: 1e-2, Alpha: .99, Eps: 1e-8})
+	check(goptim.NewRprop(p, goptim.RpropOptions{}))(goptim.RpropOptions{LR: 1e-2, Etas: [2]float64{.5, 1.2}, StepSizes: [2]float64{1e-6, 50}})
+	check(goptim.NewSGD(p, goptim.SGDOptions{}))(goptim.SGDOptions{LR: 1e-3})
+	check(goptim.NewSparseAdagrad(rows, goptim.AdagradOptions{}))(goptim.AdagradOptions{LR: 1e-2, Eps: 1e-10})
+	check(goptim.NewSparseAdam(rows, goptim.SparseAdamOptions{}))(goptim.SparseAdamOptions{LR: 1e-3, Betas: betas, Eps: 1e-8})
+	check(goptim.NewSparseSGD(rows, goptim.SGDOptions{}))(goptim.SGDOptions{LR: 1e-3})
+
+	// Every option but zeros stays.
+	two := [2]float64{.25, .75}
+	adadelta := goptim.AdadeltaOptions{LR: .5, Rho: .25, Eps: .125}
+	check(goptim.NewAdadelta(p, adadelta))(adadelta)
+	adafactor := goptim.AdafactorOptions{LR: .5, Beta2Decay: -.25, Eps: two, D: 2}
+	check(goptim.NewAdafactor(p, adafactor))(adafactor)
+	adagrad := goptim.AdagradOptions{LR: .5, Eps: .25}
+	check(goptim.NewAdagrad(p, adagrad))(adagrad)
+	check(goptim.NewSparseAdagrad(rows, adagrad))(adagrad)
+	adam := goptim.AdamOptions{LR: .5, Betas: two, Eps: .125}
+	check(goptim.NewAdam(p, adam))(adam)
+	adamax := goptim.AdamaxOptions{LR: .5, Betas: two, Eps: .125}
+	check(goptim.NewAdamax(p, adamax))(adamax)
+	asgd := goptim.ASGDOptions{LR: .5, Alpha: .25, T0: 3}
+	check(goptim.NewASGD(p, asgd))(asgd)
+	lbfgs := goptim.LBFGSOptions{LR: .5, MaxIter: 3, MaxEval: 4, ToleranceGrad: .25, ToleranceChange: .125, HistorySize: 5}
+	check(goptim.NewLBFGS(p, lbfgs))(lbfgs)
+	muon := goptim.MuonOptions{LR: .5, Momentum: .25, NSCoefficients: [3]float64{1, 2, 3}, Eps: .125, NSSteps: 2}
+	check(goptim.NewMuon(p, muon))(muon)
+	nadam := goptim.NAdamOptions{LR: .5, Betas: two, Eps: .125}
+	check(goptim.NewNAdam(p, nadam))(nadam)
+	radam := goptim.RAdamOptions{LR: .5, Betas: two, Eps: .125}
+	check(goptim.NewRAdam(p, radam))(radam)
+	rmsprop := goptim.RMSpropOptions{LR: .5, Alpha: .25, Eps: .125}
+	check(goptim.NewRMSprop(p, rmsprop))(rmsprop)
+	rprop := goptim.RpropOptions{LR: .5, Etas: [2]float64{.25, 3}, StepSizes: [2]float64{.125, 4}}
+	check(goptim.NewRprop(p, rprop))(rprop)
+	check(goptim.NewSGD(p, goptim.SGDOptions{LR: .5}))(goptim.SGDOptions{LR: .5})
+	sparse := goptim.SparseAdamOptions{LR: .5, Betas: two, Eps: .125}
+	check(goptim.NewSparseAdam(rows, sparse))(sparse)
+	check(goptim.NewSparseSGD(rows, goptim.SGDOptions{LR: .5}))(goptim.SGDOptions{LR: .5})
+}
