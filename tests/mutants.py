@@ -108,7 +108,7 @@ OF_GROUP = {
     "rows": ["test_faults.py"],
     "step": ["test_state.py", "test_optim_db.py"],
     "states": ["test_state.py"],
-    "bindings": ["test_faults.py", "test_adafactor.py"],
+    "bindings": ["test_faults.py", "test_scalar_errors.py"],
 }
 GO_OF_GROUP = {
     "kernels": ["./goptim/internal/kernel/...", "./goptim"],
@@ -295,7 +295,8 @@ def known_mutants() -> dict[tuple[str, ...], str]:
         lines = [line for line in block.splitlines() if not line.startswith("#")]
         if lines:
             where, before, after, *reason = lines
-            known[(*where.split(": "), before.removeprefix("- "), after.removeprefix("+ "))] = " ".join(reason)
+            path, _, function = where.partition(":")
+            known[path, function.strip(), before.removeprefix("- "), after.removeprefix("+ ")] = " ".join(reason)
     return known
 
 
