@@ -88,7 +88,7 @@ NEAREST = [
     ("linesearch", ["test_lbfgs.py"]),
     ("vectors", ["test_lbfgs.py"]),
     ("muon", ["test_muon.py"]),
-    ("gather", ["test_gather.py", "test_step.py"]),
+    ("gather", ["test_gather.py", "test_step.py", "test_scalar_errors.py"]),
     ("overlap", ["test_aliasing.py"]),
     ("scalar.go", ["test_scalar_errors.py"]),
     ("_layout", ["test_layout.py", "test_gather.py"]),
@@ -100,7 +100,7 @@ NEAREST = [
     ("_state", ["test_safetensors.py", "test_damaged_states.py"]),
     ("safetensors", ["test_safetensors.py"]),
     ("state.go", ["test_safetensors.py"]),
-    ("_step", ["test_step.py", "test_explain.py"]),
+    ("_step", ["test_step.py", "test_explain.py", "test_dropin.py"]),
 ]
 OF_GROUP = {
     "kernels": ["test_parity.py"],
