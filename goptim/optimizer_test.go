@@ -2,10 +2,12 @@ package goptim_test
 
 import (
 	"bytes"
+	"fmt"
 	"math"
 	"reflect"
 	"runtime"
 	"slices"
+	"strings"
 	"testing"
 	"unsafe"
 
@@ -362,4 +364,150 @@ func TestMinimizes(t *testing.T) {
 		assert.True(t, floats.EqualApprox(p.minimum, v.Value, 1e-3), "%s: %v", name, v.Value)
 		assert.Less(t, p.Func(v.Value), 1e-6, name)
 	}
+}
+
+// bounds of options, as errors name them: values that are refused and that are not.
+var bounds = map[string]struct{ refused, taken []float64 }{
+	"at least 0":               {[]float64{-1, -math.SmallestNonzeroFloat64, math.NaN()}, []float64{0, .5}},
+	"at least 1":               {[]float64{0, math.Nextafter(1, 0), math.NaN()}, []float64{1, 2}},
+	"at most 0":                {[]float64{math.SmallestNonzeroFloat64, math.NaN()}, []float64{0, -1}},
+	"above 0":                  {[]float64{0, -1, math.NaN()}, []float64{math.SmallestNonzeroFloat64, 1}},
+	"above 1":                  {[]float64{1, math.NaN()}, []float64{math.Nextafter(1, 2), 2}},
+	"above 0 and below 1":      {[]float64{0, 1, math.NaN()}, []float64{math.SmallestNonzeroFloat64, math.Nextafter(1, 0)}},
+	"at least 0 and below 1":   {[]float64{-math.SmallestNonzeroFloat64, 1, math.NaN()}, []float64{0, math.Nextafter(1, 0)}},
+	"at least 0 and at most 1": {[]float64{-math.SmallestNonzeroFloat64, math.Nextafter(1, 2), math.NaN()}, []float64{0, 1}},
+	"at least StepSizes[0]":    {[]float64{math.Nextafter(1e-6, 0), math.NaN()}, []float64{1e-6, 50}},
+	"at least 0 and below 100": {[]float64{-1, 100}, []float64{0, 99}},
+	"one of the constants":     {[]float64{-1, 4}, []float64{0, 3}},
+	"a number":                 {[]float64{math.NaN()}, []float64{-1, 0, 2}},
+	"0 with sparse gradients":  {[]float64{math.SmallestNonzeroFloat64, 1}, []float64{0}},
+}
+
+// TestBoundsOfOptions goes up to each bound and beyond.
+func TestBoundsOfOptions(t *testing.T) {
+	const least, decay = "at least 0", "at least 0 and below 1"
+	betas := map[string]string{"LR": least, "Betas[0]": decay, "Betas[1]": decay, "Eps": least, "WeightDecay": least}
+	p := params[float64](6)
+	p[0].Shape = []int{2, 3}
+	rows := []*goptim.SparseParam[float64]{{Value: make([]float64, 6), Width: 3}}
+	of := func(opt any, err error) any {
+		require.NoError(t, err)
+		return opt
+	}
+	for _, c := range []struct {
+		name   string
+		opt    any
+		limits map[string]string
+	}{
+		{"Adadelta", of(goptim.NewAdadelta(p, goptim.AdadeltaOptions{})), map[string]string{"LR": least, "Rho": "at least 0 and at most 1", "Eps": least, "WeightDecay": least}},
+		{"Adafactor", of(goptim.NewAdafactor(p, goptim.AdafactorOptions{})), map[string]string{"LR": least, "Beta2Decay": "at most 0", "Eps[0]": least, "Eps[1]": least, "D": "at least 1", "WeightDecay": least}},
+		{"Adagrad", of(goptim.NewAdagrad(p, goptim.AdagradOptions{})), map[string]string{"LR": least, "LRDecay": least, "WeightDecay": least, "InitialAccumulatorValue": least, "Eps": least}},
+		{"Adam", of(goptim.NewAdam(p, goptim.AdamOptions{})), betas},
+		{"AdamW", of(goptim.NewAdamW(p, goptim.AdamOptions{})), betas},
+		{"Adamax", of(goptim.NewAdamax(p, goptim.AdamaxOptions{})), betas},
+		{"ASGD", of(goptim.NewASGD(p, goptim.ASGDOptions{})), map[string]string{"LR": least, "Lambd": least, "Alpha": least, "T0": "a number", "WeightDecay": least}},
+		{"LBFGS", of(goptim.NewLBFGS(p, goptim.LBFGSOptions{})), map[string]string{"LR": least, "MaxIter": "at least 1", "MaxEval": "at least 1", "HistorySize": "at least 1"}},
+		{"Muon", of(goptim.NewMuon(p, goptim.MuonOptions{})), map[string]string{"LR": least, "WeightDecay": least, "Momentum": least, "Eps": least, "NSSteps": "at least 0 and below 100", "AdjustLR": "one of the constants"}},
+		{"NAdam", of(goptim.NewNAdam(p, goptim.NAdamOptions{})), betas},
+		{"NAdam", of(goptim.NewNAdam(p, goptim.NAdamOptions{})), map[string]string{"MomentumDecay": least}},
+		{"RAdam", of(goptim.NewRAdam(p, goptim.RAdamOptions{})), betas},
+		{"RMSprop", of(goptim.NewRMSprop(p, goptim.RMSpropOptions{})), map[string]string{"LR": least, "Alpha": least, "Eps": least, "WeightDecay": least, "Momentum": least}},
+		{"Rprop", of(goptim.NewRprop(p, goptim.RpropOptions{})), map[string]string{"LR": least, "Etas[0]": "above 0 and below 1", "Etas[1]": "above 1", "StepSizes[0]": least, "StepSizes[1]": "at least StepSizes[0]"}},
+		{"SGD", of(goptim.NewSGD(p, goptim.SGDOptions{})), map[string]string{"LR": least, "Momentum": least, "Dampening": "a number", "WeightDecay": least}},
+		{"SparseAdagrad", of(goptim.NewSparseAdagrad(rows, goptim.AdagradOptions{})), map[string]string{"WeightDecay": "0 with sparse gradients"}},
+		{"SparseAdam", of(goptim.NewSparseAdam(rows, goptim.SparseAdamOptions{})), map[string]string{"LR": "above 0", "Betas[0]": decay, "Betas[1]": decay, "Eps": "above 0"}},
+		{"SparseSGD", of(goptim.NewSparseSGD(rows, goptim.SGDOptions{})), map[string]string{"Momentum": "0 with sparse gradients", "WeightDecay": "0 with sparse gradients"}},
+	} {
+		for option, limit := range c.limits {
+			name, index, _ := strings.Cut(strings.TrimSuffix(option, "]"), "[")
+			field := reflect.ValueOf(c.opt).Elem().FieldByName(name)
+			if index != "" {
+				field = field.Index(int(index[0] - '0'))
+			}
+			good := reflect.ValueOf(field.Interface())
+			set := func(x float64) bool { // false for what the option cannot be
+				to := reflect.ValueOf(x).Convert(field.Type())
+				field.Set(to)
+				return to.Convert(reflect.TypeOf(x)).Float() == x || math.IsNaN(x) && field.Kind() == reflect.Float64
+			}
+			check := c.opt.(interface{ Check() error }).Check
+			for _, x := range bounds[limit].refused {
+				if set(x) {
+					err := check()
+					require.ErrorIs(t, err, goptim.ErrOption, "%s: %s is %v", c.name, option, x)
+					require.ErrorContains(t, err, fmt.Sprintf("goptim: %s: %s is %v, expected %s: ", c.name, option, x, limit))
+				}
+			}
+			for _, x := range bounds[limit].taken {
+				set(x)
+				require.NoError(t, check(), "%s: %s is %v", c.name, option, x)
+			}
+			field.Set(good)
+		}
+	}
+}
+
+// TestDefaults are torch's, and take the place of zeros alone.
+func TestDefaults(t *testing.T) {
+	p := params[float64](6)
+	p[0].Shape = []int{2, 3}
+	rows := []*goptim.SparseParam[float64]{{Value: make([]float64, 6), Width: 3}}
+	betas := [2]float64{.9, .999}
+	check := func(opt any, err error) func(want any) {
+		return func(want any) {
+			t.Helper()
+			require.NoError(t, err)
+			assert.Equal(t, want, reflect.ValueOf(opt).Elem().FieldByName(reflect.TypeOf(want).Name()).Interface())
+		}
+	}
+	check(goptim.NewAdadelta(p, goptim.AdadeltaOptions{}))(goptim.AdadeltaOptions{LR: 1, Rho: .9, Eps: 1e-6})
+	check(goptim.NewAdafactor(p, goptim.AdafactorOptions{}))(goptim.AdafactorOptions{LR: 1e-2, Beta2Decay: -.8, Eps: [2]float64{0x1p-52, 1e-3}, D: 1})
+	check(goptim.NewAdagrad(p, goptim.AdagradOptions{}))(goptim.AdagradOptions{LR: 1e-2, Eps: 1e-10})
+	check(goptim.NewAdam(p, goptim.AdamOptions{}))(goptim.AdamOptions{LR: 1e-3, Betas: betas, Eps: 1e-8})
+	check(goptim.NewAdamW(p, goptim.AdamOptions{}))(goptim.AdamOptions{LR: 1e-3, Betas: betas, Eps: 1e-8, DecoupledWeightDecay: true})
+	check(goptim.NewAMSGrad(p, goptim.AdamOptions{}))(goptim.AdamOptions{LR: 1e-3, Betas: betas, Eps: 1e-8, AMSGrad: true})
+	check(goptim.NewAdamax(p, goptim.AdamaxOptions{}))(goptim.AdamaxOptions{LR: 2e-3, Betas: betas, Eps: 1e-8})
+	check(goptim.NewASGD(p, goptim.ASGDOptions{}))(goptim.ASGDOptions{LR: 1e-2, Alpha: .75, T0: 1e6})
+	check(goptim.NewLBFGS(p, goptim.LBFGSOptions{}))(goptim.LBFGSOptions{LR: 1, MaxIter: 20, MaxEval: 25, ToleranceGrad: 1e-7, ToleranceChange: 1e-9, HistorySize: 100})
+	check(goptim.NewMuon(p, goptim.MuonOptions{}))(goptim.MuonOptions{LR: 1e-3, Momentum: .95, NSCoefficients: [3]float64{3.4445, -4.775, 2.0315}, Eps: 1e-7, NSSteps: 5})
+	check(goptim.NewNAdam(p, goptim.NAdamOptions{}))(goptim.NAdamOptions{LR: 2e-3, Betas: betas, Eps: 1e-8})
+	check(goptim.NewRAdam(p, goptim.RAdamOptions{}))(goptim.RAdamOptions{LR: 1e-3, Betas: betas, Eps: 1e-8})
+	check(goptim.NewRMSprop(p, goptim.RMSpropOptions{}))(goptim.RMSpropOptions{LR: 1e-2, Alpha: .99, Eps: 1e-8})
+	check(goptim.NewRprop(p, goptim.RpropOptions{}))(goptim.RpropOptions{LR: 1e-2, Etas: [2]float64{.5, 1.2}, StepSizes: [2]float64{1e-6, 50}})
+	check(goptim.NewSGD(p, goptim.SGDOptions{}))(goptim.SGDOptions{LR: 1e-3})
+	check(goptim.NewSparseAdagrad(rows, goptim.AdagradOptions{}))(goptim.AdagradOptions{LR: 1e-2, Eps: 1e-10})
+	check(goptim.NewSparseAdam(rows, goptim.SparseAdamOptions{}))(goptim.SparseAdamOptions{LR: 1e-3, Betas: betas, Eps: 1e-8})
+	check(goptim.NewSparseSGD(rows, goptim.SGDOptions{}))(goptim.SGDOptions{LR: 1e-3})
+
+	// Every option but zeros stays.
+	two := [2]float64{.25, .75}
+	adadelta := goptim.AdadeltaOptions{LR: .5, Rho: .25, Eps: .125}
+	check(goptim.NewAdadelta(p, adadelta))(adadelta)
+	adafactor := goptim.AdafactorOptions{LR: .5, Beta2Decay: -.25, Eps: two, D: 2}
+	check(goptim.NewAdafactor(p, adafactor))(adafactor)
+	adagrad := goptim.AdagradOptions{LR: .5, Eps: .25}
+	check(goptim.NewAdagrad(p, adagrad))(adagrad)
+	check(goptim.NewSparseAdagrad(rows, adagrad))(adagrad)
+	adam := goptim.AdamOptions{LR: .5, Betas: two, Eps: .125}
+	check(goptim.NewAdam(p, adam))(adam)
+	adamax := goptim.AdamaxOptions{LR: .5, Betas: two, Eps: .125}
+	check(goptim.NewAdamax(p, adamax))(adamax)
+	asgd := goptim.ASGDOptions{LR: .5, Alpha: .25, T0: 3}
+	check(goptim.NewASGD(p, asgd))(asgd)
+	lbfgs := goptim.LBFGSOptions{LR: .5, MaxIter: 3, MaxEval: 4, ToleranceGrad: .25, ToleranceChange: .125, HistorySize: 5}
+	check(goptim.NewLBFGS(p, lbfgs))(lbfgs)
+	muon := goptim.MuonOptions{LR: .5, Momentum: .25, NSCoefficients: [3]float64{1, 2, 3}, Eps: .125, NSSteps: 2}
+	check(goptim.NewMuon(p, muon))(muon)
+	nadam := goptim.NAdamOptions{LR: .5, Betas: two, Eps: .125}
+	check(goptim.NewNAdam(p, nadam))(nadam)
+	radam := goptim.RAdamOptions{LR: .5, Betas: two, Eps: .125}
+	check(goptim.NewRAdam(p, radam))(radam)
+	rmsprop := goptim.RMSpropOptions{LR: .5, Alpha: .25, Eps: .125}
+	check(goptim.NewRMSprop(p, rmsprop))(rmsprop)
+	rprop := goptim.RpropOptions{LR: .5, Etas: [2]float64{.25, 3}, StepSizes: [2]float64{.125, 4}}
+	check(goptim.NewRprop(p, rprop))(rprop)
+	check(goptim.NewSGD(p, goptim.SGDOptions{LR: .5}))(goptim.SGDOptions{LR: .5})
+	sparse := goptim.SparseAdamOptions{LR: .5, Betas: two, Eps: .125}
+	check(goptim.NewSparseAdam(rows, sparse))(sparse)
+	check(goptim.NewSparseSGD(rows, goptim.SGDOptions{LR: .5}))(goptim.SGDOptions{LR: .5})
 }

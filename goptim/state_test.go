@@ -304,8 +304,10 @@ func TestStateSaysWhatIsWrong(t *testing.T) {
 	require.ErrorIs(t, goptim.WriteState(new(bytes.Buffer), opt), goptim.ErrParam)
 	p[0].Name = "\xff"
 	require.ErrorIs(t, goptim.WriteState(new(bytes.Buffer), opt), goptim.ErrParam)
-	_, err = opt.MarshalBinary()
+	data, err := opt.MarshalBinary()
 	require.NoError(t, err, "which does without names")
+	n := len(data) - len("goptim\x00\x01") - 8 - 32 // without the envelope, the length and the checksum
+	require.ErrorContains(t, opt.UnmarshalBinary(append(data, 0)), fmt.Sprintf(": %d bytes, expected %d", n+1, n))
 	require.ErrorContains(t, opt.UnmarshalBinary([]byte("goptim\x00\x02"+string(make([]byte, 50)))), "version 2, expected 1")
 }
 
@@ -333,7 +335,7 @@ func TestNumbersThatAreNoCounts(t *testing.T) {
 			"step is NaN, expected a count":             math.NaN(),
 			"step is +Inf, expected a count":            math.Inf(1),
 			"step is 0.5, expected a count":             float32(.5),
-			"step is 2e+16, expected a count":           2e16,
+			"step is 1e+16, expected a count":           1e16,
 			"step is 9007199254740993":                  int64(1<<53 + 1),
 			"step is 1.7000001e+07, expected a float32": 17e6 + 1,
 		} {
@@ -363,6 +365,29 @@ func TestCountsBeyondFloat32(t *testing.T) {
 	require.NoError(t, goptim.ReadState(bytes.NewReader(long), s))
 	require.NoError(t, goptim.WriteState(&again, s))
 	assert.Equal(t, long, again.Bytes())
+}
+
+// TestShapesOfStates are those that torch gives them: of rows where there are any.
+func TestShapesOfStates(t *testing.T) {
+	for _, c := range []struct {
+		width, length int
+		shape         []int
+	}{{1, 5, []int{5, 1}}, {2, 6, []int{3, 2}}, {6, 6, []int{1, 6}}} {
+		p := &goptim.SparseParam[float32]{Name: "words", Value: make([]float32, c.length), Width: c.width}
+		o, err := goptim.NewSparseAdam([]*goptim.SparseParam[float32]{p}, goptim.SparseAdamOptions{})
+		require.NoError(t, err)
+		p.Indices, p.Grad = []int64{0}, make([]float32, c.width)
+		require.NoError(t, o.Step())
+		var file bytes.Buffer
+		require.NoError(t, goptim.WriteState(&file, o))
+		f, err := safetensors.Parse(file.Bytes())
+		require.NoError(t, err)
+		shapes := map[string][]int{}
+		for _, tensor := range f.Tensors {
+			shapes[tensor.Name] = tensor.Shape
+		}
+		assert.Equal(t, c.shape, shapes["state.words.exp_avg"], "%+v", c)
+	}
 }
 
 func TestStateWithAKeyThatIsNotKnown(t *testing.T) {

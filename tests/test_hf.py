@@ -167,10 +167,12 @@ def test_no_weight_decay_of_infinities_and_zeros(dtype, go_only):
             twins.step([torch.zeros_like(values), torch.zeros_like(values[:2])])
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.037, 1.0])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_16_bits(dtype):
+def test_16_bits(dtype, decay):
     twins = Twins(
-        [normal((5, 7), torch.float32, 0).to(dtype), normal((9,), torch.float32, 1).to(dtype)], CONFIGURATIONS[1]
+        [normal((5, 7), torch.float32, 0).to(dtype), normal((9,), torch.float32, 1).to(dtype)],
+        CONFIGURATIONS[1] | {"weight_decay": decay},
     )
     for step in range(4):
         twins.step(step=step)

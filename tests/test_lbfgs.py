@@ -30,7 +30,7 @@ from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import goptim
-from goptim import _core
+from goptim import _core, _step
 from goptim.testing import assert_bit_equal, ieee_sqrt
 
 CLASSES = (goptim.LBFGS, torch.optim.LBFGS)
@@ -582,6 +582,29 @@ def test_options_that_are_torchs(options, go, exact):
     _, error, expected = assert_same(PROBLEMS["network"], **options)
     assert str(error) == str(expected)
     assert not go
+
+
+def test_watch(monkeypatch):
+    """goptim run is told once of every step, with a reason for each parameter that torch steps."""
+    seen = []
+    monkeypatch.setattr(_step, "watch", lambda opt, n, reasons: seen.append((n, reasons)))
+    params = [Parameter(torch.ones(3)), Parameter(torch.ones(2))]
+    opt = goptim.LBFGS(params, max_iter=2)
+
+    def closure(dtype=torch.float32):
+        for p in params:
+            p.grad = p.detach().to(dtype) if dtype is torch.float32 else None
+        return sum(p.detach().square().sum() for p in params)
+
+    opt.step(closure)
+    opt.state[params[0]]["d"] = torch.ones(1)
+    with contextlib.suppress(RuntimeError):
+        opt.step(closure)
+    opt.param_groups[0]["lr"] = torch.tensor(0.5)
+    with contextlib.suppress(RuntimeError):
+        opt.step(closure)
+    state, number = "its state is not as this optimizer leaves it", "an argument is not a number, or out of range"
+    assert seen == [(2, []), (0, [state] * 2), (0, [number] * 2)]
 
 
 def test_construction():

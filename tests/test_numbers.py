@@ -175,6 +175,13 @@ def test_a_tensor_stays_torchs(watched):
     assert "lr is a Tensor" in watched[0][1][0]
 
 
+@pytest.mark.parametrize("lr", [-(1 << 63) - 1, -(1 << 63), (1 << 63) - 1, 1 << 63])
+def test_integers_around_64_bits(lr, watched):
+    """torch computes with the larger ones too, where it negates them."""
+    assert_bit_equal(run(goptim.SGD, {"lr": lr}, {}), run(torchs("SGD"), {"lr": lr}, {}))
+    assert watched == [(2, [])] * 7
+
+
 def test_a_value_that_torch_cannot_use_is_asked_for_again(watched):
     """An answer is kept for types, and what fails for a value fails for that value alone."""
     with pytest.raises(RuntimeError, match="overflow"):
