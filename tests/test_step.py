@@ -464,7 +464,7 @@ def test_what_torch_takes_is_not_copied(monkeypatch):
             state["step"] = state["step"].reshape(1)
     monkeypatch.setattr(torch.Tensor, "clone", lambda *_: pytest.fail("something is cloned"))
     reasons = []
-    monkeypatch.setattr(goptim._step._Part, "why_torch", lambda *_: reasons.append(1))
+    monkeypatch.setattr(goptim._parts.Part, "reason_of", lambda *_: reasons.append(1))
     opts[1].step()
     assert reasons == []
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from goptim import _sparse, _step
+from goptim import _sparse
+from goptim._fallback import undecorated_step
+from goptim._parts import Part
 
 
-class EmptyPart(_step._Part):
+class EmptyPart(Part):
     """One group's part of a step of an optimizer whose sparse gradients torch never skips."""
 
     def check_sparse(self, p: Tensor, g: Tensor) -> None:
@@ -26,11 +29,12 @@ class EmptyPart(_step._Part):
             q = torch.zeros(1, width, dtype=p.dtype)
             indices = torch.zeros(1, n, dtype=torch.int64)
             q.grad = torch.sparse_coo_tensor(indices, q[:n], q.shape, check_invariants=False)
-            optimizer = self.optimizer.twin([q])
+            twin: Any = self.optimizer.twin
+            optimizer = twin([q])
             optimizer.param_groups[0].update(
                 {key: value for key, value in self.group.items() if key not in ("params", "param_names")}
             )
             for key in self.numbers:
                 if key in (state := self.optimizer.state.get(p, {})):
                     optimizer.state[q][key] = state[key].clone()
-            _step._undecorated(self.optimizer.twin)(optimizer)
+            undecorated_step(twin)(optimizer)
