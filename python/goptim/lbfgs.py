@@ -253,8 +253,9 @@ class _Replay:
         self.optimizer = run.optimizer
         self.first = [first]
         self.closure = closure
-        self.stand_in: LBFGS = object.__new__(type(run.optimizer))
-        for slot in _slots(type(run.optimizer)):
+        kind: Any = type(run.optimizer)
+        self.stand_in: LBFGS = object.__new__(kind)
+        for slot in _slots(kind):
             _copy_slot(slot, run.optimizer, self.stand_in)
         params = run.params[:1]
         vars(self.stand_in).update(
