@@ -25,11 +25,11 @@ class EmptyPart(Part):
     def _try_torch(self, p: Tensor, g: Tensor) -> None:
         """Raise what torch raises, by its step of a parameter of one row."""
         n, width = min(1, g._nnz()), min(1, math.prod(p.shape[1:]))
+        twin: Any = self.optimizer.twin
         with torch.device("cpu"):
             q = torch.zeros(1, width, dtype=p.dtype)
             indices = torch.zeros(1, n, dtype=torch.int64)
             q.grad = torch.sparse_coo_tensor(indices, q[:n], q.shape, check_invariants=False)
-            twin: Any = self.optimizer.twin
             optimizer = twin([q])
             optimizer.param_groups[0].update(
                 {key: value for key, value in self.group.items() if key not in ("params", "param_names")}

@@ -118,7 +118,7 @@ def _replace_in(folder: int, name: bytes, status: os.stat_result | None, chunks:
             os.link(f"/proc/self/fd/{fds[0]}", temporary, dst_dir_fd=folder, follow_symlinks=True)
         os.replace(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
     except BaseException:
-        try:  # noqa: SIM105, for another call is where another interrupt may come
+        try:  # noqa: SIM105  # before any other call, after which another interrupt might come
             os.unlink(temporary, dir_fd=folder)
         except FileNotFoundError:
             pass

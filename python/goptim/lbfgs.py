@@ -247,8 +247,8 @@ class _Replay:
         self.optimizer = run.optimizer
         self.first = [first]
         self.closure = closure
-        self.stand_in: LBFGS = object.__new__(type(run.optimizer))
         kind: Any = type(run.optimizer)
+        self.stand_in: LBFGS = object.__new__(kind)
         for slot in slots_of(kind):
             copy_slot(slot, run.optimizer, self.stand_in)
         params = run.params[:1]
