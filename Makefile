@@ -18,7 +18,8 @@ SITE := import sysconfig; print(sysconfig.get_path("purelib"))
 PARITY := tests/test_parity.py tests/test_state.py tests/test_safetensors.py tests/test_damaged_states.py tests/test_dropin.py tests/test_faults.py tests/test_gather.py tests/test_layout.py tests/test_sparse.py tests/test_adafactor.py tests/test_hf.py tests/test_muon.py tests/test_lbfgs.py tests/test_optim_db.py tests/test_modules.py tests/test_naive.py tests/test_schedulers.py tests/test_compile.py tests/test_patch.py tests/test_explain.py tests/test_run.py tests/test_soak.py tests/test_distributed.py
 
 # The tests that a slow or emulated machine runs in seconds.
-LIGHT := -run 'Golden|TorchsRuns|State|Files|^Example|Refuses|RoundTrip|Runs|Ends' ./goptim ./goptim/schedule ./goptim/gonumopt ./goptim/internal/safetensors
+LIGHT := -run 'Golden|TorchsRuns|State|Files|^Example|Refuses|RoundTrip|Runs|Ends|Machine|Gemm' ./goptim ./goptim/schedule ./goptim/gonumopt \
+  ./goptim/internal/lbfgs ./goptim/internal/matmul ./goptim/internal/safetensors
 
 .PHONY: help demo tour test test-all test-go test-go-everywhere test-python test-full test-cost record-cost test-oldest test-integrations soak sanitize test-packaging mutants lint build generate bindings golden bench yardstick wheel sdist clean
 
@@ -36,21 +37,21 @@ test: lint test-go test-python ## lint and the core tests; five minutes
 test-all: lint test-go test-cost test-full ## lint and all tests, as CI runs them, and the CPU time of the core
 
 # The packages whose tests depend on the vector width. -short skips the tests that do not depend on it.
-BY_WIDTH := ./goptim ./goptim/internal/engine ./goptim/internal/kernel/...
+BY_WIDTH := ./goptim ./goptim/internal/engine ./goptim/internal/kernel/... ./goptim/internal/lbfgs ./goptim/internal/matmul ./goptim/internal/newtonschulz
 
 test-go: $(VENV)/ready ## the Go tests, with every vector width and without GOEXPERIMENT=simd
 	$(GO) test ./...
 	for bits in $(WIDTHS) 0; do echo "simd=$$bits"; GODEBUG=simd=$$bits $(GO) test -count=1 -short $(BY_WIDTH) || exit 1; done
 	GOEXPERIMENT= $(GO) test -short ./...
 
-PURE := ./goptim/... ./examples/go/... ./benchmarks/go/...
+PURE := ./goptim/... ./internal/... ./examples/go/... ./benchmarks/go/...
 
 test-go-everywhere: $(VENV)/ready ## the Go package without cgo, under the race detector, and for other systems, which run where possible
 	CGO_ENABLED=0 $(GO) test $(PURE)
 	GOEXPERIMENT= CGO_ENABLED=0 $(GO) test $(LIGHT)
 	CGO_ENABLED=1 $(GO) test -race ./goptim/schedule ./goptim/gonumopt ./goptim/internal/engine
 	# The tests with threads. All tests pass too, in ten minutes.
-	CGO_ENABLED=1 $(GO) test -race -run 'AnyNumber|Threads|Minimizes|GroupsChange|StateGoesOn' ./goptim
+	CGO_ENABLED=1 $(GO) test -race -run 'AnyNumber|Threads|Minimizes|GroupsChange|StateGoesOn' ./goptim ./goptim/internal/matmul
 	# From v3 on, as on arm64, Go fuses a product and a sum unless there is a conversion between them.
 	if grep -q -m 1 avx2 /proc/cpuinfo; then GOEXPERIMENT= GOAMD64=v3 $(GO) test $(LIGHT) || exit 1; fi
 	for build in "linux arm64 simd" "darwin arm64 simd" "windows amd64 simd" "js wasm simd" "js wasm"; do set -- $$build; echo "$$build"; \
@@ -124,7 +125,7 @@ mutants: build ## break forty lines of the code, one at a time, and check that a
 	$(PY) tests/mutants.py --count 40 --seed 1
 
 lint: $(VENV)/ready ## gofmt, go vet, staticcheck, ruff, mypy
-	@unformatted=$$($$($(GO) env GOROOT)/bin/gofmt -l goptim bindings examples benchmarks); test -z "$$unformatted" || { echo "gofmt: $$unformatted"; exit 1; }
+	@unformatted=$$($$($(GO) env GOROOT)/bin/gofmt -l goptim internal bindings examples benchmarks); test -z "$$unformatted" || { echo "gofmt: $$unformatted"; exit 1; }
 	$(GO) vet ./...
 	$(GO) tool staticcheck ./...
 	$(PY) -m ruff check .

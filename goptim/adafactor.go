@@ -12,22 +12,31 @@ import (
 
 	"github.com/goptim/goptim/goptim/internal/cpow"
 	"github.com/goptim/goptim/goptim/internal/engine"
+	"github.com/goptim/goptim/goptim/internal/heap"
 	"github.com/goptim/goptim/goptim/internal/kernel"
 	"github.com/goptim/goptim/goptim/internal/kernel/f32"
 	"github.com/goptim/goptim/goptim/internal/kernel/f64"
 	"github.com/goptim/goptim/goptim/internal/kernel/reduce"
 	"github.com/goptim/goptim/goptim/internal/safetensors"
+	"github.com/goptim/goptim/internal/steps"
 )
 
 // AdafactorOptions are the hyperparameters of Adafactor.
 type AdafactorOptions struct {
-	LR          float64    // largest relative step size, and factor of the weight decay, ≥ 0; New takes 0 as 1e-2
-	Beta2Decay  float64    // exponent of the decay of the second moment, ≤ 0; New takes 0 as -0.8
-	Eps         [2]float64 // least root of the second moment, and least scale of a parameter, each ≥ 0; New takes 0 as the elements' machine epsilon, and as 1e-3
-	D           float64    // largest root mean square of an update, ≥ 1; New takes 0 as 1
-	WeightDecay float64    // decoupled, ≥ 0
-	Maximize    bool
+	LR          float64    `torch:"lr" default:"1e-2" range:"[0,inf]"`           // largest relative step size, and factor of the weight decay
+	Beta2Decay  float64    `torch:"beta2_decay" default:"-0.8" range:"[-inf,0]"` // exponent of the decay of the second moment
+	Eps         [2]float64 `torch:"eps,null" range:"[0,inf]"`                    // least root of the second moment, and least scale of a parameter; New takes 0 as the elements' machine epsilon, and as 1e-3
+	D           float64    `torch:"d" default:"1" range:"[1,inf]"`               // largest root mean square of an update
+	WeightDecay float64    `torch:"weight_decay" range:"[0,inf]"`                // decoupled
+	Maximize    bool       `torch:"maximize"`
 }
+
+var adafactor = factoredClass(class[AdafactorOptions]{
+	name: "Adafactor",
+	// A matrix has the first two, a vector the third.
+	states:    []state{{key: "row_var"}, {key: "col_var"}, {key: "variance"}},
+	encodings: map[string]any{"eps": epsilons{}},
+}, steps.Factored, stepAdafactor, fusedNorms)
 
 // Adafactor is the optimizer of Shazeer & Stern, "Adafactor: Adaptive Learning Rates with Sublinear Memory Cost",
 // arXiv:1804.04235, Algorithms 4 and 5. It keeps one number a row and one a column of every matrix: a Param with a
@@ -49,22 +58,14 @@ type adafactorState[T Float] struct {
 
 // NewAdafactor makes an Adafactor of params. The error wraps ErrOption or ErrParam.
 func NewAdafactor[T Float](params []*Param[T], o AdafactorOptions) (*Adafactor[T], error) {
-	if o.LR == 0 {
-		o.LR = 1e-2
-	}
-	if o.Beta2Decay == 0 {
-		o.Beta2Decay = -0.8
-	}
+	adafactor.setDefaults(&o)
 	if o.Eps[0] == 0 {
 		o.Eps[0] = machineEpsilon[T]()
 	}
 	if o.Eps[1] == 0 {
 		o.Eps[1] = 1e-3
 	}
-	if o.D == 0 {
-		o.D = 1
-	}
-	if err := errors.Join(o.check(), checkParams("Adafactor", params)); err != nil {
+	if err := errors.Join(adafactor.checkOptions(&o), checkParams("Adafactor", params)); err != nil {
 		return nil, err
 	}
 	a := &Adafactor[T]{AdafactorOptions: o, params: slices.Clone(params), states: make([]adafactorState[T], len(params))}
@@ -105,7 +106,7 @@ func (a *Adafactor[T]) Check() error {
 }
 
 func (a *Adafactor[T]) checkParams() error {
-	if err := a.check(); err != nil {
+	if err := adafactor.checkOptions(&a.AdafactorOptions); err != nil {
 		return err
 	}
 	for i, p := range a.params {
@@ -133,18 +134,19 @@ func (a *Adafactor[T]) MarshalBinary() ([]byte, error) { return marshal(a) }
 // UnmarshalBinary takes options and state: see Stateful.
 func (a *Adafactor[T]) UnmarshalBinary(data []byte) error { return unmarshal(a, data) }
 
-func (a *Adafactor[T]) groups() []group { return []group{adafactorGroup[T]{a}} }
+func (a *Adafactor[T]) groups() []group   { return []group{a} }
+func (a *Adafactor[T]) usable() error     { return nil }
+func (a *Adafactor[T]) className() string { return adafactor.name }
+func (a *Adafactor[T]) options() []option { return adafactor.options(&a.AdafactorOptions) }
+func (a *Adafactor[T]) handles() []handle { return handlesOf(a.params) }
+func (a *Adafactor[T]) ordered() bool     { return false }
 
 // Step updates every parameter that has a gradient. On an error that wraps ErrOption or ErrParam nothing has changed.
 func (a *Adafactor[T]) Step() error {
 	if err := a.checkParams(); err != nil {
 		return err
 	}
-	threads := a.Workers
-	if threads <= 0 {
-		threads = runtime.GOMAXPROCS(0)
-	}
-	a.gather(threads)
+	a.gather(threadsOf(a.Workers))
 	err := a.step.run()
 	runtime.KeepAlive(a) // the rows hold addresses
 	return err
@@ -174,20 +176,14 @@ func (a *Adafactor[T]) gather(threads int) {
 	s.threads, s.meanThreads, s.pow = threads, 1, cpow.Pow // one thread's means, so that the result does not depend on Workers
 }
 
-// StepTable runs one step over a table whose states are row_var and col_var, and in the place of the third the number
-// of rows of a matrix plus 2 to the power of 32 times that of columns; or variance, and 0 for the other two. It takes
-// the options unchecked, as torch's step does. On an error that wraps ErrParam nothing has changed.
-func (o AdafactorOptions) StepTable(t Table) error {
-	return o.stepTables([]AdafactorOptions{o}, []Table{t})
-}
-
-func (AdafactorOptions) stepTables(options []AdafactorOptions, tables []Table) error {
-	if len(options) != len(tables) {
-		return fmt.Errorf("goptim: Adafactor: options of %d tables, expected %d: %w", len(options), len(tables), ErrOption)
-	}
+// stepAdafactor steps groups whose states are row_var and col_var, and in the place of the third the number of rows of a
+// matrix plus 2 to the power of 32 times that of columns; or variance, and 0 for the other two. It takes the options
+// unchecked, as torch's step does. On an error nothing has changed.
+func stepAdafactor(options []AdafactorOptions, extra [][]float64, c steps.Call) error {
 	s := &adafactorStep{options: options}
-	for i, t := range tables {
-		rows, err := t.rows("Adafactor", engine.Layout{Counts: true})
+	s.factorings = factoringsOf(c, extra[0])
+	for g := c.Groups; g != nil; g = g.After() {
+		rows, err := rowsOf(g, "Adafactor", engine.Layout{Counts: true})
 		if err != nil {
 			return err
 		}
@@ -198,39 +194,12 @@ func (AdafactorOptions) stepTables(options []AdafactorOptions, tables []Table) e
 		}
 		s.rows = append(s.rows, rows...)
 		s.ends = append(s.ends, len(s.rows))
-		if i == 0 {
-			s.factorings = factorings{
-				threads: t.Threads, team: t.Team, meanThreads: t.Threads, order: reduce.Order{Fused: t.FusedNorms}, pow: t.pow(),
-			}
-		}
 	}
-	if len(tables) > 0 && tables[0].OnlyCheck {
+	if c.OnlyCheck {
 		defer s.log.restore(s.rows)
 		return s.begin()
 	}
 	return s.run()
-}
-
-func (o *AdafactorOptions) check() error {
-	return errors.Join(
-		require(o.LR >= 0, "Adafactor", "LR", o.LR, "at least 0"),
-		require(o.Beta2Decay <= 0, "Adafactor", "Beta2Decay", o.Beta2Decay, "at most 0"),
-		require(o.Eps[0] >= 0, "Adafactor", "Eps[0]", o.Eps[0], "at least 0"),
-		require(o.Eps[1] >= 0, "Adafactor", "Eps[1]", o.Eps[1], "at least 0"),
-		require(o.D >= 1, "Adafactor", "D", o.D, "at least 1"),
-		require(o.WeightDecay >= 0, "Adafactor", "WeightDecay", o.WeightDecay, "at least 0"),
-	)
-}
-
-func (o *AdafactorOptions) options() []option {
-	return []option{
-		{"lr", (*number)(&o.LR)},
-		{"beta2_decay", (*number)(&o.Beta2Decay)},
-		{"eps", (*epsilons)(&o.Eps)},
-		{"d", (*number)(&o.D)},
-		{"weight_decay", (*number)(&o.WeightDecay)},
-		{"maximize", &o.Maximize},
-	}
 }
 
 // An adafactorStep is one step, in memory that is kept for the next.
@@ -274,22 +243,34 @@ func (s *adafactorStep) tryOut(i int) {
 	if row.DType() != engine.Float32 || !(math.Abs(of.rho) > 1 || of.eps2 > math.MaxFloat32) {
 		return
 	}
-	shape, lengths := matricesOf(&row), [2]int{int(row.N)}
-	if shape.rows != 0 {
-		lengths = [2]int{shape.batch * shape.rows, shape.batch * shape.cols}
-	}
-	p := slices.Clone(elements[float32](row.Param, int(row.N)))
-	row.Param = address(p)
-	var states [2][]float32
-	for k, n := range lengths {
-		if n > 0 {
-			states[k] = slices.Clone(elements[float32](row.State[k], n))
-			row.State[k] = address(states[k])
+	err := engine.Each(1, 1, nil, func(int) {
+		shape, lengths := matricesOf(&row), [2]int{int(row.N)}
+		if shape.rows != 0 {
+			lengths = [2]int{shape.batch * shape.rows, shape.batch * shape.cols}
 		}
+		p := copied(row.Param, int(row.N))
+		row.Param = address(p)
+		var states [2][]float32
+		for k, n := range lengths {
+			if n > 0 {
+				states[k] = copied(row.State[k], n)
+				row.State[k] = address(states[k])
+			}
+		}
+		s.now.narrow(updateAdafactor(of, &row, &s.factorings, &adafactor32))
+		runtime.KeepAlive(p)
+		runtime.KeepAlive(states)
+	})
+	if err != nil {
+		s.log.err = err
 	}
-	s.now.narrow(updateAdafactor(of, &row, &s.factorings, &adafactor32))
-	runtime.KeepAlive(p)
-	runtime.KeepAlive(states)
+}
+
+// copied are n elements in memory of Go's.
+func copied(from uintptr, n int) []float32 {
+	var s []float32
+	copy(heap.Grown(&s, n), elements[float32](from, n))
+	return s
 }
 
 // run steps the rows: one thread a parameter, for a norm is one chain of additions.
@@ -493,22 +474,15 @@ func (e *epsilons) UnmarshalJSON(data []byte) error {
 	return nil
 }
 
-// An adafactorGroup is an Adafactor as its state is saved.
-type adafactorGroup[T Float] struct{ a *Adafactor[T] }
-
-func (g adafactorGroup[T]) class() string     { return "Adafactor" }
-func (g adafactorGroup[T]) options() []option { return g.a.options() }
-func (g adafactorGroup[T]) params() []handle  { return handles(g.a.params) }
-
-func (g adafactorGroup[T]) tensors(param int) []safetensors.Tensor {
-	s, shape := &g.a.states[param], g.a.params[param].shape()
+func (a *Adafactor[T]) tensors(param int) []safetensors.Tensor {
+	s, shape := &a.states[param], a.params[param].shape()
 	if s.step == 0 {
 		return nil
 	}
 	if s.shape.rows == 0 {
 		return []safetensors.Tensor{scalarOf("step", s.step), tensorOf("variance", shape, s.variance)}
 	}
-	if m, err := g.a.params[param].matrices(); err != nil || m != s.shape { // what Step refuses is saved as it was
+	if m, err := a.params[param].matrices(); err != nil || m != s.shape { // what Step refuses is saved as it was
 		shape = []int{s.shape.batch, s.shape.rows, s.shape.cols}
 	}
 	row, col := slices.Clone(shape), slices.Clone(shape)
@@ -516,19 +490,19 @@ func (g adafactorGroup[T]) tensors(param int) []safetensors.Tensor {
 	return []safetensors.Tensor{scalarOf("step", s.step), tensorOf("row_var", row, s.rowVar), tensorOf("col_var", col, s.colVar)}
 }
 
-func (g adafactorGroup[T]) load(saved *savedGroup) (func(), error) {
-	o := g.a.AdafactorOptions
-	if err := errors.Join(saved.expect("Adafactor"), saved.decode(o.options())); err != nil {
+func (a *Adafactor[T]) load(saved *savedGroup) (func(), error) {
+	o, err := adafactor.load(saved, a.AdafactorOptions)
+	if err != nil {
 		return nil, err
 	}
 	if math.IsNaN(o.Eps[0]) {
 		o.Eps[0] = machineEpsilon[T]()
 	}
-	if err := o.check(); err != nil {
+	if err := adafactor.checkOptions(o); err != nil {
 		return nil, err
 	}
-	states := make([]adafactorState[T], len(g.a.params))
-	for i, p := range g.a.params {
+	states := make([]adafactorState[T], len(a.params))
+	for i, p := range a.params {
 		s, to := &saved.states[i], &states[i]
 		shape, err := p.matrices()
 		if err != nil {
@@ -548,5 +522,5 @@ func (g adafactorGroup[T]) load(saved *savedGroup) (func(), error) {
 			return nil, err
 		}
 	}
-	return func() { g.a.AdafactorOptions, g.a.states = o, states }, nil
+	return func() { a.AdafactorOptions, a.states = *o, states }, nil
 }

@@ -9,20 +9,11 @@ import (
 	"github.com/goptim/goptim/goptim"
 )
 
-// withFactored adds the optimizers of matrices to kinds.
-func withFactored() map[string]func([]*goptim.Param[float32]) (stepper, error) {
-	all := kinds[float32]()
-	all["Adafactor"] = func(p []*goptim.Param[float32]) (stepper, error) {
-		return goptim.NewAdafactor(p, goptim.AdafactorOptions{})
-	}
-	return all
-}
-
 // TestParametersThatShareMemory has them step in their order, as on one thread: the first is written before the second,
 // of which it is the gradient, is stepped, and a third has half of its value in the first.
 func TestParametersThatShareMemory(t *testing.T) {
 	const n = 700_000
-	for name, build := range withFactored() {
+	for name, build := range kinds[float32](true) {
 		t.Run(name, func(t *testing.T) {
 			run := func(workers int) (values [][]float32) {
 				memory := params[float32](n+n/2, n, n/2)
@@ -48,7 +39,7 @@ func TestParametersThatShareMemory(t *testing.T) {
 // TestGradientThatIsTheValue is refused: torch's operations, one after the other, would read what others have written.
 func TestGradientThatIsTheValue(t *testing.T) {
 	memory := []float32{1, 2, 3, 4, 5, 6, 7, 8, 9}
-	build := withFactored()
+	build := kinds[float32](true)
 	build["Muon"] = func(p []*goptim.Param[float32]) (stepper, error) {
 		p[0].Shape = []int{2, 4}
 		return goptim.NewMuon(p, goptim.MuonOptions{})

@@ -25,8 +25,9 @@
 //
 // # Options
 //
-// Options whose zero has no use (a learning rate, betas, eps) take torch's default when they are zero; all others
-// mean what they say, so that torch's weight decay of 0.01 in AdamW is to be written down. After construction the options
+// The tags of an option are its name in torch, the default that New takes for zero, and its range. Options whose zero has
+// no use (a learning rate, betas, eps) have a default, which is torch's; all others mean what they say, so that torch's
+// weight decay of 0.01 in AdamW is to be written down. A pair takes its default if both are zero. After construction the options
 // are fields of the optimizer, exactly as the next Step uses them: a schedule assigns opt.LR, and zero is then zero.
 // Package schedule has torch's learning rates.
 //

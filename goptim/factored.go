@@ -8,8 +8,10 @@ import (
 	"sync"
 
 	"github.com/goptim/goptim/goptim/internal/engine"
+	"github.com/goptim/goptim/goptim/internal/heap"
 	"github.com/goptim/goptim/goptim/internal/kernel"
 	"github.com/goptim/goptim/goptim/internal/kernel/reduce"
+	"github.com/goptim/goptim/internal/steps"
 )
 
 // What optimizers share that keep numbers for the rows and columns of a parameter.
@@ -80,6 +82,37 @@ const (
 
 func (m matrices) small() bool {
 	return m.rows <= smallMatrix && m.cols <= smallMatrix && m.batch >= 8
+}
+
+// factoredClass registers an optimizer of batches of matrices, with rows of a form. A step is given the options of all
+// groups, and the words after them.
+func factoredClass[O any](c class[O], row string, step func(options []O, extra [][]float64, c steps.Call) error, extra ...string) *class[O] {
+	c = c.described()
+	k := c.kind()
+	k.Row, k.Extra, k.Spec = row, extra, &c
+	k.Step = func(call steps.Call) error {
+		var options []O
+		var extra [][]float64
+		for g := call.Groups; g != nil; g = g.After() {
+			var o O
+			c.decode(&o, g.Words())
+			options, extra = append(options, o), append(extra, g.Words()[c.words:])
+		}
+		return step(options, extra, call)
+	}
+	steps.Register(k)
+	return &c
+}
+
+// fusedNorms is the name of a word of a call: whether this torch's compiler fused all squares into a norm, as torch 2.6's
+// did.
+const fusedNorms = "fused_norms"
+
+// factoringsOf are those of a call, whose extra words begin with that one.
+func factoringsOf(c steps.Call, extra []float64) factorings {
+	return factorings{
+		threads: c.Threads, team: c.Team, meanThreads: c.Threads, order: reduce.Order{Fused: extra[0] != 0}, pow: powOf(c),
+	}
 }
 
 // factorings are what one step of several parameters has in common.
@@ -178,7 +211,4 @@ func (s *scratch[T]) extendNorms(param, update []T) {
 }
 
 // grown is n elements of memory that is kept for the next.
-func grown[T any](s *[]T, n int) []T {
-	*s = slices.Grow((*s)[:0], n)[:n]
-	return *s
-}
+func grown[T any](s *[]T, n int) []T { return heap.Grown(s, n) }

@@ -9,6 +9,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -91,7 +92,6 @@ func read[T goptim.Float](t *testing.T, r *runFile, name string) ([]T, []int) {
 // follow is an optimizer of the run's class and parameters, as they are after a step.
 func follow[T goptim.Float](t *testing.T, r *runFile, step int) (subject[T], func(step int)) {
 	var s subject[T]
-	var err error
 	value := func(name string) ([]T, []int) {
 		v, shape := read[T](t, r, fmt.Sprintf("value.%d.%s", step, name))
 		require.NotNil(t, v)
@@ -102,15 +102,11 @@ func follow[T goptim.Float](t *testing.T, r *runFile, step int) (subject[T], fun
 			v, shape := value(name)
 			s.sparse = append(s.sparse, &goptim.SparseParam[T]{Name: name, Value: v, Width: shape[1]})
 		}
-		var o goptim.Optimizer
-		switch r.class {
-		case "SGD":
-			o, err = goptim.NewSparseSGD(s.sparse, goptim.SGDOptions{})
-		case "Adagrad":
-			o, err = goptim.NewSparseAdagrad(s.sparse, goptim.AdagradOptions{})
-		case "SparseAdam":
-			o, err = goptim.NewSparseAdam(s.sparse, goptim.SparseAdamOptions{})
-		}
+		name := "Sparse" + strings.TrimPrefix(r.class, "Sparse")
+		all := sparseConstructors[T]()
+		at := slices.IndexFunc(all, func(c constructor[goptim.SparseParam[T]]) bool { return c.name == name })
+		require.GreaterOrEqual(t, at, 0, name)
+		o, err := all[at].build(s.sparse, func(any) {})
 		require.NoError(t, err)
 		s.Stateful, s.step = o, o.Step
 	} else {
@@ -129,12 +125,7 @@ func follow[T goptim.Float](t *testing.T, r *runFile, step int) (subject[T], fun
 				return err
 			}
 		} else {
-			var built stepper
-			if r.class == "Muon" {
-				built, err = goptim.NewMuon(s.params, goptim.MuonOptions{})
-			} else {
-				built, err = goldenBuilders[T](t, []byte("{}"))[r.class](s.params)
-			}
+			built, err := golden[T](t, r.class, []byte("{}"))(s.params)
 			require.NoError(t, err)
 			s.Stateful, s.step = built.(goptim.Optimizer), built.Step
 		}

@@ -11,28 +11,35 @@ import (
 	"github.com/goptim/goptim/goptim/internal/kernel/f32"
 	"github.com/goptim/goptim/goptim/internal/kernel/f64"
 	"github.com/goptim/goptim/goptim/internal/kernel/reduce"
+	"github.com/goptim/goptim/internal/steps"
 )
 
-// HFAdafactorOptions are the hyperparameters of Adafactor (Shazeer & Stern, arXiv:1804.04235) as Hugging Face's
+// hfAdafactorOptions are the hyperparameters of Adafactor (Shazeer & Stern, arXiv:1804.04235) as Hugging Face's
 // transformers have it. It is for bindings; a Go program uses Adafactor.
-type HFAdafactorOptions struct {
-	LR             float64    // without RelativeStep
-	Eps            [2]float64 // added to squared gradients; and the least scale of a parameter
-	ClipThreshold  float64
-	DecayRate      float64
-	Averages       bool // there is an exp_avg, which decays by Beta1
-	Beta1          float64
-	WeightDecay    float64
-	ScaleParameter bool
-	RelativeStep   bool
-	WarmupInit     bool
-	OnlyCheck      bool // StepTable reports what it would refuse, and writes nothing
+type hfAdafactorOptions struct {
+	LR             float64    `torch:"lr,null"` // without RelativeStep
+	Eps            [2]float64 `torch:"eps"`     // added to squared gradients; and the least scale of a parameter
+	ClipThreshold  float64    `torch:"clip_threshold"`
+	DecayRate      float64    `torch:"decay_rate"`
+	Beta1          float64    `torch:"beta1,null"` // decay of an average of updates, if there is one
+	WeightDecay    float64    `torch:"weight_decay"`
+	ScaleParameter bool       `torch:"scale_parameter"`
+	RelativeStep   bool       `torch:"relative_step"`
+	WarmupInit     bool       `torch:"warmup_init"`
+
+	averages bool // there is an exp_avg, which decays by Beta1
 }
 
-// An hfRow is one parameter of a table for HFAdafactorOptions.StepTable: ten 64-bit words.
+var _ = factoredClass(class[hfAdafactorOptions]{
+	name:      "HFAdafactor",
+	uncounted: true, // in Go: a row has the number of its step
+	states:    []state{{key: "exp_avg_sq_row"}, {key: "exp_avg_sq_col"}, {key: "exp_avg_sq"}, {key: "exp_avg", when: "beta1"}},
+}, steps.HF, stepHFAdafactor, fusedNorms, "has_beta1")
+
+// An hfRow is one parameter of a table: ten 64-bit words.
 type hfRow struct {
 	n        int64
-	kind     engine.Kind // as in a Table
+	kind     engine.Kind
 	param    uintptr
 	grad     uintptr
 	step     int64   // the number of this step, from 1
@@ -42,19 +49,24 @@ type hfRow struct {
 	shape    uintptr // rows of a matrix, plus 2 to the power of 32 times columns; 0 for a vector
 }
 
-// StepTable runs one step over a table whose rows are of ten 64-bit words: the number of elements, their dtype, the
-// addresses of the parameter and the gradient, the number of this step, the addresses of RMS, exp_avg_sq_row and
-// exp_avg_sq_col (or exp_avg_sq, and 0) and exp_avg (or 0), and the shape as in Adafactor's table. It takes the options
-// unchecked, as transformers do. On an error that wraps ErrParam nothing has changed.
-func (o HFAdafactorOptions) StepTable(t Table) error {
-	if t.Rows == 0 {
-		return nil
+// stepHFAdafactor steps groups one after the other. It takes the options unchecked, as transformers do.
+func stepHFAdafactor(options []hfAdafactorOptions, extra [][]float64, c steps.Call) error {
+	g := c.Groups
+	for i := range options {
+		o := &options[i]
+		o.averages = extra[i][1] != 0
+		if err := o.step(g, factoringsOf(c, extra[i]), c.OnlyCheck); err != nil {
+			return fmt.Errorf("goptim: hf.Adafactor: %w", err)
+		}
+		g = g.After()
 	}
-	if t.Rows < 0 || t.Address < 4096 || t.Address%8 != 0 {
-		return fmt.Errorf("goptim: hf.Adafactor: a table of %d rows at %#x: %w", t.Rows, t.Address, ErrParam)
-	}
-	table := unsafe.Slice((*hfRow)(engine.Pointer(t.Address)), t.Rows)
-	rows := make([]engine.Row, t.Rows)
+	return nil
+}
+
+// step steps a group. On an error nothing has changed.
+func (o *hfAdafactorOptions) step(g *steps.Group, f factorings, onlyCheck bool) error {
+	table := unsafe.Slice((*hfRow)(engine.Pointer(g.Table)), g.Rows)
+	rows := make([]engine.Row, len(table))
 	for i, r := range table {
 		rows[i] = engine.Row{
 			N: r.n, Kind: r.kind, Param: r.param, Grad: r.grad, State: [engine.States]uintptr{r.row, r.col, r.shape},
@@ -63,41 +75,34 @@ func (o HFAdafactorOptions) StepTable(t Table) error {
 		if err == nil {
 			err = checkFactored(&rows[i])
 		}
-		if err == nil && (r.rms < 4096 || (o.Averages && r.expAvg < 4096) || r.step < 1) {
+		if err == nil && (r.rms < 4096 || (o.averages && r.expAvg < 4096) || r.step < 1) {
 			err = fmt.Errorf("step %d, RMS at %#x, exp_avg at %#x", r.step, r.rms, r.expAvg)
 		}
 		if err != nil {
-			return fmt.Errorf("goptim: hf.Adafactor: row %d: %w: %w", i, err, ErrParam)
+			return fmt.Errorf("row %d: %w: %w", i, err, ErrParam)
 		}
 	}
-	f := factorings{threads: t.Threads, team: t.Team, meanThreads: t.Threads, order: reduce.Order{Fused: t.FusedNorms}, pow: t.pow()}
 	f.do = func(i int) {
 		if rows[i].DType() == engine.Float32 {
-			updateHFAdafactor(&o, &rows[i], &table[i], &f, &hfAdafactor32)
+			updateHFAdafactor(o, &rows[i], &table[i], &f, &hfAdafactor32)
 		} else {
-			updateHFAdafactor(&o, &rows[i], &table[i], &f, &hfAdafactor64)
+			updateHFAdafactor(o, &rows[i], &table[i], &f, &hfAdafactor64)
 		}
 	}
 	f.more = func(i int) {
 		size := rows[i].DType().Size()
-		if f.ranges.Write(table[i].rms, size); o.Averages {
+		if f.ranges.Write(table[i].rms, size); o.averages {
 			f.ranges.Write(table[i].expAvg, int(rows[i].N)*size)
 		}
 	}
-	if err := o.checkScalars(rows, table, &f); err != nil {
-		return fmt.Errorf("goptim: hf.Adafactor: %w", err)
+	if err := o.checkScalars(rows, table, &f); err != nil || onlyCheck {
+		return err
 	}
-	if o.OnlyCheck {
-		return nil
-	}
-	if err := f.each(rows); err != nil {
-		return fmt.Errorf("goptim: hf.Adafactor: %w", err)
-	}
-	return nil
+	return f.each(rows)
 }
 
 // checkScalars computes the scalars of all rows for their errors.
-func (o *HFAdafactorOptions) checkScalars(rows []engine.Row, table []hfRow, f *factorings) error {
+func (o *hfAdafactorOptions) checkScalars(rows []engine.Row, table []hfRow, f *factorings) error {
 	var log scalarLog
 	n := now{log: &log, pow: f.pow}
 	for i := range rows {
@@ -107,7 +112,7 @@ func (o *HFAdafactorOptions) checkScalars(rows []engine.Row, table []hfRow, f *f
 		} else {
 			n.narrow(1 - (1 - z))
 		}
-		if o.Averages {
+		if o.averages {
 			n.narrow(1 - o.Beta1)
 		}
 		if o.WeightDecay != 0 && log.err == nil {
@@ -119,7 +124,7 @@ func (o *HFAdafactorOptions) checkScalars(rows []engine.Row, table []hfRow, f *f
 
 // decayOf is the factor of the weight decay, where it is a number; it is 0 where it is a tensor, because it is relative
 // to the root mean square of the parameter.
-func (o *HFAdafactorOptions) decayOf(n *now, f *factorings) float64 {
+func (o *hfAdafactorOptions) decayOf(n *now, f *factorings) float64 {
 	if !o.ScaleParameter {
 		return -o.WeightDecay * o.rate(n.t)
 	}
@@ -150,7 +155,7 @@ var (
 	}
 )
 
-func updateHFAdafactor[T Float](o *HFAdafactorOptions, r *engine.Row, at *hfRow, f *factorings, k *hfAdafactorKernels[T]) {
+func updateHFAdafactor[T Float](o *hfAdafactorOptions, r *engine.Row, at *hfRow, f *factorings, k *hfAdafactorKernels[T]) {
 	n, shape, t := int(r.N), matricesOf(r), float64(at.step)
 	p, g := elements[T](r.Param, n), elements[T](r.Grad, n)
 	s := takeScratch[T](&k.scratches)
@@ -181,7 +186,7 @@ func updateHFAdafactor[T Float](o *HFAdafactorOptions, r *engine.Row, at *hfRow,
 	}
 	h.Clip = float64(clip)
 	var expAvg []T
-	if o.Averages {
+	if o.averages {
 		expAvg = elements[T](at.expAvg, n)
 	}
 	kernel.Apply(k.step, h, p, u, [3][]T{expAvg})
@@ -189,7 +194,7 @@ func updateHFAdafactor[T Float](o *HFAdafactorOptions, r *engine.Row, at *hfRow,
 
 // rates are the learning rate and the factor of the weight decay. Where the scale of the parameter is a tensor, torch
 // rounds every product.
-func (o *HFAdafactorOptions) rates(t, rms, leastScale float64, round func(float64) float64) (lr, decay float64) {
+func (o *hfAdafactorOptions) rates(t, rms, leastScale float64, round func(float64) float64) (lr, decay float64) {
 	lr = o.rate(t)
 	switch {
 	case !o.ScaleParameter:
@@ -204,7 +209,7 @@ func (o *HFAdafactorOptions) rates(t, rms, leastScale float64, round func(float6
 }
 
 // rate is the learning rate, before it is scaled.
-func (o *HFAdafactorOptions) rate(t float64) float64 {
+func (o *hfAdafactorOptions) rate(t float64) float64 {
 	if !o.RelativeStep {
 		return o.LR
 	}

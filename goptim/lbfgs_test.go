@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/goptim/goptim/goptim"
+	"github.com/goptim/goptim/internal/steps"
 )
 
 // rosenbrock is (1-x)² + 100(y-x²)² at v, and puts the gradient beside it.
@@ -124,7 +125,7 @@ func TestLBFGSAllocatesItsHistoryAlone(t *testing.T) {
 	}
 	step()
 	step()
-	if allocations := testing.AllocsPerRun(10, step); !raceDetector {
+	if allocations := testing.AllocsPerRun(10, step); !goptim.RaceDetector {
 		assert.Zero(t, allocations)
 	}
 }
@@ -187,8 +188,7 @@ func TestLBFGSRefuses(t *testing.T) {
 		return 1, nil
 	})
 	require.ErrorIs(t, err, goptim.ErrLineSearch)
-	_, err = goptim.ResumeLBFGS(4096, 8, 1, nil)
+	_, err = steps.ResumeLBFGS(4096, 8, 1, nil)
 	require.ErrorIs(t, err, goptim.ErrParam)
-	_, err = new(goptim.LBFGSMachine).Resume(1, nil)
-	require.ErrorIs(t, err, goptim.ErrParam)
+	require.ErrorContains(t, err, "goptim: LBFGS: a machine of 8 bytes at 0x1000")
 }

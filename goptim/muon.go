@@ -12,20 +12,37 @@ import (
 	"github.com/goptim/goptim/goptim/internal/kernel"
 	"github.com/goptim/goptim/goptim/internal/kernel/f32"
 	"github.com/goptim/goptim/goptim/internal/kernel/f64"
+	"github.com/goptim/goptim/goptim/internal/newtonschulz"
 	"github.com/goptim/goptim/goptim/internal/safetensors"
+	"github.com/goptim/goptim/internal/steps"
 )
 
 // MuonOptions are the hyperparameters of Muon.
 type MuonOptions struct {
-	LR             float64      // learning rate, ≥ 0; New takes 0 as 1e-3
-	WeightDecay    float64      // shrinks the parameter itself, ≥ 0; torch's default is 0.1
-	Momentum       float64      // decay of the momentum, ≥ 0; New takes 0 as 0.95
-	Nesterov       bool         // torch's default is true
-	NSCoefficients [3]float64   // of the quintic polynomial; New takes zeros as {3.4445, -4.7750, 2.0315}
-	Eps            float64      // the least norm that an update is divided by; New takes 0 as 1e-7
-	NSSteps        int          // of Newton-Schulz, from 0 to 99; New takes 0 as 5
-	AdjustLR       LRAdjustment // to the shape of a matrix
+	LR             float64      `torch:"lr" default:"1e-3" range:"[0,inf]"`               // learning rate
+	WeightDecay    float64      `torch:"weight_decay" range:"[0,inf]"`                    // shrinks the parameter itself; torch's default is 0.1
+	Momentum       float64      `torch:"momentum" default:"0.95" range:"[0,inf]"`         // decay of the momentum
+	Nesterov       bool         `torch:"nesterov"`                                        // torch's default is true
+	NSCoefficients [3]float64   `torch:"ns_coefficients" default:"3.4445 -4.7750 2.0315"` // of the quintic polynomial
+	Eps            float64      `torch:"eps" default:"1e-7" range:"[0,inf]"`              // the least norm that an update is divided by
+	NSSteps        int          `torch:"ns_steps" default:"5" range:"[0,100)"`            // of Newton-Schulz
+	AdjustLR       LRAdjustment `torch:"adjust_lr_fn,null"`                               // to the shape of a matrix
 }
+
+var muon = class[MuonOptions]{
+	name:      "Muon",
+	uncounted: true,
+	states:    []state{{key: "momentum_buffer"}},
+	check: func(o *MuonOptions) error {
+		return require(o.AdjustLR >= 0 && o.AdjustLR <= AdjustNone, "Muon", "AdjustLR", float64(o.AdjustLR), "one of the constants")
+	},
+}.described()
+
+// The halves of a step, between which the update is made orthogonal.
+var (
+	_ = muonHalf("MuonMomentum", []string{"momentum", "nesterov"}, (*MuonOptions).towardGroup)
+	_ = muonHalf("MuonUpdate", []string{"lr", "weight_decay", "adjust_lr_fn"}, (*MuonOptions).movementGroup, "height", "width")
+)
 
 // An LRAdjustment is a factor of Muon's learning rate, by the shape of a matrix of A rows and B columns.
 type LRAdjustment int64
@@ -60,7 +77,7 @@ type Muon[T Float] struct {
 	params      []*Param[T]
 	momenta     [][]T
 	update      []T
-	schulz      newtonSchulz
+	workspace   newtonschulz.Workspace
 	row         [1]engine.Row
 	log         scalarLog
 	now         now
@@ -69,22 +86,8 @@ type Muon[T Float] struct {
 // NewMuon makes a Muon of params, each a matrix by its Shape of two dimensions: a hidden layer's weight. The error wraps
 // ErrOption or ErrParam.
 func NewMuon[T Float](params []*Param[T], o MuonOptions) (*Muon[T], error) {
-	if o.LR == 0 {
-		o.LR = 1e-3
-	}
-	if o.Momentum == 0 {
-		o.Momentum = 0.95
-	}
-	if o.NSCoefficients == [3]float64{} {
-		o.NSCoefficients = [3]float64{3.4445, -4.7750, 2.0315}
-	}
-	if o.Eps == 0 {
-		o.Eps = 1e-7
-	}
-	if o.NSSteps == 0 {
-		o.NSSteps = 5
-	}
-	if err := o.check(); err != nil {
+	muon.setDefaults(&o)
+	if err := muon.checkOptions(&o); err != nil {
 		return nil, err
 	}
 	if err := checkParams("Muon", params); err != nil {
@@ -98,30 +101,6 @@ func NewMuon[T Float](params []*Param[T], o MuonOptions) (*Muon[T], error) {
 		m.momenta[i] = make([]T, len(p.Value))
 	}
 	return m, nil
-}
-
-func (o *MuonOptions) check() error {
-	return errors.Join(
-		require(o.LR >= 0, "Muon", "LR", o.LR, "at least 0"),
-		require(o.WeightDecay >= 0, "Muon", "WeightDecay", o.WeightDecay, "at least 0"),
-		require(o.Momentum >= 0, "Muon", "Momentum", o.Momentum, "at least 0"),
-		require(o.Eps >= 0, "Muon", "Eps", o.Eps, "at least 0"),
-		require(o.NSSteps >= 0 && o.NSSteps < 100, "Muon", "NSSteps", float64(o.NSSteps), "at least 0 and below 100"),
-		require(o.AdjustLR >= 0 && o.AdjustLR <= AdjustNone, "Muon", "AdjustLR", float64(o.AdjustLR), "one of the constants"),
-	)
-}
-
-func (o *MuonOptions) options() []option {
-	return []option{
-		{"lr", (*number)(&o.LR)},
-		{"weight_decay", (*number)(&o.WeightDecay)},
-		{"momentum", (*number)(&o.Momentum)},
-		{"nesterov", &o.Nesterov},
-		{"ns_coefficients", tupleOf(o.NSCoefficients[:])},
-		{"eps", (*number)(&o.Eps)},
-		{"ns_steps", &o.NSSteps},
-		{"adjust_lr_fn", &o.AdjustLR},
-	}
 }
 
 // checkMatrix reports what is wrong with a parameter that had a number of elements at first.
@@ -146,7 +125,7 @@ func (p *Param[T]) checkMatrix(i, elements int) error {
 
 // Check reports what Step would refuse now.
 func (m *Muon[T]) Check() error {
-	err := m.check()
+	err := muon.checkOptions(&m.MuonOptions)
 	for i, p := range m.params {
 		err = errors.Join(err, p.checkMatrix(i, len(m.momenta[i])))
 	}
@@ -173,23 +152,25 @@ func (m *Muon[T]) MarshalBinary() ([]byte, error) { return marshal(m) }
 // UnmarshalBinary takes options and state: see Stateful.
 func (m *Muon[T]) UnmarshalBinary(data []byte) error { return unmarshal(m, data) }
 
-func (m *Muon[T]) groups() []group { return []group{muonGroup[T]{m}} }
+func (m *Muon[T]) groups() []group   { return []group{m} }
+func (m *Muon[T]) usable() error     { return nil }
+func (m *Muon[T]) className() string { return muon.name }
+func (m *Muon[T]) options() []option { return muon.options(&m.MuonOptions) }
+func (m *Muon[T]) handles() []handle { return handlesOf(m.params) }
+func (m *Muon[T]) ordered() bool     { return false }
 
 // Step updates every parameter that has a gradient. On an error that wraps ErrOption or ErrParam nothing has changed.
 func (m *Muon[T]) Step() error {
 	if err := m.Check(); err != nil {
 		return err
 	}
-	threads := m.Workers
-	if threads <= 0 {
-		threads = runtime.GOMAXPROCS(0)
-	}
+	threads := threadsOf(m.Workers)
 	for i, p := range m.params {
 		if p.Grad == nil {
 			continue
 		}
 		rows, cols := p.Shape[0], p.Shape[1]
-		m.update = sized(m.update, len(p.Value))
+		m.update = slices.Grow(m.update[:0], len(p.Value))[:len(p.Value)]
 		m.row[0] = engine.Row{
 			N:     int64(len(p.Value)),
 			Kind:  engine.KindOf(dtype[T](), engine.None),
@@ -199,7 +180,7 @@ func (m *Muon[T]) Step() error {
 		}
 		err := runMuon(m.toward(m.row[:]), threads, nil)
 		if err == nil {
-			err = orthogonalize(&m.schulz, m.update, rows, cols, &m.MuonOptions, threads)
+			err = m.orthogonalize(rows, cols, threads)
 		}
 		if err == nil {
 			err = runMuon(m.movement(m.row[:], rows, cols), threads, nil)
@@ -212,28 +193,59 @@ func (m *Muon[T]) Step() error {
 	return nil
 }
 
+// orthogonalize replaces the update, a matrix, by its nearest orthogonal one, approximately.
+func (m *Muon[T]) orthogonalize(rows, cols, threads int) error {
+	o := newtonschulz.Options{Coefficients: m.NSCoefficients, Eps: m.Eps, Steps: m.NSSteps}
+	if err := newtonschulz.Orthogonalize(&m.workspace, m.update, rows, cols, o, threads); err != nil {
+		return fmt.Errorf("goptim: Muon: %w", err)
+	}
+	return nil
+}
+
 // muonLayout is the layout of Muon's rows: momentum_buffer, and the update.
 var muonLayout = engine.Layout{State: [engine.States]engine.Use{engine.Column, engine.Column}}
 
-// MomentumTable runs the first half of a step over a table whose states are momentum_buffer and the update: momentum
-// moves, and the update is written, for the caller to make orthogonal. It takes the options unchecked. On an error that
-// wraps ErrParam nothing has changed.
-func (o MuonOptions) MomentumTable(t Table) error {
-	rows, err := t.rows("Muon", muonLayout)
-	if err != nil {
-		return err
+// muonHalf registers a half of a step: its options, and what it does with a group whose states are momentum_buffer and
+// the update. It takes the options unchecked.
+func muonHalf(name string, options []string, pass func(o *MuonOptions, rows []engine.Row, extra []float64) muonPass, extra ...string) *steps.Kind {
+	half := muon
+	half.fields = nil
+	for _, key := range options {
+		half.fields = append(half.fields, *muon.field(key))
 	}
-	return runMuon(o.toward(rows), t.Threads, t.Team)
+	k := half.kind()
+	k.Name, k.Classes, k.Extra = name, map[string]map[string]float64{name: {}}, append(k.Extra, extra...)
+	if slices.Contains(options, "adjust_lr_fn") {
+		k.Names = map[string]map[string]float64{"adjust_lr_fn": {"": float64(AdjustOriginal)}}
+		for i, name := range lrAdjustments {
+			k.Names["adjust_lr_fn"][name] = float64(i)
+		}
+	}
+	k.Step = func(c steps.Call) error {
+		for g := c.Groups; g != nil; g = g.After() {
+			rows, err := rowsOf(g, "Muon", muonLayout)
+			if err != nil {
+				return err
+			}
+			var o MuonOptions
+			half.decode(&o, g.Words())
+			if err := runMuon(pass(&o, rows, g.Words()[len(options):]), c.Threads, c.Team); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	steps.Register(k)
+	return k
 }
 
-// UpdateTable runs the second half of a step over the table of the first, its updates now orthogonal: parameters, all of one
+// towardGroup is the first half: momentum moves, and the update is written, for the caller to make orthogonal.
+func (o *MuonOptions) towardGroup(rows []engine.Row, _ []float64) muonPass { return o.toward(rows) }
+
+// movementGroup is the second half, of the table of the first, whose updates are orthogonal now: parameters, all of one
 // shape, decay, and move by their updates.
-func (o MuonOptions) UpdateTable(t Table, rows, cols int) error {
-	table, err := t.rows("Muon", muonLayout)
-	if err != nil {
-		return err
-	}
-	return runMuon(o.movement(table, rows, cols), t.Threads, t.Team)
+func (o *MuonOptions) movementGroup(rows []engine.Row, shape []float64) muonPass {
+	return o.movement(rows, int(shape[0]), int(shape[1]))
 }
 
 // checkScalars computes the scalars of a matrix for their errors.
@@ -312,178 +324,6 @@ func (p *muonPass) Update(part engine.Part) {
 	}
 }
 
-// bfloat16 rounds to the nearest bfloat16, ties to even: to the upper half of a float32.
-func bfloat16(x float32) float32 {
-	bits := math.Float32bits(x)
-	if bits&0x7fffffff > 0x7f800000 {
-		return x // NaN, which rounding could turn into another thing
-	}
-	return math.Float32frombits((bits + 0x7fff + bits>>16&1) &^ 0xffff)
-}
-
-// A newtonSchulz makes matrices orthogonal, nearly: it moves all their singular values toward 1. Its memory is kept for the
-// next one. Matrices are float32 whose values are bfloat16's.
-type newtonSchulz struct {
-	x, next, transposed, gram, square []float32
-	product                           product
-}
-
-// orthogonalize rounds a matrix X to bfloat16, with at most as many rows as columns or else transposed, and replaces it by
-// X/‖X‖ and then as often as the options say by aX + (bA + cA²)X, where A is XXᵀ. As in torch every product is rounded.
-func orthogonalize[T Float](s *newtonSchulz, update []T, rows, cols int, o *MuonOptions, threads int) error {
-	m, k := min(rows, cols), max(rows, cols)
-	s.x, s.next, s.transposed = sized(s.x, m*k), sized(s.next, m*k), sized(s.transposed, m*k)
-	s.gram, s.square = sized(s.gram, m*m), sized(s.square, m*m)
-	x, next := s.x, s.next
-	for i, v := range update {
-		x[i] = bfloat16(float32(v))
-	}
-	if rows > cols {
-		transpose(s.transposed, x, rows, cols)
-		copy(x, s.transposed)
-	}
-	sum := 0.0
-	for _, v := range x {
-		sum += float64(v) * float64(v)
-	}
-	norm := max(bfloat16(float32(math.Sqrt(sum))), bfloat16(float32(o.Eps)))
-	for i := range x {
-		x[i] = bfloat16(x[i] / norm)
-	}
-	a, b, c := o.NSCoefficients[0], o.NSCoefficients[1], o.NSCoefficients[2]
-	for range o.NSSteps {
-		transpose(s.transposed, x, m, k)
-		err := errors.Join(
-			s.product.run(s.gram, x, s.transposed, nil, m, k, m, 1, 0, threads),
-			s.product.run(s.square, s.gram, s.gram, s.gram, m, m, m, c, b, threads),
-			s.product.run(next, s.square, x, x, m, m, k, 1, a, threads),
-		)
-		if err != nil {
-			return err
-		}
-		x, next = next, x
-	}
-	if rows > cols {
-		transpose(s.transposed, x, m, k)
-		x = s.transposed
-	}
-	for i, v := range x {
-		update[i] = T(v)
-	}
-	return nil
-}
-
-// A product of matrices is alpha·AB + beta·C, rounded to bfloat16; A has inner columns, B and C have cols.
-type product struct {
-	out, a, b, c []float32
-	inner, cols  int
-	alpha, beta  float32
-	row          [1]engine.Row
-}
-
-func (p *product) run(out, a, b, c []float32, rows, inner, cols int, alpha, beta float64, threads int) error {
-	p.out, p.a, p.b, p.c, p.inner, p.cols, p.alpha, p.beta = out, a, b, c, inner, cols, float32(alpha), float32(beta)
-	// The engine splits the multiplications; an element of the product is of the chunk in which its first one is.
-	p.row[0] = engine.Row{
-		N:     int64(rows) * int64(inner) * int64(cols),
-		Kind:  engine.KindOf(engine.Float32, engine.None),
-		Param: address(out),
-	}
-	if err := engine.Run(p, p.row[:], threads, nil); err != nil {
-		return fmt.Errorf("goptim: Muon: %w", err)
-	}
-	return nil
-}
-
-// A tile of B of so many rows and columns stays in a core's cache while all rows of A in a chunk pass it.
-const tileRows, tileCols = 128, 512
-
-// Update implements engine.Pass.
-func (p *product) Update(part engine.Part) {
-	lo, hi := (part.Lo+p.inner-1)/p.inner, (part.Hi+p.inner-1)/p.inner
-	if lo >= hi {
-		return
-	}
-	f := factorsPool.Get().(*factors)
-	defer factorsPool.Put(f)
-	clear(p.out[lo:hi])
-	for col := 0; col < p.cols; col += tileCols {
-		for k := 0; k < p.inner; k += tileRows {
-			for row := lo / p.cols; row*p.cols < hi; row++ {
-				from, to := max(lo, row*p.cols+col), min(hi, row*p.cols+min(col+tileCols, p.cols))
-				if from < to {
-					p.accumulate(f, row, k, min(k+tileRows, p.inner), from, to)
-				}
-			}
-		}
-	}
-	for i := lo; i < hi; i++ {
-		x := p.alpha * p.out[i]
-		if p.c != nil {
-			x += float32(p.beta * p.c[i])
-		}
-		p.out[i] = bfloat16(x)
-	}
-}
-
-// factors is what accumulate needs, not on the stack: see kernel.Apply.
-type factors struct {
-	kernel.Combine
-	rest [5][]float32 // a vector of the product, and of four rows
-}
-
-var factorsPool = sync.Pool{New: func() any {
-	f := new(factors)
-	for i := range f.rest {
-		f.rest[i] = make([]float32, kernel.Lanes[float32]())
-	}
-	return f
-}}
-
-// accumulate adds the products of elements k to end of a row of A with those rows of B to elements from to to of the product.
-func (p *product) accumulate(f *factors, row, k, end, from, to int) {
-	a := p.a[row*p.inner:][:p.inner]
-	at, n := from-row*p.cols, to-from
-	whole := n - n%kernel.Lanes[float32]()
-	for ; k < end; k += 4 {
-		var columns [4][]float32
-		for i := range columns {
-			f.A[i], columns[i] = 0, columns[0]
-			if k+i < end {
-				f.A[i], columns[i] = float64(a[k+i]), p.b[(k+i)*p.cols+at:][:n]
-			}
-		}
-		kernel.Apply(f32.Combine, &f.Combine, p.out[from:from+whole], columns[0][:whole], [3][]float32(columns[1:]))
-		if whole == n {
-			continue
-		}
-		// Apply's own copies would be written back to B, which other threads read.
-		copy(f.rest[0], p.out[from+whole:to])
-		for i, c := range columns {
-			copy(f.rest[1+i], c[whole:])
-		}
-		kernel.Apply(f32.Combine, &f.Combine, f.rest[0], f.rest[1], [3][]float32(f.rest[2:]))
-		copy(p.out[from+whole:to], f.rest[0])
-	}
-}
-
-// transpose makes to, of cols rows, the transpose of from, in squares that stay in cache.
-func transpose(to, from []float32, rows, cols int) {
-	const side = 32
-	for i0 := 0; i0 < rows; i0 += side {
-		for j0 := 0; j0 < cols; j0 += side {
-			for i := i0; i < min(i0+side, rows); i++ {
-				for j := j0; j < min(j0+side, cols); j++ {
-					to[j*rows+i] = from[i*cols+j]
-				}
-			}
-		}
-	}
-}
-
-// sized is a slice of n elements, of s's memory if that is enough.
-func sized[E any](s []E, n int) []E { return slices.Grow(s[:0], n)[:n] }
-
 // lrAdjustments are torch's names of the adjustments; null is the first, and what it does not know the last.
 var lrAdjustments = [...]string{"original", "match_rms_adamw", "spectral_unclamped", "none"}
 
@@ -512,28 +352,20 @@ func (a *LRAdjustment) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// A muonGroup is a Muon as its state is saved.
-type muonGroup[T Float] struct{ m *Muon[T] }
-
-func (g muonGroup[T]) class() string     { return "Muon" }
-func (g muonGroup[T]) options() []option { return g.m.options() }
-func (g muonGroup[T]) params() []handle  { return handles(g.m.params) }
-
-func (g muonGroup[T]) tensors(param int) []safetensors.Tensor {
-	return []safetensors.Tensor{tensorOf("momentum_buffer", g.m.params[param].shape(), g.m.momenta[param])}
+func (m *Muon[T]) tensors(param int) []safetensors.Tensor {
+	return []safetensors.Tensor{tensorOf("momentum_buffer", m.params[param].shape(), m.momenta[param])}
 }
 
-func (g muonGroup[T]) load(saved *savedGroup) (func(), error) {
-	o := g.m.MuonOptions
-	o.AdjustLR = AdjustOriginal // which may be null
-	if err := errors.Join(saved.expect("Muon"), saved.decode(o.options())); err != nil {
+func (m *Muon[T]) load(saved *savedGroup) (func(), error) {
+	o, err := muon.load(saved, m.MuonOptions)
+	if err == nil {
+		err = muon.checkOptions(o)
+	}
+	if err != nil {
 		return nil, err
 	}
-	if err := o.check(); err != nil {
-		return nil, err
-	}
-	momenta := make([][]T, len(g.m.params))
-	for i, p := range g.m.params {
+	momenta := make([][]T, len(m.params))
+	for i, p := range m.params {
 		s := &saved.states[i]
 		if s.empty() {
 			momenta[i] = make([]T, len(p.Value))
@@ -544,5 +376,5 @@ func (g muonGroup[T]) load(saved *savedGroup) (func(), error) {
 			return nil, err
 		}
 	}
-	return func() { g.m.MuonOptions, g.m.momenta = o, momenta }, nil
+	return func() { m.MuonOptions, m.momenta = *o, momenta }, nil
 }

@@ -1,5 +1,6 @@
 //go:build !race
 
-package goptim_test
+package goptim
 
-const raceDetector = false
+// RaceDetector is whether the tests run under the race detector.
+const RaceDetector = false

@@ -9,7 +9,11 @@ import (
 
 	"github.com/goptim/goptim/goptim/internal/cpow"
 	"github.com/goptim/goptim/goptim/internal/engine"
+	"github.com/goptim/goptim/goptim/internal/kernel"
+	"github.com/goptim/goptim/internal/steps"
 )
+
+func init() { steps.VectorBits = kernel.VectorBits() }
 
 // Float is the type of a parameter's elements.
 type Float interface{ ~float32 | ~float64 }
@@ -31,38 +35,53 @@ var (
 	ErrParam = errors.New("invalid parameter")
 )
 
-// require is nil if ok; else an ErrOption that says what was expected of which option. The comparisons behind ok
-// are written so that a NaN fails.
-func require(ok bool, optimizer, option string, got float64, expected string) error {
-	if ok {
-		return nil
-	}
-	return fmt.Errorf("goptim: %s: %s is %v, expected %s: %w", optimizer, option, got, expected, ErrOption)
+// elementwise is what an elementwise optimizer embeds: parameters, their states, and the methods of an Optimizer. The
+// options are the fields of the struct that embeds it.
+type elementwise[T Float, O, S any] struct {
+	self    *elementwise[T, O, S] // to find a copy, whose options would be the original's
+	rule    bound[O, S]
+	workers *int
+	params  []*Param[T]
+	states  []paramState[T]
+	rows    []engine.Row
+	pass    pass[S]
 }
 
-// base is what every optimizer for Go programs has: its parameters, their states, and the rows made of them.
-type base[T Float, S any] struct {
-	params []*Param[T]
-	states []state[T]
-	rows   []engine.Row
-	pass   pass[S]
-}
-
-// state is what an optimizer keeps of one parameter.
-type state[T Float] struct {
+// paramState is what an elementwise optimizer keeps of one parameter.
+type paramState[T Float] struct {
 	step    float32 // as torch keeps it
 	numbers [engine.States]float32
 	columns [engine.States][]T
 	made    bool
 }
 
-// newBase checks the rule and the parameters.
-func newBase[T Float, S any](r rule[S], params []*Param[T]) (base[T, S], error) {
-	b := base[T, S]{params: slices.Clone(params), states: make([]state[T], len(params)), rows: make([]engine.Row, 0, len(params))}
-	if err := r.check(); err != nil {
-		return b, err
+// begin makes an optimizer of a spec, of parameters and of options, of which zeros become defaults.
+func (e *elementwise[T, O, S]) begin(s *spec[O, S], o *O, workers *int, params []*Param[T]) error {
+	s.setDefaults(o)
+	*e = elementwise[T, O, S]{
+		self: e, rule: bound[O, S]{s, o}, workers: workers, params: slices.Clone(params),
+		states: make([]paramState[T], len(params)), rows: make([]engine.Row, 0, len(params)),
 	}
-	return b, checkParams(r.name(), params)
+	if err := s.checkOptions(o); err != nil {
+		return err
+	}
+	return checkParams(s.nameOf(o), params)
+}
+
+// made is what a New function returns.
+func made[A any](a *A, err error) (*A, error) {
+	if err != nil {
+		return nil, err
+	}
+	return a, nil
+}
+
+// checkSelf reports an optimizer that no New function has made.
+func checkSelf(ok bool) error {
+	if !ok {
+		return fmt.Errorf("goptim: an optimizer was not made by its New function, or is a copy of another one: %w", ErrParam)
+	}
+	return nil
 }
 
 func checkParams[T Float](name string, params []*Param[T]) error {
@@ -89,81 +108,95 @@ func (p *Param[T]) describe(i int) string {
 	return fmt.Sprintf("parameter %d", i)
 }
 
-// step updates every parameter that has a gradient, on as many as threads threads. On an error that wraps ErrOption or
-// ErrParam nothing has changed.
-func (b *base[T, S]) step(r rule[S], threads int) error {
-	if err := errors.Join(r.check(), b.check(r.name())); err != nil {
+// threadsOf is as many threads as Workers allows.
+func threadsOf(workers int) int {
+	if workers <= 0 {
+		return runtime.GOMAXPROCS(0)
+	}
+	return workers
+}
+
+// Step updates every parameter that has a gradient. On an error that wraps ErrOption or ErrParam nothing has changed.
+func (e *elementwise[T, O, S]) Step() error {
+	if err := e.check(); err != nil {
 		return err
 	}
-	incomplete := b.gather(r)
-	if threads <= 0 {
-		threads = runtime.GOMAXPROCS(0)
-	}
-	if err := b.scalars(r); err != nil {
+	incomplete := e.gather()
+	if err := e.scalars(); err != nil {
 		return err
 	}
-	b.pass.commit()
+	e.pass.commit()
 	if incomplete {
-		b.makeStates(r)
+		e.makeStates()
 	}
-	err := engine.Run(&b.pass, b.rows, threads, nil)
-	runtime.KeepAlive(b) // the rows hold addresses
+	err := engine.Run(&e.pass, e.rows, threadsOf(*e.workers), nil)
+	runtime.KeepAlive(e) // the rows hold addresses
 	if err != nil {
-		return fmt.Errorf("goptim: %s: %w", r.name(), err)
+		return fmt.Errorf("goptim: %s: %w", e.rule.name(), err)
 	}
 	return nil
 }
 
-// scalars computes the scalars of the rows, and counts the step. On an error nothing has changed.
-func (b *base[T, S]) scalars(r rule[S]) error {
-	b.pass.begin(r.kernels(), b.rows)
-	err := b.pass.add(r, len(b.rows), now{pow: cpow.Pow})
-	if err != nil {
-		b.pass.restore()
-	}
-	return err
-}
-
-// checkAll reports what step would refuse.
-func (b *base[T, S]) checkAll(r rule[S]) error {
-	if err := errors.Join(r.check(), b.check(r.name())); err != nil {
+// Check reports what Step would refuse now.
+func (e *elementwise[T, O, S]) Check() error {
+	if err := e.check(); err != nil {
 		return err
 	}
-	b.gather(r)
-	err := b.scalars(r)
-	b.pass.restore()
+	e.gather()
+	err := e.scalars()
+	e.pass.restore()
 	return err
 }
 
-func (b *base[T, S]) check(name string) error {
-	for i, p := range b.params {
+// scalars computes the scalars of the rows, and counts the step. On an error nothing has changed.
+func (e *elementwise[T, O, S]) scalars() error {
+	e.pass.begin(e.rule.kernels(), e.rows)
+	err := e.pass.add(&e.rule, len(e.rows), now{pow: cpow.Pow})
+	if err != nil {
+		e.pass.restore()
+	}
+	return err
+}
+
+func (e *elementwise[T, O, S]) check() error {
+	if err := e.usable(); err != nil {
+		return err
+	}
+	if err := errors.Join(e.rule.checkOptions(e.rule.o), e.checkValues()); err != nil {
+		return err
+	}
+	return nil
+}
+
+func (e *elementwise[T, O, S]) checkValues() error {
+	for i, p := range e.params {
 		if overlap(p.Value, p.Grad) {
-			return p.errOverlap(name, i)
+			return p.errOverlap(e.rule.name(), i)
 		}
 		if p.Grad != nil && len(p.Grad) != len(p.Value) {
 			return fmt.Errorf("goptim: %s: %s: the gradient has %d elements, expected %d: %w",
-				name, p.describe(i), len(p.Grad), len(p.Value), ErrParam)
+				e.rule.name(), p.describe(i), len(p.Grad), len(p.Value), ErrParam)
 		}
-		for _, c := range b.states[i].columns {
+		for _, c := range e.states[i].columns {
 			if c != nil && len(c) != len(p.Value) {
 				return fmt.Errorf("goptim: %s: %s has %d elements, expected %d as at the last step: %w",
-					name, p.describe(i), len(p.Value), len(c), ErrParam)
+					e.rule.name(), p.describe(i), len(p.Value), len(c), ErrParam)
 			}
 		}
 	}
 	return nil
 }
 
-// gather makes the rows of one step: of every parameter that has a gradient, with the states that the rule's layout
-// names. Where one is missing, it reports incomplete, and makeStates completes the rows.
-func (b *base[T, S]) gather(r rule[S]) (incomplete bool) {
-	layout := r.layout()
-	b.rows = b.rows[:0]
-	for i, p := range b.params {
+// gather makes the rows of one step: of every parameter that has a gradient, with the states that the options ask for.
+// Where one is missing, it reports incomplete, and makeStates completes the rows.
+func (e *elementwise[T, O, S]) gather() (incomplete bool) {
+	layout := e.rule.layout()
+	e.rows = e.rows[:0]
+	for i, p := range e.params {
 		if p.Grad == nil {
 			continue
 		}
-		s := &b.states[i]
+		s := &e.states[i]
 		row := engine.Row{
 			N:     int64(len(p.Value)),
 			Kind:  engine.KindOf(dtype[T](), engine.Float32),
@@ -180,30 +213,30 @@ func (b *base[T, S]) gather(r rule[S]) (incomplete bool) {
 				row.State[k] = address(s.columns[k])
 			case engine.Number:
 				if !s.made {
-					s.numbers[k] = float32(r.initial(k))
+					s.numbers[k] = float32(e.rule.initial(e.rule.o, k))
 				}
 				row.Kind |= engine.NumberKind(k, engine.Float32)
 				row.State[k] = uintptr(unsafe.Pointer(&s.numbers[k]))
 			}
 		}
 		incomplete = incomplete || !s.made || row.First()
-		b.rows = append(b.rows, row)
+		e.rows = append(e.rows, row)
 	}
 	return incomplete
 }
 
 // makeStates makes the states that are missing in the rows.
-func (b *base[T, S]) makeStates(r rule[S]) {
-	layout, at := r.layout(), 0
-	for i, p := range b.params {
+func (e *elementwise[T, O, S]) makeStates() {
+	layout, at := e.rule.layout(), 0
+	for i, p := range e.params {
 		if p.Grad == nil {
 			continue
 		}
-		s := &b.states[i]
+		s := &e.states[i]
 		for k, use := range layout.State {
 			if use == engine.Column && s.columns[k] == nil {
-				s.columns[k] = slices.Repeat([]T{T(r.initial(k))}, len(p.Value))
-				b.rows[at].State[k] = address(s.columns[k])
+				s.columns[k] = slices.Repeat([]T{T(e.rule.initial(e.rule.o, k))}, len(p.Value))
+				e.rows[at].State[k] = address(s.columns[k])
 			}
 		}
 		s.made = true

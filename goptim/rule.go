@@ -8,23 +8,50 @@ import (
 
 	"github.com/goptim/goptim/goptim/internal/engine"
 	"github.com/goptim/goptim/goptim/internal/kernel"
+	"github.com/goptim/goptim/internal/steps"
 )
 
-// A rule is what optimizers differ in that treat every element alike; their options are one. S is the scalars that
-// their kernel takes.
+// A spec is all that one elementwise optimizer has of its own. S is the scalars that its kernel takes.
+type spec[O, S any] struct {
+	class[O]
+	scalarsOf  func(o *O, n *now) S
+	arithmetic kernels[S]
+	passes     sync.Pool // of *tablePass
+}
+
+// elementwiseSpec registers an elementwise optimizer.
+//
+// Its scalars are computed in float64 in torch's order, by the methods of now where Python or torch may raise an
+// exception. They depend on the row by its Kind and by its scalar states, which the function updates. Extra are words
+// after the options in the calls of bindings; the only one that there is says now.wide.
+func elementwiseSpec[O, S any](
+	c class[O], scalars func(o *O, n *now) S, f32 kernel.Func[S, float32], f64 kernel.Func[S, float64], extra ...string,
+) *spec[O, S] {
+	s := &spec[O, S]{class: c.described(), scalarsOf: scalars, arithmetic: kernels[S]{f32, f64}}
+	k := s.kind()
+	k.Extra = append(k.Extra, extra...)
+	k.Step, k.Spec = s.stepGroups, s
+	steps.Register(k)
+	return s
+}
+
+// A bound is a spec with options: a rule.
+type bound[O, S any] struct {
+	*spec[O, S]
+	o *O
+}
+
+func (b *bound[O, S]) name() string          { return b.nameOf(b.o) }
+func (b *bound[O, S]) layout() engine.Layout { return b.spec.layout(b.o) }
+func (b *bound[O, S]) scalars(n *now) S      { return b.scalarsOf(b.o, n) }
+func (b *bound[O, S]) kernels() kernels[S]   { return b.arithmetic }
+
+// A rule is what a pass takes of an optimizer and its options.
 type rule[S any] interface {
 	name() string
-	check() error
 	layout() engine.Layout
-	// initial is the value of a new state.
-	initial(state int) float64
-	// scalars are computed in float64 in torch's order, by the methods of now where Python or torch may raise an
-	// exception. They depend on the row by its Kind and by its scalar states, which scalars updates.
 	scalars(n *now) S
 	kernels() kernels[S]
-	// options and keys are what torch calls options and states.
-	options() []option
-	keys() [engine.States]stateKey
 }
 
 // now is what a row's scalars are computed from, beside the options.
@@ -34,7 +61,7 @@ type now struct {
 	log  *scalarLog
 	t    float64 // the step's number, from 1; 0 if the layout does not count
 	pow  func(x, y float64) float64
-	wide bool // see Table.Float64
+	wide bool // torch's default dtype is float64: a new scalar state is not rounded to float32
 }
 
 // kernels are one step's arithmetic for either type of elements.
@@ -52,6 +79,21 @@ type pass[S any] struct {
 	log      scalarLog
 	now      now          // the row whose scalars are computed
 	joined   []engine.Row // of several tables
+	added    []addition[S]
+	turn     turn
+}
+
+// An addition is the rows of one group, up to end.
+type addition[S any] struct {
+	rule rule[S]
+	now  now
+	end  int
+}
+
+// A turn is the row of a pass whose scalar states change next, where they change in the order of the rows.
+type turn struct {
+	waiting       bool // scalar states have yet to change
+	row, log, add int  // indices of the row, of its first entry in the log, and of its addition
 }
 
 // terms are what rows of one group share.
@@ -62,6 +104,7 @@ type terms[S any] struct {
 
 func (p *pass[S]) begin(k kernels[S], rows []engine.Row) {
 	p.kernels, p.rows, p.distinct, p.at = k, rows, p.distinct[:0], p.at[:0]
+	p.added, p.turn = p.added[:0], turn{}
 	p.log.begin()
 }
 
@@ -89,6 +132,7 @@ func (p *pass[S]) add(r rule[S], count int, n now) error {
 		}
 		p.at = append(p.at, len(p.distinct)-1)
 	}
+	p.added = append(p.added, addition[S]{r, n, len(p.at)})
 	return nil
 }
 
@@ -96,9 +140,74 @@ func (p *pass[S]) commit() { p.log.undo = p.log.undo[:0] }
 
 func (p *pass[S]) restore() { p.log.restore(p.rows) }
 
+// postpone restores what the rows had before the step. Their scalar states change in their turn: one may be memory that
+// an earlier row reads or writes.
+func (p *pass[S]) postpone() {
+	undo := p.log.undo
+	p.log.restore(p.rows)
+	p.log.undo = undo
+	p.turn = turn{waiting: true}
+}
+
+// Prepare implements engine.Preparer.
+func (p *pass[S]) Prepare() {
+	if !p.turn.waiting {
+		return
+	}
+	for i := range p.log.undo {
+		o := &p.log.undo[i]
+		o.set(p.rows, o.after)
+	}
+	p.turn.waiting = false
+}
+
+// take changes the scalar states of the row whose turn it is, and reports whether it can be updated. Its scalars are as
+// they have been computed, unless an earlier row has changed what they are computed from.
+func (p *pass[S]) take() bool {
+	t := &p.turn
+	first := t.log
+	same := true
+	for ; t.log < len(p.log.undo) && p.log.undo[t.log].row == t.row; t.log++ {
+		o := &p.log.undo[t.log]
+		same = same && o.get(p.rows) == o.before
+	}
+	for i := first; same && i < t.log; i++ {
+		o := &p.log.undo[i]
+		o.set(p.rows, o.after)
+	}
+	if !same {
+		p.compute(t.row)
+	}
+	t.row++
+	return p.log.err == nil
+}
+
+// compute computes the scalars of a row again.
+func (p *pass[S]) compute(i int) {
+	for p.added[p.turn.add].end <= i {
+		p.turn.add++
+	}
+	a := &p.added[p.turn.add]
+	log := scalarLog{}
+	p.now = a.now
+	p.now.row, p.now.i, p.now.log = &p.rows[i], i, &log
+	layout := a.rule.layout()
+	if layout.Counts {
+		p.now.t = p.rows[i].Tick()
+	}
+	p.at[i] = len(p.distinct)
+	p.distinct = append(p.distinct, terms[S]{a.rule.scalars(&p.now), layout})
+	if log.err != nil {
+		p.log.err = fmt.Errorf("goptim: %s: after the rows before it were stepped: %w", a.rule.name(), log.err)
+	}
+}
+
 // Update implements engine.Pass.
 func (p *pass[S]) Update(part engine.Part) {
 	for row := part.First; row <= part.Last; row++ {
+		if p.turn.waiting && row == p.turn.row && !p.take() {
+			return
+		}
 		r := &p.rows[row]
 		if next := row + ahead; next <= part.Last {
 			p.rows[next].Prefetch()
@@ -121,58 +230,80 @@ func (p *pass[S]) Update(part engine.Part) {
 // ahead is how many rows before their turn small ones are asked for.
 const ahead = 2
 
-// stepTables runs one step over tables, each by its own rule, with a pass from the rules' pool.
-func stepTables[S, O any, R interface {
-	*O
-	rule[S]
-}](passes *sync.Pool, options []O, tables []Table) error {
-	if len(options) != len(tables) {
-		return fmt.Errorf("goptim: options of %d tables, expected %d: %w", len(options), len(tables), ErrOption)
-	}
-	if len(tables) == 0 {
-		return nil
-	}
-	p, _ := passes.Get().(*pass[S])
+// A tablePass is a pass over tables of bindings, in memory that is kept for the next.
+type tablePass[O, S any] struct {
+	pass[S]
+	options []O
+	rules   []bound[O, S]
+}
+
+// stepGroups steps groups, each by its own options, as one piece of work. It takes the options unchecked, as torch's step
+// does. On an error nothing has changed.
+func (s *spec[O, S]) stepGroups(c steps.Call) error {
+	p, _ := s.passes.Get().(*tablePass[O, S])
 	if p == nil {
-		p = new(pass[S])
+		p = new(tablePass[O, S])
 	}
 	defer func() {
 		p.restore()
+		clear(p.added)
 		p.rows, p.now = nil, now{} // memory that is not Go's has no place in a pool, where Go's collector would look at it
-		passes.Put(p)
+		s.passes.Put(p)
 	}()
-	rows, err := tables[0].rows(R(&options[0]).name(), R(&options[0]).layout())
-	if len(tables) > 1 && err == nil {
-		rows, err = p.join(tables, func(i int) rule[S] { return R(&options[i]) })
-	}
+	p.decode(s, c)
+	rows, err := p.rowsOf(c)
 	if err != nil {
 		return err
 	}
-	p.begin(R(&options[0]).kernels(), rows)
-	for i, t := range tables {
-		if err := p.add(R(&options[i]), t.Rows, now{pow: t.pow(), wide: t.Float64}); err != nil {
+	p.begin(s.arithmetic, rows)
+	i := 0
+	for g := c.Groups; g != nil; g = g.After() {
+		words := g.Words()
+		n := now{pow: powOf(c), wide: len(words) > s.words && words[s.words] != 0}
+		if err := p.add(&p.rules[i], int(g.Rows), n); err != nil {
 			return err
 		}
+		i++
 	}
-	if tables[0].OnlyCheck {
+	if c.OnlyCheck {
 		return nil
 	}
+	p.postpone()
+	err = engine.Run(p, rows, c.Threads, c.Team)
 	p.commit()
-	if err := engine.Run(p, rows, tables[0].Threads, tables[0].Team); err != nil {
-		return fmt.Errorf("goptim: %s: %w", R(&options[0]).name(), err)
+	if err != nil {
+		return fmt.Errorf("goptim: %s: %w", p.rules[0].name(), err)
 	}
-	return nil
+	return p.log.err
 }
 
-// join copies the rows of tables, one behind the other.
-func (p *pass[S]) join(tables []Table, of func(table int) rule[S]) ([]engine.Row, error) {
+// decode makes options of the scalars of all groups.
+func (p *tablePass[O, S]) decode(s *spec[O, S], c steps.Call) {
+	p.options, p.rules = p.options[:0], p.rules[:0]
+	for g := c.Groups; g != nil; g = g.After() {
+		var o O
+		s.class.decode(&o, g.Words())
+		p.options = append(p.options, o)
+	}
+	for i := range p.options {
+		p.rules = append(p.rules, bound[O, S]{s, &p.options[i]})
+	}
+}
+
+// rowsOf are the rows of all groups: those of a single one where they are, of several as copies, in their order.
+func (p *tablePass[O, S]) rowsOf(c steps.Call) ([]engine.Row, error) {
+	if len(p.rules) == 1 {
+		return rowsOf(c.Groups, p.rules[0].name(), p.rules[0].layout())
+	}
 	p.joined = p.joined[:0]
-	for i, t := range tables {
-		rows, err := t.rows(of(i).name(), of(i).layout())
+	i := 0
+	for g := c.Groups; g != nil; g = g.After() {
+		rows, err := rowsOf(g, p.rules[i].name(), p.rules[i].layout())
 		if err != nil {
 			return nil, fmt.Errorf("table %d: %w", i, err)
 		}
 		p.joined = append(p.joined, rows...)
+		i++
 	}
 	return p.joined, nil
 }

@@ -28,10 +28,10 @@ type scalarLog struct {
 	undo []overwritten
 }
 
-// overwritten is the value that a row's step, or one of its scalar states, had before the step.
+// overwritten is a row's step, or one of its scalar states, before the step and after it.
 type overwritten struct {
-	row, state int // state is stepState or an index
-	value      float64
+	row, state    int // state is stepState or an index
+	before, after float64
 }
 
 const stepState = -1
@@ -42,20 +42,32 @@ func (l *scalarLog) begin() { l.err, l.undo = nil, l.undo[:0] }
 func (l *scalarLog) tick(rows []engine.Row, i int) float64 {
 	before := rows[i].Steps()
 	t := rows[i].Tick()
-	l.undo = append(l.undo, overwritten{i, stepState, before})
+	l.undo = append(l.undo, overwritten{i, stepState, before, t})
 	return t
 }
 
 // restore writes back what the rows had before the step. Rows may share a step: the last one goes first.
 func (l *scalarLog) restore(rows []engine.Row) {
 	for i := len(l.undo) - 1; i >= 0; i-- {
-		if o := l.undo[i]; o.state == stepState {
-			rows[o.row].SetSteps(o.value)
-		} else {
-			rows[o.row].SetNumber(o.state, o.value)
-		}
+		o := &l.undo[i]
+		o.set(rows, o.before)
 	}
 	l.undo = l.undo[:0]
+}
+
+func (o *overwritten) set(rows []engine.Row, x float64) {
+	if o.state == stepState {
+		rows[o.row].SetSteps(x)
+	} else {
+		rows[o.row].SetNumber(o.state, x)
+	}
+}
+
+func (o *overwritten) get(rows []engine.Row) float64 {
+	if o.state == stepState {
+		return rows[o.row].Steps()
+	}
+	return rows[o.row].Number(o.state)
 }
 
 // fail records an error of the row's scalars, unless there is one already: torch raises the first.
@@ -146,7 +158,7 @@ func (n *now) divisor(x float64) kernel.Divisor {
 func (n *now) setNumber(state int, x float64) float64 {
 	before := n.row.Number(state)
 	x = n.row.SetNumber(state, x)
-	n.log.undo = append(n.log.undo, overwritten{n.i, state, before})
+	n.log.undo = append(n.log.undo, overwritten{n.i, state, before, x})
 	return x
 }
 

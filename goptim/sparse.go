@@ -12,9 +12,11 @@ import (
 
 	"github.com/goptim/goptim/goptim/internal/cpow"
 	"github.com/goptim/goptim/goptim/internal/engine"
+	"github.com/goptim/goptim/goptim/internal/heap"
 	"github.com/goptim/goptim/goptim/internal/kernel"
 	"github.com/goptim/goptim/goptim/internal/kernel/f32"
 	"github.com/goptim/goptim/goptim/internal/kernel/f64"
+	"github.com/goptim/goptim/internal/steps"
 )
 
 // A SparseParam is a matrix to optimize of which a step has gradients for some rows, as of an embedding's weight.
@@ -26,18 +28,55 @@ type SparseParam[T Float] struct {
 	Grad    []T     // a row of Width elements for every index; only read; nil leaves the parameter out of the step
 }
 
-// A sparseRule is what optimizers differ in that move rows, whose states are columns: see rule.
-type sparseRule[S any] interface {
-	name() string
-	check() error
-	layout() engine.Layout
-	initial(state int) float64
-	scalars(n *now) S
-	rowKernels() rowKernels[S]
-	// sums reports whether the gradients of one row are added up first; else each is a step of its own.
-	sums() bool
-	options() []option
-	keys() [engine.States]stateKey
+// A sparseSpec is all that an optimizer of sparse gradients has of its own. Its options and states, which are columns, are
+// those of a class.
+type sparseSpec[O, S any] struct {
+	*class[O]
+	sparseRule
+	zero       []*field
+	maximize   *field
+	scalarsOf  func(o *O, n *now) S
+	arithmetic rowKernels[S]
+	passes     sync.Pool // of *sparsePass
+}
+
+// A sparseRule is what is different with sparse gradients.
+type sparseRule struct {
+	name    string   // the optimizer's
+	sums    bool     // the gradients of one row are added up first; else each is a step of its own
+	zeros   []string // options that must be zero, or rows without a gradient would move
+	integer bool     // the step of a state is a Python int
+}
+
+// sparseSpecOf registers an optimizer of sparse gradients.
+func sparseSpecOf[O, S any](
+	c *class[O], r sparseRule, scalars func(o *O, n *now) S, f32 kernel.RowsFunc[S, float32], f64 kernel.RowsFunc[S, float64],
+) *sparseSpec[O, S] {
+	s := &sparseSpec[O, S]{class: c, sparseRule: r, maximize: c.field("maximize"), scalarsOf: scalars, arithmetic: rowKernels[S]{f32, f64}}
+	for _, key := range r.zeros {
+		s.zero = append(s.zero, c.field(key))
+	}
+	k := s.kind()
+	if k.Name != r.name {
+		k.Name, k.Classes = r.name, map[string]map[string]float64{r.name: {}}
+	}
+	k.Row, k.Sums, k.Zero, k.Step, k.Spec = steps.Sparse, r.sums, r.zeros, s.stepGroups, s
+	steps.Register(k)
+	return s
+}
+
+func (s *sparseSpec[O, S]) title() string { return s.sparseRule.name }
+
+// checkOptions reports options out of their range, and those that must be zero.
+func (s *sparseSpec[O, S]) checkOptions(o *O) error {
+	err := s.class.checkOptions(o)
+	for _, f := range s.zero {
+		x := f.get(unsafe.Pointer(o), 0)
+		if wrong := require(x == 0, s.title(), f.name, x, "0 with sparse gradients"); wrong != nil {
+			err = errors.Join(err, wrong)
+		}
+	}
+	return err
 }
 
 // rowKernels are one step's arithmetic for either type of elements.
@@ -46,13 +85,17 @@ type rowKernels[S any] struct {
 	f64 kernel.RowsFunc[S, float64]
 }
 
-// sparseBase is what every sparse optimizer for Go programs has.
-type sparseBase[T Float, S any] struct {
-	params []*SparseParam[T]
-	states []sparseState[T]
-	row    engine.Row // of which scalars are checked
-	log    scalarLog
-	now    now
+// sparse is what an optimizer of sparse gradients embeds, as elementwise.
+type sparse[T Float, O, S any] struct {
+	self    *sparse[T, O, S]
+	spec    *sparseSpec[O, S]
+	o       *O
+	workers *int
+	params  []*SparseParam[T]
+	states  []sparseState[T]
+	row     engine.Row // of which scalars are checked
+	log     scalarLog
+	now     now
 }
 
 type sparseState[T Float] struct {
@@ -60,47 +103,55 @@ type sparseState[T Float] struct {
 	columns [engine.States][]T
 }
 
-func newSparseBase[T Float, S any](r sparseRule[S], params []*SparseParam[T]) (sparseBase[T, S], error) {
-	b := sparseBase[T, S]{params: slices.Clone(params), states: make([]sparseState[T], len(params))}
-	if err := r.check(); err != nil {
-		return b, err
+// begin makes an optimizer of a spec, of parameters and of options, of which zeros become defaults.
+func (b *sparse[T, O, S]) begin(s *sparseSpec[O, S], o *O, workers *int, params []*SparseParam[T]) error {
+	s.setDefaults(o)
+	*b = sparse[T, O, S]{
+		self: b, spec: s, o: o, workers: workers, params: slices.Clone(params), states: make([]sparseState[T], len(params)),
+	}
+	if err := s.checkOptions(o); err != nil {
+		return err
 	}
 	if len(params) == 0 {
-		return b, fmt.Errorf("goptim: %s: no parameters: %w", r.name(), ErrParam)
+		return fmt.Errorf("goptim: %s: no parameters: %w", s.title(), ErrParam)
 	}
 	for i, p := range params {
 		if p == nil {
-			return b, fmt.Errorf("goptim: %s: parameter %d is nil: %w", r.name(), i, ErrParam)
+			return fmt.Errorf("goptim: %s: parameter %d is nil: %w", s.title(), i, ErrParam)
 		}
 		if slices.Index(params, p) != i {
-			return b, fmt.Errorf("goptim: %s: %s is given twice: %w", r.name(), p.describe(i), ErrParam)
+			return fmt.Errorf("goptim: %s: %s is given twice: %w", s.title(), p.describe(i), ErrParam)
 		}
-		if err := p.check(r.name(), i); err != nil {
-			return b, err
+		if err := p.check(s.title(), i); err != nil {
+			return err
 		}
-		for k, use := range r.layout().State {
+		for k, use := range s.layout(o).State {
 			if use == engine.Column {
-				b.states[i].columns[k] = slices.Repeat([]T{T(r.initial(k))}, len(p.Value))
+				b.states[i].columns[k] = slices.Repeat([]T{T(s.initial(o, k))}, len(p.Value))
 			}
 		}
 	}
-	return b, nil
+	return nil
 }
 
-func (b *sparseBase[T, S]) checkAll(r sparseRule[S]) error {
-	err := r.check()
+// Check reports what Step would refuse now.
+func (b *sparse[T, O, S]) Check() error {
+	err := b.usable()
+	if err == nil {
+		err = b.spec.checkOptions(b.o)
+	}
 	if err != nil {
 		return err
 	}
 	for i, p := range b.params {
 		if p.Grad != nil {
-			err = errors.Join(err, b.checkScalars(r, i))
+			err = errors.Join(err, b.checkScalars(i))
 		}
-		err = errors.Join(err, p.check(r.name(), i))
+		err = errors.Join(err, p.check(b.spec.title(), i))
 		for _, c := range b.states[i].columns {
 			if c != nil && len(c) != len(p.Value) {
 				err = errors.Join(err, fmt.Errorf("goptim: %s: %s has %d elements, expected %d as at the first step: %w",
-					r.name(), p.describe(i), len(p.Value), len(c), ErrParam))
+					b.spec.title(), p.describe(i), len(p.Value), len(c), ErrParam))
 				break
 			}
 		}
@@ -109,45 +160,50 @@ func (b *sparseBase[T, S]) checkAll(r sparseRule[S]) error {
 }
 
 // checkScalars reports whether the scalars of a parameter's next step cannot be computed.
-func (b *sparseBase[T, S]) checkScalars(r sparseRule[S], i int) error {
+func (b *sparse[T, O, S]) checkScalars(i int) error {
 	b.log.begin()
 	b.row.Kind = engine.KindOf(dtype[T](), engine.None)
 	b.now = now{row: &b.row, i: i, log: &b.log, t: b.states[i].step + 1, pow: cpow.Pow}
-	if r.scalars(&b.now); b.log.err != nil {
-		return fmt.Errorf("goptim: %s: %w", r.name(), b.log.err)
+	if b.spec.scalarsOf(b.o, &b.now); b.log.err != nil {
+		return fmt.Errorf("goptim: %s: %w", b.spec.title(), b.log.err)
 	}
 	return nil
 }
 
-// step updates every row that has a gradient. On an error that wraps ErrOption or ErrParam nothing has changed.
-func (b *sparseBase[T, S]) step(r sparseRule[S], passes *sync.Pool, threads int) error {
-	if err := b.checkAll(r); err != nil {
+// Step updates every row that has a gradient. On an error that wraps ErrOption or ErrParam nothing has changed.
+func (b *sparse[T, O, S]) Step() error {
+	if err := b.Check(); err != nil {
 		return err
 	}
-	if threads <= 0 {
-		threads = runtime.GOMAXPROCS(0)
-	}
+	pass := b.spec.take()
+	defer b.spec.put(pass)
 	for i, p := range b.params {
 		if p.Grad == nil {
 			continue
 		}
-		s := &b.states[i]
-		s.step++
-		t := SparseTable{
-			Param: address(p.Value), Rows: len(p.Value) / p.Width, Width: p.Width, Float64: dtype[T]() == engine.Float64,
-			Indices: uintptr(unsafe.Pointer(unsafe.SliceData(p.Indices))), Values: address(p.Grad), N: len(p.Indices),
-			Step: s.step, Threads: threads,
-		}
-		for k, c := range s.columns {
-			t.State[k] = address(c)
-		}
-		err := stepSparse(r, passes, t)
-		runtime.KeepAlive(b) // the table holds addresses
+		b.states[i].step++
+		t := b.rowOf(i)
+		err := b.spec.step(pass, b.o, &t, threadsOf(*b.workers), nil, cpow.Pow)
+		runtime.KeepAlive(b) // the row holds addresses
 		if err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// rowOf is the step of a parameter. It holds addresses.
+func (b *sparse[T, O, S]) rowOf(i int) sparseRow {
+	p, s := b.params[i], &b.states[i]
+	t := sparseRow{
+		param: address(p.Value), rows: int64(len(p.Value) / p.Width), width: int64(p.Width), dtype: int64(dtype[T]()),
+		indices: uintptr(unsafe.Pointer(unsafe.SliceData(p.Indices))), values: address(p.Grad), n: int64(len(p.Indices)),
+		step: s.step,
+	}
+	for k := range t.state {
+		t.state[k] = address(s.columns[k])
+	}
+	return t
 }
 
 func (p *SparseParam[T]) describe(i int) string {
@@ -176,35 +232,35 @@ func (p *SparseParam[T]) check(optimizer string, i int) error {
 	return nil
 }
 
-// A SparseTable is the work of one step on one parameter in memory that another language owns. It is for bindings. The
-// addresses are of dense memory: Rows times Width elements of the parameter and its states, N indices (int64) of rows,
-// and N rows of values. The caller answers for them.
-type SparseTable struct {
-	Param           uintptr
-	State           [engine.States]uintptr // in the order that the optimizer names; 0 for one that it does without
-	Rows, Width     int
-	Float64         bool // the type of the elements; else float32
-	Indices, Values uintptr
-	N               int
-	Order           uintptr // of N places (int64) that put Indices in order; 0: a row's gradients are taken as they come
-	Step            float64 // the number of this step, from 1
-	Threads         int     // as many threads as may work on the step
-	Team            func(threads int, work func(thread int))
-	Pow             func(x, y float64) float64 // C's pow, if the caller has it; nil: this package's own
+// A sparseRow is the step of one parameter, in a table of bindings: eleven 64-bit words. The addresses are of dense memory:
+// of the parameter and its states, rows times width elements each, of n indices (int64) of rows, and of n rows of values.
+// The caller answers for them.
+type sparseRow struct {
+	param           uintptr
+	state           [2]uintptr // in the order of the class; 0 for none
+	rows, width     int64
+	dtype           int64 // of the elements: an engine.DType
+	indices, values uintptr
+	order           uintptr // of n places (int64) that put indices in order; 0: a row's gradients are taken as they come
+	n               int64
+	step            float64 // the number of this step, from 1
 }
 
-func (t *SparseTable) check(l engine.Layout) error {
-	if t.Rows < 0 || t.Width < 1 || t.N < 0 || t.Rows > math.MaxInt64/8/t.Width || t.N > math.MaxInt32 ||
-		bits.Len(uint(t.Rows))+bits.Len(uint(t.N)) > 64 {
-		return fmt.Errorf("%d rows of %d elements, %d of them with a gradient: %w", t.Rows, t.Width, t.N, ErrParam)
+func (t *sparseRow) check(l engine.Layout) error {
+	if t.rows < 0 || t.width < 1 || t.n < 0 || t.rows > math.MaxInt64/8/t.width || t.n > math.MaxInt32 ||
+		bits.Len64(uint64(t.rows))+bits.Len64(uint64(t.n)) > 64 {
+		return fmt.Errorf("%d rows of %d elements, %d of them with a gradient: %w", t.rows, t.width, t.n, ErrParam)
 	}
-	if t.N == 0 || t.Rows == 0 {
+	if d := engine.DType(t.dtype); d != engine.Float32 && d != engine.Float64 {
+		return fmt.Errorf("elements of %v, expected float32 or float64: %w", d, ErrParam)
+	}
+	if t.n == 0 || t.rows == 0 {
 		return nil
 	}
-	least := min(t.Param, t.Indices, t.Values)
-	for k, use := range l.State {
-		if use == engine.Column {
-			least = min(least, t.State[k])
+	least := min(t.param, t.indices, t.values)
+	for k := range t.state {
+		if l.State[k] == engine.Column {
+			least = min(least, t.state[k])
 		}
 	}
 	if least < 4096 {
@@ -213,39 +269,67 @@ func (t *SparseTable) check(l engine.Layout) error {
 	return nil
 }
 
-// stepSparse runs one step of a rule over the rows of a table, with a pass from the rule's pool.
-func stepSparse[S any](r sparseRule[S], passes *sync.Pool, t SparseTable) error {
-	if err := t.check(r.layout()); err != nil {
-		return fmt.Errorf("goptim: %s: %w", r.name(), err)
+// stepGroups steps the parameters of groups one after the other. It takes the options unchecked, as torch's step does. On
+// an error of the first parameter nothing has changed.
+func (s *sparseSpec[O, S]) stepGroups(c steps.Call) error {
+	p := s.take()
+	defer s.put(p)
+	for g := c.Groups; g != nil; g = g.After() {
+		s.decode(&p.options, g.Words())
+		for i := range unsafe.Slice((*sparseRow)(engine.Pointer(g.Table)), g.Rows) {
+			row := (*sparseRow)(engine.Pointer(g.Table + uintptr(i)*unsafe.Sizeof(sparseRow{})))
+			if err := s.step(p, &p.options, row, c.Threads, c.Team, powOf(c)); err != nil {
+				return err
+			}
+		}
 	}
-	p, _ := passes.Get().(*sparsePass[S])
-	if p == nil {
-		p = new(sparsePass[S])
+	return nil
+}
+
+// take is a pass of the pool, and put gives it back.
+func (s *sparseSpec[O, S]) take() *sparsePass[O, S] {
+	if p, _ := s.passes.Get().(*sparsePass[O, S]); p != nil {
+		return p
 	}
-	defer func() {
-		p.table, p.row, p.now = SparseTable{}, [1]engine.Row{}, now{} // see stepTables
-		passes.Put(p)
-	}()
-	if err := p.rows.find(&t); err != nil {
-		return fmt.Errorf("goptim: %s: %w", r.name(), err)
+	return new(sparsePass[O, S])
+}
+
+func (s *sparseSpec[O, S]) put(p *sparsePass[O, S]) {
+	p.table, p.row, p.now = sparseRow{}, [1]engine.Row{}, now{} // see stepGroups of spec
+	s.passes.Put(p)
+}
+
+// step steps one parameter.
+func (s *sparseSpec[O, S]) step(p *sparsePass[O, S], o *O, t *sparseRow, threads int, team engine.Team, pow func(x, y float64) float64) error {
+	if err := t.check(s.layout(o)); err != nil {
+		return fmt.Errorf("goptim: %s: %w", s.title(), err)
 	}
-	kind := engine.KindOf(engine.Float32, engine.None)
-	if t.Float64 {
-		kind = engine.KindOf(engine.Float64, engine.None)
+	if err := p.begin(t); err != nil {
+		return fmt.Errorf("goptim: %s: %w", s.title(), err)
 	}
-	// The engine splits the elements of the rows that have a gradient, as if they lay behind each other.
-	p.row[0] = engine.Row{N: int64(p.rows.len()) * int64(t.Width), Kind: kind, Param: t.Param, Grad: t.Values, State: t.State}
 	p.log.begin()
-	p.now = now{row: &p.row[0], log: &p.log, t: t.Step, pow: t.Pow}
-	if p.now.pow == nil {
-		p.now.pow = cpow.Pow
-	}
-	p.table, p.kernels, p.h, p.sums = t, r.rowKernels(), r.scalars(&p.now), r.sums()
+	p.now = now{row: &p.row[0], log: &p.log, t: t.step, pow: pow}
+	p.kernels, p.h, p.sums = s.arithmetic, s.scalarsOf(o, &p.now), s.sums
+	p.negated = s.maximize.get(unsafe.Pointer(o), 0) != 0
 	if p.log.err != nil {
-		return fmt.Errorf("goptim: %s: %w", r.name(), p.log.err)
+		return fmt.Errorf("goptim: %s: %w", s.title(), p.log.err)
 	}
-	if err := engine.Run(p, p.row[:], t.Threads, t.Team); err != nil {
-		return fmt.Errorf("goptim: %s: %w", r.name(), err)
+	if err := engine.Run(p, p.row[:], threads, team); err != nil {
+		return fmt.Errorf("goptim: %s: %w", s.title(), err)
+	}
+	return nil
+}
+
+// begin finds the rows that have a gradient.
+func (p *sparsePass[O, S]) begin(t *sparseRow) error {
+	p.table = *t
+	if err := p.rows.find(t); err != nil {
+		return err
+	}
+	// The engine splits the elements of the rows that have a gradient, as if they lay one after the other.
+	p.row[0] = engine.Row{
+		N: int64(p.rows.len()) * t.width, Kind: engine.KindOf(engine.DType(t.dtype), engine.None), Param: t.param, Grad: t.values,
+		State: [engine.States]uintptr{t.state[0], t.state[1]},
 	}
 	return nil
 }
@@ -268,40 +352,49 @@ func (r *touched) index(e entry) int { return int(e >> r.places) }
 func (r *touched) place(e entry) int { return int(e & (1<<r.places - 1)) }
 
 // find puts the rows of the gradient in order, and finds where each row of the parameter begins among them.
-func (r *touched) find(t *SparseTable) error {
-	r.places = uint(bits.Len(uint(t.N)))
-	r.entries = slices.Grow(r.entries[:0], t.N)[:t.N]
-	r.spare = slices.Grow(r.spare[:0], t.N)[:t.N]
+func (r *touched) find(t *sparseRow) error {
+	n := int(t.n)
+	r.places = uint(bits.Len(uint(n)))
+	var err error
+	if r.entries, err = heap.Grow(r.entries, n); err == nil {
+		r.spare, err = heap.Grow(r.spare, n)
+	}
+	if err == nil {
+		r.starts, err = heap.Grow(r.starts, n+1)
+	}
+	if err != nil {
+		return err
+	}
 	r.starts = r.starts[:0]
-	if t.N == 0 || t.Rows == 0 {
+	if n == 0 || t.rows == 0 {
 		return nil
 	}
 	last, ordered := int64(0), true
-	for i, index := range unsafe.Slice((*int64)(engine.Pointer(t.Indices)), t.N) {
-		if uint64(index) >= uint64(t.Rows) {
-			return fmt.Errorf("index %d in the gradient, expected one of %d rows: %w", index, t.Rows, ErrParam)
+	for i, index := range unsafe.Slice((*int64)(engine.Pointer(t.indices)), n) {
+		if uint64(index) >= uint64(t.rows) {
+			return fmt.Errorf("index %d in the gradient, expected one of %d rows: %w", index, t.rows, ErrParam)
 		}
 		ordered = ordered && index >= last
 		last = index
 		r.entries[i] = entry(index)<<r.places | entry(i)
 	}
-	if t.Order != 0 {
-		for i, place := range unsafe.Slice((*int64)(engine.Pointer(t.Order)), t.N) {
-			if uint64(place) >= uint64(t.N) || (i > 0 && r.index(r.entries[place]) < r.index(r.spare[i-1])) {
+	if t.order != 0 {
+		for i, place := range unsafe.Slice((*int64)(engine.Pointer(t.order)), n) {
+			if uint64(place) >= uint64(n) || (i > 0 && r.index(r.entries[place]) < r.index(r.spare[i-1])) {
 				return fmt.Errorf("place %d of the order is %d: %w", i, place, ErrParam)
 			}
 			r.spare[i] = r.entries[place]
 		}
 		r.entries, r.spare = r.spare, r.entries
 	} else if !ordered {
-		r.sort(t.Rows)
+		r.sort(int(t.rows))
 	}
 	for i, e := range r.entries {
 		if i == 0 || r.index(e) != r.index(r.entries[i-1]) {
 			r.starts = append(r.starts, int32(i))
 		}
 	}
-	r.starts = append(r.starts, int32(t.N))
+	r.starts = append(r.starts, int32(n))
 	return nil
 }
 
@@ -329,11 +422,13 @@ func (r *touched) sort(rows int) {
 }
 
 // A sparsePass is one step over the rows that have a gradient.
-type sparsePass[S any] struct {
-	table   SparseTable
+type sparsePass[O, S any] struct {
+	options O // of a call
+	table   sparseRow
 	kernels rowKernels[S]
 	h       S
 	sums    bool
+	negated bool
 	rows    touched
 	row     [1]engine.Row
 	log     scalarLog
@@ -341,9 +436,9 @@ type sparsePass[S any] struct {
 }
 
 // Update implements engine.Pass.
-func (p *sparsePass[S]) Update(part engine.Part) {
+func (p *sparsePass[O, S]) Update(part engine.Part) {
 	lo, hi := part.Lo, part.Hi
-	if p.table.Float64 {
+	if engine.DType(p.table.dtype) == engine.Float64 {
 		updateRows(p, p.kernels.f64, f64.Accumulate, lo, hi)
 	} else {
 		updateRows(p, p.kernels.f32, f32.Accumulate, lo, hi)
@@ -374,13 +469,13 @@ func benches[T Float]() *sync.Pool {
 	return &benches64
 }
 
-func updateRows[S any, T Float](p *sparsePass[S], f kernel.RowsFunc[S, T], accumulate kernel.RowsFunc[kernel.None, T], lo, hi int) {
-	t, r, width := &p.table, &p.rows, p.table.Width
-	size := t.Rows * width
-	param, values := elements[T](t.Param, size), elements[T](t.Values, t.N*width)
-	columns := append(make([]uintptr, 0, 1+engine.States), t.Param)
+func updateRows[O, S any, T Float](p *sparsePass[O, S], f kernel.RowsFunc[S, T], accumulate kernel.RowsFunc[kernel.None, T], lo, hi int) {
+	t, r, width := &p.table, &p.rows, int(p.table.width)
+	size := int(t.rows) * width
+	param, values := elements[T](t.param, size), elements[T](t.values, int(t.n)*width)
+	columns := append(make([]uintptr, 0, 1+engine.States), t.param)
 	var states [engine.States][]T
-	for k, a := range t.State {
+	for k, a := range t.state {
 		if a != 0 {
 			states[k] = elements[T](a, size)
 			columns = append(columns, a)
@@ -422,7 +517,7 @@ func updateRows[S any, T Float](p *sparsePass[S], f kernel.RowsFunc[S, T], accum
 				kernel.Prefetch(ask, lines)
 				ask = ask[:0]
 			}
-			ask = append(ask, t.Values+uintptr(r.place(r.entries[asked]))*rowBytes)
+			ask = append(ask, t.values+uintptr(r.place(r.entries[asked]))*rowBytes)
 		}
 		kernel.Prefetch(ask, lines)
 
@@ -437,8 +532,7 @@ func updateRows[S any, T Float](p *sparsePass[S], f kernel.RowsFunc[S, T], accum
 		}
 		i := start
 		if p.sums && end-start > 1 {
-			b.sums = slices.Grow(b.sums[:0], batch*n)[:batch*n]
-			sum := b.sums[filled*n:][:n]
+			sum := heap.Grown(&b.sums, batch*n)[filled*n:][:n]
 			copy(sum, gradient(start))
 			for i = start + 1; i < end; {
 				k := 0
@@ -450,6 +544,17 @@ func updateRows[S any, T Float](p *sparsePass[S], f kernel.RowsFunc[S, T], accum
 					}
 				}
 				kernel.ApplyRows(accumulate, nil, sum, [engine.States][]T{}, b.adds[:k], whole)
+			}
+			if p.negated { // by the kernel: but a zero may have the other sign than the sum of negated gradients
+				for j, x := range sum {
+					if x == 0 {
+						x = -gradient(start)[j]
+						for i := start + 1; i < end; i++ {
+							x -= gradient(i)[j]
+						}
+						sum[j] = -x
+					}
+				}
 			}
 			b.parts[filled] = kernel.Part[T]{At: at, Grad: sum}
 			filled++

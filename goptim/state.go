@@ -76,7 +76,11 @@ func ReadState(r io.Reader, optimizers ...Stateful) error {
 const envelope = "goptim\x00\x01"
 
 func marshal(s Stateful) ([]byte, error) {
-	f, err := stateOf(s.groups(), numbered)
+	groups, err := groupsOf([]Stateful{s})
+	var f *safetensors.File
+	if err == nil {
+		f, err = stateOf(groups, numbered)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("goptim: marshal: %w", err)
 	}
@@ -93,8 +97,12 @@ func marshal(s Stateful) ([]byte, error) {
 
 func unmarshal(s Stateful, data []byte) error {
 	payload, err := unwrap(data)
+	var groups []group
 	if err == nil {
-		err = load(payload, s.groups(), numbered)
+		groups, err = groupsOf([]Stateful{s})
+	}
+	if err == nil {
+		err = load(payload, groups, numbered)
 	}
 	if err != nil {
 		return fmt.Errorf("goptim: unmarshal: %w: %w", ErrState, err)
@@ -124,9 +132,11 @@ func unwrap(data []byte) ([]byte, error) {
 
 // A group is an optimizer as its state is saved.
 type group interface {
-	class() string // torch's
+	usable() error     // reports an optimizer that no New function has made
+	className() string // torch's
 	options() []option
-	params() []handle
+	handles() []handle
+	ordered() bool // a state is that of the parameters in their order
 	// tensors are the state of a parameter, with torch's keys for names.
 	tensors(param int) []safetensors.Tensor
 	// load makes options and states of what was saved, and returns what puts them in their place.
@@ -139,7 +149,7 @@ type handle struct {
 	name    string
 }
 
-func handles[T Float](params []*Param[T]) []handle {
+func handlesOf[T Float](params []*Param[T]) []handle {
 	all := make([]handle, len(params))
 	for i, p := range params {
 		all[i] = handle{p, p.Name}
@@ -167,6 +177,7 @@ func (p *SparseParam[T]) shape() []int {
 type option struct {
 	key   string
 	value any
+	null  bool // null is one of its values
 }
 
 // A number is a float64 in JSON; if it is not finite, its name in Python as a string.
@@ -237,7 +248,7 @@ func numbered(i int, _ handle) string { return strconv.Itoa(i) }
 func namesOf(groups []group, name func(i int, h handle) string) ([][]string, error) {
 	all, seen, i := make([][]string, len(groups)), map[string]bool{}, 0
 	for k, g := range groups {
-		for _, h := range g.params() {
+		for _, h := range g.handles() {
 			n := name(i, h)
 			switch {
 			case seen[n]:
@@ -266,6 +277,11 @@ func groupsOf[S Stateful](optimizers []S) (all []group, err error) {
 			return nil, fmt.Errorf("group %d is nil: %w", i, ErrParam)
 		}
 		all = append(all, o.groups()...)
+	}
+	for i, g := range all {
+		if err := g.usable(); err != nil {
+			return nil, fmt.Errorf("group %d: %w", i, err)
+		}
 	}
 	return all, nil
 }
@@ -312,7 +328,7 @@ func describe(g group, params []string) ([]byte, error) {
 		params = []string{}
 	}
 	b := []byte{'{'}
-	for i, o := range append([]option{{"optimizer", g.class()}, {"params", params}}, g.options()...) {
+	for i, o := range append([]option{{key: "optimizer", value: g.className()}, {key: "params", value: params}}, g.options()...) {
 		value, err := json.Marshal(o.value)
 		if err != nil {
 			return nil, err
@@ -349,7 +365,7 @@ func load(data []byte, groups []group, name func(i int, h handle) string) error 
 	if err != nil {
 		return err
 	}
-	saved, err := savedGroups(f, names)
+	saved, err := savedGroups(f, groups, names)
 	if err != nil {
 		return err
 	}
@@ -368,7 +384,7 @@ func load(data []byte, groups []group, name func(i int, h handle) string) error 
 }
 
 // savedGroups are the groups of a file, which must be as many, of the parameters that have the names.
-func savedGroups(f *safetensors.File, names [][]string) ([]*savedGroup, error) {
+func savedGroups(f *safetensors.File, into []group, names [][]string) ([]*savedGroup, error) {
 	version, ok := f.Metadata[versionKey]
 	if !ok {
 		return nil, errors.New("not the state of an optimizer")
@@ -408,7 +424,7 @@ func savedGroups(f *safetensors.File, names [][]string) ([]*savedGroup, error) {
 		if err := safetensors.Decode(g["params"], &params); err != nil {
 			return nil, fmt.Errorf("group %d: params: %w", i, err)
 		}
-		if all[i].class == "LBFGS" { // whose vectors lie in the order of its parameters
+		if into[i].ordered() {
 			if !slices.Equal(params, names[i]) {
 				return nil, fmt.Errorf("group %d: parameters %q, expected %q", i, params, names[i])
 			}
@@ -469,8 +485,8 @@ func (g *savedGroup) decode(options []option) error {
 			return fmt.Errorf("%s: no %s", g.class, o.key)
 		}
 		decode := safetensors.Decode
-		switch o.value.(type) {
-		case *LRAdjustment, *lineSearchName, *epsilons: // which null is a value of
+		if o.null {
+			reflect.ValueOf(o.value).Elem().SetZero() // for null, which leaves a value as it is
 			decode = func(value json.RawMessage, to any) error { return json.Unmarshal(value, to) }
 		}
 		if err := decode(value, o.value); err != nil {
@@ -623,174 +639,4 @@ func scalarOf[T Float](key string, x T) safetensors.Tensor { return tensorOf(key
 
 func integerOf(key string, n int) safetensors.Tensor {
 	return safetensors.Tensor{Name: key, DType: "I64", Data: binary.LittleEndian.AppendUint64(nil, uint64(n))}
-}
-
-// A stateKey is torch's key of a state.
-type stateKey struct {
-	name     string
-	optional bool // it may be missing where the options use it: it is made at the first step that needs it
-}
-
-// A ruleGroup is an optimizer of a rule. O are its options.
-type ruleGroup[T Float, S, O any, R interface {
-	*O
-	rule[S]
-}] struct {
-	base *base[T, S]
-	o    R
-}
-
-func groupOf[T Float, S, O any, R interface {
-	*O
-	rule[S]
-}](b *base[T, S], o R) []group {
-	return []group{ruleGroup[T, S, O, R]{b, o}}
-}
-
-func (g ruleGroup[T, S, O, R]) class() string     { return g.o.name() }
-func (g ruleGroup[T, S, O, R]) options() []option { return g.o.options() }
-func (g ruleGroup[T, S, O, R]) params() []handle  { return handles(g.base.params) }
-
-func (g ruleGroup[T, S, O, R]) tensors(param int) (all []safetensors.Tensor) {
-	s, shape := &g.base.states[param], g.base.params[param].shape()
-	if !s.made {
-		return nil
-	}
-	layout := g.o.layout()
-	if layout.Counts {
-		all = append(all, scalarOf("step", s.step))
-	}
-	for k, key := range g.o.keys() {
-		if s.columns[k] != nil {
-			all = append(all, tensorOf(key.name, shape, s.columns[k]))
-		} else if layout.State[k] == engine.Number {
-			all = append(all, scalarOf(key.name, s.numbers[k]))
-		}
-	}
-	return all
-}
-
-func (g ruleGroup[T, S, O, R]) load(saved *savedGroup) (func(), error) {
-	options := *g.o
-	o := R(&options)
-	if err := errors.Join(saved.expect(classes(o.name())...), saved.decode(o.options())); err != nil {
-		return nil, err
-	}
-	if saved.class == "AdamW" { // by its name, in a torch without the flag
-		if adam, ok := any(o).(*AdamOptions); ok {
-			adam.DecoupledWeightDecay = true
-		}
-	}
-	if err := o.check(); err != nil {
-		return nil, err
-	}
-	layout, states := o.layout(), make([]state[T], len(g.base.params))
-	for i, p := range g.base.params {
-		s, to := &saved.states[i], &states[i]
-		if s.empty() {
-			continue
-		}
-		to.made = true
-		if layout.Counts {
-			to.step = s.single("step", s.count("step"))
-		}
-		for k, key := range o.keys() {
-			switch {
-			case key.name == "", !s.has(key.name) && (key.optional || layout.State[k] == engine.Unused):
-			case layout.State[k] == engine.Number:
-				x, _ := s.number(key.name)
-				to.numbers[k] = s.single(key.name, x)
-			default:
-				to.columns[k] = vector[T](s, key.name, len(p.Value))
-			}
-		}
-		if err := s.end(); err != nil {
-			return nil, err
-		}
-	}
-	return func() { *g.o, g.base.states = options, states }, nil
-}
-
-// classes are the classes of torch whose state an optimizer takes.
-func classes(name string) []string {
-	switch name {
-	case "Adam":
-		return []string{"Adam", "AdamW"}
-	case "AdamW":
-		return []string{"AdamW", "Adam"}
-	}
-	return []string{name}
-}
-
-// A sparseGroup is an optimizer of rows. O are its options, whose rule is of their pointer.
-type sparseGroup[T Float, S, O any] struct {
-	base  *sparseBase[T, S]
-	o     *O
-	named string // by torch
-	rule  func(o *O) sparseRule[S]
-}
-
-func (g sparseGroup[T, S, O]) class() string     { return g.named }
-func (g sparseGroup[T, S, O]) options() []option { return g.rule(g.o).options() }
-
-func (g sparseGroup[T, S, O]) params() []handle {
-	all := make([]handle, len(g.base.params))
-	for i, p := range g.base.params {
-		all[i] = handle{p, p.Name}
-	}
-	return all
-}
-
-func (g sparseGroup[T, S, O]) tensors(param int) (all []safetensors.Tensor) {
-	s, p := &g.base.states[param], g.base.params[param]
-	r := g.rule(g.o)
-	if s.step == 0 || !r.layout().Counts {
-		return nil
-	}
-	switch {
-	case g.named == "SparseAdam": // where it is a Python int
-		all = append(all, integerOf("step", int(s.step)))
-	case float64(float32(s.step)) == s.step:
-		all = append(all, scalarOf("step", float32(s.step)))
-	default:
-		all = append(all, scalarOf("step", s.step))
-	}
-	for k, key := range r.keys() {
-		if s.columns[k] != nil {
-			all = append(all, tensorOf(key.name, p.shape(), s.columns[k]))
-		}
-	}
-	return all
-}
-
-func (g sparseGroup[T, S, O]) load(saved *savedGroup) (func(), error) {
-	options := *g.o
-	r := g.rule(&options)
-	if err := errors.Join(saved.expect(g.named), saved.decode(r.options())); err != nil {
-		return nil, err
-	}
-	if err := r.check(); err != nil {
-		return nil, err
-	}
-	layout, states := r.layout(), make([]sparseState[T], len(g.base.params))
-	for i, p := range g.base.params {
-		s, to := &saved.states[i], &states[i]
-		fresh := s.empty()
-		if !fresh && layout.Counts {
-			to.step = s.count("step")
-		}
-		for k, key := range r.keys() {
-			switch {
-			case layout.State[k] != engine.Column:
-			case fresh:
-				to.columns[k] = slices.Repeat([]T{T(r.initial(k))}, len(p.Value))
-			default:
-				to.columns[k] = vector[T](s, key.name, len(p.Value))
-			}
-		}
-		if err := s.end(); err != nil {
-			return nil, err
-		}
-	}
-	return func() { *g.o, g.base.states = options, states }, nil
 }

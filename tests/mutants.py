@@ -3,11 +3,11 @@
     python tests/mutants.py [--count 40] [--seed 1] [--log FILE] [--rest]
 
 Lines are drawn at random from kernels, scalars, rows, gather.c, the step, saved states and bindings. After a change of
-the code, the same seed gives other mutants. Each mutant is tested in a copy of the tree, in build/mutants, first with
-the Go tests of its package and then with the Python tests of its part, until one fails. The remaining mutants are
-tested together with the whole core. If a test fails, each half of them is tested again. --rest adds the tests marked
-full. A test that does not end counts as a failure. A mutant that does not compile, or in a file that is not compiled
-here, is replaced.
+the code, the same seed still draws the same mutants from most of the unchanged lines. Each mutant is tested in a copy
+of the tree, in build/mutants, first with the Go tests of its package and then with the Python tests of its part, until
+one fails. The remaining mutants are tested together with the whole core, and the tests that fail are run again with
+each of them alone. --rest adds the tests marked full. A test that does not end counts as a failure. A mutant that does
+not compile, is in a file that is not compiled here, or affects only speed is skipped.
 
 tests/mutants.txt lists equivalent mutants with a reason, by file, function and text. The exit status is 1 if any other
 mutant survives.
@@ -20,6 +20,7 @@ import ast
 import contextlib
 import functools
 import itertools
+import math
 import os
 import random
 import re
@@ -29,9 +30,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 ROOT = Path(__file__).parents[1]
 KNOWN = ROOT / "tests" / "mutants.txt"
@@ -39,7 +41,7 @@ KNOWN = ROOT / "tests" / "mutants.txt"
 # The groups of mutants, with their percentage and their files.
 GROUPS = {
     "kernels": (22, ["goptim/internal/kernel/f32x8/*.go", "goptim/internal/kernel/reduce/*.go"]),
-    "scalars": (18, ["goptim/*.go"]),
+    "scalars": (18, ["goptim/*.go", *(f"goptim/internal/{name}/*.go" for name in ("lbfgs", "matmul", "newtonschulz"))]),
     "rows": (
         12,
         ["goptim/internal/engine/*.go", "goptim/table.go", "goptim/groups.go", "goptim/internal/kernel/rows.go"],
@@ -50,15 +52,16 @@ GROUPS = {
         10,
         [
             "goptim/state.go",
+            "goptim/stateful.go",
             "goptim/internal/safetensors/*.go",
             *(f"python/goptim/{name}.py" for name in ("_safetensors", "_state", "_files")),
         ],
     ),
-    "bindings": (6, ["bindings/bindings.go", "bindings/internal/*/*.go"]),
+    "bindings": (6, ["bindings/bindings.go", "bindings/internal/*/*.go", "internal/steps/*.go"]),
 }
 # Files that match a group but belong to another one or to none.
 NOT_IN = {
-    "scalars": {"state.go", "table.go", "groups.go", "doc.go"},
+    "scalars": {"state.go", "stateful.go", "table.go", "groups.go", "doc.go"},
     "step": {
         "_safetensors.py",
         "_state.py",
@@ -73,7 +76,8 @@ NOT_IN = {
     },
 }
 
-# The tests that run first, by a part of the file's path; the first match counts. The tests of the group follow.
+# The few tests of a single mutant, by a part of the file's path; the first match counts. A file without a match has the
+# tests of its group.
 NEAREST = [
     ("reduce/", ["test_adafactor.py", "test_hf.py"]),
     ("hfadafactor", ["test_hf.py"]),
@@ -82,10 +86,10 @@ NEAREST = [
     ("factored", ["test_adafactor.py"]),
     ("sparse", ["test_sparse.py"]),
     ("lbfgs", ["test_lbfgs.py"]),
-    ("linesearch", ["test_lbfgs.py"]),
-    ("vectors", ["test_lbfgs.py"]),
     ("muon", ["test_muon.py"]),
-    ("gather", ["test_gather.py", "test_step.py"]),
+    ("matmul", ["test_muon.py"]),
+    ("newtonschulz", ["test_muon.py"]),
+    ("gather", ["test_gather.py", "test_step.py", "test_scalar_errors.py"]),
     ("overlap", ["test_aliasing.py"]),
     ("scalar.go", ["test_scalar_errors.py"]),
     ("_layout", ["test_layout.py", "test_gather.py"]),
@@ -97,20 +101,21 @@ NEAREST = [
     ("_state", ["test_safetensors.py", "test_damaged_states.py"]),
     ("safetensors", ["test_safetensors.py"]),
     ("state.go", ["test_safetensors.py"]),
-    ("_step", ["test_step.py", "test_dropin.py", "test_gather.py", "test_explain.py", "test_faults.py"]),
+    ("stateful.go", ["test_safetensors.py"]),
+    ("steps.go", ["test_bindings.py", "test_faults.py"]),
+    ("_step", ["test_step.py", "test_explain.py", "test_dropin.py"]),
 ]
 OF_GROUP = {
     "kernels": ["test_parity.py"],
     "scalars": ["test_parity.py"],
     "rows": ["test_faults.py"],
-    "gather": ["test_layout.py", "test_dropin.py", "test_faults.py", "test_scalar_errors.py"],
-    "step": ["test_state.py", "test_parity.py", "test_optim_db.py", "test_modules.py"],
+    "step": ["test_state.py", "test_optim_db.py"],
     "states": ["test_state.py"],
-    "bindings": ["test_parity.py", "test_faults.py", "test_adafactor.py", "test_sparse.py", "test_lbfgs.py"],
+    "bindings": ["test_faults.py", "test_scalar_errors.py"],
 }
 GO_OF_GROUP = {
     "kernels": ["./goptim/internal/kernel/...", "./goptim"],
-    "scalars": ["./goptim"],
+    "scalars": ["./goptim/internal/lbfgs", "./goptim/internal/matmul", "./goptim/internal/newtonschulz", "./goptim"],
     "rows": ["./goptim/internal/engine", "./goptim"],
     "states": ["./goptim/internal/safetensors", "./goptim"],
     "bindings": ["./bindings/..."],
@@ -118,6 +123,9 @@ GO_OF_GROUP = {
 # Classes with a file of the same name, which -k finds in the names of tests.
 CLASSES = ["Adadelta", "Adafactor", "Adagrad", "Adam", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD"]
 
+
+# Changes that affect only speed: lines that prefetch or leave vector code, and such functions of gather.c.
+NO_RESULT = re.compile(r"(?i)prefetch|\btouch\(|kernel\.Leave\(\)"), {"approach", "touch"}
 
 # Slow test files.
 LAST = {"test_bench.py", "test_compile.py", "test_processes.py", "test_readme.py", "test_run.py", "test_yardstick.py"}
@@ -217,6 +225,7 @@ def sites_of_python(text: str) -> Iterator[Site]:
 
     tree = ast.parse(text)
     unordered = [x for node in ast.walk(tree) if isinstance(node, ast.Compare) for x in node.comparators]
+    unordered += [node.slice for node in ast.walk(tree) if isinstance(node, ast.Subscript)]  # of types
     for node in ast.walk(tree):
         if isinstance(node, ast.BinOp):
             yield from between("arithmetic", node.left, node.op, node.right)
@@ -245,9 +254,12 @@ def sites_of_python(text: str) -> Iterator[Site]:
 
 
 def draw(seed: int) -> Iterator[Mutant]:
-    """Endless random mutants: a group by its percentage, a file by its number of places, a kind of change, a place."""
-    rng = random.Random(seed)
+    """All mutants in random order: a group by its percentage, a file by its number of places, a kind, a place.
+
+    Each place has a random number from its line, so that changes of other lines do not change the order.
+    """
     sites: dict[str, dict[str, dict[str, list[Site]]]] = {}
+    texts = {}
     for group, (_, patterns) in GROUPS.items():
         for path in sorted({p for pattern in patterns for p in ROOT.glob(pattern)}):
             if path.name.endswith("_test.go") or path.name in NOT_IN.get(group, ()):
@@ -258,17 +270,25 @@ def draw(seed: int) -> Iterator[Mutant]:
             for site in sites_of_python(text) if path.suffix == ".py" else sites_of_text(text, path.suffix == ".go"):
                 of.setdefault(site[0], []).append(site)
             if of:
-                sites.setdefault(group, {})[str(path.relative_to(ROOT))] = of
-    seen = set()
-    while True:
-        [group] = rng.choices([*sites], [GROUPS[g][0] for g in sites])
-        files = sites[group]
-        [path] = rng.choices([*files], [sum(map(len, of.values())) for of in files.values()])
-        kind = rng.choice(sorted(files[path]))
-        site = rng.choice(files[path][kind])
-        if (path, site) not in seen:
-            seen.add((path, site))
-            yield Mutant(group, path, *site)
+                name = str(path.relative_to(ROOT))
+                texts[name] = text
+                sites.setdefault(group, {})[name] = of
+    order = []
+    for group, files in sites.items():
+        places = {path: sum(map(len, of.values())) for path, of in files.items()}
+        for path, of in files.items():
+            same: dict[tuple[str, str], int] = {}
+            for site in (site for kind in sorted(of) for site in of[kind]):
+                mutant = Mutant(group, path, *site)
+                lines = mutant.lines(texts[path])
+                same[lines] = same.get(lines, 0) + 1
+                share = GROUPS[group][0] * places[path] / sum(places.values()) / len(of) / len(of[site[0]])
+                number = random.Random(repr((seed, path, site[0], lines, same[lines]))).random()
+                order.append((-math.log(1 - number) / share, len(order), mutant))
+    for _, _, mutant in sorted(order):
+        text = texts[mutant.path]
+        if not NO_RESULT[0].search(mutant.lines(text)[0]) and mutant.function(text) not in NO_RESULT[1]:
+            yield mutant
 
 
 def known_mutants() -> dict[tuple[str, ...], str]:
@@ -278,7 +298,8 @@ def known_mutants() -> dict[tuple[str, ...], str]:
         lines = [line for line in block.splitlines() if not line.startswith("#")]
         if lines:
             where, before, after, *reason = lines
-            known[(*where.split(": "), before.removeprefix("- "), after.removeprefix("+ "))] = " ".join(reason)
+            path, _, function = where.partition(":")
+            known[path, function.strip(), before.removeprefix("- "), after.removeprefix("+ ")] = " ".join(reason)
     return known
 
 
@@ -312,7 +333,7 @@ class Tree:
         self.run([self.python, "setup.py", "-q", "build_ext", "--inplace"], check=True)
         [self.library] = (path / "python/goptim").glob("_core*.so")
         self.original = self.library.read_bytes()
-        self.built = self.original
+        self.stale = False  # the library is not what the files say
         self.compiled = self.files_compiled()
 
     def run(self, command: list[object], seconds: int = 300, check: bool = False, **env: str) -> tuple[bool, str]:
@@ -346,19 +367,24 @@ class Tree:
     def mutated(self, mutants: list[Mutant]) -> Iterator[str]:
         """Apply mutants. Return a reason if they should not be tested."""
         changed: dict[Path, str] = {}
+        ordered = sorted(mutants, key=lambda m: (m.path, m.start))
+        if any(a.path == b.path and a.end > b.start for a, b in itertools.pairwise(ordered)):
+            yield "they overlap"
+            return
         for mutant in sorted(mutants, key=lambda m: -m.start):  # from the end, so that earlier positions stay valid
             file = self.path / mutant.path
             text = file.read_text()
             changed.setdefault(file, text)
             file.write_text(mutant.apply(text))
         try:
-            yield self.prepare(changed)
+            none = self.prepare(changed)
+            self.stale = any(file.suffix != ".py" for file in changed)
+            yield none
         finally:
             for path, text in changed.items():
                 path.write_text(text)
-            if self.built is not self.original:
-                self.library.write_bytes(self.original)
-                self.built = self.original
+            self.library.write_bytes(self.original)
+            self.stale = False
 
     def prepare(self, changed: dict[Path, str]) -> str:
         """Generate the copies of kernels, add them to the changed files, and compile everything."""
@@ -384,27 +410,32 @@ class Tree:
 
     def build(self) -> bool:
         done, _ = self.run([self.python, "setup.py", "-q", "build_ext", "--inplace"])
-        self.built = b""
+        self.stale = not done
         return done
 
-    def test_go(self, packages: list[str], short: bool = True, **env: str) -> str:
-        """The first failing Go test, or None."""
+    def test_go(
+        self, packages: list[str], only: Sequence[str] = (), short: bool = True, most: int = 1, **env: str
+    ) -> list[str]:
+        """The failing Go tests, of all or of ``only``: the first in each package, or up to ``most``."""
         words = [
             self.go,
             "test",
-            "-failfast",
+            "-vet=off",
+            *(["-failfast"] if most == 1 else []),
             *(["-short"] if short else []),
             *(["-count=1"] if env else []),
+            *(["-run", f"^({'|'.join(only)})$"] if only else []),
             *packages,
         ]
         passed, out = self.run(words, 120, **env)
         if passed:
-            return ""
-        m = re.search(r"--- FAIL: (\S+)", out) or re.search(r"(?m)^FAIL\s+(\S+)", out)
-        return f"go test {m[1] if m else '?'}{' ' + str(env) if env else ''}"
+            return []
+        return re.findall(r"(?m)^--- FAIL: (\w+)", out) or [f"go test {' '.join(packages)} {env or ''}: {out[-80:]!r}"]
 
-    def test_python(self, *words: str, seconds: int = 600) -> str:
-        """The first failing Python test, or None. It runs in a fork of a process that has imported torch."""
+    def test_python(self, words: list[str], only: Sequence[str] = (), seconds: int = 600, most: int = 1) -> list[str]:
+        """The failing Python tests, of all or of ``only``. They run in a fork of a process that has imported torch."""
+        if self.stale and not self.build():
+            return ["the build"]
         output = self.path / "build/pytest.log"
         child = os.fork()
         if child == 0:
@@ -420,17 +451,8 @@ class Tree:
             import pytest
 
             try:
-                code = pytest.main(
-                    [
-                        "-x",
-                        "-q",
-                        "-p",
-                        "no:cacheprovider",
-                        "-p",
-                        "no:xdist",
-                        *words,
-                    ]
-                )
+                options = [f"--maxfail={most}", "-q", "--tb=short", "-p", "no:cacheprovider", "-p", "no:xdist"]
+                code = pytest.main([*options, *(only or words)])
             except BaseException:
                 code = 9
             sys.stdout.flush()
@@ -447,14 +469,20 @@ class Tree:
                 time.sleep(0.05)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child, signal.SIGKILL)  # left behind by the test
-        if status in (0, 5):
-            return ""
         text = output.read_text(errors="replace")
-        m = re.search(r"(?m)^(?:FAILED|ERROR) (\S+.*?)(?: - |$)", text)
-        return m[1] if m else f"pytest {words[0]} ends with {status}"
+        if status in (0, 5) or (status == 4 and "ERROR: not found: " in text):
+            return []
+        failed = re.findall(r"(?m)^(?:FAILED|ERROR) (tests/\S+.*?)(?: - |$)", text)
+        return failed or [f"pytest {' '.join(words)} ends with {status}"]
 
 
-Stage = tuple[str, Callable[[], str]]  # a name, and a function that returns the failing test
+class Tests(Protocol):
+    """Tests that run, all or some, and say which of them fail."""
+
+    def __call__(self, *, only: Sequence[str] = ()) -> list[str]: ...
+
+
+Stage = tuple[str, Tests]  # a name, and its tests
 
 
 def nearest(tree: Tree, mutant: Mutant) -> Iterator[Stage]:
@@ -463,51 +491,59 @@ def nearest(tree: Tree, mutant: Mutant) -> Iterator[Stage]:
     if is_go:
         for package in GO_OF_GROUP.get(mutant.group, ()):
             yield package, functools.partial(tree.test_go, [package])
-        yield "lane", functools.partial(tree.test_go, ["./goptim", "./goptim/internal/..."], GOEXPERIMENT="")
-    if not mutant.path.endswith(".py"):
-        yield "build", lambda: "" if tree.build() else "the build"
     of_class = next((c for c in CLASSES if c.lower() == Path(mutant.path).stem), None)
-    files = next((tests for part, tests in NEAREST if part in mutant.path), OF_GROUP[mutant.group])
+    files = next((tests for part, tests in NEAREST if part in mutant.path), OF_GROUP.get(mutant.group, []))
     words = [f"{of_class} and not widths and not stock"] if of_class else ["not widths and not stock"]
     if of_class:
         files = ["test_parity.py", "test_state.py", *(f for f in files if f not in OF_GROUP[mutant.group])]
     for file in files:
-        yield file, functools.partial(tree.test_python, f"tests/{file}", "-k", *words, seconds=120)
+        yield file, functools.partial(tree.test_python, [f"tests/{file}", "-k", *words], seconds=120)
 
 
 def others(tree: Tree, rest: bool) -> Iterator[Stage]:
     """The core, and then all other tests."""
+    lane = functools.partial(tree.test_go, ["./goptim", "./goptim/internal/..."], most=20, GOEXPERIMENT="")
+    yield "go test, GOEXPERIMENT=", lane
     for bits in ("0", "+128", "+256"):
         yield (
             f"go test, simd={bits}",
-            functools.partial(tree.test_go, ["./goptim/internal/..."], GODEBUG=f"simd={bits}"),
+            functools.partial(tree.test_go, ["./goptim/internal/..."], most=20, GODEBUG=f"simd={bits}"),
         )
-    yield "go test ./...", functools.partial(tree.test_go, ["./..."], short=False)
-    files = sorted(f.name for f in (tree.path / "tests").glob("test_*.py"))
-    yield "the core", functools.partial(tree.test_python, *(f"tests/{f}" for f in sorted(files, key=LAST.__contains__)))
+    yield "go test ./...", functools.partial(tree.test_go, ["./..."], short=False, most=20)
+    files = [
+        f"tests/{f.name}" for f in sorted((tree.path / "tests").glob("test_*.py"), key=lambda f: (f.name in LAST, f))
+    ]
+    yield "the core", functools.partial(tree.test_python, files, most=20, seconds=3600)
     if rest:
-        yield "full", functools.partial(tree.test_python, "tests", "-m", "full")
+        full = ["-m", "full and not packaging and not integrations"]
+        yield "full", functools.partial(tree.test_python, ["tests", *full], most=20, seconds=3600)
+
+
+def run_with(tree: Tree, mutants: list[Mutant], test: Tests, only: Sequence[str] = ()) -> list[str]:
+    """The tests that fail with these mutants, or the reason why the mutants cannot be tested together."""
+    with tree.mutated(mutants) as none:
+        return [none] if none else test(only=only)
 
 
 def meet(tree: Tree, mutants: list[Mutant], rest: bool) -> dict[Mutant, str]:
-    """Test mutants together; if a test fails, test each half again. Yield each killed mutant and the test."""
-    if not mutants:
-        return {}
-    by = met = ""
-    with tree.mutated(mutants) as none:
-        if not none and any(not m.path.endswith(".py") for m in mutants):
-            tree.build()
-        by = none  # some do not compile together
-        for stage, test in () if none else others(tree, rest):
-            by, met = test(), stage
-            if by:
+    """Run all tests with all mutants, and failing tests with each alone. Return each killed mutant and its test."""
+    killed: dict[Mutant, str] = {}
+    for stage, test in others(tree, rest):
+        while left := [m for m in mutants if m not in killed]:
+            failed = run_with(tree, left, test)
+            if not failed:
                 break
-    if not by:
-        return {}
-    if len(mutants) == 1:
-        return {mutants[0]: f"{met}: {by}"}
-    half = len(mutants) // 2
-    return meet(tree, mutants[:half], rest) | meet(tree, mutants[half:], rest)
+            if len(left) == 1:
+                found = {left[0]: failed}
+            elif all("::" in name or name.isidentifier() for name in failed):
+                found = {m: by for m in left if (by := run_with(tree, [m], test, failed))}
+            else:  # the tests have ended early
+                found = {}
+            if not found:
+                half = len(left) // 2
+                return killed | meet(tree, left[:half], rest) | meet(tree, left[half:], rest)
+            killed |= {mutant: f"{stage}: {by[0]}" for mutant, by in found.items()}
+    return killed
 
 
 def main() -> None:
@@ -559,7 +595,7 @@ def main() -> None:
                 continue
             n += 1
             for stage, test in nearest(tree, mutant):
-                by, met = test(), stage
+                by, met = next(iter(test()), ""), stage
                 if by:
                     break
         took = time.monotonic() - start

@@ -14,8 +14,9 @@ from test_faults import PROT_NONE, PROT_READ_WRITE, Memory, call_groups
 from test_parity import CAPABILITY, FLOATS, STEPS, Twins
 
 import goptim
+import goptim.hf
 from goptim.adafactor import fused_norms
-from goptim.testing import assert_bit_equal
+from goptim.testing import assert_bit_equal, ieee_sqrt
 
 pytestmark = [
     pytest.mark.skipif(not CAPABILITY.startswith("AVX"), reason="torch fuses no products with sums on this CPU"),
@@ -39,6 +40,15 @@ def test_shapes(configuration, dtype):
     twins = Twins(configuration, [normal(shape, dtype, i) for i, shape in enumerate(SHAPES)])
     twins.run()
     assert {len(s) for s in twins.optimizer.state.values()} == {3}
+
+
+@FLOATS
+@pytest.mark.parametrize("configuration", [ROW[0], ROW[2]], ids=str)
+def test_one_element(configuration, dtype):
+    """Its norm is its magnitude, also where its square is too large or too small a number."""
+    large = 1e30 if dtype is torch.float32 else 1e200
+    values = [torch.full(shape, x, dtype=dtype) for shape in [(), (1,), (1, 1)] for x in (large, 1 / large, -large)]
+    Twins(configuration, values).run(3)
 
 
 @FLOATS
@@ -202,5 +212,40 @@ def test_torch_does_not_step_supported_parameters():
     p = normal((4, 5), torch.float32, 0).requires_grad_()
     opt = goptim.Adafactor([p])
     p.grad = torch.ones_like(p)
-    with mock.patch("goptim._step._undecorated", side_effect=AssertionError):
+    with mock.patch("goptim._step.undecorated_step", side_effect=AssertionError):
         opt.step()
+
+
+def _fused_norm(x, p=2):
+    """The norm of a vector with two elements that are not 0, in one lane: the second square is fused into the sum."""
+    a, b = x[0].item(), x[8].item()
+    assert p == 2
+    assert x.count_nonzero() <= 2
+    return torch.tensor(a * a, dtype=torch.float32).double().add(b * b).float().sqrt()
+
+
+@pytest.mark.parametrize("of", ["torch", "transformers"])
+def test_norms_of_a_torch_that_fuses_squares_into_their_sum(of, monkeypatch):
+    """As that of torch 2.6 does."""
+    if of == "torch":
+        ours, theirs, options, flags = goptim.Adafactor, torch.optim.Adafactor, {"lr": 0.1}, {"foreach": False}
+        monkeypatch.setattr("goptim.adafactor.fused_norms", lambda: True)
+    else:
+        theirs = pytest.importorskip("transformers.optimization").Adafactor
+        ours, options, flags = goptim.hf.Adafactor, {"clip_threshold": 0.5}, {}
+        monkeypatch.setattr("goptim.hf.fused_norms", lambda: True)
+    pairs = torch.rand(50, 2, 2, generator=torch.Generator().manual_seed(0))
+    runs = []
+    for cls in (ours, theirs):
+        params = [torch.zeros(16) for _ in pairs]
+        for p, (value, grad) in zip(params, pairs, strict=True):
+            p[::8], p.grad = value, torch.zeros(16)
+            p.grad[::8] = grad
+        with ieee_sqrt(), monkeypatch.context() as patch:
+            if cls is theirs:
+                patch.setattr(torch.Tensor, "norm", _fused_norm)
+            opt = cls(params, **options, **(flags if cls is theirs else {}))
+            opt.step()
+            opt.step()
+        runs.append([(p, dict(opt.state[p])) for p in params])
+    assert_bit_equal(*runs)

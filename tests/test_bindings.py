@@ -2,13 +2,17 @@
 
 import ast
 import inspect
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from configurations import ELEMENTWISE
 
+import goptim
 from goptim import _core
 
 GENERATE = Path(__file__).parents[1] / "bindings" / "generate.py"
@@ -34,3 +38,56 @@ def test_stub_matches_the_extension():
         assert list(inspect.signature(f).parameters) == list(said[name]), name
         for parameter, c_type in re.findall(r"type: (\w+): (.+)", f.__doc__ or ""):
             assert said[name][parameter] == PYTHON_TYPES[c_type], f"{parameter} of {name}"
+
+
+KINDS = json.loads(_core.Describe())
+
+
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_description_is_of_the_class(name):
+    """What Go says of a class is what the class hands over: keys of the group in order, and the states."""
+    kind = KINDS[_core.Kind(name)]
+    for options in ({}, {"momentum": 0.9}, {"centered": True}, {"amsgrad": True}, {"momentum": -1.0}):
+        opt = getattr(goptim, name)([torch.nn.Parameter(torch.ones(1))], lr=0.1)
+        [group] = opt.param_groups
+        if not group.keys() >= options.keys():
+            continue
+        group |= options
+        missing = kind["classes"][name]
+        words = []
+        for scalar in kind["scalars"]:
+            key, index = re.fullmatch(r"(\w+)(?:\[(\d)\])?", scalar).groups()
+            value = group.get(key, missing.get(key))
+            words.append(value if index is None else value[int(index)])
+        scalars = opt.scalars(group)
+        assert scalars[: len(words)] == tuple(words)
+        assert len(scalars) == len(words) + len(kind["extra"])
+        assert all(type(x) is bool for x, key in zip(scalars, kind["scalars"], strict=False) if key in kind["flags"])
+        states = [s for s in kind["states"] if asked(s, group)]
+        assert [s["key"] for s in states] == [key for key in opt.columns(group) if key is not None]
+        assert sum(s.get("scalar", False) for s in states) == opt.numbers
+        assert kind["counts"] == opt.counts
+
+
+def asked(state, group):
+    value = group[state["when"]] if "when" in state else 1
+    return value > 0 if state.get("above") else value != 0
+
+
+def test_description_of_sparse_steps():
+    kinds = {k["name"]: k for k in KINDS}
+    for name in ("SGD", "Adagrad"):
+        dense, sparse = kinds[name], kinds[f"Sparse{name}"]
+        assert sparse["scalars"] == dense["scalars"]
+        assert sparse["sums"] == getattr(goptim, name).sums
+        group = getattr(goptim, name)([torch.nn.Parameter(torch.ones(1))], lr=0.1).param_groups[0]
+        for key in ("momentum", "weight_decay", "lr_decay"):
+            opt = getattr(goptim, name)([torch.nn.Parameter(torch.ones(1))], lr=0.1)
+            if key in group:
+                assert (opt.sparse_scalars(group | {key: 0.1}) is None) == (key in sparse["zero"])
+
+
+def test_kinds_have_room():
+    for kind in KINDS:
+        assert len(kind["scalars"]) + len(kind["extra"]) <= 16
+        assert all(_core.Kind(name) == KINDS.index(kind) for name in kind["classes"])

@@ -1,6 +1,8 @@
 """Damaged files, and files of other optimizers, raise a ValueError with the reason, and change nothing."""
 
+import contextlib
 import copy
+import itertools
 import json
 import random
 import re
@@ -366,6 +368,21 @@ def test_adam_and_adamw(tmp_path):
                 goptim.load_state(optimizer, path, params.items())
                 want = saved == "AdamW" if flag is None else flag
                 assert optimizer.param_groups[0]["decoupled_weight_decay"] is want
+
+
+def test_adam_and_adamw_in_a_torch_without_the_flag(tmp_path, monkeypatch):
+    """Where the class alone says how weights decay, the other class's state is refused, unless nothing decays."""
+    monkeypatch.delitem(_state._DEFAULTS["Adam"], "decoupled_weight_decay", raising=False)
+    path = tmp_path / "state"
+    for saved, into in itertools.product(("Adam", "AdamW"), repeat=2):
+        for decay in (0, 0.1):
+            h = Header(PATH[saved].read_bytes())
+            h.groups[0]["weight_decay"] = decay
+            path.write_bytes(h.file())
+            optimizer, params = build(into)
+            fits = saved == into or decay == 0
+            with contextlib.nullcontext() if fits else pytest.raises(ValueError, match=f"which {into} does not have"):
+                goptim.load_state(optimizer, path, params.items())
 
 
 def test_a_step_that_is_an_integer(tmp_path):

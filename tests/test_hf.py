@@ -77,6 +77,17 @@ def test_every_configuration(options, dtype, go_only):
         twins.step(step=step)
 
 
+@FLOATS
+@pytest.mark.parametrize("options", [CONFIGURATIONS[0], CONFIGURATIONS[-1]], ids=str)
+def test_one_element(options, dtype, go_only):
+    """Its norm is its magnitude, also where its square is too large or too small a number."""
+    large = 1e30 if dtype is torch.float32 else 1e200
+    values = [torch.full(shape, x, dtype=dtype) for shape in [(), (1,), (1, 1)] for x in (large, 1 / large, -large)]
+    twins = Twins(values, options)
+    for _ in range(3):
+        twins.step([v * 3 for v in values])
+
+
 @pytest.mark.parametrize(
     ("n", "dtype"),
     [(1, torch.float64), (2, torch.float32), *(pytest.param(3, d, marks=pytest.mark.full) for d in FLOATS.args[1])],
@@ -156,10 +167,12 @@ def test_no_weight_decay_of_infinities_and_zeros(dtype, go_only):
             twins.step([torch.zeros_like(values), torch.zeros_like(values[:2])])
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.037, 1.0])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_16_bits(dtype):
+def test_16_bits(dtype, decay):
     twins = Twins(
-        [normal((5, 7), torch.float32, 0).to(dtype), normal((9,), torch.float32, 1).to(dtype)], CONFIGURATIONS[1]
+        [normal((5, 7), torch.float32, 0).to(dtype), normal((9,), torch.float32, 1).to(dtype)],
+        CONFIGURATIONS[1] | {"weight_decay": decay},
     )
     for step in range(4):
         twins.step(step=step)

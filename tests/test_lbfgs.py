@@ -30,7 +30,7 @@ from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import goptim
-from goptim import _core
+from goptim import _core, _parts
 from goptim.testing import assert_bit_equal, ieee_sqrt
 
 CLASSES = (goptim.LBFGS, torch.optim.LBFGS)
@@ -584,6 +584,29 @@ def test_options_that_fall_back(options, go, exact):
     assert not go
 
 
+def test_watch(monkeypatch):
+    """goptim run is told once of every step, with a reason for each parameter that torch steps."""
+    seen = []
+    monkeypatch.setattr(_parts, "watch", lambda opt, n, reasons: seen.append((n, reasons)))
+    params = [Parameter(torch.ones(3)), Parameter(torch.ones(2))]
+    opt = goptim.LBFGS(params, max_iter=2)
+
+    def closure(dtype=torch.float32):
+        for p in params:
+            p.grad = p.detach().to(dtype) if dtype is torch.float32 else None
+        return sum(p.detach().square().sum() for p in params)
+
+    opt.step(closure)
+    opt.state[params[0]]["d"] = torch.ones(1)
+    with contextlib.suppress(RuntimeError):
+        opt.step(closure)
+    opt.param_groups[0]["lr"] = torch.tensor(0.5)
+    with contextlib.suppress(RuntimeError):
+        opt.step(closure)
+    state, number = "its state is not as this optimizer leaves it", "an argument is not a number, or out of range"
+    assert seen == [(2, []), (0, [state] * 2), (0, [number] * 2)]
+
+
 def test_construction():
     for kwargs, message in (
         ({"lr": -1}, "Invalid learning rate: -1"),
@@ -859,6 +882,66 @@ def test_closure_that_changes_the_state(what, call, search, exact):
         run.steps(1)
         runs.append((run.everything(), dict(state)))
     assert_bit_equal(*runs)
+
+
+def other_group(run, state):
+    run.opt.param_groups[0] = {**run.opt.param_groups[0], "lr": 0.01, "maximize": HAS_MAXIMIZE}
+
+
+class Watched(goptim.LBFGS):
+    """Has an attribute that is not in its __dict__, and sees what torch calls."""
+
+    __slots__ = ("seen",)
+
+    def _gather_flat_grad(self):
+        self.seen.append(self.param_groups[0]["lr"])
+        return super()._gather_flat_grad()
+
+
+@pytest.mark.parametrize("what", ["state forgotten", "state loaded", "begins anew", "options changed", "other group"])
+@pytest.mark.parametrize("steps", [0, 2])
+@SEARCH
+def test_closure_after_which_torch_steps(what, steps, search):
+    """torch goes on with the options and the state that it had before, and then with the optimizer as it is."""
+    change = CHANGES.get(what, other_group)
+    runs = []
+    for cls in (*CLASSES, Watched):
+        run = Run(cls, PROBLEMS["network"], torch.float64, line_search_fn=search, max_iter=4)
+        run.opt.seen = []
+        for p in run.params:  # for torch in all steps, whose sums it rounds in another order
+            p.data = p.data.t().contiguous().t()[:] if p.dim() == 2 else p.data
+        first = [p.detach().contiguous() for p in run.params]
+
+        def closure(run=run):
+            loss = run.closure()
+            for p in run.params:
+                p.grad = p.grad.contiguous()
+            return loss
+
+        for _ in range(steps):
+            run.opt.step(closure)
+        run.opt.seen.clear()
+        state, others = run.opt.state[run.params[0]], [p.data for p in run.params]
+        if cls is not torch.optim.LBFGS:  # so that Go would step, until the closure has run
+            for p in run.params:
+                p.data = p.data.contiguous()
+        calls = itertools.count()
+
+        def changing(run=run, calls=calls, state=state, others=others, closure=closure):
+            if next(calls) == 0:
+                change(run, state)
+                for p, x in zip(run.params, others, strict=True):
+                    p.data = x
+            return closure()
+
+        run.opt.step(changing)
+        assert not all(map(torch.equal, first, run.params))
+        seen = len(run.opt.seen)
+        run.opt.step(closure)
+        runs.append((run.everything(), dict(state), next(calls), run.opt.param_groups[0]["lr"]))
+    assert_bit_equal(runs[0], runs[1])
+    assert_bit_equal(runs[2], runs[1])
+    assert seen > 1
 
 
 def resized(run, state):

@@ -52,7 +52,7 @@ def limit_files():
 
 def without_go(limit, why):
     report = _run._Report()
-    goptim._step.watch = report.add
+    goptim._parts.watch = report.add
     limit()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -113,6 +113,95 @@ for number, (check, *arguments) in enumerate(cases):
 """
 
 
+# Each step runs in its own forked child, which loads Go's runtime before the limit is set.
+STEPS = """
+import mmap, os, resource, sys, traceback
+import torch, goptim, goptim.hf
+
+torch.set_num_threads(1)
+N = 1 << 24
+
+def factored(kind):
+    def make():
+        p = torch.nn.Parameter(torch.ones(N >> 12, 1 << 12))
+        p.grad = torch.ones_like(p)
+        return kind([p])
+    return make
+
+def sparse(kind):
+    def make():
+        p = torch.nn.Parameter(torch.ones(1 << 16, 1))
+        rows = torch.randint(1 << 16, (1, N // 2))
+        p.grad = torch.sparse_coo_tensor(rows, torch.ones(N // 2, 1), p.shape, check_invariants=False)
+        return kind([p], lr=0.1)
+    return make
+
+def wide():
+    p = torch.nn.Parameter(torch.ones(2, N // 4))
+    p.grad = torch.sparse_coo_tensor([[1, 1, 0]], torch.ones(3, N // 4), p.shape, check_invariants=False)
+    return goptim.Adagrad([p])
+
+def tried_out():
+    optimizer = factored(goptim.Adafactor)()
+    optimizer.param_groups[0]["eps"] = (None, 1e39)
+    return optimizer
+
+MAKERS = {
+    "Adafactor": factored(goptim.Adafactor),
+    "Adafactor tried out": tried_out,
+    "hf.Adafactor": factored(goptim.hf.Adafactor),
+    "SparseAdam": sparse(goptim.SparseAdam),
+    "SGD": sparse(goptim.SGD),
+    "wide rows": wide,
+}
+
+def check(name, more):
+    optimizer = MAKERS[name]()
+    small = goptim.SGD([torch.nn.Parameter(torch.ones(8))])
+    [p] = small.param_groups[0]["params"]
+    p.grad = torch.ones(8)
+    small.step()
+    used = int(open("/proc/self/statm").read().split()[0]) * mmap.PAGESIZE
+    resource.setrlimit(resource.RLIMIT_AS, (used + (more << 20), resource.RLIM_INFINITY))
+    try:
+        optimizer.step()
+        result = "ok"
+    except RuntimeError as e:
+        assert "allocate" in str(e), e
+        result = "in Go" if "goptim: " in str(e) else "in torch"
+    except OverflowError:
+        result = "ok"
+    small.step()
+    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
+    optimizer.param_groups[0]["eps"] = optimizer.defaults.get("eps")
+    optimizer.step()
+    return result
+
+for name in sys.argv[1].split(","):
+    for more in map(int, sys.argv[2].split(",")):
+        read, write = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                os.write(write, check(name, more).encode())
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        status = os.waitpid(child, 0)[1]
+        if status:
+            sys.exit(f"{name}, {more} MiB: {os.waitstatus_to_exitcode(status)}")
+        print(f"{name}, {more} MiB: {os.read(read, 100).decode()}")
+"""
+
+
+def steps(names, limits):
+    """The result of a step with each number of MiB left."""
+    done = subprocess.run([sys.executable, "-c", STEPS, names, limits], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return dict(line.rsplit(": ", 1) for line in done.stdout.splitlines())
+
+
 def test_fallback_where_go_cannot_start():
     # The children import as an unprivileged user.
     package = os.path.dirname(sys.modules["goptim"].__file__) if "goptim" in sys.modules else "."
@@ -127,3 +216,23 @@ def _parents(path):
     while path != os.path.dirname(path):
         yield path
         path = os.path.dirname(path)
+
+
+@pytest.mark.parametrize(
+    ("names", "limits"),
+    [
+        ("Adafactor,SparseAdam", "40,600"),
+        pytest.param(
+            "Adafactor,Adafactor tried out,hf.Adafactor,SparseAdam,SGD,wide rows",
+            "40,90,140,190,240,600",
+            marks=pytest.mark.full,
+        ),
+    ],
+    ids=["some", "all"],
+)
+def test_a_step_without_memory_is_an_exception(names, limits):
+    """Go's runtime would end the process. A step that does succeed, and one that comes when there is memory again."""
+    results = steps(names, limits)
+    for name in names.split(","):
+        assert results[f"{name}, 40 MiB"] == "in Go"
+        assert results[f"{name}, 600 MiB"] == "ok"

@@ -108,10 +108,10 @@ def test_numpy_scalars(name, of, watched):
 @pytest.fixture
 def watched(monkeypatch):
     """The parameters in Go of each step, and the reasons why others fell back."""
-    from goptim import _step
+    from goptim import _parts
 
     seen = []
-    monkeypatch.setattr(_step, "watch", lambda opt, n, reasons: seen.append((n, reasons)))
+    monkeypatch.setattr(_parts, "watch", lambda opt, n, reasons: seen.append((n, reasons)))
     return seen
 
 
@@ -173,6 +173,13 @@ def test_a_tensor_falls_back(watched):
     run(goptim.AdamW, {"lr": torch.tensor(0.1)}, {})
     assert {n for n, _ in watched} == {0}
     assert "lr is a Tensor" in watched[0][1][0]
+
+
+@pytest.mark.parametrize("lr", [-(1 << 63) - 1, -(1 << 63), (1 << 63) - 1, 1 << 63])
+def test_integers_around_64_bits(lr, watched):
+    """torch computes with larger integers too if it negates them."""
+    assert_bit_equal(run(goptim.SGD, {"lr": lr}, {}), run(torchs("SGD"), {"lr": lr}, {}))
+    assert watched == [(2, [])] * 7
 
 
 def test_an_invalid_value_is_tried_again(watched):

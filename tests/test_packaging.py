@@ -66,7 +66,7 @@ def test_sdist_is_complete(sdist):
     with tarfile.open(sdist) as tar:
         has = {name.partition("/")[2] for name in tar.getnames()}
     suffixes = {".go", ".s", ".c", ".h", ".map", ".py", ".pyi"}
-    sources = (path for folder in ("goptim", "bindings", "python") for path in (ROOT / folder).rglob("*"))
+    sources = (path for folder in ("goptim", "internal", "bindings", "python") for path in (ROOT / folder).rglob("*"))
     needs = {str(path.relative_to(ROOT)) for path in sources if path.suffix in suffixes}
     needs |= {"go.mod", "go.sum", "setup.py", "pyproject.toml", "README.md", "LICENSE", "python/goptim/py.typed"}
     assert not needs - has

@@ -1,6 +1,7 @@
 """goptim is bit-for-bit equal to torch.optim's for-loop with IEEE square roots, and to torch's fused kernels."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -50,7 +51,7 @@ class Twins:
         grads = gradients(self.params, self.steps) if grads is None else grads
         for p, q, g in zip(self.params, self.expected, grads, strict=True):
             p.grad, q.grad = g, None if g is None else g.clone()
-        with mock.patch("goptim._step._undecorated", side_effect=AssertionError("torch steps, where Go should")):
+        with mock.patch("goptim._step.undecorated_step", side_effect=AssertionError("torch steps, where Go should")):
             self.optimizer.step()
         with ieee_sqrt():
             self.oracle.step()
@@ -186,6 +187,19 @@ def test_hyperparameters_change_between_steps(row, dtype):
         for group in groups:
             group.update(options)
         twins.step()
+
+
+@FLOATS
+@pytest.mark.parametrize(
+    "etas", [(0.0, 1.2), (1.0, 1.2), (1.2, 1.2), (0.5, 0.0), (0.5, -1.0), (0.0, 0.0), (math.nan, 1.2)]
+)
+def test_factors_of_rprop_that_meet(etas, dtype):
+    """torch replaces signs by factors one after the other, so that one factor may be taken for another sign."""
+    row = next(row for name, row in TABLE.items() if name == "Rprop")
+    twins = Twins(row[0], [normal((37,), dtype, 0)])
+    for optimizer in (twins.optimizer, twins.oracle):
+        optimizer.param_groups[0]["etas"] = etas
+    twins.run()
 
 
 @FLOATS

@@ -347,18 +347,19 @@ def without_unnamed(monkeypatch, unnamed):
         monkeypatch.delattr(os, "O_TMPFILE")
 
 
+def fails(error):
+    def function(*args, **kwargs):
+        raise error
+
+    return function
+
+
 @UNNAMED
 def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch, unnamed):
     without_unnamed(monkeypatch, unnamed)
     path = tmp_path / "state"
     goptim.save_state(small(0.5), path)
     old = path.read_bytes()
-
-    def fails(error):
-        def function(*args, **kwargs):
-            raise error
-
-        return function
 
     for function, error in itertools.product(
         ("fsync", "replace", "fchmod"), (OSError(errno.EIO, "Input/output error"), KeyboardInterrupt())
@@ -378,6 +379,90 @@ def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch, unnamed):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_bytes() == old
     assert os.listdir(tmp_path) == ["state"]
+
+
+@UNNAMED
+@pytest.mark.parametrize("old", [b"old", None], ids=["replaced", "new"])
+def test_an_interrupt_leaves_nothing_open(tmp_path, monkeypatch, unnamed, old):
+    """Python raises KeyboardInterrupt where a function begins, or where a function of C has returned."""
+    without_unnamed(monkeypatch, unnamed)
+    path = tmp_path / "state"
+    whole = b"new" * 100
+
+    def interrupt_at(count):
+        def profile(frame, event, function):
+            nonlocal count
+            if event in ("call", "c_return") and function is not sys.setprofile:
+                count -= 1
+                if count < 0:
+                    raise KeyboardInterrupt
+
+        return profile
+
+    def save(count):
+        """Whether a save was interrupted."""
+        sys.setprofile(interrupt_at(count))
+        try:
+            _files.replace(path, [whole[:100], whole[100:]])
+        except KeyboardInterrupt:
+            return True
+        finally:
+            sys.setprofile(None)
+        return False
+
+    _files.replace(path, [whole])  # which compiles a regular expression the first time
+    before = os.listdir("/proc/self/fd")
+    for count in itertools.count():
+        path.unlink(missing_ok=True) if old is None else path.write_bytes(old)
+        interrupted = save(count)
+        assert os.listdir("/proc/self/fd") == before, f"after {count} calls"
+        assert os.listdir(tmp_path) in ([], ["state"])
+        assert (path.read_bytes() if path.exists() else None) in (old, whole)
+        if not interrupted:
+            break
+    assert count > 30
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("kind", ["str", "bytes", "path-like"])
+def test_errors_name_the_path(tmp_path, monkeypatch, kind):
+    """As open() does: as it was given, whatever of it, or of what lies beside it, has failed."""
+    given = {"str": str, "bytes": os.fsencode, "path-like": lambda path: path}[kind]
+    (tmp_path / "file").write_bytes(b"old")
+    (tmp_path / "folder").mkdir()
+    os.symlink("loop", tmp_path / "loop")
+    os.symlink("/dev/full", tmp_path / "full")
+
+    def names(function, path, error, match=None):
+        with pytest.raises(error, match=match) as e:
+            function(small(n=10_000), given(path))
+        assert e.value.filename == os.fspath(given(path))
+        assert e.value.filename2 is None
+        assert repr(e.value.filename) in str(e.value)
+
+    for function in (goptim.save_state, goptim.load_state):
+        names(function, tmp_path / "nowhere" / "state", FileNotFoundError)
+        names(function, tmp_path / "file" / "state", NotADirectoryError)
+        names(function, tmp_path / "folder", IsADirectoryError)
+        names(function, tmp_path / "loop", OSError, "symbolic links")
+        names(function, tmp_path / ("x" * 300), OSError, "too long")
+    names(goptim.save_state, tmp_path / "full", OSError, "No space left")
+    names(goptim.load_state, "/proc/self/mem", OSError, "Input/output error")
+    for function in ("open", "fsync", "fchmod", "link", "replace"):
+        with monkeypatch.context() as m:
+            m.setattr(os, function, fails(OSError(errno.EIO, "Input/output error", "another", None, "others")))
+            names(goptim.save_state, tmp_path / "file", OSError, "Input/output error")
+    assert (tmp_path / "file").read_bytes() == b"old"
+    if os.geteuid() == 0 and all(folder.stat().st_mode & 1 for folder in tmp_path.parents):
+        (tmp_path / "folder").chmod(0o700)
+        (tmp_path / "file").chmod(0o400)
+        os.seteuid(12345)
+        try:
+            for function in (goptim.save_state, goptim.load_state):
+                names(function, tmp_path / "folder" / "state", PermissionError)
+                names(function, tmp_path / "file", PermissionError)
+        finally:
+            os.seteuid(0)
 
 
 @UNNAMED

@@ -66,13 +66,13 @@ def put(group: dict[str, Any], place: tuple[str, int | None], x: float) -> None:
         group[key] = tuple(x if k == i else y for k, y in enumerate(group[key]))
 
 
-def gradients(opt: torch.optim.Optimizer, step: int, sparse: bool) -> None:
+def gradients(opt: torch.optim.Optimizer, step: int, kind: "Kind") -> None:
     for i, p in enumerate(p for group in opt.param_groups for p in group["params"]):
         generator = torch.Generator().manual_seed(100 * step + i)
         p.grad = torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.dtype)
-        if sparse:
-            rows = torch.randint(p.shape[0], (3,), generator=generator)
-            p.grad = torch.sparse_coo_tensor(rows[None], p.grad[:3], p.shape, check_invariants=False)
+        if kind.sparse:
+            rows = torch.randint(max(p.shape[0], 1), (min(kind.rows, p.shape[0]),), generator=generator)
+            p.grad = torch.sparse_coo_tensor(rows[None], p.grad[: len(rows)], p.shape, check_invariants=False)
 
 
 def build(kind: "Kind", cls: type, options: dict[str, Any], dtype: torch.dtype, steps: int) -> torch.optim.Optimizer:
@@ -82,9 +82,9 @@ def build(kind: "Kind", cls: type, options: dict[str, Any], dtype: torch.dtype, 
     ]
     opt: torch.optim.Optimizer = cls([{"params": group} for group in groups], **options)
     for step in range(steps):
-        gradients(opt, step, kind.sparse)
+        gradients(opt, step, kind)
         opt.step()
-    gradients(opt, steps, kind.sparse)
+    gradients(opt, steps, kind)
     return opt
 
 
@@ -150,7 +150,11 @@ def test_errors_are_torchs(name: str, dtype: torch.dtype) -> None:
 def test_sparse_errors_are_torchs(name: str, dtype: torch.dtype) -> None:
     keys = {"SGD": ("lr",), "Adagrad": ("lr", "lr_decay", "eps"), "SparseAdam": ("lr", "betas", "eps")}[name]
     shapes = [[(3, 5), (17, 2)], [(4, 3), (9, 1)]]
-    check(Kind(getattr(goptim, name), getattr(torch.optim, name), shapes, sparse=True), keys, [{}], dtype)
+    kind = Kind(getattr(goptim, name), getattr(torch.optim, name), shapes, sparse=True)
+    check(kind, keys, [{}], dtype)
+    for second, rows in (((4, 3), 0), ((4, 3, 2), 0), ((0, 3), 0), ((4, 0), 0), ((4, 0), 3)):  # without elements
+        empty = kind._replace(shapes=[[(3, 5)], [second]], rows=rows)
+        check(empty, keys, [{}], dtype, [-1.0, -0.25, 1e39, NAN], [0, 1, 4])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
@@ -186,9 +190,17 @@ class Kind(NamedTuple):
     shapes: Sequence[Sequence[tuple[int, ...]]] = (((3, 5), (17,)), ((4, 3), (9,)))
     sparse: bool = False
     exact: bool = True
+    rows: int = 3  # of a sparse gradient
 
 
-def check(kind: Kind, keys: tuple[str, ...], variants: list[dict[str, Any]], dtype: torch.dtype) -> None:
+def check(
+    kind: Kind,
+    keys: tuple[str, ...],
+    variants: list[dict[str, Any]],
+    dtype: torch.dtype,
+    values: Sequence[float] = VALUES,
+    steps_before: Sequence[int] = (0, 1, 5),
+) -> None:
     chance = random.Random(1)
     wrong = []
     with warnings.catch_warnings(), ieee_sqrt():
@@ -196,11 +208,11 @@ def check(kind: Kind, keys: tuple[str, ...], variants: list[dict[str, Any]], dty
         for options in variants:
             group = kind.theirs([Parameter(torch.ones(1, 1, dtype=dtype))], **options).param_groups[0]
             found = places(group, keys)
-            cases = [[(place, x)] for place in found for x in VALUES]
+            cases = [[(place, x)] for place in found for x in values]
             pairs = itertools.combinations(found, 2)
-            two = [[(a, x), (b, y)] for a, b in pairs for x in VALUES for y in VALUES]
+            two = [[(a, x), (b, y)] for a, b in pairs for x in values for y in values]
             cases += chance.sample(two, min(20, len(two)))
-            for steps, spoil in itertools.product([0, 1, 5], cases):
+            for steps, spoil in itertools.product(steps_before, cases):
                 difference = compare(kind, options, dtype, steps, spoil)
                 if difference:
                     wrong.append(f"{options} after {steps} steps, {spoil}: {difference}")

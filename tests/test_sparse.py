@@ -89,9 +89,12 @@ def assert_runs_equal(*args, **kwargs):
 def go(monkeypatch):
     """The number of indices of each call of Go."""
     calls = []
-    for name in ("SparseAdam", "SparseAdagrad", "SparseSGD"):
-        function = getattr(_core, name)
-        monkeypatch.setattr(_core, name, lambda *args, f=function: calls.append(args[9]) or f(*args))
+
+    def counting(kind, row, *rest, call=_sparse._call):
+        calls.append(_sparse._ROW.unpack(row)[9])
+        call(kind, row, *rest)
+
+    monkeypatch.setattr(_sparse, "_call", counting)
     return calls
 
 
@@ -160,6 +163,27 @@ def test_special_values(name, options, dtype):
             for _ in range(3):
                 opts[-1].step()
     assert_bit_equal(*map(everything, opts))
+
+
+@FLOATS
+@every
+@pytest.mark.parametrize("maximize", [False, True])
+def test_rows_that_cancel(name, dtype, maximize):
+    """The sign of a sum that is zero is the sign of that of negated gradients, which a zero parameter shows."""
+    zeros = torch.tensor([0.0, -0.0, 1.0], dtype=dtype)
+    pairs = torch.tensor([[1.0, -1.0], [0.0, 0.0], [-0.0, -0.0], [0.0, -0.0], [-0.0, 0.0], [-2.0, 2.0]], dtype=dtype)
+    runs = []
+    for make in (ours, torchs):
+        p = Parameter(zeros[:, None].expand(3, len(pairs)).clone())
+        opt = make(name, [p], lr=0.1, maximize=maximize)
+        for n in (2, 3, 17):
+            values = torch.cat([pairs.T.repeat(n // 2, 1), pairs[: n % 2, :1].expand(-1, len(pairs)) * 0])
+            indices = torch.arange(3).repeat_interleave(n)[None]
+            p.grad = torch.sparse_coo_tensor(indices, values.repeat(3, 1), p.shape, check_invariants=True)
+            with ieee_sqrt():
+                opt.step()
+        runs.append(everything(opt))
+    assert_bit_equal(*runs)
 
 
 @every
@@ -444,7 +468,7 @@ def test_fault_in_go_is_an_exception(name, n, threads, to_go):
 @every
 def test_bad_arguments(name):
     """What only a mistake in the package could give to Go."""
-    function = getattr(_core, name if name == "SparseAdam" else f"Sparse{name}")
+    kind = _core.Kind(name if name == "SparseAdam" else f"Sparse{name}")
     p, m, v, g = (torch.ones(4, 2) for _ in range(4))
     indices, order, unordered, beyond = (torch.tensor(x) for x in ([2, 0, 2], [1, 0, 2], [0, 1, 2], [1, 0, 3]))
     good = {
@@ -453,7 +477,7 @@ def test_bad_arguments(name):
         "state2": v.data_ptr(),
         "rows": 4,
         "width": 2,
-        "float64s": 0,
+        "dtype": 1,
         "indices": indices.data_ptr(),
         "values": g.data_ptr(),
         "order": order.data_ptr(),
@@ -469,6 +493,7 @@ def test_bad_arguments(name):
         ({"rows": 2}, "index 2 in the gradient, expected one of 2 rows"),
         ({"width": 0}, "rows of 0 elements"),
         ({"rows": 1 << 60}, "rows of 2 elements"),
+        ({"dtype": 0}, "elements of dtype 0"),
         ({"count": -1}, "-1 of them with a gradient"),
         ({"count": 1 << 40}, "of them with a gradient"),
         ({"order": unordered.data_ptr()}, "place 1 of the order is 1"),
@@ -477,7 +502,9 @@ def test_bad_arguments(name):
         *([({"state2": 0}, "address 0x0")] if name == "SparseAdam" else []),
     ]:
         with pytest.raises(RuntimeError, match=says):
-            function(*(good | what).values(), 2, 1.0, *scalars)
+            _sparse._call(kind, _sparse._ROW.pack(*(good | what).values(), 1.0), scalars, 2)
     assert all((t == 1).all() for t in (p, m, v, g))
-    assert function(*good.values(), 2, 1.0, *scalars) == 3
-    assert function(*(good | {"count": 0}).values(), 2, 1.0, *scalars) == 0
+    _sparse._call(kind, _sparse._ROW.pack(*(good | {"count": 0}).values(), 1.0), scalars, 2)
+    assert (p == 1).all()
+    _sparse._call(kind, _sparse._ROW.pack(*good.values(), 1.0), scalars, 2)
+    assert (p != 1).any(1).tolist() == [True, False, True, False]

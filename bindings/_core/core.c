@@ -116,113 +116,6 @@ _wrap__core_Reserve(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject
 PyObject * _wrap__core_Reserve(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs);
 
 PyObject *
-_wrap__core_SparseAdagrad(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs)
-{
-    PyObject *py_retval;
-    int64_t retval;
-    int64_t param;
-    int64_t state1;
-    int64_t state2;
-    int64_t rows;
-    int64_t width;
-    int64_t float64s;
-    int64_t indices;
-    int64_t values;
-    int64_t order;
-    int64_t count;
-    int64_t threads;
-    double step;
-    double lr;
-    double lr_decay;
-    double eps;
-    int64_t maximize;
-    const char *keywords[] = {"param", "state1", "state2", "rows", "width", "float64s", "indices", "values", "order", "count", "threads", "step", "lr", "lr_decay", "eps", "maximize", NULL};
-
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LLLLLLLLLLLddddL", (char **) keywords, &param, &state1, &state2, &rows, &width, &float64s, &indices, &values, &order, &count, &threads, &step, &lr, &lr_decay, &eps, &maximize)) {
-        return NULL;
-    }
-    goptim_enter();
-    retval = bindings_SparseAdagrad(param, state1, state2, rows, width, float64s, indices, values, order, count, threads, step, lr, lr_decay, eps, maximize);
-    if (PyErr_Occurred()) {
-        return NULL;
-    }
-    py_retval = Py_BuildValue((char *) "L", retval);
-    return py_retval;
-}
-PyObject * _wrap__core_SparseAdagrad(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs);
-
-PyObject *
-_wrap__core_SparseAdam(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs)
-{
-    PyObject *py_retval;
-    int64_t retval;
-    int64_t param;
-    int64_t state1;
-    int64_t state2;
-    int64_t rows;
-    int64_t width;
-    int64_t float64s;
-    int64_t indices;
-    int64_t values;
-    int64_t order;
-    int64_t count;
-    int64_t threads;
-    double step;
-    double lr;
-    double beta1;
-    double beta2;
-    double eps;
-    int64_t maximize;
-    const char *keywords[] = {"param", "state1", "state2", "rows", "width", "float64s", "indices", "values", "order", "count", "threads", "step", "lr", "beta1", "beta2", "eps", "maximize", NULL};
-
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LLLLLLLLLLLdddddL", (char **) keywords, &param, &state1, &state2, &rows, &width, &float64s, &indices, &values, &order, &count, &threads, &step, &lr, &beta1, &beta2, &eps, &maximize)) {
-        return NULL;
-    }
-    goptim_enter();
-    retval = bindings_SparseAdam(param, state1, state2, rows, width, float64s, indices, values, order, count, threads, step, lr, beta1, beta2, eps, maximize);
-    if (PyErr_Occurred()) {
-        return NULL;
-    }
-    py_retval = Py_BuildValue((char *) "L", retval);
-    return py_retval;
-}
-PyObject * _wrap__core_SparseAdam(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs);
-
-PyObject *
-_wrap__core_SparseSGD(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs)
-{
-    PyObject *py_retval;
-    int64_t retval;
-    int64_t param;
-    int64_t state1;
-    int64_t state2;
-    int64_t rows;
-    int64_t width;
-    int64_t float64s;
-    int64_t indices;
-    int64_t values;
-    int64_t order;
-    int64_t count;
-    int64_t threads;
-    double step;
-    double lr;
-    int64_t maximize;
-    const char *keywords[] = {"param", "state1", "state2", "rows", "width", "float64s", "indices", "values", "order", "count", "threads", "step", "lr", "maximize", NULL};
-
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, (char *) "LLLLLLLLLLLddL", (char **) keywords, &param, &state1, &state2, &rows, &width, &float64s, &indices, &values, &order, &count, &threads, &step, &lr, &maximize)) {
-        return NULL;
-    }
-    goptim_enter();
-    retval = bindings_SparseSGD(param, state1, state2, rows, width, float64s, indices, values, order, count, threads, step, lr, maximize);
-    if (PyErr_Occurred()) {
-        return NULL;
-    }
-    py_retval = Py_BuildValue((char *) "L", retval);
-    return py_retval;
-}
-PyObject * _wrap__core_SparseSGD(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs);
-
-PyObject *
 _wrap__core_Step(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs)
 {
     PyObject *py_retval;
@@ -244,6 +137,24 @@ _wrap__core_Step(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *k
     return py_retval;
 }
 PyObject * _wrap__core_Step(PyObject * PYBINDGEN_UNUSED(dummy), PyObject *args, PyObject *kwargs);
+
+PyObject *
+_wrap__core_Describe(PyObject *PYBINDGEN_UNUSED(_args), PyObject *PYBINDGEN_UNUSED(_kwargs))
+{
+    PyObject *py_retval;
+    char *retval;
+
+    goptim_enter();
+    retval = bindings_Describe();
+    if (PyErr_Occurred()) {
+        if (retval != NULL) free(retval);
+        return NULL;
+    }
+    py_retval = Py_BuildValue((char *) "s", retval);
+    free(retval);
+    return py_retval;
+}
+PyObject * _wrap__core_Describe(PyObject *PYBINDGEN_UNUSED(_args), PyObject *PYBINDGEN_UNUSED(_kwargs));
 
 PyObject *
 _wrap__core_Version(PyObject *PYBINDGEN_UNUSED(_args), PyObject *PYBINDGEN_UNUSED(_kwargs))
@@ -271,10 +182,8 @@ static PyMethodDef _core_functions[] = {
     {(char *) "LBFGS", (PyCFunction) _wrap__core_LBFGS, METH_KEYWORDS|METH_VARARGS, "LBFGS($module, /, machine, size, threads)\n--\n\ntype: machine: int64_t\ntype: size: int64_t\ntype: threads: int64_t" },
     {(char *) "OpenMP", (PyCFunction) _wrap__core_OpenMP, METH_KEYWORDS|METH_VARARGS, "OpenMP($module, /, parallel, number)\n--\n\ntype: parallel: int64_t\ntype: number: int64_t" },
     {(char *) "Reserve", (PyCFunction) _wrap__core_Reserve, METH_KEYWORDS|METH_VARARGS, "Reserve($module, /, threads)\n--\n\ntype: threads: int64_t" },
-    {(char *) "SparseAdagrad", (PyCFunction) _wrap__core_SparseAdagrad, METH_KEYWORDS|METH_VARARGS, "SparseAdagrad($module, /, param, state1, state2, rows, width, float64s, indices, values, order, count, threads, step, lr, lr_decay, eps, maximize)\n--\n\ntype: param: int64_t\ntype: state1: int64_t\ntype: state2: int64_t\ntype: rows: int64_t\ntype: width: int64_t\ntype: float64s: int64_t\ntype: indices: int64_t\ntype: values: int64_t\ntype: order: int64_t\ntype: count: int64_t\ntype: threads: int64_t\ntype: step: double\ntype: lr: double\ntype: lr_decay: double\ntype: eps: double\ntype: maximize: int64_t" },
-    {(char *) "SparseAdam", (PyCFunction) _wrap__core_SparseAdam, METH_KEYWORDS|METH_VARARGS, "SparseAdam($module, /, param, state1, state2, rows, width, float64s, indices, values, order, count, threads, step, lr, beta1, beta2, eps, maximize)\n--\n\ntype: param: int64_t\ntype: state1: int64_t\ntype: state2: int64_t\ntype: rows: int64_t\ntype: width: int64_t\ntype: float64s: int64_t\ntype: indices: int64_t\ntype: values: int64_t\ntype: order: int64_t\ntype: count: int64_t\ntype: threads: int64_t\ntype: step: double\ntype: lr: double\ntype: beta1: double\ntype: beta2: double\ntype: eps: double\ntype: maximize: int64_t" },
-    {(char *) "SparseSGD", (PyCFunction) _wrap__core_SparseSGD, METH_KEYWORDS|METH_VARARGS, "SparseSGD($module, /, param, state1, state2, rows, width, float64s, indices, values, order, count, threads, step, lr, maximize)\n--\n\ntype: param: int64_t\ntype: state1: int64_t\ntype: state2: int64_t\ntype: rows: int64_t\ntype: width: int64_t\ntype: float64s: int64_t\ntype: indices: int64_t\ntype: values: int64_t\ntype: order: int64_t\ntype: count: int64_t\ntype: threads: int64_t\ntype: step: double\ntype: lr: double\ntype: maximize: int64_t" },
     {(char *) "Step", (PyCFunction) _wrap__core_Step, METH_KEYWORDS|METH_VARARGS, "Step($module, /, kind, groups, threads)\n--\n\ntype: kind: int64_t\ntype: groups: int64_t\ntype: threads: int64_t" },
+    {(char *) "Describe", (PyCFunction) _wrap__core_Describe, METH_NOARGS, "Describe($module, /)\n--\n\n" },
     {(char *) "Version", (PyCFunction) _wrap__core_Version, METH_NOARGS, "Version($module, /)\n--\n\n" },
     {"step_groups", (PyCFunction)(void (*)(void))step_groups, METH_FASTCALL, step_groups_doc},
     {NULL, NULL, 0, NULL}

@@ -16,6 +16,21 @@ import (
 
 func main() {}
 
+//export bindings_Describe
+func bindings_Describe() *C.char {
+	_saved_thread := C.PyEval_SaveThread()
+	cret, __err := bindings.Describe()
+
+	C.PyEval_RestoreThread(_saved_thread)
+	if __err != nil {
+		estr := C.CString(__err.Error())
+		C.PyErr_SetString(C.PyExc_RuntimeError, estr)
+		C.free(unsafe.Pointer(estr))
+		return C.CString("")
+	}
+	return C.CString(cret)
+}
+
 //export bindings_Kind
 func bindings_Kind(name *C.char) C.longlong {
 	_saved_thread := C.PyEval_SaveThread()
@@ -65,51 +80,6 @@ func bindings_OpenMP(parallel C.longlong, number C.longlong) C.longlong {
 func bindings_Reserve(threads C.longlong) C.longlong {
 	_saved_thread := C.PyEval_SaveThread()
 	cret, __err := bindings.Reserve(int64(threads))
-
-	C.PyEval_RestoreThread(_saved_thread)
-	if __err != nil {
-		estr := C.CString(__err.Error())
-		C.PyErr_SetString(C.PyExc_RuntimeError, estr)
-		C.free(unsafe.Pointer(estr))
-		return C.longlong(0)
-	}
-	return C.longlong(cret)
-}
-
-//export bindings_SparseAdagrad
-func bindings_SparseAdagrad(param C.longlong, state1 C.longlong, state2 C.longlong, rows C.longlong, width C.longlong, float64s C.longlong, indices C.longlong, values C.longlong, order C.longlong, count C.longlong, threads C.longlong, step C.double, lr C.double, lrDecay C.double, eps C.double, maximize C.longlong) C.longlong {
-	_saved_thread := C.PyEval_SaveThread()
-	cret, __err := bindings.SparseAdagrad(int64(param), int64(state1), int64(state2), int64(rows), int64(width), int64(float64s), int64(indices), int64(values), int64(order), int64(count), int64(threads), float64(step), float64(lr), float64(lrDecay), float64(eps), int64(maximize))
-
-	C.PyEval_RestoreThread(_saved_thread)
-	if __err != nil {
-		estr := C.CString(__err.Error())
-		C.PyErr_SetString(C.PyExc_RuntimeError, estr)
-		C.free(unsafe.Pointer(estr))
-		return C.longlong(0)
-	}
-	return C.longlong(cret)
-}
-
-//export bindings_SparseAdam
-func bindings_SparseAdam(param C.longlong, state1 C.longlong, state2 C.longlong, rows C.longlong, width C.longlong, float64s C.longlong, indices C.longlong, values C.longlong, order C.longlong, count C.longlong, threads C.longlong, step C.double, lr C.double, beta1 C.double, beta2 C.double, eps C.double, maximize C.longlong) C.longlong {
-	_saved_thread := C.PyEval_SaveThread()
-	cret, __err := bindings.SparseAdam(int64(param), int64(state1), int64(state2), int64(rows), int64(width), int64(float64s), int64(indices), int64(values), int64(order), int64(count), int64(threads), float64(step), float64(lr), float64(beta1), float64(beta2), float64(eps), int64(maximize))
-
-	C.PyEval_RestoreThread(_saved_thread)
-	if __err != nil {
-		estr := C.CString(__err.Error())
-		C.PyErr_SetString(C.PyExc_RuntimeError, estr)
-		C.free(unsafe.Pointer(estr))
-		return C.longlong(0)
-	}
-	return C.longlong(cret)
-}
-
-//export bindings_SparseSGD
-func bindings_SparseSGD(param C.longlong, state1 C.longlong, state2 C.longlong, rows C.longlong, width C.longlong, float64s C.longlong, indices C.longlong, values C.longlong, order C.longlong, count C.longlong, threads C.longlong, step C.double, lr C.double, maximize C.longlong) C.longlong {
-	_saved_thread := C.PyEval_SaveThread()
-	cret, __err := bindings.SparseSGD(int64(param), int64(state1), int64(state2), int64(rows), int64(width), int64(float64s), int64(indices), int64(values), int64(order), int64(count), int64(threads), float64(step), float64(lr), int64(maximize))
 
 	C.PyEval_RestoreThread(_saved_thread)
 	if __err != nil {

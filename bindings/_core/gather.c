@@ -48,9 +48,18 @@ enum { INLINE = 5 }; /* dimensions; the sizes and strides of more lie elsewhere 
 
 static char *word(const void *object, int64_t i) { return ((char **)object)[i]; }
 
-static void prefetch(const char *at, int lines)
+/* Into the second cache: it waits for more lines at a time than the first. */
+static void prefetch(const void *from, int64_t bytes)
 {
-	for (int i = 0; i < lines; i++) __builtin_prefetch(at + i * 64);
+	enum { LINE = 64 };
+	const char *at = (const char *)((uintptr_t)from & ~(uintptr_t)(LINE - 1));
+	for (; at < (const char *)from + bytes; at += LINE) __builtin_prefetch(at, 0, 2);
+}
+
+/* prefetch_impl prefetches the fields of a TensorImpl. */
+static void prefetch_impl(const Layout *l, const char *impl)
+{
+	prefetch(impl + 8 * l->storage, 8 * (l->keys - l->storage + 1)); /* the first and the last in every torch so far */
 }
 
 /* A View is a tensor in the CPU's memory. */
@@ -175,7 +184,9 @@ static int overlap(const Stretches *s)
 
 /* What belongs to a parameter, beside itself. HF has an RMS in the place of the step. */
 enum { GRAD, STEP, STATE, TENSORS = STATE + STATES };
-enum { IMPL_LINES = 4, DICT_KEYS = 4, DICT_LINES = 3 }; /* what is prefetched; DICT_KEYS is a word of a dict */
+enum { VERSIONS = 2 + STATES }; /* of the parameter, the step and the states, all that Go writes */
+/* What is prefetched, in bytes. DICT_KEYS is the word of a dict where its keys and values are. */
+enum { OBJECT = 24, DICT_KEYS = 4, DICT = 112, AUTOGRAD = 64, STORAGE = 64, VERSION = 24 };
 
 /* A Given is a row that was given as a tuple. */
 typedef struct {
@@ -201,6 +212,9 @@ typedef struct {
 	const Layout *layout;    /* NULL if that of this torch is not known */
 	PyObject *plain[TYPES];  /* types of parameters; the first is torch.Tensor */
 	PyObject *state, *step;  /* of the optimizer; the key of a step, or NULL */
+	PyObject *grad;          /* the name of gradients */
+	PyObject *descriptor;    /* torch's of gradients, held, or NULL */
+	descrgetfunc get;        /* of the descriptor, or NULL */
 	Py_ssize_t numbers;      /* how many of a parameter's states, the first ones, are one number */
 	int form;
 	Py_ssize_t at;           /* in state, behind the parameter found last */
@@ -209,7 +223,7 @@ typedef struct {
 	Py_ssize_t n, groups;
 	Found *found;            /* n of them, and so of what follows */
 	char *rows;
-	uint32_t **version;      /* 1 + STATES of each */
+	uint32_t **version;      /* VERSIONS of each */
 	uint8_t *code;
 	Group *group;
 	Py_ssize_t *size;        /* of each group: how many parameters */
@@ -236,43 +250,78 @@ static int is_plain(const Call *c, PyObject *p)
 	return 0;
 }
 
+/* find_descriptor finds torch's own descriptor of gradients, if it is that of all plain types, to call it without a look-up
+ * for each parameter: 1; -1 for an exception. */
+static int find_descriptor(Call *c)
+{
+	for (int i = 0; i < TYPES && c->plain[i] != NULL; i++) {
+		PyObject *found = PyObject_GetAttr(c->plain[i], c->grad);
+		if (found == NULL) return -1;
+		int same = (i == 0 || found == c->descriptor) && Py_IS_TYPE(found, &PyGetSetDescr_Type) &&
+		           PyType_GetSlot((PyTypeObject *)c->plain[i], Py_tp_getattro) == (void *)PyObject_GenericGetAttr;
+		if (i == 0 && same) c->descriptor = found;
+		else Py_DECREF(found);
+		if (!same) {
+			Py_CLEAR(c->descriptor);
+			return 1;
+		}
+	}
+	c->get = (descrgetfunc)PyType_GetSlot(&PyGetSetDescr_Type, Py_tp_descr_get);
+	return 1;
+}
+
 /* find takes a parameter's gradient and, in of, the dict of its state: 1; -1 for an exception. */
 static int find(Call *c, Found *f, PyObject **of)
 {
-	static PyObject *grad;
-	if (grad == NULL && (grad = PyUnicode_InternFromString("grad")) == NULL) return -1;
-	PyObject *g = f->tensor[GRAD] = PyObject_GetAttr(f->p, grad);
-	if (g == NULL) return -1;
 	int plain = c->layout != NULL && is_plain(c, f->p);
-	if (plain && c->stateful) { /* without a gradient too: the place in state keeps up */
+	PyObject *g = plain && c->get != NULL ? c->get(c->descriptor, f->p, (PyObject *)Py_TYPE(f->p)) : PyObject_GetAttr(f->p, c->grad);
+	f->tensor[GRAD] = g;
+	if (g == NULL) return -1;
+	int simple = plain && (PyObject *)Py_TYPE(g) == c->plain[0];
+	if (c->layout != NULL && c->stateful && (plain || g != Py_None)) { /* without a gradient too: the place in state keeps up */
 		*of = of_param(c, f->p);
 		Py_XINCREF(*of);
 		if (*of == NULL && PyErr_Occurred()) return -1;
-		f->fresh = *of == NULL || !(Py_IS_TYPE(*of, &PyDict_Type) || PyDict_Check(*of)); /* or see find_states */
-		if (!f->fresh) prefetch(word(*of, DICT_KEYS), DICT_LINES);
+		f->fresh = *of == NULL || !PyDict_Check(*of); /* or see find_states */
+		simple &= f->fresh || Py_IS_TYPE(*of, &PyDict_Type); /* a subclass may look keys up in its own way */
+		if (!f->fresh) prefetch(word(*of, DICT_KEYS), DICT);
 	}
-	f->code = g == Py_None ? NO_GRADIENT : plain && (PyObject *)Py_TYPE(g) == c->plain[0] ? GO : PYTHON;
+	f->code = g == Py_None ? NO_GRADIENT : simple ? GO : PYTHON;
 	return 1;
 }
 
 /* find_states takes the tensors of a parameter's state: 1; -1 for an exception. */
 static int find_states(const Call *c, Found *f, PyObject *of)
 {
-	if (f->code == NO_GRADIENT || f->code == PYTHON || f->fresh) return 1;
+	if (f->code == NO_GRADIENT || f->fresh || of == NULL) return 1;
+	int own = !Py_IS_TYPE(of, &PyDict_Type) &&
+	          PyType_GetSlot(Py_TYPE(of), Py_mp_subscript) != PyType_GetSlot(&PyDict_Type, Py_mp_subscript);
+	Py_ssize_t behind = 0; /* in of, the key that was found last: keys mostly have the order in which torch makes states */
 	for (int i = STEP; i < TENSORS && c->stateful; i++) {
 		if (c->key[i] == NULL) continue;
-		PyObject *t = PyDict_GetItemWithError(of, c->key[i]);
-		if (t == NULL && PyErr_Occurred()) return -1;
+		PyObject *key, *t;
+		Py_ssize_t at = behind;
+		if (own) {
+			t = PyObject_GetItem(of, c->key[i]);
+			if (t == NULL && !PyErr_ExceptionMatches(PyExc_Exception)) return -1;
+			PyErr_Clear(); /* torch may not read it */
+		} else if (PyDict_Next(of, &at, &key, &t) && key == c->key[i]) {
+			behind = at;
+			Py_INCREF(t);
+		} else {
+			t = PyDict_GetItemWithError(of, c->key[i]);
+			if (t == NULL && PyErr_Occurred()) return -1;
+			Py_XINCREF(t);
+		}
 		if (t == NULL) {
 			if (PyDict_Size(of) == 0) f->fresh = 1;
 			if (f->fresh) return 1;
-			if (c->form == ELEMENTWISE) f->code = max(f->code, TORCH); /* or see factored */
+			if (c->form == ELEMENTWISE) f->code = max(f->code, TORCH); /* PYTHON stays; or see factored */
 			continue;
 		}
-		Py_INCREF(t);
 		f->tensor[i] = t;
 		f->odd |= (PyObject *)Py_TYPE(t) != c->plain[0];
-		prefetch((const char *)t, 1);
+		prefetch(t, OBJECT);
 	}
 	return 1;
 }
@@ -282,10 +331,10 @@ static void approach(const Call *c, const Found *found, Py_ssize_t i, Py_ssize_t
 {
 	PyObject *p;
 	const Layout *l = c->layout;
-	if (i + 8 < n) prefetch((const char *)found[i + 8].p, 1);
-	if (i + 6 < n && is_plain(c, p = found[i + 6].p)) prefetch(word(p, l->impl), IMPL_LINES);
+	if (i + 8 < n) prefetch(found[i + 8].p, OBJECT);
+	if (i + 6 < n && is_plain(c, p = found[i + 6].p)) prefetch_impl(l, word(p, l->impl));
 	if (i + 3 < n && is_plain(c, p = found[i + 3].p) && word(p, l->impl) != NULL)
-		prefetch(word(word(p, l->impl), l->autograd), 2);
+		prefetch(word(word(p, l->impl), l->autograd), AUTOGRAD);
 }
 
 /* asked is a number that torch says of a tensor, or of its storage; -1 with an exception. */
@@ -414,7 +463,7 @@ static int number(const Call *c, PyObject *o, View *v, uint64_t *kind, int bit)
 	if ((PyObject *)Py_TYPE(o) != c->plain[0]) return TORCH;
 	if (!view(c->layout, o, 0, v)) return PYTHON;
 	if (v->ndim != 0 || v->dtype == 0) return TORCH;
-	prefetch((const char *)(uintptr_t)v->at, 1);
+	prefetch((const void *)(uintptr_t)v->at, 1);
 	*kind |= v->dtype << bit;
 	return GO;
 }
@@ -466,7 +515,10 @@ static int fill(const Call *c, const Found *f, Row *row, uint32_t ***version, St
 		found = number(c, f->tensor[STEP], &v, &row->kind, 8);
 		code = max(code, found);
 		row->step = v.at;
-		if (found == GO) put(memory, 2, v.at, bytes(&v));
+		if (found == GO) {
+			put(memory, 2, v.at, bytes(&v));
+			*at++ = v.version;
+		}
 	}
 	if (c->form == FACTORED) code = max(code, factored(c, f, &param, row, &at, memory));
 	for (int k = 0; k < STATES && c->form == ELEMENTWISE; k++) {
@@ -513,7 +565,7 @@ static int copy(const Call *c, const Found *f, void *to, uint32_t ***version)
 		if (v->dtype == 0) return PYTHON;
 		int number = c->form != HF && (i == STEP || (i >= STATE && i < STATE + c->numbers));
 		if (v->n != expected(c, &param, i) || (!number && v->dtype != param.dtype)) return PYTHON;
-		if (i >= STATE && !asked && v->version != NULL) *at++ = v->version;
+		if (i >= STEP && !asked && v->version != NULL) *at++ = v->version;
 	}
 	uint64_t shape = 0;
 	if (c->form != ELEMENTWISE && param.ndim >= 2)
@@ -547,7 +599,7 @@ static void touch(const Call *c, Py_ssize_t i)
 {
 	const Found *f = &c->found[i];
 	for (int k = GRAD; k < TENSORS; k++)
-		if (f->tensor[k] != NULL) prefetch((const char *)f->tensor[k], 1);
+		if (f->tensor[k] != NULL) prefetch(f->tensor[k], OBJECT);
 }
 
 /* write_rows makes the rows of all parameters that have a gradient: 1; 0 if one of them is not for Go. It runs no Python
@@ -566,7 +618,7 @@ static int write_rows(const Call *c, uint32_t ***version)
 			const Found *f = &c->found[i];
 			if (f->code == NO_GRADIENT || f->code == PYTHON || f->odd) continue;
 			for (int k = GRAD; k < TENSORS; k++)
-				if (f->tensor[k] != NULL) prefetch(word(f->tensor[k], l->impl), IMPL_LINES);
+				if (f->tensor[k] != NULL) prefetch_impl(l, word(f->tensor[k], l->impl));
 		}
 		for (Py_ssize_t i = start; i < stop && l != NULL; i++) {
 			const Found *f = &c->found[i];
@@ -575,8 +627,8 @@ static int write_rows(const Call *c, uint32_t ***version)
 				PyObject *t = k < 0 ? f->p : f->tensor[k];
 				const char *impl = t == NULL ? NULL : word(t, l->impl);
 				if (impl == NULL) continue;
-				prefetch(word(impl, l->storage), 2);
-				prefetch(word(impl, l->version), 1);
+				prefetch(word(impl, l->storage), STORAGE);
+				prefetch(word(impl, l->version), VERSION);
 			}
 		}
 		for (Py_ssize_t i = start; i < stop; i++) {
@@ -608,7 +660,7 @@ typedef struct { uint64_t at, end, read; } Span; /* read: it is a gradient */
 static Span *add_span(const Layout *l, PyObject *t, int read, Span *to)
 {
 	View v;
-	if (!view(l, t, 0, &v) || v.n == 0) return to;
+	if (!view(l, t, 1, &v) || v.n == 0) return to;
 	const char *storage = word(word(t, l->impl), l->storage);
 	uint64_t data = (uint64_t)(uintptr_t)word(storage, l->data);
 	*to = (Span){data, data + (uint64_t)word(storage, l->size), read};
@@ -629,8 +681,7 @@ static int by_address(const void *a, const void *b)
 static int may_be_torchs(int code) { return code == TORCH || code == PYTHON; }
 
 /* keep_order leaves to torch what shares memory with a parameter that torch may step, so that one is stepped after the
- * other, in order: 1; -1 for want of memory. Two may read one gradient. Of a parameter that Python decides about, only
- * its own memory and its gradient's are known. */
+ * other, in order: 1; -1 for want of memory. Two may read one gradient. */
 static int keep_order(Call *c)
 {
 	const Layout *l = c->layout;
@@ -649,7 +700,7 @@ static int keep_order(Call *c)
 			if (f->p == NULL || !PyObject_TypeCheck(f->p, (PyTypeObject *)c->plain[0])) continue;
 			end = add_span(l, f->p, 0, end);
 			for (int k = GRAD; k < TENSORS; k++)
-				if (f->tensor[k] != NULL && (PyObject *)Py_TYPE(f->tensor[k]) == c->plain[0])
+				if (f->tensor[k] != NULL && PyObject_TypeCheck(f->tensor[k], (PyTypeObject *)c->plain[0]))
 					end = add_span(l, f->tensor[k], k == GRAD, end);
 		}
 		Py_ssize_t n = end - spans;
@@ -657,7 +708,7 @@ static int keep_order(Call *c)
 		uint64_t high = 0; /* the end of all so far, so that a search can stop */
 		for (Span *x = spans; x < end; x++) high = x->end > high ? x->end : high;
 		for (Py_ssize_t i = 0; i < c->n; i++) {
-			uint32_t *unused[1 + STATES], **version = unused;
+			uint32_t *unused[VERSIONS], **version = unused;
 			Stretches s;
 			if (c->code[i] != GO || c->found[i].given != NULL) continue;
 			fill(c, &c->found[i], &scratch, &version, &s);
@@ -683,8 +734,9 @@ static int keep_order(Call *c)
 	return 1;
 }
 
-/* translate makes an error of Go that begins with the name of one of Python's exceptions that exception. */
-static void translate(void)
+/* translate makes an error of Go that begins with the name of one of Python's exceptions that exception. It reports
+ * whether Go had written something before. */
+static int translate(void)
 {
 	static const char *const names[] = {"ZeroDivisionError: ", "OverflowError: ", "ValueError: ", "TypeError: "};
 	PyObject *const types[] = {PyExc_ZeroDivisionError, PyExc_OverflowError, PyExc_ValueError, PyExc_TypeError};
@@ -693,6 +745,7 @@ static void translate(void)
 	PyErr_NormalizeException(&type, &value, &traceback);
 	PyObject *text = value == NULL ? NULL : PyObject_Str(value);
 	const char *says = text == NULL ? NULL : PyUnicode_AsUTF8AndSize(text, NULL);
+	int written = says == NULL || strstr(says, "panic in Go") != NULL || strstr(says, "rows before it were stepped") != NULL;
 	for (int i = 0; i < 4 && says != NULL && type == PyExc_RuntimeError; i++)
 		if (strncmp(says, names[i], strlen(names[i])) == 0) {
 			PyErr_SetString(types[i], says + strlen(names[i]));
@@ -700,11 +753,12 @@ static void translate(void)
 			Py_XDECREF(value);
 			Py_XDECREF(traceback);
 			Py_DECREF(text);
-			return;
+			return written;
 		}
 	PyErr_Clear();
 	Py_XDECREF(text);
 	PyErr_Restore(type, value, traceback);
+	return written;
 }
 
 /* keep puts the new states of rows that were given as tuples where they belong: 1; -1 for an exception. */
@@ -717,7 +771,7 @@ static int keep(const Call *c, PyObject *groups)
 		PyObject *state = c->found[i].given == NULL ? Py_None : PyTuple_GetItem(c->found[i].given->row, 1 + TENSORS);
 		for (Py_ssize_t k = 0; PyDict_Check(state) && k < PyTuple_Size(keys); k++) {
 			PyObject *t = c->found[i].tensor[STATE + k];
-			if (t != NULL && PyDict_SetItem(state, PyTuple_GetItem(keys, k), t)) return -1;
+			if (t != NULL && PyObject_SetItem(state, PyTuple_GetItem(keys, k), t)) return -1;
 		}
 	}
 	return 1;
@@ -820,19 +874,26 @@ PyObject *step_groups(PyObject *module, PyObject *const *args, Py_ssize_t n)
 	}
 
 	if (!PyDict_Check(c.state)) c.layout = NULL; /* Python asks it */
+	static PyObject *grad;
+	if (grad == NULL && (grad = PyUnicode_InternFromString("grad")) == NULL) return NULL;
+	c.grad = grad;
+	if (c.n >= BLOCK && c.layout != NULL && find_descriptor(&c) < 0) return NULL;
 
 	/* Small steps are on the stack. */
 	uint64_t room[1 << 11];
 	size_t row = c.form == HF ? sizeof(HFRow) : sizeof(Row);
-	size_t of_each = sizeof(Found) + row + (1 + STATES) * sizeof(uint32_t *) + 1;
+	size_t of_each = sizeof(Found) + row + VERSIONS * sizeof(uint32_t *) + 1;
 	size_t need = c.n * of_each + c.groups * (sizeof(Group) + sizeof(Py_ssize_t)) + 8;
 	char *memory = need <= sizeof room ? (char *)room : borrow(need);
-	if (memory == NULL) return PyErr_NoMemory();
+	if (memory == NULL) {
+		Py_XDECREF(c.descriptor);
+		return PyErr_NoMemory();
+	}
 	c.found = (Found *)memory;
 	c.group = (Group *)(c.found + c.n);
 	c.size = (Py_ssize_t *)(c.group + c.groups);
 	c.version = (uint32_t **)(c.size + c.groups);
-	c.rows = (char *)(c.version + (1 + STATES) * c.n);
+	c.rows = (char *)(c.version + VERSIONS * c.n);
 	c.code = (uint8_t *)c.rows + row * c.n;
 	memset(memory, 0, (char *)c.version - memory);
 
@@ -880,7 +941,8 @@ PyObject *step_groups(PyObject *module, PyObject *const *args, Py_ssize_t n)
 		goptim_enter();
 		bindings_Step(kind, (long long)first, threads);
 		if (PyErr_Occurred()) {
-			translate();
+			if (!translate())
+				for (Py_ssize_t i = 0; i < count && threads >= 0; i++) __atomic_fetch_sub(c.version[i], 1, __ATOMIC_RELAXED);
 			goto end;
 		}
 		if (threads >= 0 && keep(&c, groups) < 0) goto end;
@@ -888,6 +950,7 @@ PyObject *step_groups(PyObject *module, PyObject *const *args, Py_ssize_t n)
 	result = ok ? PyLong_FromLongLong(rows) : PyBytes_FromStringAndSize((const char *)c.code, c.n);
 end:
 	drop(&c);
+	Py_XDECREF(c.descriptor);
 	if (memory != (char *)room) give_back(memory, need);
 	return result;
 }

@@ -10,7 +10,7 @@ import re
 import secrets
 import stat
 from collections.abc import Iterable, Iterator
-from typing import Any, BinaryIO
+from typing import Any
 
 # A file's name, as open() takes it.
 StrOrBytesPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
@@ -32,54 +32,100 @@ def replace(path: StrOrBytesPath, chunks: Iterable[Any]) -> None:
 
     Raises:
         OSError: the file cannot be written; what was there is unchanged. Also for a directory, a block device or a
-            socket, and for a file without write permission.
+            socket, and for a file without write permission. Its filename is the path, as open() has it.
     """
-    name = os.fsencode(path)
+    with naming(path):
+        _replace(os.fsencode(path), chunks)
+
+
+@contextlib.contextmanager
+def naming(path: StrOrBytesPath) -> Iterator[None]:
+    """Have errors name the path as open() does: as the caller gave it."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno is None:
+            raise
+        raise OSError(e.errno, e.strerror, os.fspath(path)) from e
+
+
+def _replace(name: bytes, chunks: Iterable[Any]) -> None:
     status = _status(name)
     mode = stat.S_IFREG if status is None else status.st_mode
     if stat.S_ISDIR(mode) or not os.path.basename(name):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fsdecode(path))
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     if stat.S_ISBLK(mode) or stat.S_ISSOCK(mode):
         kind = "block device" if stat.S_ISBLK(mode) else "socket"
-        raise OSError(errno.EINVAL, f"expected a file, got a {kind}", os.fsdecode(path))
+        raise OSError(errno.EINVAL, f"expected a file, got a {kind}")
     name, is_descriptor = _follow(name)
     if is_descriptor or not stat.S_ISREG(mode):
         with open(name, "wb") as f:
             f.writelines(chunks)
         return
     if status is not None:  # replacing a file does not ask for its write permission, but opening does
-        os.close(os.open(name, os.O_WRONLY | os.O_CLOEXEC))
-    with _folder(os.path.dirname(name) or b".") as folder:
+        fds: list[int] = []
         try:
-            _replace(folder, os.path.basename(name), status, chunks)
+            fds += _opened(name, os.O_WRONLY)
+        finally:
+            for fd in fds:
+                os.close(fd)
+    folder, flags = os.path.dirname(name) or b".", os.O_DIRECTORY
+    fds = []
+    try:
+        try:
+            fds += _opened(folder, os.O_RDONLY | flags)
+        except PermissionError:  # it may be possible to write into it all the same
+            fds += _opened(folder, getattr(os, "O_PATH", os.O_RDONLY) | flags)
+        try:
+            _replace_in(fds[0], os.path.basename(name), status, chunks)
         except OSError as e:
-            what = f"{e.strerror}: a new file beside it takes its place; this needs a folder that can be written"
-            raise OSError(e.errno, what if e.errno in _NO_NEW_FILE else e.strerror, os.fsdecode(path)) from e
+            if e.errno in _NO_NEW_FILE:
+                e.strerror = (
+                    f"{e.strerror}: a new file beside it takes its place; this needs a folder that can be written"
+                )
+            raise
+    finally:
+        for fd in fds:
+            os.close(fd)
 
 
 # What the folder answers if no file can be created in it, or the file cannot be replaced: a bind mount is busy.
 _NO_NEW_FILE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY)
 
 
-def _replace(folder: int, name: bytes, status: os.stat_result | None, chunks: Iterable[Any]) -> None:
+def _opened(path: bytes, flags: int, mode: int = 0o666, folder: int | None = None) -> Iterator[int]:
+    """Open a file when the descriptor is taken.
+
+    A list that is extended by this takes it in C: no KeyboardInterrupt comes between os.open and the list.
+    """
+    return map(functools.partial(os.open, mode=mode, dir_fd=folder), [path], [flags | os.O_CLOEXEC])
+
+
+def _replace_in(folder: int, name: bytes, status: os.stat_result | None, chunks: Iterable[Any]) -> None:
     """Replace a file in a folder."""
     # A name of its own length: that of the file may be as long as names can be.
     temporary = f".goptim-{secrets.token_hex(8)}.tmp".encode()
     mode = 0o666 if status is None else 0o600  # the kernel applies the umask to a new file's
+    fds: list[int] = []
     try:
-        with _create(folder, temporary, mode) as f:
+        _create(fds, folder, temporary, mode)
+        with open(fds[0], "wb", closefd=False) as f:
             f.writelines(chunks)
-            f.flush()
-            if status is not None:
-                _keep(f.fileno(), status)
-            os.fsync(f.fileno())
-            if not os.fstat(f.fileno()).st_nlink:
-                os.link(f"/proc/self/fd/{f.fileno()}", temporary, dst_dir_fd=folder, follow_symlinks=True)
+        if status is not None:
+            _keep(fds[0], status)
+        os.fsync(fds[0])
+        if not os.fstat(fds[0]).st_nlink:
+            os.link(f"/proc/self/fd/{fds[0]}", temporary, dst_dir_fd=folder, follow_symlinks=True)
         os.replace(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):
+        try:  # noqa: SIM105  # before any other call, after which another interrupt might come
             os.unlink(temporary, dir_fd=folder)
+        except FileNotFoundError:
+            pass
         raise
+    finally:
+        for fd in fds:
+            os.close(fd)
     try:
         os.fsync(folder)
     except OSError as e:
@@ -87,16 +133,16 @@ def _replace(folder: int, name: bytes, status: os.stat_result | None, chunks: It
             raise
 
 
-def _create(folder: int, temporary: bytes, mode: int) -> BinaryIO:
-    """Create a temporary file; where that is possible, without a name, so that a killed process leaves nothing."""
+def _create(fds: list[int], folder: int, temporary: bytes, mode: int) -> None:
+    """Add a temporary file to fds; where that is possible, without a name, so that a killed process leaves nothing."""
     if hasattr(os, "O_TMPFILE") and os.path.exists("/proc/self/fd"):
-        flags = os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC
         try:
-            return open(os.open(b".", flags, mode, dir_fd=folder), "wb")
+            fds += _opened(b".", os.O_WRONLY | os.O_TMPFILE, mode, folder)
+            return
         except OSError as e:
             if e.errno not in _NO_UNNAMED:
                 raise
-    return open(temporary, "xb", opener=functools.partial(os.open, mode=mode, dir_fd=folder))
+    fds += _opened(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode, folder)
 
 
 def _keep(file: int, status: os.stat_result) -> None:
@@ -133,17 +179,4 @@ def _follow(name: bytes) -> tuple[bytes, bool]:
             name = os.path.join(folder, os.readlink(name))
         except OSError:  # it is no link
             return name, False
-    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), os.fsdecode(name))
-
-
-@contextlib.contextmanager
-def _folder(path: bytes) -> Iterator[int]:
-    """A descriptor of a folder."""
-    try:
-        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except PermissionError:  # it may be possible to write into it all the same
-        folder = os.open(path, getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield folder
-    finally:
-        os.close(folder)
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))

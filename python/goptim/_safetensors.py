@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from goptim._files import StrOrBytesPath, replace
+from goptim._files import StrOrBytesPath, naming, replace
 
 _DTYPES = {
     "F64": torch.float64,
@@ -73,9 +73,9 @@ def read(path: StrOrBytesPath) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     Raises:
         ValueError: it is not a safetensors file, or damaged.
-        OSError: it cannot be read.
+        OSError: it cannot be read; its filename is the path.
     """
-    with open(path, "rb") as f:
+    with naming(path), open(path, "rb") as f:
         data = bytearray(f.read())
     try:
         return _parse(data)

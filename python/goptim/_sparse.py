@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import struct
+from array import array
 from typing import Any
 
 import torch
@@ -13,6 +14,11 @@ from goptim import _native
 
 # Python and torch can compute with all numbers from 0 to this one, also in float32. Decay rates are below 1.
 LARGE = 1e18
+
+# The layouts of Go's sparseRow (goptim/sparse.go) and Group (internal/steps), and the dtype codes in them.
+_SCALARS = 16
+_ROW, _GROUP = struct.Struct("=10qd"), struct.Struct(f"=4q{_SCALARS}d")
+_DTYPES = {torch.float32: 1, torch.float64: 2}
 
 # From this number on, torch's builds with fbgemm use a radix sort for integers.
 _RADIX = 1 << 15
@@ -47,7 +53,7 @@ def wrong_row(p: Tensor, g: Tensor) -> int | None:
 
 
 def step(
-    function: Callable[..., int],
+    kind: int,
     p: Tensor,
     g: Tensor,
     states: list[Tensor],
@@ -68,26 +74,33 @@ def step(
             raise RuntimeError("a parameter, its gradient or its state has changed during the step")
     at = [s.data_ptr() + t.storage_offset() * t.element_size() for t, s in zip(tensors, storages, strict=True)]
     parameter, of_states, rest = at[0], at[1 : 1 + len(states)], at[1 + len(states) :]
-    _native.call(
-        function,
+    row = _ROW.pack(
         parameter,
         *of_states,
         *[0] * (2 - len(states)),
         rows,
         width,
-        p.dtype is torch.float64,
+        _DTYPES[p.dtype],
         *rest,
         *[0] * (order is None),
         values.shape[0],
-        torch.get_num_threads(),
         count,
-        *scalars,
     )
+    _call(kind, row, scalars, torch.get_num_threads())
 
 
-def check(function: Callable[..., int], p: Tensor, count: float, scalars: tuple[Any, ...]) -> None:
+def check(kind: int, p: Tensor, count: float, scalars: tuple[Any, ...]) -> None:
     """Compute the scalars of a step in Go without a step, to raise their errors."""
-    _native.call(function, 0, 0, 0, 0, 1, p.dtype is torch.float64, 0, 0, 0, 0, 1, count, *scalars)
+    _call(kind, _ROW.pack(0, 0, 0, 0, 1, _DTYPES[p.dtype], 0, 0, 0, 0, count), scalars, 1)
+
+
+def _call(kind: int, row: bytes, scalars: tuple[Any, ...], threads: int) -> None:
+    """Step a group of one row in Go."""
+    core: Any = _native.core()
+    table = array("B", row)
+    rest = [0.0] * (_SCALARS - len(scalars))
+    group = array("B", _GROUP.pack(0, table.buffer_info()[0], 1, len(scalars), *scalars, *rest))
+    _native.call(core.Step, kind, group.buffer_info()[0], threads)
 
 
 def _order(g: Tensor) -> Tensor | None:

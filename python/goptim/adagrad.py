@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.optim.adagrad import adagrad as adagrad
 
-from goptim import _originals
+from goptim import _empty, _originals
 from goptim._step import GoStep
 
 
@@ -29,6 +29,7 @@ class Adagrad(GoStep, _originals.Adagrad):
     """
 
     twin = _originals.Adagrad
+    part_class = _empty.EmptyPart
 
     def columns(self, group: dict[str, Any]) -> tuple[str | None, ...]:
         return ("sum",)
@@ -45,9 +46,4 @@ class Adagrad(GoStep, _originals.Adagrad):
     def sparse_scalars(self, group: dict[str, Any]) -> tuple[Any, ...] | None:
         if group["weight_decay"] != 0 or group["fused"]:
             return None
-        return (
-            group["lr"],
-            group["lr_decay"],
-            group["eps"],
-            bool(group["maximize"]),
-        )
+        return self.scalars(group)

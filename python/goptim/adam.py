@@ -118,4 +118,4 @@ class AdamW(_AdamWBase, _originals.AdamW):  # type: ignore[misc, valid-type]
 
     def scalars(self, group: dict[str, Any]) -> tuple[Any, ...]:
         # A group with Adam's weight decay falls back to torch: None is not a number.
-        return (*_Moments.scalars(self, group), *(() if group.get("decoupled_weight_decay", True) else (None,)))
+        return (*_Moments.scalars(self, group), True if group.get("decoupled_weight_decay", True) else None)

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.optim.sgd import sgd as sgd
 
-from goptim import _originals
+from goptim import _empty, _originals
 from goptim._step import GoStep
 
 
@@ -29,6 +29,7 @@ class SGD(GoStep, _originals.SGD):
     """
 
     twin = _originals.SGD
+    part_class = _empty.EmptyPart
     counts = False
     sums = False
 
@@ -48,4 +49,4 @@ class SGD(GoStep, _originals.SGD):
     def sparse_scalars(self, group: dict[str, Any]) -> tuple[Any, ...] | None:
         if group["momentum"] != 0 or group["weight_decay"] != 0 or group["fused"]:
             return None
-        return (group["lr"], bool(group["maximize"]))
+        return self.scalars(group)

@@ -9,12 +9,26 @@ import (
 	"sync/atomic"
 
 	"github.com/goptim/goptim/goptim/internal/fpstate"
+	"github.com/goptim/goptim/goptim/internal/heap"
 )
 
 // A Pass updates the rows of one optimizer. Update processes one part of them. Calls for disjoint parts run concurrently and
 // in any order, and the result does not depend on how rows are split.
 type Pass interface {
 	Update(p Part)
+}
+
+// A Preparer is a Pass that changes memory of rows, such as scalar states, at the first element of a row. Prepare makes all of
+// these changes before rows are updated in a different order. Without a call of Prepare, rows are updated in their order.
+type Preparer interface {
+	Pass
+	Prepare()
+}
+
+func prepare(p Pass) {
+	if p, ok := p.(Preparer); ok {
+		p.Prepare()
+	}
 }
 
 // A Part is a range of the concatenated rows: from element Lo of row First up to element Hi of row Last.
@@ -58,6 +72,7 @@ func Run(p Pass, rows []Row, threads int, team Team) error {
 		total += int(rows[i].N)
 	}
 	if total == 0 {
+		prepare(p)
 		return nil
 	}
 	if threads < 2 || total < minParallel || !workers.mu.TryLock() {
@@ -112,9 +127,13 @@ func partEnd(rows []Row, first, lo int) (last, hi int) {
 	return last, min(room, int(rows[last].N))
 }
 
-// recovered turns a panic into an error with its stack trace.
+// recovered turns a panic into an error with its stack trace, or without one if the system has no memory.
 func recovered(err *error) {
 	if e := recover(); e != nil {
+		if size, ok := e.(heap.Error); ok {
+			*err = size
+			return
+		}
 		*err = fmt.Errorf("panic in Go: %v\n%s", e, debug.Stack())
 	}
 }
@@ -132,6 +151,7 @@ func (w *pool) run(p Pass, rows []Row, total, threads int, team Team) error {
 	if w.job.plan(p, rows, total, threads) {
 		return runSerial(p, rows, total)
 	}
+	prepare(p)
 	return w.start(threads, team)
 }
 

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"runtime"
 	"slices"
@@ -155,11 +156,37 @@ func TestCheck(t *testing.T) {
 		{"state 1", func(r *Row) { r.State[1] = 0 }},
 		{"state 1 of dtype 0", func(r *Row) { r.Kind = KindOf(Float64, Float32) }},
 		{"state 0", func(r *Row) { r.State[0] = ^uintptr(0) - 7 }},
+		{"the parameter", func(r *Row) { r.Param = math.MaxInt64 - 3*8 + 1 }},
 	} {
 		r := good
 		c.spoil(&r)
 		assert.ErrorContains(t, r.Check(layout), c.says)
 	}
+	empty := Row{N: 0, Kind: good.Kind, Step: somewhere, State: [States]uintptr{0, somewhere}}
+	require.NoError(t, empty.Check(layout), "without elements, no column has an address")
+	last := good
+	last.Param = math.MaxInt64 - 3*8
+	require.NoError(t, last.Check(layout))
+	last.Kind, last.Param = KindOf(Float32, Float32)|NumberKind(1, Float32), math.MaxInt64-3*4
+	require.NoError(t, last.Check(layout))
+	last.Param++
+	assert.ErrorContains(t, last.Check(layout), "the parameter")
+}
+
+func TestEvent(t *testing.T) {
+	var e event
+	heard := make(chan uint32)
+	go func() { heard <- e.wait(0) }()
+	select {
+	case n := <-heard:
+		require.Failf(t, "wait", "it returned %d before a signal", n)
+	case <-time.After(5 * time.Millisecond):
+	}
+	e.signal()
+	assert.Equal(t, uint32(1), <-heard)
+	e.signal()
+	e.signal()
+	assert.Equal(t, uint32(3), e.wait(1), "signals while nobody waits")
 }
 
 func TestTick(t *testing.T) {

@@ -12,31 +12,46 @@ type Ranges struct {
 	all, spare []memory
 }
 
-// A memory is a range from lo up to hi>>1. The lowest bit of hi is set if the range is written.
+// A memory is a range from lo up to hi>>2. The two lowest bits of hi are its use.
 type memory struct{ lo, hi uint64 }
+
+// The uses of memory. Scalar states change before all tensors, in the order of the rows. They may therefore overlap each other,
+// but not a tensor.
+const (
+	read uint64 = iota
+	written
+	scalar
+	uses = 3
+)
 
 // Reset removes all ranges.
 func (r *Ranges) Reset() { r.all = r.all[:0] }
 
 // Read adds a range that is read.
-func (r *Ranges) Read(address uintptr, bytes int) {
-	if bytes > 0 {
-		r.all = append(r.all, memory{uint64(address), (uint64(address) + uint64(bytes)) << 1})
-	}
-}
+func (r *Ranges) Read(address uintptr, bytes int) { r.add(address, bytes, read) }
 
 // Write adds a range that is written.
-func (r *Ranges) Write(address uintptr, bytes int) {
+func (r *Ranges) Write(address uintptr, bytes int) { r.add(address, bytes, written) }
+
+func (r *Ranges) add(address uintptr, bytes int, use uint64) {
 	if bytes > 0 {
-		r.all = append(r.all, memory{uint64(address), (uint64(address)+uint64(bytes))<<1 | 1})
+		r.all = append(r.all, memory{uint64(address), (uint64(address)+uint64(bytes))<<2 | use})
 	}
 }
 
-// AddRows adds the tensors of rows. Scalar states are not needed, because they change before all tensors.
+// AddRows adds the tensors and the scalar states of rows.
 func (r *Ranges) AddRows(rows []Row) {
-	r.all = slices.Grow(r.all, len(rows)*(2+States))
+	r.all = slices.Grow(r.all, len(rows)*(3+States))
 	for i := range rows {
 		row := &rows[i]
+		if row.Step != 0 {
+			r.add(row.Step, row.stepDType().Size(), scalar)
+		}
+		for k, state := range row.State {
+			if d := row.NumberDType(k); d != None {
+				r.add(state, d.Size(), scalar)
+			}
+		}
 		if row.N == 0 {
 			continue
 		}
@@ -53,18 +68,27 @@ func (r *Ranges) AddRows(rows []Row) {
 	}
 }
 
-// Shared reports whether two ranges overlap and one of them is written.
+// Shared reports whether two ranges overlap, and one is a written tensor or exactly one is a scalar state.
 func (r *Ranges) Shared() bool {
 	r.sort()
-	var end, written uint64 // the largest end of the ranges so far, and of those that are written
+	var ends [uses]uint64 // the largest end of the ranges so far, by use
 	for _, m := range r.all {
-		hi := m.hi >> 1
-		if m.lo < written || (m.hi&1 != 0 && m.lo < end) {
-			return true
+		use := m.hi & 3
+		switch use {
+		case read:
+			if m.lo < max(ends[written], ends[scalar]) {
+				return true
+			}
+		case written:
+			if m.lo < max(ends[read], ends[written], ends[scalar]) {
+				return true
+			}
+		case scalar:
+			if m.lo < max(ends[read], ends[written]) {
+				return true
+			}
 		}
-		if end = max(end, hi); m.hi&1 != 0 {
-			written = max(written, hi)
-		}
+		ends[use] = max(ends[use], m.hi>>2)
 	}
 	return false
 }

@@ -1,9 +1,9 @@
 package reduce
 
 import (
-	"slices"
 	"unsafe"
 
+	"github.com/goptim/goptim/goptim/internal/heap"
 	"github.com/goptim/goptim/goptim/internal/kernel"
 )
 
@@ -39,8 +39,7 @@ func (c *Columns[T]) Begin(rows, columns int) {
 func (c *cascadeOf[T]) begin(rows, columns int) {
 	c.power, c.taken = LevelPower(rows), 0
 	for j := range c.levels {
-		c.levels[j] = slices.Grow(c.levels[j][:0], columns)[:columns]
-		clear(c.levels[j])
+		clear(heap.Grown(&c.levels[j], columns))
 	}
 }
 

@@ -1,6 +1,10 @@
 package reduce
 
-import "github.com/goptim/goptim/goptim/internal/kernel"
+import (
+	"math"
+
+	"github.com/goptim/goptim/goptim/internal/kernel"
+)
 
 // A Norm computes torch.linalg.vector_norm incrementally, while the elements are in the cache.
 type Norm[T kernel.Float] struct {
@@ -19,8 +23,12 @@ func (n *Norm[T]) Extend(x []T) {
 	n.done = whole
 }
 
-// Of returns the norm of x, which must begin with the elements passed to Extend.
+// Of returns the norm of x, which must begin with the elements passed to Extend. The norm of one element is its magnitude, because
+// torch does not square it.
 func (n *Norm[T]) Of(x []T) T {
+	if len(x) == 1 {
+		return T(math.Abs(float64(x[0])))
+	}
 	n.Extend(x)
 	return Sqrt(finish(&n.lanes, x[n.done:], n.Order))
 }

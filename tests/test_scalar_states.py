@@ -1,0 +1,247 @@
+"""Scalar states, as step: their version counters, their errors, and memory that they share with other parameters."""
+
+import copy
+from collections import OrderedDict
+from typing import Any
+
+import pytest
+import torch
+from configurations import ELEMENTWISE, IN_TABLES
+from torch import Tensor
+from torch.nn import Parameter
+
+import goptim
+from goptim import _native
+from goptim.testing import assert_bit_equal, ieee_sqrt
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "SGD": {"momentum": 0.9},
+    "RMSprop": {"momentum": 0.9},
+    "ASGD": {"t0": 0},
+    "Adafactor": {"eps": (1e-8, 1e-3)},
+}
+COUNTING = [name for name in IN_TABLES if getattr(goptim, name).counts]
+counting = pytest.mark.parametrize("name", COUNTING)
+elementwise = pytest.mark.parametrize("name", [name for name in ELEMENTWISE if name in COUNTING])
+
+
+def twins(name: str) -> tuple[Any, Any]:
+    return getattr(torch.optim, name), getattr(goptim, name)
+
+
+def build(cls: Any, dtypes: list[torch.dtype], n: int = 8) -> tuple[Any, list[Parameter]]:
+    """An optimizer after a step, with gradients for the next."""
+    random = torch.Generator().manual_seed(0)
+    params = [Parameter(torch.randn(n, generator=random).to(dtype)) for dtype in dtypes]
+    opt = cls(params, **OPTIONS.get(cls.__name__, {}))
+    for step in range(2):
+        for p in params:
+            p.grad = torch.randn(n, generator=random).to(p.dtype)
+        if step == 0:
+            with ieee_sqrt():
+                opt.step()
+    return opt, params
+
+
+def everything(opt: Any, params: list[Parameter]) -> list[Tensor]:
+    return [*params, *(t for p in params for t in opt.state[p].values() if isinstance(t, Tensor))]
+
+
+MIXES = {
+    "all in Go": [torch.float32, torch.float64],
+    "some in torch": [torch.float32, torch.bfloat16],
+}
+
+
+@counting
+@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize("layout", [True, False], ids=["", "without a layout"])
+def test_versions(name: str, mix: str, layout: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not layout:
+        monkeypatch.setattr(_native, "layout", lambda: None)
+
+    def raised(cls: Any) -> list[bool]:
+        opt, params = build(cls, MIXES[mix])
+        tensors = everything(opt, params)
+        before = [t._version for t in tensors]
+        opt.step()
+        assert all(a is b for a, b in zip(tensors, everything(opt, params), strict=True))
+        return [t._version > old for t, old in zip(tensors, before, strict=True)]
+
+    expected, ours = map(raised, twins(name))
+    assert ours == expected
+    assert all(ours)
+
+
+REFUSED = ["Adam", "AdamW", "Adamax", "RAdam", "Adafactor"]  # Python raises an exception in step 0
+
+
+@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize("layout", [True, False], ids=["", "without a layout"])
+def test_a_refused_step_writes_nothing(name: str, mix: str, layout: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither parameters, nor states, nor version counters, of torch's parameters and of Go's."""
+    if not layout:
+        monkeypatch.setattr(_native, "layout", lambda: None)
+    theirs, ours = twins(name)
+    for first in (False, True):
+        errors = []
+        for cls in (theirs, ours):
+            opt, params = build(cls, MIXES[mix][::-1] if first else MIXES[mix])
+            (p,) = [p for p in params if p.dtype is torch.float32]
+            opt.state[p]["step"].fill_(-1.0)
+            tensors = everything(opt, params)
+            before = [t.detach().clone() for t in tensors]
+            versions = [t._version for t in tensors]
+            with pytest.raises(Exception) as error:  # noqa: PT011
+                opt.step()
+            errors.append(error.type)
+        assert errors[0] is errors[1]
+        assert_bit_equal(everything(opt, params), before)
+        assert [t._version for t in tensors] == versions
+
+
+def step_in_parameter(opt: Any, params: list[Parameter]) -> None:
+    memory = params[0].data
+    memory[3] = 1.0
+    opt.state[params[1]]["step"] = memory[3]
+
+
+def step_in_parameter_from_numpy(opt: Any, params: list[Parameter]) -> None:
+    memory = params[0].detach().numpy()
+    memory[3] = 1.0
+    opt.state[params[1]]["step"] = torch.from_numpy(memory[3:4]).reshape(())
+
+
+def step_in_gradient(opt: Any, params: list[Parameter]) -> None:
+    memory = params[0].grad
+    assert memory is not None
+    memory[3] = 1.0
+    opt.state[params[1]]["step"] = memory[3]
+
+
+def step_in_later_parameter(opt: Any, params: list[Parameter]) -> None:
+    memory = params[1].data
+    memory[3] = 1.0
+    opt.state[params[0]]["step"] = memory[3]
+
+
+def step_in_state(opt: Any, params: list[Parameter]) -> None:
+    memory = next(t for t in opt.state[params[0]].values() if t.dim())
+    memory[3] = 1.0
+    opt.state[params[1]]["step"] = memory[3]
+
+
+def scalars_in_parameter(opt: Any, params: list[Parameter]) -> None:
+    memory = params[0].data
+    for i, (key, t) in enumerate(list(opt.state[params[1]].items())):
+        if t.dim() == 0:
+            memory[i] = t
+            opt.state[params[1]][key] = memory[i]
+
+
+WAYS = [
+    step_in_parameter, step_in_parameter_from_numpy, step_in_gradient, step_in_later_parameter, step_in_state,
+    scalars_in_parameter,
+]  # fmt: skip
+
+
+@elementwise
+@pytest.mark.parametrize("n", [8, 1 << 19])
+@pytest.mark.parametrize("share", WAYS, ids=[way.__name__ for way in WAYS])
+def test_scalar_states_in_memory_of_another(name: str, share: Any, n: int, threads: Any) -> None:
+    threads(2)
+
+    def run(cls: Any) -> list[Tensor]:
+        opt, params = build(cls, [torch.float32] * 3, n)
+        share(opt, params)
+        with ieee_sqrt():
+            try:
+                opt.step()
+            except Exception as e:
+                return [type(e)]  # type: ignore[list-item]
+        return everything(opt, params)
+
+    expected, ours = map(run, twins(name))
+    if isinstance(expected[0], type):
+        assert ours == expected
+    else:
+        assert_bit_equal(ours, expected)
+
+
+class Elsewhere(dict):  # type: ignore[type-arg]
+    """It holds copies, and looks the states up elsewhere."""
+
+    def __init__(self, kept: dict[str, Any]) -> None:
+        super().__init__({key: copy.deepcopy(t) for key, t in kept.items()})
+        self.kept = kept
+
+    def __getitem__(self, key: str) -> Any:
+        return self.kept[key]
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self.kept.get(key, default)
+
+
+@pytest.mark.parametrize("name", IN_TABLES)
+def test_states_that_look_keys_up_in_their_own_way(name: str) -> None:
+    def run(cls: Any) -> Any:
+        opt, params = build(cls, [torch.float32, torch.float32])
+        kept = opt.state[params[0]]
+        opt.state[params[0]] = Elsewhere(kept)
+        with ieee_sqrt():
+            opt.step()
+        return [*params, kept, dict(opt.state[params[0]]), opt.state[params[1]]], opt
+
+    expected, ours = map(run, twins(name))
+    assert_bit_equal(ours[0], expected[0])
+    assert [row.to for row in goptim.explain(ours[1])] == ["torch", "go"]
+
+
+@pytest.mark.parametrize("name", IN_TABLES)
+def test_states_in_an_ordered_dict(name: str) -> None:
+    """It looks keys up as a dict does."""
+    opt, params = build(getattr(goptim, name), [torch.float32])
+    expected, twin = build(getattr(torch.optim, name), [torch.float32])
+    opt.state[params[0]] = OrderedDict(opt.state[params[0]])
+    assert [row.to for row in goptim.explain(opt)] == ["go"]
+    with ieee_sqrt():
+        opt.step()
+        expected.step()
+    assert_bit_equal(everything(opt, params), everything(expected, twin))
+
+
+class Subclass(Parameter):
+    pass
+
+
+@elementwise
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("odd", ["subclass", "capturable", "dict"])
+def test_states_shared_with_a_parameter_that_is_not_for_go(name: str, first: bool, odd: str) -> None:
+    """A state of a parameter that Python decides about, or of a group of torch's, is memory of one of Go's."""
+
+    def run(cls: Any) -> list[Tensor]:
+        opt, params = build(cls, [torch.float32, torch.float32])
+        p, other = params if first else params[::-1]
+        key = next(key for key, t in opt.state[p].items() if t.dim())
+        other.data = opt.state[p][key]
+        if odd == "subclass":
+            state = opt.state.pop(p)
+            p = Subclass(p.data)
+            p.grad = params[0 if first else 1].grad
+            opt.param_groups[0]["params"][0 if first else 1] = p
+            opt.state[p] = state
+        elif odd == "capturable":
+            options = {k: v for k, v in opt.param_groups[0].items() if k != "params"}
+            opt.param_groups = [
+                {**options, "params": [q], **({"differentiable": True} if q is p else {})} for q in params
+            ]
+        else:
+            opt.state[p] = Elsewhere(opt.state[p])
+        with torch.no_grad(), ieee_sqrt():
+            opt.step()
+        return [p, other, *(opt.state[q][k] for q in (p, other) for k in opt.state[q])]
+
+    expected, ours = map(run, twins(name))
+    assert_bit_equal(ours, expected)
