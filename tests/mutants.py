@@ -98,7 +98,7 @@ NEAREST = [
     ("_originals", ["test_patch.py"]),
     ("_files", ["test_safetensors.py"]),
     ("_state", ["test_safetensors.py", "test_damaged_states.py"]),
-    ("safetensors", ["test_safetensors.py"]),
+    ("safetensors", ["test_safetensors.py", "test_damaged_states.py"]),
     ("state.go", ["test_safetensors.py"]),
     ("_step", ["test_step.py", "test_explain.py", "test_dropin.py"]),
 ]
