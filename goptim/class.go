@@ -2,6 +2,7 @@ package goptim
 
 import (
 	"errors"
+	"fmt"
 	"reflect"
 	"slices"
 	"unsafe"
@@ -59,7 +60,11 @@ func (c *class[O]) field(key string) *field {
 	if key == "" {
 		return nil
 	}
-	return &c.fields[slices.IndexFunc(c.fields, func(f field) bool { return f.key == key })]
+	at := slices.IndexFunc(c.fields, func(f field) bool { return f.key == key })
+	if at < 0 {
+		panic(fmt.Sprintf("%s has no option %s", c.name, key))
+	}
+	return &c.fields[at]
 }
 
 // nameOf is torch's class for the options.
@@ -143,6 +148,7 @@ func (c *class[O]) kind() *steps.Kind {
 	k := &steps.Kind{
 		Name: c.name, Classes: map[string]map[string]float64{c.name: {}}, Flags: []string{}, Extra: []string{},
 		Counts: !c.uncounted, States: []steps.State{}, Row: steps.Elementwise,
+		Defaults: map[string]string{}, Ranges: map[string]string{},
 	}
 	if c.variant != "" {
 		k.Classes = map[string]map[string]float64{c.name: {c.flag: 0}, c.variant: {c.flag: 1}}
@@ -154,6 +160,12 @@ func (c *class[O]) kind() *steps.Kind {
 		}
 		if f.kind == reflect.Bool {
 			k.Flags = append(k.Flags, f.key)
+		}
+		if f.defaultTag != "" {
+			k.Defaults[f.key] = f.defaultTag
+		}
+		if f.rangeTag != "" {
+			k.Ranges[f.key] = f.rangeTag
 		}
 		if f.absent {
 			k.Classes[c.name][f.key] = 0
