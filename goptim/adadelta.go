@@ -20,15 +20,15 @@ var adadelta = elementwiseSpec(class[AdadeltaOptions]{
 	states: []state{{key: "square_avg"}, {key: "acc_delta"}},
 }, (*AdadeltaOptions).scalars, f32.Adadelta, f64.Adadelta)
 
-// Adadelta is the optimizer of Zeiler, "ADADELTA: An Adaptive Learning Rate Method", arXiv:1212.5701, Algorithm 1, with a
-// learning rate. Its bits are those of torch.optim.Adadelta.
+// Adadelta is the optimizer of Zeiler, "ADADELTA: An Adaptive Learning Rate Method", arXiv:1212.5701, Algorithm 1, with
+// a learning rate. Results are bit-for-bit equal to torch.optim.Adadelta.
 type Adadelta[T Float] struct {
-	AdadeltaOptions     // as the next Step uses them
-	Workers         int // as many threads as a Step may use; 0 means GOMAXPROCS
+	AdadeltaOptions     // used by the next Step; may be changed between steps
+	Workers         int // maximum number of threads of a Step; 0 means GOMAXPROCS
 	elementwise[T, AdadeltaOptions, kernel.Adadelta]
 }
 
-// NewAdadelta makes an Adadelta of params. The error wraps ErrOption or ErrParam.
+// NewAdadelta returns a new Adadelta for params. The error wraps ErrOption or ErrParam.
 func NewAdadelta[T Float](params []*Param[T], o AdadeltaOptions) (*Adadelta[T], error) {
 	opt := &Adadelta[T]{AdadeltaOptions: o}
 	return made(opt, opt.begin(adadelta, &opt.AdadeltaOptions, &opt.Workers, params))

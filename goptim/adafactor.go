@@ -39,12 +39,12 @@ var adafactor = factoredClass(class[AdafactorOptions]{
 }, steps.Factored, stepAdafactor, fusedNorms)
 
 // Adafactor is the optimizer of Shazeer & Stern, "Adafactor: Adaptive Learning Rates with Sublinear Memory Cost",
-// arXiv:1804.04235, Algorithms 4 and 5. It keeps one number a row and one a column of every matrix: a Param with a
-// Shape of two dimensions or more is a batch of matrices over the last two. Its bits are those of
-// torch.optim.Adafactor, whose order of summation it follows.
+// arXiv:1804.04235, Algorithms 4 and 5. Its second moments have one element per row and one per column of each matrix. A
+// Param with a Shape of two or more dimensions is a batch of matrices over the last two. Results are bit-for-bit equal to
+// torch.optim.Adafactor, because sums have the same order.
 type Adafactor[T Float] struct {
-	AdafactorOptions     // as the next Step uses them
-	Workers          int // as many threads as a Step may use; 0 means GOMAXPROCS
+	AdafactorOptions     // used by the next Step; may be changed between steps
+	Workers          int // maximum number of threads of a Step; 0 means GOMAXPROCS
 	params           []*Param[T]
 	states           []adafactorState[T]
 	step             adafactorStep
@@ -56,7 +56,7 @@ type adafactorState[T Float] struct {
 	shape                    matrices
 }
 
-// NewAdafactor makes an Adafactor of params. The error wraps ErrOption or ErrParam.
+// NewAdafactor returns a new Adafactor for params. The error wraps ErrOption or ErrParam.
 func NewAdafactor[T Float](params []*Param[T], o AdafactorOptions) (*Adafactor[T], error) {
 	adafactor.setDefaults(&o)
 	if o.Eps[0] == 0 {
@@ -93,7 +93,7 @@ func machineEpsilon[T Float]() float64 {
 	return 0x1p-52
 }
 
-// Check reports what Step would refuse now.
+// Check returns the error that Step would return for bad input.
 func (a *Adafactor[T]) Check() error {
 	if err := a.checkParams(); err != nil {
 		return err
@@ -101,7 +101,7 @@ func (a *Adafactor[T]) Check() error {
 	a.gather(1)
 	err := a.step.begin()
 	a.step.log.restore(a.step.rows)
-	runtime.KeepAlive(a) // the rows hold addresses
+	runtime.KeepAlive(a) // the rows contain addresses
 	return err
 }
 
@@ -128,10 +128,10 @@ func (a *Adafactor[T]) checkParams() error {
 	return nil
 }
 
-// MarshalBinary encodes options and state: see Stateful.
+// MarshalBinary encodes the options and the state. See Stateful.
 func (a *Adafactor[T]) MarshalBinary() ([]byte, error) { return marshal(a) }
 
-// UnmarshalBinary takes options and state: see Stateful.
+// UnmarshalBinary restores the options and the state. See Stateful.
 func (a *Adafactor[T]) UnmarshalBinary(data []byte) error { return unmarshal(a, data) }
 
 func (a *Adafactor[T]) groups() []group   { return []group{a} }
@@ -141,14 +141,14 @@ func (a *Adafactor[T]) options() []option { return adafactor.options(&a.Adafacto
 func (a *Adafactor[T]) handles() []handle { return handlesOf(a.params) }
 func (a *Adafactor[T]) ordered() bool     { return false }
 
-// Step updates every parameter that has a gradient. On an error that wraps ErrOption or ErrParam nothing has changed.
+// Step updates each parameter that has a gradient. If the error wraps ErrOption or ErrParam, nothing has changed.
 func (a *Adafactor[T]) Step() error {
 	if err := a.checkParams(); err != nil {
 		return err
 	}
 	a.gather(threadsOf(a.Workers))
 	err := a.step.run()
-	runtime.KeepAlive(a) // the rows hold addresses
+	runtime.KeepAlive(a) // the rows contain addresses
 	return err
 }
 

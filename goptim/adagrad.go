@@ -22,14 +22,14 @@ var adagrad = elementwiseSpec(class[AdagradOptions]{
 }, (*AdagradOptions).scalars, f32.Adagrad, f64.Adagrad)
 
 // Adagrad is the optimizer of Duchi, Hazan & Singer, "Adaptive Subgradient Methods for Online Learning and Stochastic
-// Optimization", JMLR 12 (2011), with a diagonal matrix. Its bits are those of torch.optim.Adagrad.
+// Optimization", JMLR 12 (2011), with a diagonal matrix. Results are bit-for-bit equal to torch.optim.Adagrad.
 type Adagrad[T Float] struct {
-	AdagradOptions     // as the next Step uses them
-	Workers        int // as many threads as a Step may use; 0 means GOMAXPROCS
+	AdagradOptions     // used by the next Step; may be changed between steps
+	Workers        int // maximum number of threads of a Step; 0 means GOMAXPROCS
 	elementwise[T, AdagradOptions, kernel.Adagrad]
 }
 
-// NewAdagrad makes an Adagrad of params. The error wraps ErrOption or ErrParam.
+// NewAdagrad returns a new Adagrad for params. The error wraps ErrOption or ErrParam.
 func NewAdagrad[T Float](params []*Param[T], o AdagradOptions) (*Adagrad[T], error) {
 	opt := &Adagrad[T]{AdagradOptions: o}
 	return made(opt, opt.begin(adagrad, &opt.AdagradOptions, &opt.Workers, params))
@@ -38,16 +38,16 @@ func NewAdagrad[T Float](params []*Param[T], o AdagradOptions) (*Adagrad[T], err
 var sparseAdagrad = sparseSpecOf(&adagrad.class, sparseRule{name: "SparseAdagrad", sums: true, zeros: []string{"weight_decay"}},
 	(*AdagradOptions).scalars, f32.SparseAdagrad, f64.SparseAdagrad)
 
-// SparseAdagrad is Adagrad on the rows that have a gradient. Gradients of a row that comes more than once are added up.
-// Its bits are those of torch.optim.Adagrad with sparse gradients, which are rounded otherwise than dense ones.
+// SparseAdagrad is Adagrad for the rows that have a gradient. The gradients of a repeated row are summed. Results are
+// bit-for-bit equal to torch.optim.Adagrad with sparse gradients, which rounds differently from dense ones.
 type SparseAdagrad[T Float] struct {
-	AdagradOptions     // as the next Step uses them
-	Workers        int // as many threads as a Step may use; 0 means GOMAXPROCS
+	AdagradOptions     // used by the next Step; may be changed between steps
+	Workers        int // maximum number of threads of a Step; 0 means GOMAXPROCS
 	sparse[T, AdagradOptions, kernel.Adagrad]
 }
 
-// NewSparseAdagrad makes a SparseAdagrad of params. WeightDecay must be 0: it would move the rows without a gradient
-// too. The error wraps ErrOption or ErrParam.
+// NewSparseAdagrad returns a new SparseAdagrad for params. WeightDecay must be 0, because it would also update the
+// rows without a gradient. The error wraps ErrOption or ErrParam.
 func NewSparseAdagrad[T Float](params []*SparseParam[T], o AdagradOptions) (*SparseAdagrad[T], error) {
 	opt := &SparseAdagrad[T]{AdagradOptions: o}
 	return made(opt, opt.begin(sparseAdagrad, &opt.AdagradOptions, &opt.Workers, params))

@@ -24,29 +24,29 @@ var adam = elementwiseSpec(class[AdamOptions]{
 	states: []state{{key: "exp_avg"}, {key: "exp_avg_sq"}, {key: "max_exp_avg_sq", when: "amsgrad"}},
 }, (*AdamOptions).scalars, f32.Adam, f64.Adam)
 
-// Adam is the optimizer of Kingma & Ba, "Adam: A Method for Stochastic Optimization", arXiv:1412.6980, Algorithm 1,
-// or AdamW, of Loshchilov & Hutter, "Decoupled Weight Decay Regularization", arXiv:1711.05101, Algorithm 2; each
-// optionally with the AMSGrad of Reddi, Kale & Kumar, "On the Convergence of Adam and Beyond", ICLR 2018. Its
-// bits are those of torch.optim.Adam and torch.optim.AdamW.
+// Adam is the optimizer of Kingma & Ba, "Adam: A Method for Stochastic Optimization", arXiv:1412.6980, Algorithm 1, or
+// AdamW, of Loshchilov & Hutter, "Decoupled Weight Decay Regularization", arXiv:1711.05101, Algorithm 2; each
+// optionally with the AMSGrad of Reddi, Kale & Kumar, "On the Convergence of Adam and Beyond", ICLR 2018. Results are
+// bit-for-bit equal to torch.optim.Adam and torch.optim.AdamW.
 type Adam[T Float] struct {
-	AdamOptions     // as the next Step uses them
-	Workers     int // as many threads as a Step may use; 0 means GOMAXPROCS
+	AdamOptions     // used by the next Step; may be changed between steps
+	Workers     int // maximum number of threads of a Step; 0 means GOMAXPROCS
 	elementwise[T, AdamOptions, kernel.Adam]
 }
 
-// NewAdam makes an Adam of params. The error wraps ErrOption or ErrParam.
+// NewAdam returns a new Adam for params. The error wraps ErrOption or ErrParam.
 func NewAdam[T Float](params []*Param[T], o AdamOptions) (*Adam[T], error) {
 	opt := &Adam[T]{AdamOptions: o}
 	return made(opt, opt.begin(adam, &opt.AdamOptions, &opt.Workers, params))
 }
 
-// NewAdamW makes an Adam whose weight decay is decoupled. The error wraps ErrOption or ErrParam.
+// NewAdamW returns a new Adam with decoupled weight decay. The error wraps ErrOption or ErrParam.
 func NewAdamW[T Float](params []*Param[T], o AdamOptions) (*Adam[T], error) {
 	o.DecoupledWeightDecay = true
 	return NewAdam(params, o)
 }
 
-// NewAMSGrad makes an Adam that divides by the largest second moment so far; torch's Adam with amsgrad=True. The error
+// NewAMSGrad returns a new Adam that divides by the largest second moment so far, as torch's Adam with amsgrad=True. The error
 // wraps ErrOption or ErrParam.
 func NewAMSGrad[T Float](params []*Param[T], o AdamOptions) (*Adam[T], error) {
 	o.AMSGrad = true

@@ -20,15 +20,15 @@ var adamax = elementwiseSpec(class[AdamaxOptions]{
 	states: []state{{key: "exp_avg"}, {key: "exp_inf"}},
 }, (*AdamaxOptions).scalars, f32.Adamax, f64.Adamax)
 
-// Adamax is the optimizer of Kingma & Ba, "Adam: A Method for Stochastic Optimization", arXiv:1412.6980, Algorithm 2, with
-// torch's eps. Its bits are those of torch.optim.Adamax.
+// Adamax is the optimizer of Kingma & Ba, "Adam: A Method for Stochastic Optimization", arXiv:1412.6980, Algorithm 2,
+// with torch's eps. Results are bit-for-bit equal to torch.optim.Adamax.
 type Adamax[T Float] struct {
-	AdamaxOptions     // as the next Step uses them
-	Workers       int // as many threads as a Step may use; 0 means GOMAXPROCS
+	AdamaxOptions     // used by the next Step; may be changed between steps
+	Workers       int // maximum number of threads of a Step; 0 means GOMAXPROCS
 	elementwise[T, AdamaxOptions, kernel.Adamax]
 }
 
-// NewAdamax makes an Adamax of params. The error wraps ErrOption or ErrParam.
+// NewAdamax returns a new Adamax for params. The error wraps ErrOption or ErrParam.
 func NewAdamax[T Float](params []*Param[T], o AdamaxOptions) (*Adamax[T], error) {
 	opt := &Adamax[T]{AdamaxOptions: o}
 	return made(opt, opt.begin(adamax, &opt.AdamaxOptions, &opt.Workers, params))

@@ -22,21 +22,21 @@ var asgd = elementwiseSpec(class[ASGDOptions]{
 	name: "ASGD",
 	states: []state{
 		asgdEta: {key: "eta", scalar: true, from: "lr"}, // the learning rate of the next step
-		asgdMu:  {key: "mu", scalar: true, initial: 1},  // the share of the next parameter in the average
+		asgdMu:  {key: "mu", scalar: true, initial: 1},  // the weight of the next parameter in the average
 		asgdAx:  {key: "ax"},
 	},
 }, (*ASGDOptions).scalars, f32.ASGD, f64.ASGD, "default_is_float64")
 
 // ASGD is averaged stochastic gradient descent, of Polyak & Juditsky, "Acceleration of Stochastic Approximation by
-// Averaging", SIAM Journal on Control and Optimization 30 (1992), with the schedules of torch. Its bits are those of
-// torch.optim.ASGD.
+// Averaging", SIAM Journal on Control and Optimization 30 (1992), with the schedules of torch. Results are bit-for-bit
+// equal to torch.optim.ASGD.
 type ASGD[T Float] struct {
-	ASGDOptions     // as the next Step uses them
-	Workers     int // as many threads as a Step may use; 0 means GOMAXPROCS
+	ASGDOptions     // used by the next Step; may be changed between steps
+	Workers     int // maximum number of threads of a Step; 0 means GOMAXPROCS
 	elementwise[T, ASGDOptions, kernel.ASGD]
 }
 
-// NewASGD makes an ASGD of params. The error wraps ErrOption or ErrParam.
+// NewASGD returns a new ASGD for params. The error wraps ErrOption or ErrParam.
 func NewASGD[T Float](params []*Param[T], o ASGDOptions) (*ASGD[T], error) {
 	opt := &ASGD[T]{ASGDOptions: o}
 	return made(opt, opt.begin(asgd, &opt.ASGDOptions, &opt.Workers, params))
@@ -67,7 +67,7 @@ func (o *ASGDOptions) scalars(n *now) kernel.ASGD {
 	return h
 }
 
-// eta is the learning rate of the next step. Where the power is complex, torch drops the imaginary part of the quotient.
+// eta returns the learning rate of the next step. If the power is complex, torch drops the imaginary part of the quotient.
 func (o *ASGDOptions) eta(n *now) float64 {
 	base := 1 + float64(float64(o.Lambd*o.LR)*n.t)
 	if !(base < 0 && o.Alpha-math.Floor(o.Alpha) > 0) || math.IsInf(base, 0) {

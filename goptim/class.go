@@ -11,35 +11,35 @@ import (
 	"github.com/goptim/goptim/internal/steps"
 )
 
-// A class is what is known of an optimizer beside its arithmetic: torch's names, its options and its states. O is the
-// struct of its options, whose fields are described by their tags: see field.
+// A class describes an optimizer, except for its arithmetic: torch's names, its options and its states. O is the struct of
+// its options, whose fields are described by their tags. See field.
 type class[O any] struct {
 	name string // torch's class
-	// variant is another class of torch, whose objects are those that have the flag set.
+	// variant is torch's class for options with the flag set.
 	variant, flag string
-	uncounted     bool // the optimizer does not count its steps
+	uncounted     bool // the optimizer does not have a step count
 	states        []state
-	check         func(o *O) error // what ranges cannot say
-	encodings     map[string]any   // of options in JSON that have an encoding of their own, by torch's name
+	check         func(o *O) error // checks that ranges cannot express
+	encodings     map[string]any   // types of options with a custom JSON encoding, by torch's name
 
 	fields  []field
-	words   int    // of a group in a steps.Call
-	flagged *field // the option of flag
+	words   int    // the number of words of a group in a steps.Call
+	flagged *field // the field of flag
 }
 
-// A state is what an optimizer keeps of a parameter under a key of torch.
+// A state is one entry of a parameter's state, under torch's key.
 type state struct {
 	key     string
-	scalar  bool    // one number, instead of one for every element
-	when    string  // the option that asks for the state, by not being zero; empty: it is always there
-	above   bool    // the option asks by being above zero
-	initial float64 // its value at first
-	from    string  // the option that is its value at first
+	scalar  bool    // a scalar state, not a tensor
+	when    string  // the option that enables the state if it is not zero; empty: always enabled
+	above   bool    // the option enables the state only if it is positive
+	initial float64 // its initial value
+	from    string  // the option that is its initial value
 
-	asks, first *field // the options of when and from
+	asks, first *field // the fields of when and from
 }
 
-// described reads the tags of the options.
+// described returns the class with the tags of its options read.
 func (c class[O]) described() class[O] {
 	c.fields = fieldsOf(reflect.TypeFor[O](), c.encodings)
 	for i := range c.states {
@@ -55,7 +55,7 @@ func (c class[O]) described() class[O] {
 	return c
 }
 
-// field is the option under a key of torch; nil for no key.
+// field returns the option with torch's key, or nil if the key is empty.
 func (c *class[O]) field(key string) *field {
 	if key == "" {
 		return nil
@@ -67,7 +67,7 @@ func (c *class[O]) field(key string) *field {
 	return &c.fields[at]
 }
 
-// nameOf is torch's class for the options.
+// nameOf returns torch's class for the options.
 func (c *class[O]) nameOf(o *O) string {
 	if c.flagged != nil && c.flagged.get(unsafe.Pointer(o), 0) != 0 {
 		return c.variant
@@ -75,14 +75,14 @@ func (c *class[O]) nameOf(o *O) string {
 	return c.name
 }
 
-// setDefaults replaces zeros by defaults.
+// setDefaults replaces zero options by their defaults.
 func (c *class[O]) setDefaults(o *O) {
 	for i := range c.fields {
 		c.fields[i].setDefault(unsafe.Pointer(o))
 	}
 }
 
-// checkOptions reports options out of their range.
+// checkOptions returns an error for each option that is out of range.
 func (c *class[O]) checkOptions(o *O) (err error) {
 	name := c.nameOf(o)
 	for i := range c.fields {
@@ -96,7 +96,7 @@ func (c *class[O]) checkOptions(o *O) (err error) {
 	return err
 }
 
-// options are the options as files have them.
+// options returns the options for saved states.
 func (c *class[O]) options(o *O) []option {
 	all := make([]option, len(c.fields))
 	for i := range c.fields {
@@ -105,7 +105,7 @@ func (c *class[O]) options(o *O) []option {
 	return all
 }
 
-// decode makes options of the scalars of a group in a steps.Call.
+// decode sets the options from the scalars of a group in a steps.Call.
 func (c *class[O]) decode(o *O, words []float64) {
 	at := 0
 	for i := range c.fields {
@@ -117,7 +117,7 @@ func (c *class[O]) decode(o *O, words []float64) {
 	}
 }
 
-// layout is what the options ask for in a row.
+// layout returns the layout of a row that the options require.
 func (c *class[O]) layout(o *O) engine.Layout {
 	l := engine.Layout{Counts: !c.uncounted}
 	for i := range c.states {
@@ -135,7 +135,7 @@ func (c *class[O]) layout(o *O) engine.Layout {
 
 func (s *state) asked(x float64) bool { return x > 0 || (!s.above && x != 0) }
 
-// initial is the value of a new state.
+// initial returns the initial value of a state.
 func (c *class[O]) initial(o *O, i int) float64 {
 	if s := &c.states[i]; s.first != nil {
 		return s.first.get(unsafe.Pointer(o), 0)
@@ -143,7 +143,7 @@ func (c *class[O]) initial(o *O, i int) float64 {
 	return c.states[i].initial
 }
 
-// kind describes the class for the binding.
+// kind returns the description of the class for the bindings.
 func (c *class[O]) kind() *steps.Kind {
 	k := &steps.Kind{
 		Name: c.name, Classes: map[string]map[string]float64{c.name: {}}, Flags: []string{}, Extra: []string{},

@@ -1,8 +1,8 @@
-// Package goptim holds the optimizers of PyTorch's torch.optim: the same update, rounded the same way in every bit,
-// as one vectorised, multi-core pass over memory.
+// Package goptim provides the optimizers of PyTorch's torch.optim, with bit-for-bit equal results. A step is one
+// vectorized, multi-threaded pass over memory.
 //
-// An optimizer is made of parameters and options, and Step applies the gradients that the program has put beside
-// the values:
+// An optimizer is constructed with parameters and options. Step applies the gradients that the program has stored in the
+// parameters:
 //
 //	w := &goptim.Param[float32]{Name: "w", Value: weights, Grad: make([]float32, len(weights))}
 //	opt, err := goptim.NewAdamW([]*goptim.Param[float32]{w}, goptim.AdamOptions{LR: 3e-4, WeightDecay: 0.01})
@@ -14,41 +14,42 @@
 //
 // # Optimizers
 //
-//   - first-order, of every element by itself: [NewSGD], [NewAdam], [NewAdamW], [NewAMSGrad], [NewNAdam], [NewRAdam],
+//   - elementwise: [NewSGD], [NewAdam], [NewAdamW], [NewAMSGrad], [NewNAdam], [NewRAdam],
 //     [NewAdamax], [NewAdagrad], [NewAdadelta], [NewRMSprop], [NewRprop], [NewASGD]
-//   - of matrices, by the Shape of a Param: [NewAdafactor], [NewMuon]
-//   - of the rows that have a gradient, as an embedding's: [NewSparseAdam], [NewSparseAdagrad], [NewSparseSGD]
-//   - of a function that it evaluates itself: [NewLBFGS]
+//   - for matrices, given by the Shape of a Param: [NewAdafactor], [NewMuon]
+//   - for sparse gradients, such as those of an embedding: [NewSparseAdam], [NewSparseAdagrad], [NewSparseSGD]
+//   - evaluating a closure: [NewLBFGS]
 //
-// All have torch's bits but LBFGS and Muon, which sum long products in an order of their own. Package gonumopt makes
-// them methods of gonum's optimize.Minimize.
+// Results are bit-for-bit equal to torch's, except those of LBFGS and Muon, which sum long products in a different order.
+// Package gonumopt provides the optimizers as methods of gonum's optimize.Minimize.
 //
 // # Options
 //
-// The tags of an option are its name in torch, the default that New takes for zero, and its range. Options whose zero has
-// no use (a learning rate, betas, eps) have a default, which is torch's; all others mean what they say, so that torch's
-// weight decay of 0.01 in AdamW is to be written down. A pair takes its default if both are zero. After construction the options
-// are fields of the optimizer, exactly as the next Step uses them: a schedule assigns opt.LR, and zero is then zero.
-// Package schedule has torch's learning rates.
+// The tags of an option are its name in torch, the default with which New replaces zero, and its range. Options for which
+// zero is not useful (a learning rate, betas, eps) have torch's default. All others keep zero. For example, torch's weight
+// decay of 0.01 in AdamW must be set explicitly. A pair is replaced by its default if both elements are zero. After
+// construction, the options are fields of the optimizer, and the next Step uses them as they are: a schedule assigns
+// opt.LR, and zero is then zero. Package schedule provides torch's learning-rate schedules.
 //
-// Sets of parameters with other options, torch's parameter groups, are optimizers of their own, which [NewGroups] makes one.
+// Each set of parameters with different options (torch's parameter groups) is a separate optimizer. [NewGroups] combines
+// them.
 //
 // # Errors
 //
-// Bad input is an error and never a panic. It wraps [ErrOption] or [ErrParam], names the option or the parameter, and
-// comes before anything is changed: of any of the groups, for Groups. Check gives the same without a step.
+// Bad input is an error and never a panic. The error wraps [ErrOption] or [ErrParam], names the option or the parameter,
+// and is returned before anything is changed; for Groups, in any group. Check returns the same error without a step.
 //
 // # State
 //
-// Every optimizer is an encoding.BinaryMarshaler and BinaryUnmarshaler of its options and state, with a version and a
-// checksum; [WriteState] and [ReadState] share them with Python as safetensors files. A program that has also kept its
-// parameters goes on with the same bits.
+// Each optimizer implements encoding.BinaryMarshaler and BinaryUnmarshaler for its options and state, with a version and a
+// checksum. [WriteState] and [ReadState] exchange them with Python as safetensors files. A program that also restores its
+// parameters continues with exactly the same results.
 //
 // # Speed
 //
-// Build with GOEXPERIMENT=simd (Go 1.27) for vector code. Without it the package computes the same bits, slower; and so
-// it does for WebAssembly, whose vectors have no fused multiplication. Step uses as many threads as Workers, by
-// default GOMAXPROCS, from half a million elements on, and allocates nothing once every parameter has had a gradient;
-// LBFGS, once its history is full. Results do not depend on the number of threads or the width of the machine's
-// vectors. Distinct optimizers may step at the same time; one optimizer may not.
+// Build with GOEXPERIMENT=simd (Go 1.27) for vector code. Without it the results are the same but slower, as on
+// WebAssembly, whose vectors do not have a fused multiply-add. From half a million elements, Step uses up to Workers
+// threads, by default GOMAXPROCS. It does not allocate after each parameter has had a gradient; LBFGS does not after its
+// history is full. Results do not depend on the number of threads or the vector width. Different optimizers may step
+// concurrently; one optimizer may not.
 package goptim

@@ -6,20 +6,20 @@ import (
 	"slices"
 )
 
-// An Optimizer is any optimizer of this package but LBFGS, whose Step takes a closure.
+// An Optimizer is any optimizer of this package except LBFGS, whose Step has a closure as its argument.
 type Optimizer interface {
-	// Check reports what Step would refuse now.
+	// Check returns the error that Step would return for bad input.
 	Check() error
-	// Step updates what has a gradient. On an error that wraps ErrOption or ErrParam nothing has changed.
+	// Step updates each parameter that has a gradient. If the error wraps ErrOption or ErrParam, nothing has changed.
 	Step() error
 	Stateful
 }
 
-// Groups are optimizers that step as one: torch's parameter groups, but that each may be of another kind, or for another
-// type of elements. The options of a group are its optimizer's fields.
+// Groups combines optimizers into one, like torch's parameter groups. The groups may be different optimizers and may have
+// different element types. The options of a group are the fields of its optimizer.
 type Groups struct{ optimizers []Optimizer }
 
-// NewGroups makes Groups. The error wraps ErrParam if there is no optimizer, one is nil, or a parameter is in two of them.
+// NewGroups returns new Groups. The error wraps ErrParam if there is no optimizer, if one is nil, or if a parameter is in two.
 func NewGroups(optimizers ...Optimizer) (*Groups, error) {
 	g := &Groups{slices.Clone(optimizers)}
 	if _, err := groupsOf(optimizers); err != nil {
@@ -42,10 +42,10 @@ func NewGroups(optimizers ...Optimizer) (*Groups, error) {
 	return g, nil
 }
 
-// Optimizers are the groups, in the order in which they step.
+// Optimizers returns the groups, in the order in which they step.
 func (g *Groups) Optimizers() []Optimizer { return slices.Clone(g.optimizers) }
 
-// Check reports what Step would refuse now, with the group's index.
+// Check returns the error that Step would return for bad input, with the index of the group.
 func (g *Groups) Check() error {
 	var all error
 	for i, o := range g.optimizers {
@@ -56,7 +56,7 @@ func (g *Groups) Check() error {
 	return all
 }
 
-// Step steps every group. On an error that wraps ErrOption or ErrParam no group has changed.
+// Step steps each group. If the error wraps ErrOption or ErrParam, no group has changed.
 func (g *Groups) Step() error {
 	if err := g.Check(); err != nil {
 		return err
@@ -69,10 +69,10 @@ func (g *Groups) Step() error {
 	return nil
 }
 
-// MarshalBinary encodes options and states of all groups: see Stateful.
+// MarshalBinary encodes the options and states of all groups. See Stateful.
 func (g *Groups) MarshalBinary() ([]byte, error) { return marshal(g) }
 
-// UnmarshalBinary takes options and states of all groups: see Stateful.
+// UnmarshalBinary restores the options and states of all groups. See Stateful.
 func (g *Groups) UnmarshalBinary(data []byte) error { return unmarshal(g, data) }
 
 func (g *Groups) groups() (all []group) {

@@ -35,8 +35,8 @@ var lbfgsClass = class[LBFGSOptions]{name: "LBFGS", encodings: map[string]any{"l
 // It evaluates where torch.optim.LBFGS does. Sums over vectors are rounded in another order than torch's, so losses
 // agree to rounding, not in every bit; they depend on neither the number of threads nor the width of vectors.
 type LBFGS[T Float] struct {
-	LBFGSOptions     // as the next Step uses them
-	Workers      int // as many threads as a Step may use; 0 means GOMAXPROCS
+	LBFGSOptions     // used by the next Step; may be changed between steps
+	Workers      int // maximum number of threads of a Step; 0 means GOMAXPROCS
 	params       []*Param[T]
 	machine      lbfgs.Machine
 	segments     []lbfgs.Segment
@@ -56,7 +56,7 @@ type lbfgsPair[T Float] struct{ y, s []T }
 // ErrLineSearch is a failed line search. The parameters are back where it began.
 var ErrLineSearch = errors.New("line search failed")
 
-// NewLBFGS makes an LBFGS of params, all optimized as one vector. The error wraps ErrOption or ErrParam.
+// NewLBFGS returns a new LBFGS for params, all optimized as one vector. The error wraps ErrOption or ErrParam.
 func NewLBFGS[T Float](params []*Param[T], o LBFGSOptions) (*LBFGS[T], error) {
 	lbfgsClass.setDefaults(&o)
 	if o.MaxEval == 0 {
@@ -274,10 +274,10 @@ func (l *LBFGS[T]) storePair() {
 	l.bindPairs()
 }
 
-// MarshalBinary encodes options and state: see Stateful.
+// MarshalBinary encodes the options and the state. See Stateful.
 func (l *LBFGS[T]) MarshalBinary() ([]byte, error) { return marshal(l) }
 
-// UnmarshalBinary takes options and state: see Stateful.
+// UnmarshalBinary restores the options and the state. See Stateful.
 func (l *LBFGS[T]) UnmarshalBinary(data []byte) error { return unmarshal(l, data) }
 
 func (l *LBFGS[T]) groups() []group   { return []group{l} }

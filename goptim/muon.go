@@ -72,8 +72,8 @@ func (a LRAdjustment) ratio(rows, cols int) float64 {
 // parameter have torch.optim.Muon's bits; the matrix products are summed in an order of their own, in float32, so that
 // updates agree with torch's as closely as two orders of summation in bfloat16 do: in norm, to some percent.
 type Muon[T Float] struct {
-	MuonOptions     // as the next Step uses them
-	Workers     int // as many threads as a Step may use; 0 means GOMAXPROCS
+	MuonOptions     // used by the next Step; may be changed between steps
+	Workers     int // maximum number of threads of a Step; 0 means GOMAXPROCS
 	params      []*Param[T]
 	momenta     [][]T
 	update      []T
@@ -83,7 +83,7 @@ type Muon[T Float] struct {
 	now         now
 }
 
-// NewMuon makes a Muon of params, each a matrix by its Shape of two dimensions: a hidden layer's weight. The error wraps
+// NewMuon returns a new Muon for params, each a matrix by its Shape of two dimensions: a hidden layer's weight. The error wraps
 // ErrOption or ErrParam.
 func NewMuon[T Float](params []*Param[T], o MuonOptions) (*Muon[T], error) {
 	muon.setDefaults(&o)
@@ -123,7 +123,7 @@ func (p *Param[T]) checkMatrix(i, elements int) error {
 	return nil
 }
 
-// Check reports what Step would refuse now.
+// Check returns the error that Step would return for bad input.
 func (m *Muon[T]) Check() error {
 	err := muon.checkOptions(&m.MuonOptions)
 	for i, p := range m.params {
@@ -146,10 +146,10 @@ func (m *Muon[T]) Check() error {
 	return nil
 }
 
-// MarshalBinary encodes options and state: see Stateful.
+// MarshalBinary encodes the options and the state. See Stateful.
 func (m *Muon[T]) MarshalBinary() ([]byte, error) { return marshal(m) }
 
-// UnmarshalBinary takes options and state: see Stateful.
+// UnmarshalBinary restores the options and the state. See Stateful.
 func (m *Muon[T]) UnmarshalBinary(data []byte) error { return unmarshal(m, data) }
 
 func (m *Muon[T]) groups() []group   { return []group{m} }
@@ -159,7 +159,7 @@ func (m *Muon[T]) options() []option { return muon.options(&m.MuonOptions) }
 func (m *Muon[T]) handles() []handle { return handlesOf(m.params) }
 func (m *Muon[T]) ordered() bool     { return false }
 
-// Step updates every parameter that has a gradient. On an error that wraps ErrOption or ErrParam nothing has changed.
+// Step updates each parameter that has a gradient. If the error wraps ErrOption or ErrParam, nothing has changed.
 func (m *Muon[T]) Step() error {
 	if err := m.Check(); err != nil {
 		return err
@@ -185,7 +185,7 @@ func (m *Muon[T]) Step() error {
 		if err == nil {
 			err = runMuon(m.movement(m.row[:], rows, cols), threads, nil)
 		}
-		runtime.KeepAlive(m) // the row holds addresses
+		runtime.KeepAlive(m) // the row contains addresses
 		if err != nil {
 			return err
 		}

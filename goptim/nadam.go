@@ -23,21 +23,21 @@ var nadam = elementwiseSpec(class[NAdamOptions]{
 	states: []state{nadamMuProduct: {key: "mu_product", scalar: true, initial: 1}, {key: "exp_avg"}, {key: "exp_avg_sq"}},
 }, (*NAdamOptions).scalars, f32.NAdam, f64.NAdam)
 
-// NAdam is the optimizer of Dozat, "Incorporating Nesterov Momentum into Adam", ICLR 2016 workshop, Algorithm 2. Its bits
-// are those of torch.optim.NAdam.
+// NAdam is the optimizer of Dozat, "Incorporating Nesterov Momentum into Adam", ICLR 2016 workshop, Algorithm 2.
+// Results are bit-for-bit equal to torch.optim.NAdam.
 type NAdam[T Float] struct {
-	NAdamOptions     // as the next Step uses them
-	Workers      int // as many threads as a Step may use; 0 means GOMAXPROCS
+	NAdamOptions     // used by the next Step; may be changed between steps
+	Workers      int // maximum number of threads of a Step; 0 means GOMAXPROCS
 	elementwise[T, NAdamOptions, kernel.NAdam]
 }
 
-// NewNAdam makes an NAdam of params. The error wraps ErrOption or ErrParam.
+// NewNAdam returns a new NAdam for params. The error wraps ErrOption or ErrParam.
 func NewNAdam[T Float](params []*Param[T], o NAdamOptions) (*NAdam[T], error) {
 	opt := &NAdam[T]{NAdamOptions: o}
 	return made(opt, opt.begin(nadam, &opt.NAdamOptions, &opt.Workers, params))
 }
 
-// nadamMuProduct is the state of NAdam that is one number: the product of all momenta so far.
+// nadamMuProduct is NAdam's scalar state: the product of all momenta so far.
 const nadamMuProduct = 0
 
 func (o *NAdamOptions) scalars(n *now) kernel.NAdam {

@@ -18,27 +18,27 @@ func init() { steps.VectorBits = kernel.VectorBits() }
 // Float is the type of a parameter's elements.
 type Float interface{ ~float32 | ~float64 }
 
-// A Param is one tensor to optimize, in any shape, laid out as a slice. Params may share memory, as a gradient that is
-// another one's value: an optimizer then steps them one after the other, in their order.
+// A Param is one tensor to optimize, of any shape, stored as a slice. Params may share memory, for example if a gradient is
+// the value of another Param. The optimizer then steps them one after another, in their order.
 type Param[T Float] struct {
 	Name  string // for error messages; may be empty
 	Value []T    // changed in place by Step
-	Grad  []T    // as long as Value, of other memory, and only read; nil leaves the parameter out of the step
-	Shape []int  // of Value in row-major order, for optimizers that see matrices; nil is a vector
+	Grad  []T    // only read; has the length of Value, and must not overlap it; nil excludes the parameter from the step
+	Shape []int  // of Value in row-major order, for optimizers of matrices; nil is a vector
 }
 
-// The errors of this package wrap one of these.
+// Errors of this package wrap one of these.
 var (
-	// ErrOption is a hyperparameter out of its range.
+	// ErrOption reports a hyperparameter that is out of range.
 	ErrOption = errors.New("invalid option")
-	// ErrParam is a parameter, gradient or state that does not fit.
+	// ErrParam reports an invalid parameter, gradient or state.
 	ErrParam = errors.New("invalid parameter")
 )
 
-// elementwise is what an elementwise optimizer embeds: parameters, their states, and the methods of an Optimizer. The
-// options are the fields of the struct that embeds it.
+// elementwise is embedded in each elementwise optimizer. It has the parameters, their states and the methods of an
+// Optimizer. The options are fields of the embedding struct.
 type elementwise[T Float, O, S any] struct {
-	self    *elementwise[T, O, S] // to find a copy, whose options would be the original's
+	self    *elementwise[T, O, S] // detects a copy, which would use the options of the original
 	rule    bound[O, S]
 	workers *int
 	params  []*Param[T]
@@ -47,15 +47,15 @@ type elementwise[T Float, O, S any] struct {
 	pass    pass[S]
 }
 
-// paramState is what an elementwise optimizer keeps of one parameter.
+// paramState is the state of one parameter of an elementwise optimizer.
 type paramState[T Float] struct {
-	step    float32 // as torch keeps it
+	step    float32 // float32, as in torch
 	numbers [engine.States]float32
 	columns [engine.States][]T
 	made    bool
 }
 
-// begin makes an optimizer of a spec, of parameters and of options, of which zeros become defaults.
+// begin initializes an optimizer with a spec, options and parameters. It replaces zero options by defaults.
 func (e *elementwise[T, O, S]) begin(s *spec[O, S], o *O, workers *int, params []*Param[T]) error {
 	s.setDefaults(o)
 	*e = elementwise[T, O, S]{
@@ -68,7 +68,7 @@ func (e *elementwise[T, O, S]) begin(s *spec[O, S], o *O, workers *int, params [
 	return checkParams(s.nameOf(o), params)
 }
 
-// made is what a New function returns.
+// made returns the results of a New function.
 func made[A any](a *A, err error) (*A, error) {
 	if err != nil {
 		return nil, err
@@ -76,7 +76,7 @@ func made[A any](a *A, err error) (*A, error) {
 	return a, nil
 }
 
-// checkSelf reports an optimizer that no New function has made.
+// checkSelf returns an error for an optimizer that was not constructed by its New function.
 func checkSelf(ok bool) error {
 	if !ok {
 		return fmt.Errorf("goptim: an optimizer was not made by its New function, or is a copy of another one: %w", ErrParam)
@@ -108,7 +108,7 @@ func (p *Param[T]) describe(i int) string {
 	return fmt.Sprintf("parameter %d", i)
 }
 
-// threadsOf is as many threads as Workers allows.
+// threadsOf returns the number of threads that Workers allows.
 func threadsOf(workers int) int {
 	if workers <= 0 {
 		return runtime.GOMAXPROCS(0)
@@ -116,7 +116,7 @@ func threadsOf(workers int) int {
 	return workers
 }
 
-// Step updates every parameter that has a gradient. On an error that wraps ErrOption or ErrParam nothing has changed.
+// Step updates each parameter that has a gradient. If the error wraps ErrOption or ErrParam, nothing has changed.
 func (e *elementwise[T, O, S]) Step() error {
 	if err := e.check(); err != nil {
 		return err
@@ -130,14 +130,14 @@ func (e *elementwise[T, O, S]) Step() error {
 		e.makeStates()
 	}
 	err := engine.Run(&e.pass, e.rows, threadsOf(*e.workers), nil)
-	runtime.KeepAlive(e) // the rows hold addresses
+	runtime.KeepAlive(e) // the rows contain addresses
 	if err != nil {
 		return fmt.Errorf("goptim: %s: %w", e.rule.name(), err)
 	}
 	return nil
 }
 
-// Check reports what Step would refuse now.
+// Check returns the error that Step would return for bad input.
 func (e *elementwise[T, O, S]) Check() error {
 	if err := e.check(); err != nil {
 		return err
@@ -148,7 +148,7 @@ func (e *elementwise[T, O, S]) Check() error {
 	return err
 }
 
-// scalars computes the scalars of the rows, and counts the step. On an error nothing has changed.
+// scalars computes the scalars of the rows and increments their step counts. On an error, nothing has changed.
 func (e *elementwise[T, O, S]) scalars() error {
 	e.pass.begin(e.rule.kernels(), e.rows)
 	err := e.pass.add(&e.rule, len(e.rows), now{pow: cpow.Pow})
@@ -187,8 +187,8 @@ func (e *elementwise[T, O, S]) checkValues() error {
 	return nil
 }
 
-// gather makes the rows of one step: of every parameter that has a gradient, with the states that the options ask for.
-// Where one is missing, it reports incomplete, and makeStates completes the rows.
+// gather builds the rows of a step, one per parameter with a gradient, with the states that the options require. If a state
+// is missing, it returns true, and makeStates completes the rows.
 func (e *elementwise[T, O, S]) gather() (incomplete bool) {
 	layout := e.rule.layout()
 	e.rows = e.rows[:0]
@@ -225,7 +225,7 @@ func (e *elementwise[T, O, S]) gather() (incomplete bool) {
 	return incomplete
 }
 
-// makeStates makes the states that are missing in the rows.
+// makeStates creates the states that are missing in the rows.
 func (e *elementwise[T, O, S]) makeStates() {
 	layout, at := e.rule.layout(), 0
 	for i, p := range e.params {

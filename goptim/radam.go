@@ -22,14 +22,14 @@ var radam = elementwiseSpec(class[RAdamOptions]{
 }, (*RAdamOptions).scalars, f32.RAdam, f64.RAdam)
 
 // RAdam is the optimizer of Liu et al., "On the Variance of the Adaptive Learning Rate and Beyond", arXiv:1908.03265,
-// Algorithm 2. Its bits are those of torch.optim.RAdam.
+// Algorithm 2. Results are bit-for-bit equal to torch.optim.RAdam.
 type RAdam[T Float] struct {
-	RAdamOptions     // as the next Step uses them
-	Workers      int // as many threads as a Step may use; 0 means GOMAXPROCS
+	RAdamOptions     // used by the next Step; may be changed between steps
+	Workers      int // maximum number of threads of a Step; 0 means GOMAXPROCS
 	elementwise[T, RAdamOptions, kernel.RAdam]
 }
 
-// NewRAdam makes an RAdam of params. The error wraps ErrOption or ErrParam.
+// NewRAdam returns a new RAdam for params. The error wraps ErrOption or ErrParam.
 func NewRAdam[T Float](params []*Param[T], o RAdamOptions) (*RAdam[T], error) {
 	opt := &RAdam[T]{RAdamOptions: o}
 	return made(opt, opt.begin(radam, &opt.RAdamOptions, &opt.Workers, params))
@@ -57,7 +57,7 @@ func (o *RAdamOptions) scalars(n *now) kernel.RAdam {
 	if rho > 5 {
 		h.Rectified, h.Eps = 1, o.Eps
 		h.Rect = n.power(n.quotient((rho-4)*(rho-2)*rhoInf, (rhoInf-4)*(rhoInf-2)*rho), 0.5, "RuntimeError")
-		h.BC2Sqrt = n.power(bc2, 0.5, "RuntimeError") // torch refuses a complex one last
+		h.BC2Sqrt = n.power(bc2, 0.5, "RuntimeError") // torch rejects a complex result last
 	}
 	return h
 }

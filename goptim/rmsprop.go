@@ -12,7 +12,7 @@ type RMSpropOptions struct {
 	Alpha       float64 `torch:"alpha" default:"0.99" range:"[0,inf]"` // decay rate of the average of squares
 	Eps         float64 `torch:"eps" default:"1e-8" range:"[0,inf]"`   // added to the denominator
 	WeightDecay float64 `torch:"weight_decay" range:"[0,inf]"`         // added to the gradient, times the parameter
-	Momentum    float64 `torch:"momentum" range:"[0,inf]"`             // decay of the momentum buffer; 0 keeps no buffer
+	Momentum    float64 `torch:"momentum" range:"[0,inf]"`             // decay of the momentum buffer; 0 disables it
 	Centered    bool    `torch:"centered"`                             // divide by the deviation from the average gradient
 	Maximize    bool    `torch:"maximize"`
 }
@@ -25,15 +25,15 @@ var rmsprop = elementwiseSpec(class[RMSpropOptions]{
 }, (*RMSpropOptions).scalars, f32.RMSprop, f64.RMSprop)
 
 // RMSprop is the optimizer of Tieleman & Hinton, "Lecture 6.5", COURSERA: Neural Networks for Machine Learning (2012);
-// Centered, of Graves, "Generating Sequences With Recurrent Neural Networks", arXiv:1308.0850; eps is added to the root,
-// as torch does. Its bits are those of torch.optim.RMSprop.
+// Centered, of Graves, "Generating Sequences With Recurrent Neural Networks", arXiv:1308.0850; eps is added to the
+// root, as torch does. Results are bit-for-bit equal to torch.optim.RMSprop.
 type RMSprop[T Float] struct {
-	RMSpropOptions     // as the next Step uses them
-	Workers        int // as many threads as a Step may use; 0 means GOMAXPROCS
+	RMSpropOptions     // used by the next Step; may be changed between steps
+	Workers        int // maximum number of threads of a Step; 0 means GOMAXPROCS
 	elementwise[T, RMSpropOptions, kernel.RMSprop]
 }
 
-// NewRMSprop makes an RMSprop of params. The error wraps ErrOption or ErrParam.
+// NewRMSprop returns a new RMSprop for params. The error wraps ErrOption or ErrParam.
 func NewRMSprop[T Float](params []*Param[T], o RMSpropOptions) (*RMSprop[T], error) {
 	opt := &RMSprop[T]{RMSpropOptions: o}
 	return made(opt, opt.begin(rmsprop, &opt.RMSpropOptions, &opt.Workers, params))

@@ -25,15 +25,15 @@ var rprop = elementwiseSpec(class[RpropOptions]{
 	},
 }, (*RpropOptions).scalars, f32.Rprop, f64.Rprop)
 
-// Rprop is the optimizer of Riedmiller & Braun, "A Direct Adaptive Method for Faster Backpropagation Learning: The RPROP
-// Algorithm", ICNN 1993, in the form that undoes no step. Its bits are those of torch.optim.Rprop.
+// Rprop is the optimizer of Riedmiller & Braun, "A Direct Adaptive Method for Faster Backpropagation Learning: The
+// RPROP Algorithm", ICNN 1993, without weight backtracking. Results are bit-for-bit equal to torch.optim.Rprop.
 type Rprop[T Float] struct {
-	RpropOptions     // as the next Step uses them
-	Workers      int // as many threads as a Step may use; 0 means GOMAXPROCS
+	RpropOptions     // used by the next Step; may be changed between steps
+	Workers      int // maximum number of threads of a Step; 0 means GOMAXPROCS
 	elementwise[T, RpropOptions, kernel.Rprop]
 }
 
-// NewRprop makes an Rprop of params. The error wraps ErrOption or ErrParam.
+// NewRprop returns a new Rprop for params. The error wraps ErrOption or ErrParam.
 func NewRprop[T Float](params []*Param[T], o RpropOptions) (*Rprop[T], error) {
 	opt := &Rprop[T]{RpropOptions: o}
 	return made(opt, opt.begin(rprop, &opt.RpropOptions, &opt.Workers, params))
@@ -53,7 +53,7 @@ func (o *RpropOptions) scalars(n *now) kernel.Rprop {
 	return h
 }
 
-// rpropFactors are the factors of a step size. torch assigns them to a tensor of signs one after the other: a negative
+// rpropFactors returns the factors of a step size. torch assigns them to a tensor of signs one after the other: a negative
 // etaplus is replaced by etaminus, and a zero by 1.
 func rpropFactors[T Float](etaMinus, etaPlus float64) kernel.Rprop {
 	minus, plus := T(etaMinus), T(etaPlus)

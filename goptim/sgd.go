@@ -11,10 +11,10 @@ import (
 // SGDOptions are the hyperparameters of SGD.
 type SGDOptions struct {
 	LR          float64 `torch:"lr" default:"1e-3" range:"[0,inf]"` // learning rate
-	Momentum    float64 `torch:"momentum" range:"[0,inf]"`          // decay of the momentum buffer; 0 keeps no buffer
-	Dampening   float64 `torch:"dampening" range:"[-inf,inf]"`      // 1-Dampening is the gradient's share in the buffer, but for the first gradient
+	Momentum    float64 `torch:"momentum" range:"[0,inf]"`          // decay of the momentum buffer; 0 disables it
+	Dampening   float64 `torch:"dampening" range:"[-inf,inf]"`      // 1-Dampening multiplies the gradient in the buffer, except the first one
 	WeightDecay float64 `torch:"weight_decay" range:"[0,inf]"`      // added to the gradient, times the parameter
-	Nesterov    bool    `torch:"nesterov"`                          // needs Momentum and no Dampening
+	Nesterov    bool    `torch:"nesterov"`                          // requires Momentum and zero Dampening
 	Maximize    bool    `torch:"maximize"`
 }
 
@@ -31,15 +31,15 @@ var sgd = elementwiseSpec(class[SGDOptions]{
 }, (*SGDOptions).scalars, f32.SGD, f64.SGD)
 
 // SGD is stochastic gradient descent, with the momentum of Sutskever, Martens, Dahl & Hinton, "On the importance of
-// initialization and momentum in deep learning", ICML 2013, in torch's form: the learning rate multiplies the
-// buffer, and the first buffer is the gradient. Its bits are those of torch.optim.SGD.
+// initialization and momentum in deep learning", ICML 2013, in torch's form. The learning rate multiplies the buffer,
+// and the first buffer is the gradient. Results are bit-for-bit equal to torch.optim.SGD.
 type SGD[T Float] struct {
-	SGDOptions     // as the next Step uses them
-	Workers    int // as many threads as a Step may use; 0 means GOMAXPROCS
+	SGDOptions     // used by the next Step; may be changed between steps
+	Workers    int // maximum number of threads of a Step; 0 means GOMAXPROCS
 	elementwise[T, SGDOptions, kernel.SGD]
 }
 
-// NewSGD makes an SGD of params. The error wraps ErrOption or ErrParam.
+// NewSGD returns a new SGD for params. The error wraps ErrOption or ErrParam.
 func NewSGD[T Float](params []*Param[T], o SGDOptions) (*SGD[T], error) {
 	opt := &SGD[T]{SGDOptions: o}
 	return made(opt, opt.begin(sgd, &opt.SGDOptions, &opt.Workers, params))
@@ -48,16 +48,16 @@ func NewSGD[T Float](params []*Param[T], o SGDOptions) (*SGD[T], error) {
 var sparseSGD = sparseSpecOf(&sgd.class, sparseRule{name: "SparseSGD", zeros: []string{"momentum", "weight_decay"}},
 	(*SGDOptions).scalars, f32.SparseSGD, f64.SparseSGD)
 
-// SparseSGD is SGD without momentum on the rows that have a gradient. Gradients of a row that comes more than once are
-// steps one after the other. Its bits are those of torch.optim.SGD with sparse gradients.
+// SparseSGD is SGD without momentum for the rows that have a gradient. The gradients of a repeated row are applied one
+// after another. Results are bit-for-bit equal to torch.optim.SGD with sparse gradients.
 type SparseSGD[T Float] struct {
-	SGDOptions     // as the next Step uses them
-	Workers    int // as many threads as a Step may use; 0 means GOMAXPROCS
+	SGDOptions     // used by the next Step; may be changed between steps
+	Workers    int // maximum number of threads of a Step; 0 means GOMAXPROCS
 	sparse[T, SGDOptions, kernel.SGD]
 }
 
-// NewSparseSGD makes a SparseSGD of params. Momentum and WeightDecay must be 0: they would move the rows without a
-// gradient too. The error wraps ErrOption or ErrParam.
+// NewSparseSGD returns a new SparseSGD for params. Momentum and WeightDecay must be 0, because they would
+// also update the rows without a gradient. The error wraps ErrOption or ErrParam.
 func NewSparseSGD[T Float](params []*SparseParam[T], o SGDOptions) (*SparseSGD[T], error) {
 	opt := &SparseSGD[T]{SGDOptions: o}
 	return made(opt, opt.begin(sparseSGD, &opt.SGDOptions, &opt.Workers, params))

@@ -134,7 +134,7 @@ func (b *sparse[T, O, S]) begin(s *sparseSpec[O, S], o *O, workers *int, params 
 	return nil
 }
 
-// Check reports what Step would refuse now.
+// Check returns the error that Step would return for bad input.
 func (b *sparse[T, O, S]) Check() error {
 	err := b.usable()
 	if err == nil {
@@ -184,7 +184,7 @@ func (b *sparse[T, O, S]) Step() error {
 		b.states[i].step++
 		t := b.rowOf(i)
 		err := b.spec.step(pass, b.o, &t, threadsOf(*b.workers), nil, cpow.Pow)
-		runtime.KeepAlive(b) // the row holds addresses
+		runtime.KeepAlive(b) // the row contains addresses
 		if err != nil {
 			return err
 		}

@@ -22,16 +22,15 @@ var sparseAdamClass = class[SparseAdamOptions]{
 var sparseAdam = sparseSpecOf(&sparseAdamClass, sparseRule{name: "SparseAdam", sums: true, integer: true},
 	(*SparseAdamOptions).scalars, f32.SparseAdam, f64.SparseAdam)
 
-// SparseAdam is Adam (Kingma & Ba, arXiv:1412.6980, Algorithm 1) that moves only the rows that have a gradient, and the
-// moments of these. Gradients of a row that comes more than once are added up. Its bits are those of
-// torch.optim.SparseAdam.
+// SparseAdam is Adam (Kingma & Ba, arXiv:1412.6980, Algorithm 1) that updates only the rows that have a gradient, and
+// their moments. The gradients of a repeated row are summed. Results are bit-for-bit equal to torch.optim.SparseAdam.
 type SparseAdam[T Float] struct {
-	SparseAdamOptions     // as the next Step uses them
-	Workers           int // as many threads as a Step may use; 0 means GOMAXPROCS
+	SparseAdamOptions     // used by the next Step; may be changed between steps
+	Workers           int // maximum number of threads of a Step; 0 means GOMAXPROCS
 	sparse[T, SparseAdamOptions, kernel.SparseAdam]
 }
 
-// NewSparseAdam makes a SparseAdam of params. The error wraps ErrOption or ErrParam.
+// NewSparseAdam returns a new SparseAdam for params. The error wraps ErrOption or ErrParam.
 func NewSparseAdam[T Float](params []*SparseParam[T], o SparseAdamOptions) (*SparseAdam[T], error) {
 	opt := &SparseAdam[T]{SparseAdamOptions: o}
 	return made(opt, opt.begin(sparseAdam, &opt.SparseAdamOptions, &opt.Workers, params))

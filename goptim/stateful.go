@@ -32,10 +32,10 @@ func (c *class[O]) load(saved *savedGroup, o O) (*O, error) {
 	return &o, nil
 }
 
-// MarshalBinary encodes options and state: see Stateful.
+// MarshalBinary encodes the options and the state. See Stateful.
 func (e *elementwise[T, O, S]) MarshalBinary() ([]byte, error) { return marshal(e) }
 
-// UnmarshalBinary takes options and state: see Stateful.
+// UnmarshalBinary restores the options and the state. See Stateful.
 func (e *elementwise[T, O, S]) UnmarshalBinary(data []byte) error { return unmarshal(e, data) }
 
 func (e *elementwise[T, O, S]) groups() []group   { return []group{e} }
@@ -101,10 +101,10 @@ func (e *elementwise[T, O, S]) load(saved *savedGroup) (func(), error) {
 	return func() { *e.rule.o, e.states = *o, states }, nil
 }
 
-// MarshalBinary encodes options and state: see Stateful.
+// MarshalBinary encodes the options and the state. See Stateful.
 func (b *sparse[T, O, S]) MarshalBinary() ([]byte, error) { return marshal(b) }
 
-// UnmarshalBinary takes options and state: see Stateful.
+// UnmarshalBinary restores the options and the state. See Stateful.
 func (b *sparse[T, O, S]) UnmarshalBinary(data []byte) error { return unmarshal(b, data) }
 
 func (b *sparse[T, O, S]) groups() []group   { return []group{b} }
