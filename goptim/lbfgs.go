@@ -24,7 +24,7 @@ type LBFGSOptions struct {
 	Maximize        bool    `torch:"maximize"`
 }
 
-var lbfgs = class[LBFGSOptions]{name: "LBFGS", encodings: map[string]any{"line_search_fn": lineSearchName(false)}}.described()
+var lbfgsClass = class[LBFGSOptions]{name: "LBFGS", encodings: map[string]any{"line_search_fn": lineSearchName(false)}}.described()
 
 // LBFGS is the quasi-Newton method of Liu & Nocedal, "On the limited memory BFGS method for large scale optimization",
 // Mathematical Programming 45 (1989); see Nocedal & Wright, "Numerical Optimization" (2nd ed.), Algorithms 7.4 and 7.5.
@@ -57,11 +57,11 @@ var ErrLineSearch = errors.New("line search failed")
 
 // NewLBFGS makes an LBFGS of params, all optimized as one vector. The error wraps ErrOption or ErrParam.
 func NewLBFGS[T Float](params []*Param[T], o LBFGSOptions) (*LBFGS[T], error) {
-	lbfgs.setDefaults(&o)
+	lbfgsClass.setDefaults(&o)
 	if o.MaxEval == 0 {
 		o.MaxEval = max(1, o.MaxIter*5/4)
 	}
-	if err := errors.Join(lbfgs.checkOptions(&o), checkParams("LBFGS", params)); err != nil {
+	if err := errors.Join(lbfgsClass.checkOptions(&o), checkParams("LBFGS", params)); err != nil {
 		return nil, err
 	}
 	return &LBFGS[T]{LBFGSOptions: o, params: slices.Clone(params)}, nil
@@ -137,7 +137,7 @@ func (l *LBFGS[T]) Rescale(factor float64) { l.machine.T.Value *= factor }
 
 // Check reports what Step would refuse now, before it calls the closure.
 func (l *LBFGS[T]) Check() error {
-	return errors.Join(lbfgs.checkOptions(&l.LBFGSOptions), l.checkLengths())
+	return errors.Join(lbfgsClass.checkOptions(&l.LBFGSOptions), l.checkLengths())
 }
 
 func (l *LBFGS[T]) checkLengths() error {
@@ -261,8 +261,8 @@ func (l *LBFGS[T]) UnmarshalBinary(data []byte) error { return unmarshal(l, data
 
 func (l *LBFGS[T]) groups() []group   { return []group{l} }
 func (l *LBFGS[T]) usable() error     { return nil }
-func (l *LBFGS[T]) className() string { return lbfgs.name }
-func (l *LBFGS[T]) options() []option { return lbfgs.options(&l.LBFGSOptions) }
+func (l *LBFGS[T]) className() string { return lbfgsClass.name }
+func (l *LBFGS[T]) options() []option { return lbfgsClass.options(&l.LBFGSOptions) }
 func (l *LBFGS[T]) handles() []handle { return handlesOf(l.params) }
 
 // ordered is true: the vectors lie in the order of the parameters.
@@ -301,9 +301,9 @@ func lbfgsNumberOf[T Float](key string, n LBFGSNumber) safetensors.Tensor {
 
 func (l *LBFGS[T]) load(saved *savedGroup) (func(), error) {
 	n := l.elements()
-	o, err := lbfgs.load(saved, l.LBFGSOptions)
+	o, err := lbfgsClass.load(saved, l.LBFGSOptions)
 	if err == nil {
-		err = lbfgs.checkOptions(o)
+		err = lbfgsClass.checkOptions(o)
 	}
 	if err != nil {
 		return nil, err
