@@ -31,7 +31,7 @@ type AdafactorOptions struct {
 	Maximize    bool       `torch:"maximize"`
 }
 
-var adafactor = factoredClass(class[AdafactorOptions]{
+var adafactorClass = factoredClass(class[AdafactorOptions]{
 	name: "Adafactor",
 	// A matrix has the first two, a vector the third.
 	states:    []state{{key: "row_var"}, {key: "col_var"}, {key: "variance"}},
@@ -58,14 +58,14 @@ type adafactorState[T Float] struct {
 
 // NewAdafactor makes an Adafactor of params. The error wraps ErrOption or ErrParam.
 func NewAdafactor[T Float](params []*Param[T], o AdafactorOptions) (*Adafactor[T], error) {
-	adafactor.setDefaults(&o)
+	adafactorClass.setDefaults(&o)
 	if o.Eps[0] == 0 {
 		o.Eps[0] = machineEpsilon[T]()
 	}
 	if o.Eps[1] == 0 {
 		o.Eps[1] = 1e-3
 	}
-	if err := errors.Join(adafactor.checkOptions(&o), checkParams("Adafactor", params)); err != nil {
+	if err := errors.Join(adafactorClass.checkOptions(&o), checkParams("Adafactor", params)); err != nil {
 		return nil, err
 	}
 	a := &Adafactor[T]{AdafactorOptions: o, params: slices.Clone(params), states: make([]adafactorState[T], len(params))}
@@ -106,7 +106,7 @@ func (a *Adafactor[T]) Check() error {
 }
 
 func (a *Adafactor[T]) checkParams() error {
-	if err := adafactor.checkOptions(&a.AdafactorOptions); err != nil {
+	if err := adafactorClass.checkOptions(&a.AdafactorOptions); err != nil {
 		return err
 	}
 	for i, p := range a.params {
@@ -136,8 +136,8 @@ func (a *Adafactor[T]) UnmarshalBinary(data []byte) error { return unmarshal(a, 
 
 func (a *Adafactor[T]) groups() []group   { return []group{a} }
 func (a *Adafactor[T]) usable() error     { return nil }
-func (a *Adafactor[T]) className() string { return adafactor.name }
-func (a *Adafactor[T]) options() []option { return adafactor.options(&a.AdafactorOptions) }
+func (a *Adafactor[T]) className() string { return adafactorClass.name }
+func (a *Adafactor[T]) options() []option { return adafactorClass.options(&a.AdafactorOptions) }
 func (a *Adafactor[T]) handles() []handle { return handlesOf(a.params) }
 func (a *Adafactor[T]) ordered() bool     { return false }
 
@@ -493,14 +493,14 @@ func (a *Adafactor[T]) tensors(param int) []safetensors.Tensor {
 }
 
 func (a *Adafactor[T]) load(saved *savedGroup) (func(), error) {
-	o, err := adafactor.load(saved, a.AdafactorOptions)
+	o, err := adafactorClass.load(saved, a.AdafactorOptions)
 	if err != nil {
 		return nil, err
 	}
 	if math.IsNaN(o.Eps[0]) {
 		o.Eps[0] = machineEpsilon[T]()
 	}
-	if err := adafactor.checkOptions(o); err != nil {
+	if err := adafactorClass.checkOptions(o); err != nil {
 		return nil, err
 	}
 	states := make([]adafactorState[T], len(a.params))

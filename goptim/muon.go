@@ -29,7 +29,7 @@ type MuonOptions struct {
 	AdjustLR       LRAdjustment `torch:"adjust_lr_fn,null"`                               // to the shape of a matrix
 }
 
-var muon = class[MuonOptions]{
+var muonClass = class[MuonOptions]{
 	name:      "Muon",
 	uncounted: true,
 	states:    []state{{key: "momentum_buffer"}},
@@ -86,8 +86,8 @@ type Muon[T Float] struct {
 // NewMuon makes a Muon of params, each a matrix by its Shape of two dimensions: a hidden layer's weight. The error wraps
 // ErrOption or ErrParam.
 func NewMuon[T Float](params []*Param[T], o MuonOptions) (*Muon[T], error) {
-	muon.setDefaults(&o)
-	if err := muon.checkOptions(&o); err != nil {
+	muonClass.setDefaults(&o)
+	if err := muonClass.checkOptions(&o); err != nil {
 		return nil, err
 	}
 	if err := checkParams("Muon", params); err != nil {
@@ -125,7 +125,7 @@ func (p *Param[T]) checkMatrix(i, elements int) error {
 
 // Check reports what Step would refuse now.
 func (m *Muon[T]) Check() error {
-	err := muon.checkOptions(&m.MuonOptions)
+	err := muonClass.checkOptions(&m.MuonOptions)
 	for i, p := range m.params {
 		err = errors.Join(err, p.checkMatrix(i, len(m.momenta[i])))
 	}
@@ -154,8 +154,8 @@ func (m *Muon[T]) UnmarshalBinary(data []byte) error { return unmarshal(m, data)
 
 func (m *Muon[T]) groups() []group   { return []group{m} }
 func (m *Muon[T]) usable() error     { return nil }
-func (m *Muon[T]) className() string { return muon.name }
-func (m *Muon[T]) options() []option { return muon.options(&m.MuonOptions) }
+func (m *Muon[T]) className() string { return muonClass.name }
+func (m *Muon[T]) options() []option { return muonClass.options(&m.MuonOptions) }
 func (m *Muon[T]) handles() []handle { return handlesOf(m.params) }
 func (m *Muon[T]) ordered() bool     { return false }
 
@@ -208,10 +208,10 @@ var muonLayout = engine.Layout{State: [engine.States]engine.Use{engine.Column, e
 // muonHalf registers a half of a step: its options, and what it does with a group whose states are momentum_buffer and
 // the update. It takes the options unchecked.
 func muonHalf(name string, options []string, pass func(o *MuonOptions, rows []engine.Row, extra []float64) muonPass, extra ...string) *steps.Kind {
-	half := muon
+	half := muonClass
 	half.fields = nil
 	for _, key := range options {
-		half.fields = append(half.fields, *muon.field(key))
+		half.fields = append(half.fields, *muonClass.field(key))
 	}
 	k := half.kind()
 	k.Name, k.Classes, k.Extra = name, map[string]map[string]float64{name: {}}, append(k.Extra, extra...)
@@ -357,9 +357,9 @@ func (m *Muon[T]) tensors(param int) []safetensors.Tensor {
 }
 
 func (m *Muon[T]) load(saved *savedGroup) (func(), error) {
-	o, err := muon.load(saved, m.MuonOptions)
+	o, err := muonClass.load(saved, m.MuonOptions)
 	if err == nil {
-		err = muon.checkOptions(o)
+		err = muonClass.checkOptions(o)
 	}
 	if err != nil {
 		return nil, err
