@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "bindings"))
 from backend import GO_VERSION, find_cc, find_go, go_env  # noqa: E402
 
-# What the extension may use of Python (3.10's limited API, see py_limited_api below) and what it exports.
+# The extension uses Python 3.10's limited API (see py_limited_api below). exports.map lists its exported symbols.
 CFLAGS = "-O2 -g0 -DPy_LIMITED_API=0x030a0000 -Werror=implicit-function-declaration"
 if sys.platform == "darwin":
     LDFLAGS = "-Wl,-undefined,dynamic_lookup"
@@ -23,8 +23,8 @@ else:
     LDFLAGS = f"'-Wl,--version-script={ROOT / 'bindings/_core/exports.map'}'"
 
 
-# By default, Go's runtime stops its threads by SIGURG, which is the program's own signal, and it shrinks the stacks of
-# goroutines, on which signal handlers of the program may run (bindings/internal/room).
+# By default, Go's runtime preempts its threads with SIGURG, which belongs to the program, and shrinks the stacks of
+# goroutines, on which the program's signal handlers may run (bindings/internal/room).
 GODEBUG = "asyncpreemptoff=1,gcshrinkstackoff=1"
 
 
@@ -42,10 +42,10 @@ class BuildGo(build_ext):
             "CC": cc,
             "CGO_ENABLED": "1",
             "CGO_CFLAGS": f"'-I{sysconfig.get_path('include')}' {CFLAGS}",
-            "GOAMD64": "v1",  # the kernels choose their instructions when they run
+            "GOAMD64": "v1",  # the kernels select their instructions at run time
             "GOEXPERIMENT": "simd",
         }
-        if "HOME" not in env:  # where Go and zig would keep their caches
+        if "HOME" not in env:  # Go and zig keep their caches in it
             env = {"GOCACHE": f"{work}/go", "GOPATH": f"{work}/gopath", "ZIG_GLOBAL_CACHE_DIR": f"{work}/zig"} | env
 
         library = work / "_core.so"
@@ -57,7 +57,7 @@ class BuildGo(build_ext):
             raise CompileError("go build failed")
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(library, target)  # and leave the C header that Go writes beside it
+        shutil.move(library, target)  # without the C header that Go writes next to it
 
 
 setup(

@@ -1,11 +1,11 @@
-"""Print what a step of LBFGS costs beside the closure: goptim beside torch.optim.
+"""Print the time of an iteration of LBFGS without the closure, in goptim and torch.optim.
 
     python benchmarks/lbfgs.py [--n 100 …] [--history 10 …] [--threads 1 2] [--dtype float64] [--search] [--rounds 10]
                                [--update docs/benchmarks.md]
 
-A step is of ten iterations with a full history. Its closure sets a gradient and a loss that make every iteration go on,
-and is timed itself, within the step, and taken off. Both are timed in one process, in turn; a figure is the best of all
-rounds. Ratios of one run can be compared; times of two runs cannot.
+A step has ten iterations with a full history. The closure returns a gradient and a loss that never stop the iterations.
+Its time is measured separately and subtracted. Both implementations take turns in one process, and a figure is the best
+of all rounds. Compare ratios within one run, not times of two runs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ITERATIONS = 10
 def contender(
     cls: type[torch.optim.LBFGS], n: int, dtype: torch.dtype, history: int, search: str | None
 ) -> Callable[[], float]:
-    """A step, which returns the time of one iteration without the closure."""
+    """A function that takes a step and returns the seconds of one iteration without the closure."""
     torch.manual_seed(0)
     p = torch.nn.Parameter(torch.randn(n, dtype=dtype))
     curvature = torch.linspace(1, 10, n, dtype=dtype)
@@ -76,7 +76,7 @@ def main() -> None:
     lines = [
         conditions.sentence(found, dtype),
         "",
-        "| elements | history | threads | an iteration, µs | torch, µs | ratio |",
+        "| elements | history | threads | µs per iteration | torch, µs | speedup |",
         "|--:|--:|--:|--:|--:|--:|",
     ]
     rounds = {n: args.rounds * max(1, 100_000 // n) for n in args.n}

@@ -1,11 +1,11 @@
-"""Say how a step of AdamW should scale over cores, memory channels and NUMA nodes that this machine does not have.
+"""Simulate how a step of AdamW scales with cores, memory channels and NUMA nodes.
 
     python benchmarks/scaling.py [--rounds 200] [--no-measure] [--update docs/performance.md]
 
-A simulation: workers take chunks of the rows' elements laid end to end, each after it has woken up. A chunk takes as
-long as its arithmetic or its share of memory's bandwidth, whichever is more; another node's memory is slower. Its
-predictions for one and two threads stand beside measurements on this machine, which give it its inputs, too:
---no-measure takes those of the machine it was written on.
+Workers wake up and take chunks of the rows' concatenated elements. A chunk takes the time of its arithmetic or of its
+share of the memory bandwidth, whichever is longer. The memory of another node is slower. The first table compares the
+predictions for one and two threads with measurements on this machine, which also provide the inputs. --no-measure uses
+the inputs of the machine on which the program was written.
 """
 
 from __future__ import annotations
@@ -26,33 +26,33 @@ from pathlib import Path
 from types import ModuleType
 
 FOLDER = Path(__file__).parent
-BYTES = 28  # an element of AdamW moves: four columns read, three written
-STATES = 16 / 28  # the share of its states in that
+BYTES = 28  # of memory traffic per element of AdamW: four tensors read, three written
+STATES = 16 / 28  # the states' share of the traffic
 
 
 @dataclass(frozen=True)
 class Machine:
-    compute: float = 0.42  # ns an element in cache
-    core: float = 55.0  # GB/s that one core can move
-    node: float = 70.0  # GB/s of a node's channels together
-    cache: float = 150.0  # GB/s of a core where the last cache holds everything
-    cache_size: float = 32e6  # bytes, for each eight cores
+    compute: float = 0.42  # ns per element in cache
+    core: float = 55.0  # GB/s of one core
+    node: float = 70.0  # GB/s of all channels of a node
+    cache: float = 150.0  # GB/s of one core if everything is in the last-level cache
+    cache_size: float = 32e6  # bytes per eight cores
     nodes: int = 1
-    remote: float = 0.6  # how fast memory of another node is
-    wake: float = 8e3  # ns until a worker that sleeps (futex) begins; one of OpenMP's that spins, 1.5e3
-    call: float = 0.5e3  # ns of the caller's for each worker that it wakes
-    take: float = 60.0  # ns for a chunk, and as much again for every 8 workers that count down the same word
-    row: float = 120.0  # ns for each part of a row
+    remote: float = 0.6  # relative bandwidth of another node's memory
+    wake: float = 8e3  # ns to wake a sleeping worker (futex); 1.5e3 for a spinning OpenMP thread
+    call: float = 0.5e3  # ns that the caller spends per worker that it wakes
+    take: float = 60.0  # ns per chunk, and as much again per 8 workers that share a counter
+    row: float = 120.0  # ns per part of a row
 
 
 def module(name: str) -> ModuleType:
-    """A program beside this one."""
+    """Import another program of this folder."""
     path = FOLDER / name / "__main__.py" if (FOLDER / name).is_dir() else FOLDER / f"{name}.py"
     spec = util.spec_from_file_location(f"benchmarks_{name}", path)
     assert spec
     assert spec.loader
     found = util.module_from_spec(spec)
-    sys.modules[spec.name] = found  # where dataclasses look for it
+    sys.modules[spec.name] = found  # dataclasses look the module up here
     spec.loader.exec_module(found)
     return found
 
@@ -65,7 +65,7 @@ def workloads() -> dict[str, list[int]]:
 
 
 def chunks_of(rows: list[int], workers: int) -> list[tuple[int, int]]:
-    """The elements and parts of rows of every chunk, as package engine cuts them."""
+    """The number of elements and of row parts in each chunk, as package engine divides them."""
     total = sum(rows)
     size = max(1 << 14, (total // (workers * 32) + 63) & ~63)
     ends, end = [], 0
@@ -87,14 +87,14 @@ STRATEGIES = ("one queue", "static shares", "static, then stealing")
 
 
 def step(m: Machine, rows: list[int], workers: int, strategy: str, slow: float = 1.0, seed: int = 0) -> float:
-    """Nanoseconds of a step; worker 1 has this part of a core's speed."""
+    """The nanoseconds of a step. ``slow`` is the relative speed of worker 1."""
     chunks, rng = chunks_of(rows, workers), random.Random(seed)
     cached = sum(rows) * BYTES * 16 / 28 < m.cache_size * max(1, workers / 8)
     per_node = min(workers, max(1, workers / m.nodes))
     local = m.cache if cached else min(m.core, m.node / per_node)
 
     def cost(worker: int, chunk: tuple[int, int], home: bool) -> float:
-        """home: whether the states lie on the worker's node. Parameters and gradients lie evenly on all nodes."""
+        """``home``: whether the states are on the worker's node. Parameters and gradients are spread over all nodes."""
         n, parts = chunk
         far = 0.0 if cached else (m.nodes - 1) / m.nodes
         away = far * (1 - STATES) + (0.0 if home else far * STATES)
@@ -135,7 +135,7 @@ def typical(*arguments: object, slow: float = 1.0) -> float:
 
 
 def measured(rounds: int) -> tuple[Machine, list[str]]:
-    """The inputs that this machine gives, and predictions beside measurements."""
+    """The inputs measured on this machine, and a table of predictions and measurements."""
     import torch
 
     import goptim
@@ -154,7 +154,7 @@ def measured(rounds: int) -> tuple[Machine, list[str]]:
         )
         for threads in (1, 2)
     }  # fmt: skip
-    clocks = {1: time.thread_time, 2: time.perf_counter}  # CPU time leaves out what other processes take
+    clocks = {1: time.thread_time, 2: time.perf_counter}  # CPU time excludes other processes
     best = {n: yardstick.best_of({n: run}, rounds * 0.02, clocks[n])[n] for n, run in passes.items()}
     m = Machine(
         compute=small["ours"],
@@ -162,23 +162,27 @@ def measured(rounds: int) -> tuple[Machine, list[str]]:
         node=BYTES * n / min(best.values()) / 1e9,
         cache=BYTES / small["bound"],
     )
-    lines = ["| tensors | threads | predicted, µs | measured | predicted / measured |", "|---|--:|--:|--:|--:|"]
+    lines = ["| tensors | threads | predicted, µs | measured, µs | predicted / measured |", "|---|--:|--:|--:|--:|"]
     for name, rows in workloads().items():
         parameters = [torch.randn(n, requires_grad=True) for n in rows]
         for p in parameters:
             p.grad = torch.ones_like(p)
         optimizer = goptim.AdamW(parameters)
         optimizer.step()
-        way = [torch.zeros(16, requires_grad=True) for _ in rows]  # as many tensors: what Python takes
-        for p in way:
+        tiny = [
+            torch.zeros(16, requires_grad=True) for _ in rows
+        ]  # as many tensors, to measure the per-tensor overhead
+        for p in tiny:
             p.grad = torch.ones_like(p)
-        empty = goptim.AdamW(way)
+        empty = goptim.AdamW(tiny)
         empty.step()
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            times = yardstick.best_of({"step": optimizer.step, "way": empty.step}, rounds * 0.02, clocks[threads])
-            alone = sum(rows) < 1 << 19  # as package engine decides
-            predicted = step(m, rows, 1 if alone else threads, "one queue") + times["way"] * 1e9 - m.row * len(rows)
+            times = yardstick.best_of({"step": optimizer.step, "overhead": empty.step}, rounds * 0.02, clocks[threads])
+            one_thread = sum(rows) < 1 << 19  # the limit of package engine
+            predicted = (
+                step(m, rows, 1 if one_thread else threads, "one queue") + times["overhead"] * 1e9 - m.row * len(rows)
+            )
             lines.append(
                 f"| {name} | {threads} | {predicted / 1e3:.0f} | {times['step'] * 1e6:.0f} "
                 f"| {predicted / 1e9 / times['step']:.2f} |"
@@ -187,15 +191,15 @@ def measured(rounds: int) -> tuple[Machine, list[str]]:
 
 
 def table(m: Machine, rounds: int) -> Iterator[str]:
-    """Speed-ups over one core of the same machine."""
+    """A table of speedups over one core of the same machine."""
     big = replace(m, node=307.0, core=min(m.core, 40.0), nodes=1)  # eight channels of DDR5-4800
     yield (
-        f"Inputs: {m.compute:.2f} ns an element of arithmetic; a core moves {big.core:.0f} GB/s, eight channels 307; "
-        f"memory of another node at {m.remote:.0%}; a worker wakes in {m.wake / 1e3:.0f} µs.\n"
+        f"Inputs: {m.compute:.2f} ns per element of arithmetic; {big.core:.0f} GB/s per core, 307 GB/s for eight "
+        f"channels; memory of another node at {m.remote:.0%}; {m.wake / 1e3:.0f} µs to wake a worker.\n"
     )
     yield (
-        "| tensors | work is handed out by | 2 cores | 8 | 16 | 64 | 64 on 2 nodes | on 4 "
-        "| of the bound | one core at half speed | OpenMP's threads |"
+        "| tensors | scheduling | 2 cores | 8 | 16 | 64 | 64 on 2 nodes | on 4 "
+        "| share of the bound | one core at half speed | spinning threads |"
     )
     yield "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|"
     for name, rows in workloads().items():
@@ -216,7 +220,7 @@ def table(m: Machine, rounds: int) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=200, help="for measurements; 50 a second")
+    parser.add_argument("--rounds", type=int, default=200, help="of measurements, 50 per second")
     parser.add_argument("--no-measure", action="store_true")
     parser.add_argument("--update", type=Path, help="the page to put the tables in")
     args = parser.parse_args()

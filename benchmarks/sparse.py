@@ -1,10 +1,10 @@
-"""Print what a step with sparse gradients costs: goptim beside torch.optim.
+"""Print the time of a step with sparse gradients, in goptim and torch.optim.
 
     python benchmarks/sparse.py [--optimizer SparseAdam …] [--case "1M x 64, 100k" …] [--threads 1 2] [--rounds 30]
                                 [--update docs/benchmarks.md]
 
-Both are timed in one process, in turn, with gradients freshly made before every step, as an embedding's backward pass
-makes them; a figure is the best of all rounds. Ratios of one run can be compared; times of two runs cannot.
+Both take turns in one process, with gradients freshly created before every step, as an embedding's backward pass does.
+A figure is the best of all rounds. Compare ratios within one run, not times of two runs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from goptim._bench.command import Progress
 
 OPTIMIZERS = ["SparseAdam", "Adagrad", "SGD"]
 
-# Rows, the width of one, the number of indices, how they are drawn, and whether the gradient is coalesced.
+# Rows, columns, the number of indices, their distribution, and whether the gradient is coalesced.
 CASES: dict[str, tuple[int, int, int, str, bool]] = {
     "1M x 64, 100k": (1_000_000, 64, 100_000, "uniform", False),
     "1M x 64, 100k Zipf": (1_000_000, 64, 100_000, "zipf", False),
@@ -40,7 +40,7 @@ CASES: dict[str, tuple[int, int, int, str, bool]] = {
 
 
 def indices_of(rows: int, n: int, drawn: str) -> Tensor:
-    """Uniform; or by Zipf's law with exponent 1, the frequent rows anywhere in the table."""
+    """Random rows: uniform, or Zipf-distributed with exponent 1, with the frequent rows spread over the table."""
     if drawn == "uniform":
         return torch.randint(0, rows, (n,))
     ranks = (torch.rand(n, dtype=torch.float64) * torch.tensor(rows).log()).exp().long().clamp(1, rows) - 1
@@ -48,7 +48,7 @@ def indices_of(rows: int, n: int, drawn: str) -> Tensor:
 
 
 def rounds_of(case: str, rounds: int) -> int:
-    """Twenty times as many of a small case."""
+    """The number of rounds: twenty times as many for a small case."""
     _, width, n, *_ = CASES[case]
     return rounds if n * width > 1e6 else 20 * rounds
 
@@ -56,7 +56,7 @@ def rounds_of(case: str, rounds: int) -> int:
 def measure(
     name: str, case: str, threads: int, rounds: int, watch: conditions.Watch, progress: Progress
 ) -> tuple[float, float]:
-    """The best times in seconds of a step, ours and torch's."""
+    """The best seconds of a step, in goptim and torch."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     rows, width, n, drawn, coalesced = CASES[case]
@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--optimizer", nargs="+", choices=OPTIMIZERS, default=OPTIMIZERS)
     parser.add_argument("--case", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
-    parser.add_argument("--rounds", type=int, default=30, help="of a large case; small ones take twenty times as many")
+    parser.add_argument("--rounds", type=int, default=30, help="for a large case; small ones take twenty times as many")
     parser.add_argument("--update", type=Path, metavar="PAGE", help="put the table between its <!-- sparse --> marks")
     args = parser.parse_args()
     warnings.filterwarnings("ignore", "Sparse invariant checks")
@@ -98,7 +98,7 @@ def main() -> None:
     lines = [
         conditions.sentence(found, torch.float32),
         "",
-        "| optimizer | embedding, indices | threads | a step, µs | torch's, µs | torch's to ours |",
+        "| optimizer | embedding, indices | threads | µs per step | torch, µs | speedup |",
         "|---|---|--:|--:|--:|--:|",
     ]
     progress = Progress(len(args.optimizer) * len(args.threads) * sum(rounds_of(c, args.rounds) for c in args.case))

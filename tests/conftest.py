@@ -1,11 +1,11 @@
-"""What all tests share."""
+"""Fixtures and settings of all tests."""
 
 import faulthandler
 import os
 import sys
 
-# OpenMP's threads wait for each other without work of their own: where other processes run, as many as there are cores,
-# a thread that spins keeps from its core the one that it waits for. Before torch is imported.
+# OpenMP's threads spin while they wait for each other. If other processes use all cores, a spinning thread takes the
+# core of the thread that it waits for. This must be set before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
@@ -22,7 +22,7 @@ def pytest_report_header() -> str:
 
 @pytest.fixture
 def threads():
-    """torch.set_num_threads, undone after the test. It begins with one: on small tensors more only wait."""
+    """torch.set_num_threads, restored after the test. A test starts with one thread, enough for small tensors."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield torch.set_num_threads
@@ -40,7 +40,7 @@ def double_default():
 
 @pytest.fixture
 def to_go():
-    """Lets a fault go to Go: Python's faulthandler, which pytest enables, would make it fatal if it came after Go."""
+    """Disables Python's faulthandler, which pytest enables, and which would make faults in Go fatal."""
     enabled = faulthandler.is_enabled()
     faulthandler.disable()
     yield
@@ -50,14 +50,14 @@ def to_go():
 
 @pytest.fixture
 def go():
-    """How many rows each step of Go had, as it steps as ever."""
+    """The number of rows of each step in Go, which runs as usual."""
     with rows_per_call() as calls:
         yield calls
 
 
 @pytest.fixture(scope="session")
 def server():
-    """Forks of a process that has imported torch. Tests that use it are of one group, so that one worker has it."""
+    """Forks of a process that has imported torch. Tests that use it are in one xdist_group, for one worker."""
     server = Server()
     yield server
     server.stop()

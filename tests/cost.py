@@ -1,9 +1,10 @@
-"""Measure the CPU seconds of commands beside those of a fixed loop, and compare their ratio with the recorded one.
+"""Measure the CPU seconds of a command relative to a fixed loop, and compare the ratio with the recorded one.
 
     python tests/cost.py [--record] COMMAND [ARGUMENT ...]
 
-A host of another speed changes both, so the ratio says whether the tests have grown. It fails where the command fails,
-or where the ratio is more than one and a half times the one in tests/cost.json; --record writes it there.
+The ratio does not depend on the speed of the machine, so it shows whether the tests have become slower. The program
+fails if the command fails, or if the ratio is more than 1.5 times the one in tests/cost.json. --record writes the ratio
+there.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 RECORD = Path(__file__).with_suffix(".json")
 GROWN = 1.5
 
-# As the tests: mostly Python, and small and large arrays in C.
+# Similar to the tests: mostly Python, with small and large arrays in C.
 LOOP = """
 import time
 import numpy as np
@@ -38,7 +39,7 @@ print(time.process_time() - begin)
 
 
 def calibrate() -> float:
-    """The CPU seconds of the loop, the least of three."""
+    """The CPU seconds of the loop, the minimum of three runs."""
     command = [sys.executable, "-c", LOOP]
     return min(float(subprocess.run(command, check=True, capture_output=True, text=True).stdout) for _ in range(3))
 

@@ -1,4 +1,4 @@
-"""Counts what a step hands to Go."""
+"""Counts the rows that a step passes to Go."""
 
 import contextlib
 
@@ -7,7 +7,7 @@ from goptim import _core
 
 @contextlib.contextmanager
 def rows_per_call():
-    """The number of rows of each step in Go, which runs as ever."""
+    """The number of rows of each step in Go, which runs as usual."""
     calls = []
     step_groups = _core.step_groups
 

@@ -1,12 +1,12 @@
-"""Writes goptim/testdata/golden.json and goptim/testdata/torch, where the Go tests find torch's bits: `make golden`.
+"""Writes torch's results for the Go tests to goptim/testdata/golden.json and goptim/testdata/torch: `make golden`.
 
-A case is a configuration's options, under the names of the Go options in lower case, and the parameters after every
-step, from torch's for-loop with IEEE square roots. Numbers are bits, in hexadecimal, one after the other. A case with a
-shape takes as many of the numbers as that has.
+A case has the options of a configuration, under the names of the Go options in lower case, and the parameters after
+every step of torch's for-loop with IEEE square roots. Numbers are concatenated hexadecimal bits. A case with a shape
+uses as many of the numbers as the shape has elements.
 
-A file of testdata/torch is a run of torch's, and the state after some of its steps, as goptim.save_state writes it: in
-the tensors value.0.NAME the parameters at first, in grad.T.NAME their gradients of step T, rows of them if there is
-an index.T.NAME, and in value.T.NAME what they are after it. testdata/go has such files by Go's tests.
+A file of testdata/torch has a run of torch, and the state after some of its steps, as written by goptim.save_state. The
+tensors value.0.NAME are the initial parameters, grad.T.NAME the gradients of step T, or rows of them if there is an
+index.T.NAME, and value.T.NAME the parameters after step T. Go's tests write such files to testdata/go.
 """
 
 import json
@@ -50,13 +50,13 @@ SHAPES = [(36,), (4, 9), (2, 1, 18), (9, 2, 2), (36, 1), (2, 18)]
 CASES += [("Adafactor", {"weight_decay": 0.037, "d": 1.7, "shape": shape}) for shape in SHAPES]
 CASES += [("Adafactor", {"beta2_decay": -0.3, "eps": (1e-3, 0.1), "maximize": True, "shape": (2, 18)})]
 STEPS = 6
-LENGTH = 37  # two of the widest vectors, and a rest
+LENGTH = 37  # two of the widest vectors and a tail
 DTYPES = {"float32": (torch.float32, torch.int32, 8), "float64": (torch.float64, torch.int64, 16)}
 
 
 def text() -> str:
-    """What golden.json holds."""
-    uniform = random.Random(1).uniform  # the same in every Python
+    """The content of golden.json."""
+    uniform = random.Random(1).uniform  # the same in every version of Python
     start = torch.tensor([uniform(-1, 1) for _ in range(LENGTH)], dtype=torch.float64)
     scales = [10.0 ** (step % 3 - 1) for step in range(STEPS)]
     grads = [torch.tensor([uniform(-s, s) for _ in range(LENGTH)], dtype=torch.float64) for s in scales]
@@ -98,7 +98,7 @@ def _bits(x: Tensor, name: str) -> str:
 
 RUNS_PATH = PATH.parent / "torch"
 DENSE, ROWS, MATRICES = {"a": (2, 3), "b.weight": (2,), "c": (2, 2, 2)}, {"words": (5, 3)}, {"a": (2, 3), "b": (4, 2)}
-# By the name of the file: the class, its options, and the parameters' shapes.
+# The name of a file; the class, its options, and the shapes of the parameters.
 RUNS: dict[str, tuple[str, dict[str, Any], dict[str, tuple[int, ...]]]] = {
     "SGD": ("SGD", {"momentum": 0.9, "dampening": 0.3, "weight_decay": 0.037}, DENSE),
     "Adam": ("Adam", {"weight_decay": 0.037, "betas": (0.8, 0.9)}, DENSE),
@@ -124,17 +124,17 @@ RUNS: dict[str, tuple[str, dict[str, Any], dict[str, tuple[int, ...]]]] = {
         DENSE,
     ),
 }
-INEXACT = ("Muon", "LBFGS", "LBFGS-strong-wolfe")  # which sum in an order of their own
+INEXACT = ("Muon", "LBFGS", "LBFGS-strong-wolfe")  # which sum in another order
 RUN_STEPS, SAVED = 5, 3
 
 
 def curvature(n: int, dtype: torch.dtype) -> Tensor:
-    """Of the valley that LBFGS goes down: its gradient is curvature * (x - 1)."""
+    """The curvature of LBFGS' quadratic function, whose gradient is curvature * (x - 1)."""
     return 1 + torch.arange(n, dtype=dtype) % 97
 
 
 def valley(params: list[Tensor]) -> float:
-    """The loss there, whose gradients it puts beside the parameters."""
+    """Compute the loss, and store its gradients in the parameters."""
     loss = 0.0
     for p in params:
         x, c = p.detach().flatten() - 1, curvature(p.numel(), p.dtype)
@@ -164,7 +164,7 @@ def run(name: str, dtype: str, path: Path) -> None:
         else:
             for i, (n, p) in enumerate(params.items()):
                 if i == 1 and step == 1:
-                    continue  # its state is made at another step than the others'
+                    continue  # its state is created at a later step than the others'
                 if shapes is ROWS:
                     index, rows = torch.tensor([1, step % 5, 1]), draw((3, 3))
                     p.grad = torch.sparse_coo_tensor(index[None], rows, p.shape, check_invariants=True)
@@ -182,7 +182,7 @@ def run(name: str, dtype: str, path: Path) -> None:
 
 
 def runs() -> dict[str, bytes]:
-    """All files of testdata/torch, but for what this torch does without."""
+    """All files of testdata/torch, except those of classes that this torch does not have."""
     files = {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run"
@@ -198,7 +198,7 @@ SCHEDULES_PATH = PATH.parents[1] / "schedule" / "testdata" / "golden.json"
 
 
 def schedules() -> str:
-    """What schedule/testdata/golden.json holds: torch's rates, with the arguments of the Go functions."""
+    """The content of schedule/testdata/golden.json: torch's rates, and the arguments of the Go functions."""
     from torch.optim import lr_scheduler as s
 
     def warmup_cosine(o: torch.optim.Optimizer, warmup: int, steps: int, least: float) -> Any:

@@ -1,16 +1,16 @@
-"""Break a line of goptim at a time, and see whether a test fails: what no test notices, no test holds.
+"""Change one line of goptim at a time, and check that a test fails.
 
     python tests/mutants.py [--count 40] [--seed 1] [--log FILE] [--rest]
 
-Lines are drawn from kernels, scalars, rows, gather.c, the step, files of states and bindings; after a change, a seed
-draws the same mutants from most of the other lines. Each mutant is made in a copy of the tree, in build/mutants, and
-runs the Go tests of its package first, then the Python tests of what it is part of, until one fails. The survivors run
-the whole core together, and each of them alone the tests that fail there. With --rest they also run the tests marked
-full. A test that does not end counts as failed. A mutant that does not compile, that is in a file not compiled here, or
-that changes nothing but speed, is skipped.
+Lines are drawn at random from kernels, scalars, rows, gather.c, the step, saved states and bindings. After a change of
+the code, the same seed still draws the same mutants from most of the unchanged lines. Each mutant is tested in a copy
+of the tree, in build/mutants, first with the Go tests of its package and then with the Python tests of its part, until
+one fails. The remaining mutants are tested together with the whole core, and the tests that fail are run again with
+each of them alone. --rest adds the tests marked full. A test that does not end counts as a failure. A mutant that does
+not compile, is in a file that is not compiled here, or affects only speed is skipped.
 
-Those known to be equivalent to the original are listed with a reason in tests/mutants.txt, by file, function and text.
-The exit status is 1 if a mutant survives that is not.
+tests/mutants.txt lists equivalent mutants with a reason, by file, function and text. The exit status is 1 if any other
+mutant survives.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from typing import Protocol
 ROOT = Path(__file__).parents[1]
 KNOWN = ROOT / "tests" / "mutants.txt"
 
-# What is broken, how often in a hundred, and the files.
+# The groups of mutants, with their percentage and their files.
 GROUPS = {
     "kernels": (22, ["goptim/internal/kernel/f32x8/*.go", "goptim/internal/kernel/reduce/*.go"]),
     "scalars": (18, ["goptim/*.go", *(f"goptim/internal/{name}/*.go" for name in ("lbfgs", "matmul", "newtonschulz"))]),
@@ -59,7 +59,7 @@ GROUPS = {
     ),
     "bindings": (6, ["bindings/bindings.go", "bindings/internal/*/*.go", "internal/steps/*.go"]),
 }
-# Files of a group that are another's, or nobody's: what runs around steps.
+# Files that match a group but belong to another one or to none.
 NOT_IN = {
     "scalars": {"state.go", "stateful.go", "table.go", "groups.go", "doc.go"},
     "step": {
@@ -76,8 +76,8 @@ NOT_IN = {
     },
 }
 
-# The few tests that a mutant meets alone, by a part of the file's path: the first part that fits. A file without one
-# has those of its group.
+# The few tests of a single mutant, by a part of the file's path; the first match counts. A file without a match has the
+# tests of its group.
 NEAREST = [
     ("reduce/", ["test_adafactor.py", "test_hf.py"]),
     ("hfadafactor", ["test_hf.py"]),
@@ -120,20 +120,20 @@ GO_OF_GROUP = {
     "states": ["./goptim/internal/safetensors", "./goptim"],
     "bindings": ["./bindings/..."],
 }
-# Classes whose file has their name, which -k finds in the names of tests.
+# Classes with a file of the same name, which -k finds in the names of tests.
 CLASSES = ["Adadelta", "Adafactor", "Adagrad", "Adam", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD"]
 
 
-# What only saves time: lines that prefetch or leave vector code, and functions of gather.c that do nothing else.
+# Changes that affect only speed: lines that prefetch or leave vector code, and such functions of gather.c.
 NO_RESULT = re.compile(r"(?i)prefetch|\btouch\(|kernel\.Leave\(\)"), {"approach", "touch"}
 
-# Files whose tests take long, or longer the more is wrong.
+# Slow test files.
 LAST = {"test_bench.py", "test_compile.py", "test_processes.py", "test_readme.py", "test_run.py", "test_yardstick.py"}
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """A change of one place: text that becomes another."""
+    """A replacement of text at one place."""
 
     group: str
     path: str
@@ -146,13 +146,13 @@ class Mutant:
         return text[: self.start] + self.new + text[self.end :]
 
     def lines(self, text: str) -> tuple[str, str]:
-        """The lines that it changes, before and after, as one each."""
+        """The changed lines, before and after, each joined to one line."""
         first, last = text.rfind("\n", 0, self.start) + 1, text.find("\n", self.end)
         after = text[first : self.start] + self.new + text[self.end : last]
         return " ".join(text[first:last].split()), " ".join(after.split())
 
     def function(self, text: str) -> str:
-        """The function around it, which stays when lines move."""
+        """The enclosing function, which does not change when lines move."""
         pattern = {
             ".py": r"(?m)^ *(?:async )?(?:def|class) (\w+)",
             ".go": r"(?m)^func (?:\([^)]*\) )?(\w+)",
@@ -160,7 +160,7 @@ class Mutant:
         return next((m[1] for m in reversed([*re.finditer(pattern, text[: self.start])])), "")
 
 
-Site = tuple[str, int, int, str]  # kind, start, end, what comes there
+Site = tuple[str, int, int, str]  # kind, start, end, replacement
 
 PAIRS = {"+": "-", "*": "/", "<": "<=", ">": ">=", "==": "!=", "&&": "||"}
 SWAP = PAIRS | {b: a for a, b in PAIRS.items()}
@@ -170,7 +170,7 @@ TOKENS = r"""(?sx) //[^\n]* | /\*.*?\*/ | "(?:\\.|[^"\\\n])*" | `[^`]*` | '(?:\\
 
 
 def sites_of_text(text: str, is_go: bool) -> Iterator[Site]:
-    """Of Go and C, by their tokens."""
+    """Mutations of the tokens of Go and C."""
     code = re.sub(TOKENS, lambda m: re.sub(r"[^\n]", " ", m[0]), text)
     for m in re.finditer(r"(?<=[\w)\]])( ?)([+\-*/])\1(?=[\w(])", code):
         yield "arithmetic", m.start(2), m.end(2), SWAP[m[2]]
@@ -254,9 +254,9 @@ def sites_of_python(text: str) -> Iterator[Site]:
 
 
 def draw(seed: int) -> Iterator[Mutant]:
-    """All mutants in an order of chance: a group by its share, a file by its places, a kind of change, a place.
+    """All mutants in random order: a group by its percentage, a file by its number of places, a kind, a place.
 
-    Every place draws its own number, from its line, so that a change of other lines leaves the order as it is.
+    Each place has a random number from its line, so that changes of other lines do not change the order.
     """
     sites: dict[str, dict[str, dict[str, list[Site]]]] = {}
     texts = {}
@@ -292,7 +292,7 @@ def draw(seed: int) -> Iterator[Mutant]:
 
 
 def known_mutants() -> dict[tuple[str, ...], str]:
-    """By file, function, line and mutated line: why nothing can tell them apart."""
+    """The reasons of equivalent mutants, by file, function, line and mutated line."""
     known = {}
     for block in re.split(r"\n\n+", KNOWN.read_text()) if KNOWN.exists() else ():
         lines = [line for line in block.splitlines() if not line.startswith("#")]
@@ -304,13 +304,13 @@ def known_mutants() -> dict[tuple[str, ...], str]:
 
 
 def limit(seconds: int) -> None:
-    """End this process after some seconds of work, and before it takes all memory."""
+    """Limit the CPU time and the memory of this process."""
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     resource.setrlimit(resource.RLIMIT_DATA, (8 << 30, 8 << 30))
 
 
 class Tree:
-    """A copy of the tree in which mutants are made, one at a time."""
+    """A copy of the tree for the mutants."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -320,7 +320,7 @@ class Tree:
             "GOTOOLCHAIN": "local",
             "GOEXPERIMENT": "simd",
             "PYTHONPATH": str(path / "python"),
-            "PYTHONDONTWRITEBYTECODE": "1",  # a mutant may have the size and the second of another
+            "PYTHONDONTWRITEBYTECODE": "1",  # mutants may have the same size and modification time
         }
         names = subprocess.run(
             ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True
@@ -337,7 +337,7 @@ class Tree:
         self.compiled = self.files_compiled()
 
     def run(self, command: list[object], seconds: int = 300, check: bool = False, **env: str) -> tuple[bool, str]:
-        """Whether a command succeeds, and what it says; seconds are its processes' own, of each."""
+        """Whether a command succeeds, and its output. ``seconds`` limits the CPU time of each process."""
         process = subprocess.Popen(
             list(map(str, command)), cwd=self.path, env=self.env | env, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True,
@@ -353,7 +353,7 @@ class Tree:
         return process.returncode == 0, out
 
     def files_compiled(self) -> set[str]:
-        """The Go files that are part of a build here, with vectors or without."""
+        """The Go files that are compiled here, with vectors or without."""
         found = set()
         for experiment in ("simd", ""):
             _, out = self.run(
@@ -365,13 +365,13 @@ class Tree:
 
     @contextlib.contextmanager
     def mutated(self, mutants: list[Mutant]) -> Iterator[str]:
-        """With the mutants in place; why they are none, if they are not to be run."""
+        """Apply mutants. Return a reason if they should not be tested."""
         changed: dict[Path, str] = {}
         ordered = sorted(mutants, key=lambda m: (m.path, m.start))
         if any(a.path == b.path and a.end > b.start for a, b in itertools.pairwise(ordered)):
             yield "they overlap"
             return
-        for mutant in sorted(mutants, key=lambda m: -m.start):  # so that places before it stay
+        for mutant in sorted(mutants, key=lambda m: -m.start):  # from the end, so that earlier positions stay valid
             file = self.path / mutant.path
             text = file.read_text()
             changed.setdefault(file, text)
@@ -387,7 +387,7 @@ class Tree:
             self.stale = False
 
     def prepare(self, changed: dict[Path, str]) -> str:
-        """Make the copies of kernels, add them to what has changed, and see whether all compiles."""
+        """Generate the copies of kernels, add them to the changed files, and compile everything."""
         for path in changed:
             if path.suffix == ".py":
                 try:
@@ -416,7 +416,7 @@ class Tree:
     def test_go(
         self, packages: list[str], only: Sequence[str] = (), short: bool = True, most: int = 1, **env: str
     ) -> list[str]:
-        """The tests of Go's that fail, of all or of some; the first in each package, unless most is more."""
+        """The failing Go tests, of all or of ``only``: the first in each package, or up to ``most``."""
         words = [
             self.go,
             "test",
@@ -433,7 +433,7 @@ class Tree:
         return re.findall(r"(?m)^--- FAIL: (\w+)", out) or [f"go test {' '.join(packages)} {env or ''}: {out[-80:]!r}"]
 
     def test_python(self, words: list[str], only: Sequence[str] = (), seconds: int = 600, most: int = 1) -> list[str]:
-        """The tests of Python's that fail, of all or of some. They run in a fork, for which torch is there already."""
+        """The failing Python tests, of all or of ``only``. They run in a fork of a process that has imported torch."""
         if self.stale and not self.build():
             return ["the build"]
         output = self.path / "build/pytest.log"
@@ -468,7 +468,7 @@ class Tree:
             else:
                 time.sleep(0.05)
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(child, signal.SIGKILL)  # what it has left behind
+            os.killpg(child, signal.SIGKILL)  # left behind by the test
         text = output.read_text(errors="replace")
         if status in (0, 5) or (status == 4 and "ERROR: not found: " in text):
             return []
@@ -482,11 +482,11 @@ class Tests(Protocol):
     def __call__(self, *, only: Sequence[str] = ()) -> list[str]: ...
 
 
-Stage = tuple[str, Tests]  # with a name
+Stage = tuple[str, Tests]  # a name, and its tests
 
 
 def nearest(tree: Tree, mutant: Mutant) -> Iterator[Stage]:
-    """What is quickest to fail: Go tests of the package, and Python tests of the class or the part."""
+    """The tests that are most likely to fail: Go tests of the package, and Python tests of the class or the part."""
     is_go = mutant.path.endswith(".go")
     if is_go:
         for package in GO_OF_GROUP.get(mutant.group, ()):
@@ -501,7 +501,7 @@ def nearest(tree: Tree, mutant: Mutant) -> Iterator[Stage]:
 
 
 def others(tree: Tree, rest: bool) -> Iterator[Stage]:
-    """The core, and then what is left of all tests."""
+    """The core, and then all other tests."""
     lane = functools.partial(tree.test_go, ["./goptim", "./goptim/internal/..."], most=20, GOEXPERIMENT="")
     yield "go test, GOEXPERIMENT=", lane
     for bits in ("0", "+128", "+256"):
@@ -520,13 +520,13 @@ def others(tree: Tree, rest: bool) -> Iterator[Stage]:
 
 
 def run_with(tree: Tree, mutants: list[Mutant], test: Tests, only: Sequence[str] = ()) -> list[str]:
-    """What fails with mutants in place; why, if they cannot be in place together."""
+    """The tests that fail with these mutants, or the reason why the mutants cannot be tested together."""
     with tree.mutated(mutants) as none:
         return [none] if none else test(only=only)
 
 
 def meet(tree: Tree, mutants: list[Mutant], rest: bool) -> dict[Mutant, str]:
-    """Run all tests with mutants together, and those that fail with each alone. What kills which."""
+    """Run all tests with all mutants, and failing tests with each alone. Return each killed mutant and its test."""
     killed: dict[Mutant, str] = {}
     for stage, test in others(tree, rest):
         while left := [m for m in mutants if m not in killed]:
@@ -559,7 +559,7 @@ def main() -> None:
 
     known, texts = known_mutants(), {}
     tree = Tree(options.tree.absolute())
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as conftest.py has it
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in conftest.py
     import pytest  # noqa: F401
     import torch
 

@@ -1,4 +1,4 @@
-"""What LBFGS is held against torch's on: functions to minimize, each with its parameters where a run begins."""
+"""Functions on which LBFGS is compared with torch's, with the initial parameters."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, tanh
 
 
 class Problem(NamedTuple):
-    """A function of several parameters. Without a line search a run needs a shorter step than 1 on some."""
+    """A function of several parameters. Some need a step below 1 without a line search."""
 
     start: Callable[[torch.dtype], list[Tensor]]
     loss: Callable[..., Tensor]
@@ -112,11 +112,11 @@ BLOCK = 4096
 
 
 def in_our_order(x: Tensor, y: Tensor) -> Tensor:
-    """x·y as goptim sums it: blocks of 4096 elements, lanes of 128 bytes within them, and what is left at their end."""
+    """x·y in goptim's order: blocks of 4096 elements, lanes of 128 bytes within them, and the tail."""
     group = 128 // x.element_size()
 
     def sums(x: Tensor, y: Tensor) -> Tensor:
-        """One for each row."""
+        """A dot product per row."""
         lanes = x.new_zeros(len(x), group)
         for at in range(0, x.shape[1], group):
             lanes = torch.addcmul(lanes, x[:, at : at + group], y[:, at : at + group])  # fused
@@ -143,9 +143,9 @@ def in_our_order(x: Tensor, y: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def sums_in_our_order() -> Iterator[None]:
-    """Within it, torch's LBFGS sums in goptim's order, so that all its other arithmetic can be held against our bits.
+    """A context in which torch's LBFGS sums in goptim's order, so that all results can be compared bit for bit.
 
-    Closures sum as ever, for they run with gradients enabled."""
+    Closures sum as usual, since they run with gradients enabled."""
     dot, total = torch.Tensor.dot, torch.Tensor.sum
     torch.Tensor.dot = in_our_order
     torch.Tensor.sum = lambda x, *args, **kwargs: (
@@ -160,7 +160,7 @@ def sums_in_our_order() -> Iterator[None]:
 
 
 class Run:
-    """Some steps of an optimizer on a problem, with the losses of all its evaluations."""
+    """Steps of an optimizer on a problem, with the losses of all evaluations."""
 
     def __init__(self, cls: type, problem: Problem, dtype: torch.dtype, **options: object) -> None:
         self.problem = problem

@@ -1,8 +1,8 @@
-"""Python processes for tests: new ones, and forks of one that has imported torch, which saves seconds each.
+"""Python processes for tests: new ones, and forks of a process that has imported torch, which saves seconds each.
 
-A fork inherits neither goptim's extension nor threads. It differs from a new process in one respect that goptim knows
-of: its steps run on Go's own threads, not on OpenMP's (goptim._native._gomp). Where that matters, a server can run
-programs itself, one after the other.
+A fork inherits neither goptim's extension nor threads. goptim treats it differently from a new process in one respect:
+its steps run on Go's own threads instead of OpenMP's (goptim._native._gomp). If that matters, a server can run programs
+itself, one after another.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ ROOT = Path(__file__).parents[1]
 
 
 class Done(subprocess.CompletedProcess[str]):
-    """A process that has ended: its returncode, stdout and stderr."""
+    """The returncode, stdout and stderr of a finished process."""
 
 
 class Process:
-    """A process under way."""
+    """A running process."""
 
     def __init__(self, pid: int, stdout: Any, stderr: Any, status: Any) -> None:
         self.pid, self.stdout, self.stderr, self._status = pid, stdout, stderr, status
@@ -35,7 +35,7 @@ class Process:
         os.kill(self.pid, number)
 
     def finish(self, timeout: float = 60) -> Done:
-        """What it has written when it has ended; it is killed after the timeout, and says so in its stderr."""
+        """Wait for its end and return its output. After the timeout it is killed, which is noted in stderr."""
         timer = _after(timeout, self.pid)
         try:
             out, err = _read_both(self.stdout, self.stderr)
@@ -45,14 +45,14 @@ class Process:
 
 
 def new(*words: object, **options: Any) -> Done:
-    """Run Python with these words, in a process of its own."""
+    """Run Python with these arguments in a new process."""
     options = {"cwd": ROOT, "timeout": 300} | options
     done = subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, **options)
     return Done(done.args, done.returncode, done.stdout, done.stderr)
 
 
 def start_new(*words: object, **options: Any) -> Process:
-    """Start Python with these words, in a process of its own."""
+    """Start Python with these arguments in a new process."""
     process = subprocess.Popen(
         [sys.executable, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
     )
@@ -60,7 +60,7 @@ def start_new(*words: object, **options: Any) -> Process:
 
 
 class Server:
-    """A process that has imported torch and goptim and waits for words to run Python with."""
+    """A process that has imported torch and goptim, and waits for requests to run Python."""
 
     def __init__(self, imports: str = "") -> None:
         self.imports = imports
@@ -88,19 +88,19 @@ class Server:
     def start(
         self, *words: object, cwd: Path = ROOT, env: dict[str, str] | None = None, first: str = "", inside: bool = False
     ) -> Process:
-        """Fork, and run Python with these words in the fork, after what is to come first.
+        """Run Python with these arguments in a fork.
 
         Args:
-            words: as for ``python``: a file, or ``-m`` and a module, or ``-c`` and a program, and arguments.
-            cwd: where.
-            env: variables of the environment besides this process's.
-            first: a program to run before that.
-            inside: not in a fork, but in the server, where only ``-c`` will do.
+            words: arguments of ``python``: a file, or ``-m`` and a module, or ``-c`` and a program, and its arguments.
+            cwd: the working directory.
+            env: environment variables in addition to this process's.
+            first: a program to run first.
+            inside: whether to run in the server instead of a fork, which supports only ``-c``.
         """
         connection = self._connect()
         request = {"words": [*map(str, words)], "cwd": str(cwd), "env": env or {}, "first": first, "inside": inside}
         out, err = os.pipe(), os.pipe()
-        file = os.memfd_create("request")  # a message has a limit
+        file = os.memfd_create("request")  # messages have a size limit
         os.write(file, json.dumps(request).encode())
         socket.send_fds(connection, [b"x"], [file, out[1], err[1]])
         for fd in (file, out[1], err[1]):
@@ -120,7 +120,7 @@ class Server:
 
 
 def _after(seconds: float, pid: int) -> Any:
-    """Kill a process after some seconds, unless what this returns is called before; that says whether it was killed."""
+    """Kill a process after some seconds. The returned function cancels this, and returns whether it was killed."""
     import threading
 
     killed = []
@@ -159,7 +159,7 @@ def _read_both(*files: Any) -> list[str]:
 
 
 def _serve(connection: socket.socket) -> list[str]:
-    """Answer requests; return in a fork, with the words to run there."""
+    """Handle requests. Return only in a fork, with the arguments to run there."""
     while True:
         message, fds, _, _ = socket.recv_fds(connection, 1, 3)
         if not message:
@@ -194,7 +194,7 @@ def _redirect(fds: list[int]) -> None:
 
 
 def _inside(words: list[str], fds: list[int]) -> int:
-    """Run a program here; its standard files are its own."""
+    """Run a program in this process, with its own standard files."""
     import traceback
 
     kept, here = [os.dup(1), os.dup(2)], os.getpid()
@@ -204,7 +204,7 @@ def _inside(words: list[str], fds: list[int]) -> int:
         return 0
     except BaseException:
         traceback.print_exc()
-        if os.getpid() != here:  # a child that has not ended as it should
+        if os.getpid() != here:  # a child that did not end normally
             os._exit(1)
         return 1
     finally:
@@ -213,7 +213,7 @@ def _inside(words: list[str], fds: list[int]) -> int:
         _redirect(kept)
 
 
-# What a fork runs. It bears the name of runpy's frames, which `goptim run` hides from tracebacks with its own.
+# The program of a fork. It has the name of runpy's frames, which `goptim run` hides from tracebacks.
 _AS_MAIN = """
 import importlib.machinery, os, runpy, sys, types
 words = list(sys.argv)
@@ -243,13 +243,13 @@ else:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # which is for the tests
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # set for the tests only
     sys.modules["triton"] = None  # type: ignore[assignment]  # at exit it would report what a frozen heap keeps
     import torch
 
     torch.optim.SGD([torch.zeros(1, requires_grad=True)]).step()  # it imports torch's compiler
     exec(sys.argv[2])
-    gc.freeze()  # a fork that collects what is there now would copy its memory
+    gc.freeze()  # a garbage collection in a fork would copy the memory of existing objects
     assert "goptim._core" not in sys.modules
     sys.argv[:] = _serve(socket.socket(fileno=int(sys.argv[1])))
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,4 +1,4 @@
-"""An optimizer of torch's own list, some parameters and random gradients for it, and what is compared after steps."""
+"""Optimizers of torch's test database, with parameters and random gradients, and the comparison after steps."""
 
 import copy
 import warnings
@@ -16,7 +16,7 @@ with warnings.catch_warnings():
     from torch.testing._internal.common_optimizers import optim_db
 
 INFOS = {info.name: info for info in optim_db}
-# What takes nothing else; no flag of torch's list says it.
+# Optimizers that support nothing else, which torch's database does not say.
 MATRICES = ("Muon",)
 
 
@@ -25,7 +25,7 @@ def twins(name: str) -> tuple[type[torch.optim.Optimizer], type[torch.optim.Opti
 
 
 def options_of(name: str, i: int) -> dict[str, object]:
-    """Of the i-th input, built anew, for a run may change them; on torch's for-loop, whose bits are ours."""
+    """The i-th input, created anew because a run may change it, with torch's for-loop."""
     options = dict(INFOS[name].optim_inputs_func(device="cpu")[i].kwargs)
     return {k: v for k, v in options.items() if k not in ("foreach", "fused")} | (
         {"foreach": False} if "foreach" in INFOS[name].supported_impls else {}
@@ -37,7 +37,7 @@ def shapes_of(name: str) -> list[tuple[int, ...]]:
 
 
 class Run:
-    """An optimizer, and steps of it with random gradients, the same in every run."""
+    """An optimizer, and steps with random gradients that are the same in every run."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class Run:
         return other
 
     def follow(self, state_dict: dict, optimizer: type[torch.optim.Optimizer]) -> "Run":
-        """A new optimizer on copies of the parameters, which goes on from a state."""
+        """A new optimizer on copies of the parameters, which continues from a state."""
         other = self.copy()
         options = {"foreach": False} if "foreach" in INFOS[self.name].supported_impls else {}
         other.opt = optimizer(other.params, **options)

@@ -1,8 +1,8 @@
-"""A long run in which all changes that a user may change, beside torch's own, which must have the same bits all along.
+"""A long run with random changes of everything that a user can change, compared with torch bit for bit.
 
-``python tests/soak.py --steps 100000 --tensors 200`` prints where it is, the memory and the threads of the process, and
-its seed. With ``--seed`` and one ``--optimizer`` a run is the same again. Parameters are compared after every step,
-states and groups every 20 steps and after what touches them; a difference is reported with the events before it.
+``python tests/soak.py --steps 100000 --tensors 200`` prints its progress, the memory and threads of the process, and
+its seed. ``--seed`` and a single ``--optimizer`` repeat a run. Parameters are compared after every step, and states and
+groups every 20 steps and after events that change them. A difference is reported with the preceding events.
 """
 
 import argparse
@@ -28,14 +28,14 @@ from goptim.testing import assert_bit_equal, ieee_sqrt
 
 OPTIMIZERS = ["AdamW", "SGD", "Adam", "Adagrad", "SparseAdam", "Adafactor", "Adadelta", "Adamax", "ASGD", "NAdam"]
 OPTIMIZERS += ["RAdam", "RMSprop", "Rprop", *(["Muon"] if hasattr(torch.optim, "Muon") else [])]
-# torch 2.6's Adagrad makes states in the constructor alone, none for groups that come later.
+# torch 2.6's Adagrad creates states only in the constructor, and not for groups that are added later.
 if "len(state)" not in inspect.getsource(torch.optim.Adagrad._init_group):
     OPTIMIZERS.remove("Adagrad")
 
-# Of these a group's other options may be any; torch refuses the other two in the constructor alone.
+# With these, all other options of a group are valid. torch rejects the other two only in the constructor.
 SPARSE = {"SparseAdam": {}, "SGD": {"momentum": 0, "weight_decay": 0}, "Adagrad": {"weight_decay": 0}}
 
-# Values for a group's options, from one step to the next.
+# Values of a group's options that may change between steps.
 VALUES = {
     "lr": [1e-4, 1e-3, 0.0123, 0.1, 0.0, 1, torch.tensor(0.01)],
     "weight_decay": [0, 0.01, 0.037],
@@ -58,18 +58,18 @@ VALUES = {
     "momentum": [0, 0.5, 0.9],
     "ns_steps": [1, 5],
 }
-# Flags that say which states there are: for new groups alone.
+# Flags that decide which states exist: only for new groups.
 FLAGS = {"amsgrad": [False, True], "centered": [False, True]}
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class Difference(AssertionError):
-    """Where a run left torch's, and what came before."""
+    """A difference from torch, and the preceding events."""
 
 
 def same_bits(a: object, b: object) -> bool:
-    """A quick yes; a no may be two NaNs of other bits, and asks for assert_bit_equal."""
+    """A quick check. False may mean two NaNs with different bits, which assert_bit_equal decides."""
     if type(a) is not Tensor and type(a) is not Parameter:
         return False
     if a.dtype != b.dtype or a.shape != b.shape:
@@ -78,8 +78,8 @@ def same_bits(a: object, b: object) -> bool:
     return torch.equal(a.view(bits), b.view(bits))
 
 
-def laid_out(t: Tensor, how: str) -> Tensor:
-    """A copy of a tensor, otherwise in memory."""
+def with_layout(t: Tensor, how: str) -> Tensor:
+    """A copy of a tensor with other strides."""
     if how == "transposed" and t.dim() == 2:
         return t.t().contiguous().t()
     if how == "channels last" and t.dim() == 4:
@@ -94,7 +94,7 @@ def laid_out(t: Tensor, how: str) -> Tensor:
 
 
 class Twins:
-    """An optimizer of ours and torch's, with equal parameters, and the events that both live through."""
+    """An optimizer of goptim and of torch, with equal parameters, and the events that are applied to both."""
 
     def __init__(self, name: str, tensors: int, seed: object) -> None:
         self.name = name
@@ -104,7 +104,7 @@ class Twins:
         self.steps = 0
         self.history: collections.deque[str] = collections.deque(maxlen=60)
         self.counts: collections.Counter[str] = collections.Counter()
-        self.sick: dict[int, int] = {}  # parameters with a NaN, and the step at which they are healed
+        self.sick: dict[int, int] = {}  # parameters with a NaN, and the step at which it is removed
         self.grads: list[Tensor | None] = []
         self.sparse: set[int] = set()
         self.params: tuple[list[Tensor], list[Tensor]] = ([], [])
@@ -133,13 +133,13 @@ class Twins:
             (4, self.replace_state),
         ]
 
-    # Making parameters and gradients
+    # Parameters and gradients
 
     def value(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.randn(shape, dtype=dtype, generator=self.generator)
 
     def more_params(self, n: int, sparse: bool = False) -> list[int]:
-        """Make parameters of all kinds, for both, and say which they are."""
+        """Create parameters of all kinds for both, and return their description."""
         pick = self.random.choice
         first = len(self.params[0])
         for i in range(first, first + n):
@@ -160,7 +160,7 @@ class Twins:
                     dtype = torch.float32
             value = self.value(shape, dtype)
             for side in self.params:
-                side.append(Parameter(laid_out(value, layout)))
+                side.append(Parameter(with_layout(value, layout)))
             self.grads.append(None)
             if sparse:
                 self.sparse.add(i)
@@ -183,7 +183,7 @@ class Twins:
         return self.random.sample(alive, min(len(alive), self.random.randint(1, most)))
 
     def alive(self) -> list[int]:
-        """The parameters that are in a group."""
+        """The parameters of all groups."""
         return self._alive
 
     def index(self) -> None:
@@ -196,7 +196,7 @@ class Twins:
             for p, g in zip(side, self.grads, strict=True):
                 p.grad = g
 
-    # Events: each does to both what it says it did
+    # Events. Each changes both, and returns a description.
 
     def drop_gradients(self) -> str:
         chosen = self.some(30)
@@ -221,11 +221,11 @@ class Twins:
         return f"gradients zeroed in place of {chosen}"
 
     def odd_gradients(self) -> str | None:
-        """Of another layout than the parameter."""
+        """Gradients with other strides than the parameter."""
         chosen = [i for i in self.some(10) if i not in self.sparse]
         how = self.random.choice(["transposed", "with gaps", "channels last", "in larger memory"])
         for i in chosen:
-            self.grads[i] = laid_out(self.gradient(i), how)
+            self.grads[i] = with_layout(self.gradient(i), how)
         return f"gradients {how} of {chosen}"
 
     def change_option(self) -> str | None:
@@ -246,7 +246,7 @@ class Twins:
         return f"group {at}: {key} = {value}"
 
     def turn_group(self) -> str:
-        """The last group goes, and others come."""
+        """Remove the last group, and add others."""
         if len(self._groups) > 1:
             gone = self._groups[-1]
             for side, opt in enumerate(self.opts):
@@ -287,7 +287,7 @@ class Twins:
             how = "plain"
         for i in chosen:
             for side in self.params:
-                side[i].data = laid_out(side[i].data, how)
+                side[i].data = with_layout(side[i].data, how)
         return f"memory of {chosen} replaced: {how}"
 
     def other_threads(self) -> str:
@@ -296,7 +296,7 @@ class Twins:
         return f"{n} threads"
 
     def cross_load(self) -> str:
-        """Each goes on, as a new optimizer, from what the other has saved."""
+        """Continue with new optimizers, each from the state that the other one saved."""
         saved = [through_a_file(opt.state_dict()) for opt in self.opts]
         for side, opt in enumerate(self.opts):
             new = type(opt)([{"params": group["params"]} for group in opt.param_groups])
@@ -305,7 +305,7 @@ class Twins:
         return "state loaded from the other"
 
     def duplicate(self) -> str:
-        """Each goes on in a copy of all."""
+        """Continue with copies of everything."""
         how = self.random.choice(["deepcopy", "pickle", "torch.save"])
         copies = []
         for side, opt in enumerate(self.opts):
@@ -354,7 +354,7 @@ class Twins:
             self.say("heal", f"new values for {chosen}")
 
     def forget_state(self) -> str | None:
-        if self.name == "Adagrad":  # torch 2.6 makes it in the constructor alone
+        if self.name == "Adagrad":  # torch 2.6 creates it only in the constructor
             return None
         chosen = self.some(4)
         for i in chosen:
@@ -454,7 +454,7 @@ def through_a_file(x: object, weights_only: bool = True) -> object:
 
 
 class Use:
-    """What the process has: memory in MiB that is resident, threads, and blocks of Python's memory."""
+    """The resident memory in MiB, the number of threads, and Python's allocated blocks."""
 
     def __init__(self) -> None:
         gc.collect()
@@ -477,10 +477,10 @@ def soak(
     say: Callable[[str], None] = lambda line: None,
     points: int = 10,
 ) -> list[Use]:
-    """Step the optimizers in turns, steps in all; what was in use from the first tenth on.
+    """Step the optimizers in turns. Return the resources in use from the first tenth of the steps on.
 
     Raises:
-        Difference: bits are not torch's.
+        Difference: a result differs from torch's.
     """
     before = torch.get_num_threads()
     start = time.perf_counter()
@@ -507,7 +507,7 @@ def soak(
 
 
 def growth(uses: list[Use]) -> str | None:
-    """What has grown from the second point on, if anything has beyond what comes and goes."""
+    """The resources that have grown from the second measurement on, beyond fluctuations."""
     first, rest = uses[1], uses[len(uses) // 2 :]
     if min(u.memory for u in rest) > first.memory + 8:
         return "memory"
@@ -535,7 +535,7 @@ def main() -> None:
     grown = growth(uses)
     if grown:
         sys.exit(f"{grown} grew: {uses[1]}, then {uses[-1]}")
-    print("the bits of torch in every step; nothing grew")
+    print("exact in every step; no resource grew")
 
 
 if __name__ == "__main__":

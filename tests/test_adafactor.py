@@ -1,6 +1,6 @@
-"""Adafactor on matrices: the bits of torch.optim.Adafactor, whose order of summation depends on their shape.
+"""Adafactor on matrices is bit-for-bit equal to torch.optim.Adafactor, whose order of summation depends on the shape.
 
-The rows of the parity table step it as they step every optimizer, on vectors mostly.
+The parity table also tests it, mostly on vectors.
 """
 
 from array import array
@@ -36,7 +36,7 @@ SHAPES = [
 @FLOATS
 @pytest.mark.parametrize("configuration", [ROW[0], ROW[1], ROW[2], ROW[-1]], ids=str)
 def test_shapes(configuration, dtype):
-    """Every way of Go's and every order of torch's: rows shorter and longer than a vector, columns, small matrices."""
+    """Every path in Go and every order in torch: rows shorter and longer than a vector, columns, small matrices."""
     twins = Twins(configuration, [normal(shape, dtype, i) for i, shape in enumerate(SHAPES)])
     twins.run()
     assert {len(s) for s in twins.optimizer.state.values()} == {3}
@@ -54,7 +54,7 @@ def test_one_element(configuration, dtype):
 @FLOATS
 @pytest.mark.parametrize("n", [1, 2, 3, 8])
 def test_long_sums(n, dtype, threads):
-    """From 32768 numbers on, torch cuts a sum between as many threads as it has."""
+    """From 32768 elements on, torch divides a sum over all threads."""
     threads(n)
     shapes = [(40_000, 1), (40_000, 4), (4, 40_000), (3, 40_000, 2), (32_768, 3), (32_767, 2), (70_000, 16), (99_999,)]
     shapes += [(65_537, 2), (150_001, 2)]
@@ -67,7 +67,7 @@ def test_long_sums(n, dtype, threads):
 )
 @pytest.mark.parametrize("configuration", [ROW[0], ROW[1], ROW[2], ROW[-1]], ids=str)
 def test_special_values(configuration, shape, dtype):
-    """One in so many is special, for a NaN would be all that there is after it."""
+    """Only some elements are special, because everything after a NaN is NaN."""
     limits = torch.finfo(dtype)
     special = [0.0, limits.tiny, 1e-40, 1e-25, limits.eps, 1e15, 1e19, limits.max, torch.inf, torch.nan]
     for one in special:
@@ -85,7 +85,7 @@ def test_special_values(configuration, shape, dtype):
 
 @FLOATS
 def test_a_division_near_its_limits(dtype):
-    """Where v / mean has a remainder that underflows, where v overflows, and where the update has its least root."""
+    """The remainder of v / mean underflows, v overflows, or the update has its smallest root."""
     scale = torch.finfo(dtype).tiny ** 0.25
     twins = Twins(ROW[1], [normal((23, 529), dtype, 0)])
     for step in range(3):
@@ -94,13 +94,13 @@ def test_a_division_near_its_limits(dtype):
     (g,) = gradients(twins.params, 0)
     g[5, 100] = 8e10
     twins.step([g])
-    for eps in (0.0123, 0.017):  # of whose squares float32 has other roots than of the squares rounded first
+    for eps in (0.0123, 0.017):  # the root of the float32 square differs from that of the rounded square
         least = replace(ROW[0], options={**ROW[0].options, "eps": (eps, 1e-3)})
         Twins(least, [normal((2, 529), dtype, 0) * 0.01]).step([normal((2, 529), dtype, 1) * 1e-4])
 
 
-def test_layouts_that_are_torchs():
-    """torch adds up in the order of memory, and Go only knows that of contiguous parameters."""
+def test_layouts_that_fall_back():
+    """torch sums in memory order, and Go only knows that of contiguous parameters."""
     params = [normal((5, 7), torch.float32, 0).t(), normal((3, 4, 5, 6), torch.float32, 1)]
     params[1] = params[1].contiguous(memory_format=torch.channels_last)
     results = []
@@ -117,7 +117,7 @@ def test_layouts_that_are_torchs():
 
 
 def test_epsilon_of_the_first_dtype(monkeypatch):
-    """Where a group mixes dtypes, torch takes the machine epsilon of its first parameter for all."""
+    """If a group has several dtypes, torch uses the machine epsilon of its first parameter for all."""
     results = []
     for optimizer in (goptim.Adafactor, torch.optim.Adafactor):
         leaves = [(normal((6,), d, 0) * 1e-9).requires_grad_() for d in (torch.float64, torch.float32)]
@@ -155,7 +155,7 @@ def test_an_empty_parameter_is_torchs_error():
 @pytest.mark.parametrize(
     "keyword", ["scale_parameter", "relative_step", "warmup_init", "clip_threshold", "beta1", "decay_rate"]
 )
-def test_hugging_faces_keywords(keyword):
+def test_hugging_face_keywords(keyword):
     with pytest.raises(TypeError, match=rf"unexpected {keyword}: .*goptim\.hf\.Adafactor"):
         goptim.Adafactor([torch.zeros(1)], **{keyword: None})
 
@@ -201,14 +201,14 @@ def test_bad_row(n, rows, cols, message):
         call_groups("Adafactor", [(table.buffer_info()[0], 1)], SCALARS, 1)
 
 
-def test_go_knows_how_this_torch_adds_squares():
-    """A torch that adds up in yet another order would show here first."""
+def test_order_of_this_torch_is_detected():
+    """A torch with yet another order of summation would fail here first."""
     version = tuple(map(int, torch.__version__.split(".")[:2]))
     if version in ((2, 6), (2, 15)):
         assert fused_norms() is (version == (2, 6))
 
 
-def test_torch_does_not_step_what_go_takes():
+def test_torch_does_not_step_supported_parameters():
     p = normal((4, 5), torch.float32, 0).requires_grad_()
     opt = goptim.Adafactor([p])
     p.grad = torch.ones_like(p)

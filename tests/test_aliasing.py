@@ -1,4 +1,4 @@
-"""Parameters that share memory with others' gradients and states: the result is torch's, one after the other."""
+"""Parameters that share memory with others' gradients and states are stepped in order, with torch's results."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ import goptim
 import goptim.hf
 from goptim.testing import assert_bit_equal, ieee_sqrt
 
-N = 1 << 19  # for two threads, of every parameter
+N = 1 << 19  # per parameter, enough for two threads
 OPTIONS: dict[str, dict[str, Any]] = {
     "SGD": {"lr": 0.1, "momentum": 0.9},
     "RMSprop": {"momentum": 0.9, "centered": True},
@@ -26,7 +26,7 @@ def numbers(*shape: int, seed: int) -> Tensor:
 
 
 def build(cls: Any, options: dict[str, Any], shapes: list[tuple[int, ...]]) -> Any:
-    """An optimizer of two groups after a step, with gradients for the next."""
+    """An optimizer with two groups after a step, with gradients for the next step."""
     params = [Parameter(numbers(*shape, seed=i)) for i, shape in enumerate(shapes)]
     opt = cls([{"params": params[:2]}, {"params": params[2:]}], **options)
     for step in range(2):
@@ -38,7 +38,7 @@ def build(cls: Any, options: dict[str, Any], shapes: list[tuple[int, ...]]) -> A
 
 
 def shared_state(opt: Any, params: list[Parameter]) -> None:
-    """All states of one parameter are another's, in the same group and in the other."""
+    """All states of one parameter are those of another, in the same group and in the other group."""
     opt.state[params[1]] = opt.state[params[0]]
     opt.state[params[3]] = opt.state[params[0]]
 
@@ -88,7 +88,7 @@ def test_one_after_the_other(name: str, share: Any, threads: Any) -> None:
 
 
 def gradient_that_is_a_row(opt: Any, params: list[Parameter]) -> None:
-    """A small parameter's gradient is what a large one keeps of its rows."""
+    """The gradient of a small parameter is the row state of a large one."""
     key = next(key for key in ("row_var", "exp_avg_sq_row") if key in opt.state[params[0]])
     params[3].grad = opt.state[params[0]][key].view(params[3].shape)
 
@@ -121,7 +121,7 @@ def test_one_matrix_after_the_other(name: str, share: Any, threads: Any) -> None
 
 @pytest.mark.parametrize("share", ["state", "gradient"])
 def test_small_matrices_one_after_the_other(share: str) -> None:
-    """Muon multiplies small matrices of one shape together, in another order than their own."""
+    """Muon multiplies small matrices with the same shape in a batch, and so in another order."""
     muon = pytest.importorskip("goptim.muon").Muon
     shapes = [(16, 16), (8, 16), (16, 16), (8, 16)]
 

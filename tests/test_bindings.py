@@ -1,4 +1,4 @@
-"""The committed bindings are what gopy makes of package bindings, and _core.pyi says what they are."""
+"""The committed bindings are those that gopy generates from package bindings, and _core.pyi describes them."""
 
 import ast
 import inspect
@@ -26,7 +26,7 @@ def test_committed_bindings_are_fresh():
     assert check.returncode == 0, check.stderr
 
 
-def test_stub_says_what_the_extension_has():
+def test_stub_matches_the_extension():
     stub = ast.parse(Path(_core.__file__).with_name("_core.pyi").read_text())
     said = {
         node.name: {a.arg: ast.unparse(a.annotation) for a in [*node.args.posonlyargs, *node.args.args]}

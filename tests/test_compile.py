@@ -1,4 +1,4 @@
-"""Steps that a compiler sees are torch's, traced as torch.optim's are; steps beside compiled code are Go's."""
+"""Compiled steps fall back to torch and are traced like torch.optim's. Steps next to compiled code run in Go."""
 
 import shutil
 import warnings
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("threads")
 
 @pytest.fixture(autouse=True)
 def fresh():
-    """No compiled code of another test; and the compiler's own warnings are not ours."""
+    """Resets the compiler, and ignores its own warnings."""
     torch._dynamo.reset()
     with ieee_sqrt(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -47,7 +47,7 @@ def state_of(opt):
 
 
 def compiled(f, backend):
-    """f compiled, and the compiler's counter of what it made of it: graphs and their operations."""
+    """f compiled, and the compiler's counter of graphs and their operations."""
     counter = CompileCounterWithBackend(backend)
     return torch.compile(f, backend=counter), counter
 
@@ -64,7 +64,7 @@ def compiled(f, backend):
     ],
 )
 def test_a_compiled_step(name, schedule, go):
-    """As many graphs, of as many operations, as torch's class has; a float lr that changes makes more of them."""
+    """The number of graphs and operations is that of torch's class. A changed float lr adds graphs."""
     runs = []
     for optimizer in twins(name):
         torch._dynamo.reset()
@@ -85,7 +85,7 @@ def test_a_compiled_step(name, schedule, go):
     expected, ours = runs
     assert_bit_equal(ours[:2], expected[:2])
     assert ours[2:] == expected[2:]
-    assert ours[2] > 0 or name == "Adafactor"  # whose norms are numbers to torch, so that it compiles nothing
+    assert ours[2] > 0 or name == "Adafactor"  # its norms are Python numbers in torch, so nothing is compiled
     assert go == []
 
 
@@ -100,7 +100,7 @@ def test_a_compiled_step(name, schedule, go):
     ],
 )
 def test_a_compiled_training_step(name, backend, go):
-    """Forward, backward and step in one function, with the learning rate a tensor where the class takes one."""
+    """Forward, backward and step in one function, with a Tensor as the learning rate if the class supports it."""
     if name not in vars(torch.optim):
         pytest.skip("not in this torch")
     runs = []
@@ -140,8 +140,8 @@ def test_a_compiled_training_step(name, backend, go):
         pytest.param("Adadelta", "inductor", marks=[pytest.mark.full, needs_compiler]),
     ],
 )
-def test_a_step_beside_compiled_code_is_gos(name, backend, go):
-    """A compiled model; and a step that a compiled function is told to leave alone."""
+def test_a_step_next_to_compiled_code_runs_in_go(name, backend, go):
+    """A compiled model, and a step that is excluded from compilation."""
     runs = []
     for optimizer in twins(name):
         torch._dynamo.reset()
@@ -171,8 +171,8 @@ def test_a_step_beside_compiled_code_is_gos(name, backend, go):
     assert go == [2] * 4
 
 
-def test_export_does_not_reach_go(go):
-    """Of a module that trains as it runs: the outcome of torch's class."""
+def test_export_falls_back(go):
+    """Exporting a module that trains in its forward pass has the same result as with torch's class."""
     outcomes = []
     for optimizer in twins("AdamW"):
 
@@ -206,7 +206,7 @@ def test_export_does_not_reach_go(go):
     [(name, False) for name in ELEMENTWISE] + [("AdamW", True), pytest.param("Rprop", True, marks=pytest.mark.full)],
 )
 def test_a_step_in_the_backward_pass(name, compiles, go):
-    """Each parameter has an optimizer of its own, which steps as soon as its gradient is there and frees it."""
+    """Each parameter has its own optimizer, which steps as soon as the gradient is computed, and frees it."""
     runs = []
     for optimizer in twins(name):
         torch._dynamo.reset()

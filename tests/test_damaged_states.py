@@ -1,4 +1,4 @@
-"""Files that are damaged, or of another optimizer: a ValueError that says what is wrong, and nothing has changed."""
+"""Damaged files, and files of other optimizers, raise a ValueError with the reason, and change nothing."""
 
 import contextlib
 import copy
@@ -24,7 +24,7 @@ PATH = {name: golden.RUNS_PATH / f"{name}-float32.safetensors" for name in NAMES
 
 
 class Header:
-    """What a file says, to be changed and written again."""
+    """The content of a file, to be changed and written again."""
 
     def __init__(self, data):
         (n,) = struct.unpack_from("<Q", data)
@@ -43,13 +43,13 @@ def file(header, data=b""):
 
 
 def of_a_state(name):
-    """The bytes of a run's file without what is no state."""
+    """The bytes of a run's file, with the state only."""
     tensors, metadata = _safetensors.read(PATH[name])
     return {k: t for k, t in tensors.items() if k.startswith("state.")}, metadata
 
 
 def build(name, module=goptim):
-    """An optimizer of other hyperparameters than the file's, with a state of its own."""
+    """An optimizer with other hyperparameters than the file's, and its own state."""
     class_name, _, shapes = golden.RUNS[name]
     params = {n: torch.ones(shape, requires_grad=True) for n, shape in shapes.items()}
     optimizer = getattr(module, class_name)(params.values(), lr=0.5)
@@ -69,7 +69,7 @@ def step(optimizer, params):
 
 
 def everything(optimizer):
-    """What must not change: the objects, and a copy of what is in them."""
+    """What must not change: the objects, and a copy of their content."""
     objects = [optimizer.state, optimizer.param_groups, *optimizer.param_groups, *optimizer.state.values()]
     return [id(x) for x in objects], copy.deepcopy(optimizer.state_dict())
 
@@ -84,8 +84,8 @@ def refuses(optimizer, params, path, match):
     assert_bit_equal(after[1]["state"], before[1]["state"])
 
 
-def test_each_class_keeps_what_the_table_says():
-    """Of every class, with its flags and without: torch itself is asked what it keeps."""
+def test_keys_of_each_class():
+    """The keys of every class, with its flags and without, are those of torch's state."""
     for configuration in FEW:
         p = torch.ones(2, 2, requires_grad=True)
         optimizer = configuration.torchs([p])
@@ -172,7 +172,7 @@ def torch_refuses(class_name, **options):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_hyperparameters(name, tmp_path):
-    """Each of a class's own, under values that it cannot have."""
+    """Each hyperparameter of a class, with invalid values."""
     path = tmp_path / "state"
     optimizer, params = build(name)
     whole = PATH[name].read_bytes()
@@ -203,7 +203,7 @@ def test_hyperparameters(name, tmp_path):
             refuses(optimizer, params, path, f"group 0: no {key}")
 
 
-def test_what_a_constructor_refuses_together(tmp_path):
+def test_invalid_combinations(tmp_path):
     optimizer, params = build("SGD")
     h = Header(PATH["SGD"].read_bytes())
     h.groups[0]["nesterov"] = True  # with a dampening
@@ -211,7 +211,7 @@ def test_what_a_constructor_refuses_together(tmp_path):
     refuses(optimizer, params, tmp_path / "state", "group 0: Nesterov momentum requires a momentum and zero dampening")
 
 
-def test_a_rate_of_zero_is_what_schedules_end_with(tmp_path):
+def test_a_learning_rate_of_zero_is_valid(tmp_path):
     for name in NAMES:
         optimizer, params = build(name)
         optimizer.param_groups[0]["lr"] = 0.0
@@ -325,7 +325,7 @@ def test_the_format(tmp_path):
     refuse(file(json.dumps({"a": entry | {"shape": [0, 1 << 62, 1 << 62], "data_offsets": [0, 0]}})))
 
 
-def test_tensors_that_are_no_state_may_be_of_any_type(tmp_path):
+def test_other_tensors_may_have_any_type(tmp_path):
     path = tmp_path / "state"
     optimizer, params = build("Adam")
     tensors, metadata = of_a_state("Adam")
@@ -335,7 +335,7 @@ def test_tensors_that_are_no_state_may_be_of_any_type(tmp_path):
 
 
 @pytest.mark.parametrize("module", [torch.optim, goptim], ids=["torch", "goptim"])
-def test_an_error_of_a_hook_changes_nothing(module):
+def test_an_error_in_a_hook_changes_nothing(module):
     optimizer, params = build("Adam", module)
     before = everything(optimizer)
 
@@ -352,7 +352,7 @@ def test_an_error_of_a_hook_changes_nothing(module):
 
 
 def test_adam_and_adamw(tmp_path):
-    """Each takes the other's state, with its way of decaying weights, also without the flag that says which."""
+    """Each loads the other's state and its kind of weight decay, also without the flag for it."""
     path = tmp_path / "state"
     if "decoupled_weight_decay" not in _state._DEFAULTS["Adam"]:
         pytest.skip("this torch has no decoupled_weight_decay")
@@ -386,7 +386,7 @@ def test_adam_and_adamw_in_a_torch_without_the_flag(tmp_path, monkeypatch):
 
 
 def test_a_step_that_is_an_integer(tmp_path):
-    """As Go and old versions of torch may have it: a tensor again, but for SparseAdam."""
+    """An int step, as in Go and old versions of torch, becomes a tensor except in SparseAdam."""
     path = tmp_path / "state"
     for name, want in {"Adam": torch.Tensor, "SparseAdam": int}.items():
         tensors, metadata = of_a_state(name)
@@ -417,13 +417,13 @@ def test_a_class_derived_from_torchs_may_keep_more(tmp_path):
                 goptim.load_state(other, tmp_path / "state")
 
 
-# Of JSON. No count is so large that LBFGS would take it, and step as often.
+# JSON values. No count is so large that LBFGS would take as many steps.
 VALUES = [None, True, False, 0, 1, 2, -1, 0.5, 1.0, 1e39, -1e308, 10**30, 10**400, "", "x", "1", "nan", "inf", "-inf"]
 VALUES += [[], {}, [0.5], [0.5, 0.5], [0, 0], [1, 1], [[]], {"dtype": "F32"}, "F32", "F64", "I64", "BF16", "U8", "Adam"]
 
 
 def nodes(value):
-    """The places in a value of JSON, each a container and a key of it."""
+    """The places in a JSON value, each as a container and a key."""
     for key in value if isinstance(value, dict) else range(len(value)):
         yield value, key
         if isinstance(value[key], (dict, list)):
@@ -431,7 +431,7 @@ def nodes(value):
 
 
 def mutate(rng, data):
-    """A file with some of its bytes or some of what it says changed."""
+    """A file with changed bytes or changed content."""
     level = rng.random()
     if level < 0.3:
         data = bytearray(data)
@@ -471,13 +471,13 @@ def mutate(rng, data):
         h.groups = None
     try:
         return h.file()
-    except (TypeError, AttributeError, KeyError):  # the metadata is no object any more
+    except (TypeError, AttributeError, KeyError):  # the metadata is not an object anymore
         h.groups = None
         return h.file()
 
 
 def fuzz(name, seed, times, tmp_path):
-    """Changed files load, and are saved as they are, or they are refused and nothing has changed; then a step works."""
+    """Changed files load and are saved unchanged, or they are rejected and nothing changes. Then a step works."""
     rng = random.Random(f"{name} {seed}")
     path, again = tmp_path / "state", tmp_path / "again"
     tensors, metadata = of_a_state(name)

@@ -1,7 +1,7 @@
 """goptim in two processes that train together: DTensors, DDP, ZeRO, FSDP and checkpoints, over gloo.
 
-Every test does the same with torch's class and with ours, on both ranks, and compares bits. The two processes live as
-long as the module, because importing torch and meeting each other takes seconds.
+Every test does the same with torch's class and goptim's on both ranks, and compares bit for bit. The two processes are
+shared by the module, because importing torch and connecting takes seconds.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ pytestmark = [
 ]
 
 RANKS = 2
-PATIENCE = 20  # seconds for one test, beyond which both ranks are killed
+PATIENCE = 20  # seconds per test, after which both ranks are killed
 PATIENCE_AT_START = 120
 OPTIONS = {"SGD": {"lr": 0.1, "momentum": 0.9}}
 OLD = torch.__version__.startswith("2.6.")
@@ -39,7 +39,7 @@ few = pytest.mark.parametrize("name", ["AdamW", "SGD", "ASGD"])
 
 
 class Ranks:
-    """Processes with one process group; calling it runs a function of this module in each of them."""
+    """Processes of a process group. A call runs a function of this module in each of them."""
 
     def __init__(self):
         self.processes = []
@@ -79,12 +79,12 @@ class Ranks:
         except (EOFError, OSError) as e:
             errors[RANKS] = f"a rank has died: {e}"
         if errors:
-            self.stop()  # they may be in different places now
+            self.stop()  # they may be at different positions now
             pytest.fail("\n".join(f"rank {rank}: {error}" for rank, error in errors.items()), pytrace=False)
 
 
 def serve(rank, connection, folder):
-    """What a rank does: run what it is sent, and answer None or a traceback."""
+    """The loop of a rank: run what it receives, and answer None or a traceback."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=RANKS)
@@ -114,7 +114,7 @@ def mesh():
 
 
 def twins(name):
-    """torch's class and ours."""
+    """torch's class and goptim's."""
     return getattr(torch.optim, name), getattr(goptim, name)
 
 
@@ -123,7 +123,7 @@ def params_of(opt):
 
 
 def plain(x):
-    """Tensors as they are here, and of DTensors how they are placed and what of them is here."""
+    """Tensors, and of DTensors the placements and the local shard."""
     from torch.distributed.tensor import DTensor
 
     if isinstance(x, dict):
@@ -147,13 +147,13 @@ def dtensor(shape, placements, dtype=torch.float32, scale=1.0):
 
 
 def placed():
-    """Parameters of every kind: two ranks have one row more or less than each other, or all, or none."""
+    """Parameters of every kind: shards that differ by one row, or have all rows, or none."""
     from torch.distributed.tensor import Replicate, Shard
 
     return [
         Parameter(dtensor((5, 3), [Shard(0)])),
         Parameter(dtensor((1, 4), [Shard(0)])),
-        Parameter(dtensor((4, 8 if OLD else 7), [Shard(1)])),  # in torch 2.6 a part that is padded has gaps
+        Parameter(dtensor((4, 8 if OLD else 7), [Shard(1)])),  # in torch 2.6 a padded shard has gaps
         Parameter(dtensor((300, 33), [Shard(0)])),
         Parameter(dtensor((8,), [Shard(0)], torch.float64)),
         Parameter(dtensor((6, 5), [Replicate()])),
@@ -162,7 +162,7 @@ def placed():
 
 
 def train_dtensors(optimizer, name, make=placed, steps=3, grad=None, between=lambda i, opt: None, part=lambda t: t):
-    """Train DTensors; or, with part, what of them is here."""
+    """Train DTensors; or, with ``part``, their local shards."""
     torch.manual_seed(1)
     wholes = make()
     placements = [p.placements for p in wholes]
@@ -185,7 +185,7 @@ def step_dtensors(name):
     with rows_per_call() as calls:
         ours = train_dtensors(optimizer, name)
         assert calls == [len(params_of(ours))] * 3, calls
-    if name != "Rprop":  # of which torch's own cannot step all DTensors
+    if name != "Rprop":  # torch's own class cannot step all DTensors
         assert_bit_equal(everything(ours), everything(train_dtensors(torchs, name)))
     parts = train_dtensors(torchs, name, part=here)
     for p, part in zip(params_of(ours), params_of(parts), strict=True):
@@ -195,7 +195,7 @@ def step_dtensors(name):
 
 
 @every
-def test_dtensors_go_to_go(name, ranks):
+def test_dtensors_run_in_go(name, ranks):
     ranks(step_dtensors, name)
 
 
@@ -214,7 +214,7 @@ def version_counters(name):
 
 
 @every
-def test_versions_of_dtensors_and_of_their_parts(name, ranks):
+def test_versions_of_dtensors_and_shards(name, ranks):
     ranks(version_counters, name)
 
 
@@ -227,7 +227,7 @@ def two_of_placed():
 
 
 def late_gradients(name):
-    """Rank 1 is late, so that rank 0 steps before the sum of the gradients is there."""
+    """Rank 1 is late, so that rank 0 steps before the gradients are reduced."""
     from torch.distributed._functional_collectives import AsyncCollectiveTensor
     from torch.distributed.tensor import DTensor, Partial, Replicate
 
@@ -253,7 +253,7 @@ def late_gradients(name):
 
 
 @few
-def test_gradients_that_are_still_on_their_way(name, ranks):
+def test_pending_gradients(name, ranks):
     ranks(late_gradients, name)
 
 
@@ -281,7 +281,7 @@ def replicated_state(i, opt):
 
 
 def gaps(g):
-    """The same gradient, in a part whose elements do not lie one after the other."""
+    """The same gradient with a shard that is not contiguous."""
     from torch.distributed.tensor import DTensor
 
     part = here(g).repeat_interleave(2, -1)[..., ::2]
@@ -292,7 +292,7 @@ def of_bfloat16():
     return [Parameter(p.detach().bfloat16()) for p in placed()[:4]]
 
 
-# What Go does not take of DTensors: arguments of train_dtensors, and how many of the parameters are Go's at each step.
+# Unsupported DTensors: arguments of train_dtensors, and the number of parameters that run in Go at each step.
 OTHERS = {
     "partial gradients": ({"grad": partial_sums}, []),
     "gradients placed otherwise": ({"grad": placed_otherwise}, []),
@@ -308,7 +308,7 @@ def leave_to_torch(name, what):
     def run(optimizer):
         try:
             return everything(train_dtensors(optimizer, name, **{"make": two_of_placed} | kwargs))
-        except RuntimeError as e:  # newer releases of torch refuse some
+        except RuntimeError as e:  # newer versions of torch reject some
             return ["refused", str(e)]
 
     torchs, optimizer = twins(name)
@@ -321,7 +321,7 @@ def leave_to_torch(name, what):
 
 @few
 @pytest.mark.parametrize("what", OTHERS)
-def test_dtensors_that_are_torchs(name, what, ranks):
+def test_dtensors_that_fall_back(name, what, ranks):
     ranks(leave_to_torch, name, what)
 
 
@@ -347,7 +347,7 @@ def whole_tensors(name):
 
 
 @pytest.mark.parametrize("name", ["Adafactor", "Muon"])
-def test_optimizers_that_need_whole_tensors_leave_dtensors_to_torch(name, ranks):
+def test_optimizers_that_need_whole_tensors_fall_back(name, ranks):
     if not hasattr(torch.optim, name):
         pytest.skip("this torch has none")
     ranks(whole_tensors, name)
@@ -361,7 +361,7 @@ def bad_dtensors(name):
     before = everything(ours)
     key = list(ours.state[bad])[-1]
     state = ours.state[bad]
-    # Rank 0 has a part of the same shape as the parameter's.
+    # Rank 0 has a shard with the same shape as the parameter's.
     ours.state[bad] = state | {key: dtensor((2, 4), [Shard(0)])}
     message = rf"{name}: parameter 1 of group 0.*{key}.* has shape \(2, 4\), expected \(1, 4\)"
     with pytest.raises(ValueError, match=message):
@@ -376,7 +376,7 @@ def bad_dtensors(name):
 
 
 @few
-def test_what_is_wrong_with_a_dtensor_is_said(name, ranks):
+def test_errors_of_dtensors(name, ranks):
     ranks(bad_dtensors, name)
 
 
@@ -461,7 +461,7 @@ def wrapped(name, what):
 
 @few
 @pytest.mark.parametrize("what", [pytest.param(w, marks=no_fsdp2) if "FSDP2" in w else w for w in WRAPPERS])
-def test_models_that_ranks_share(name, what, ranks):
+def test_data_parallel_models(name, what, ranks):
     ranks(wrapped, name, what)
 
 
@@ -493,7 +493,7 @@ def test_zero_redundancy_optimizer(name, ranks):
 
 
 def checkpoint(name, folder):
-    """A run that changes classes at a distributed checkpoint goes on as one that does not."""
+    """A run that changes classes at a distributed checkpoint continues like one that does not."""
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
@@ -527,7 +527,7 @@ def in_backward(name):
     for cls in twins(name):
         model = network()
         _apply_optimizer_in_backward(cls, model.parameters(), {"lr": 0.1} | OPTIONS.get(name, {}))
-        with rows_per_call() as calls:  # without DDP, which asks for CUDA then
+        with rows_per_call() as calls:  # without DDP, which would use CUDA
             for i in range(3):
                 backward(model, i)
         states = [plain([opt.state[p] for opt in p._in_backward_optimizers]) for p in model.parameters()]

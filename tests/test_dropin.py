@@ -1,7 +1,7 @@
-"""goptim in place of torch.optim: the same names, arguments, messages and hooks, and a step for all that torch steps.
+"""goptim in place of torch.optim: the same names, arguments, messages and hooks, and the same steps.
 
-That Go computes torch's bits is test_parity.py's subject. Here a step is done by Go, by torch or by both, and a caller
-must not be able to tell: most tests do the same with torch's class and with ours, and compare.
+test_parity.py tests that Go's results are exact. Here a step runs in Go, falls back to torch, or both, and a caller
+must not notice: most tests do the same with torch's class and goptim's, and compare.
 """
 
 import contextlib
@@ -33,23 +33,23 @@ from goptim.testing import assert_bit_equal, ieee_sqrt
 
 NAMES = IN_TABLES
 
-# Arguments under which every optimizer keeps tensors in its state.
+# Arguments with which every optimizer has tensors in its state.
 WITH_STATE = {"SGD": {"momentum": 0.9}}
 
-# torch's own sparse Adagrad brings it about.
+# torch's own sparse Adagrad causes it.
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse invariant checks")
 
 every = pytest.mark.parametrize("name", NAMES)
-elementwise = pytest.mark.parametrize("name", ELEMENTWISE)  # takes all that another cannot
+elementwise = pytest.mark.parametrize("name", ELEMENTWISE)  # supports what another class does not
 
 
 def twins(name):
-    """torch's class and ours."""
+    """torch's class and goptim's."""
     return getattr(torch.optim, name), getattr(goptim, name)
 
 
 def outcome(f):
-    """What f returns, or the type and the message of the error that it raises for what it is given."""
+    """The result of f, or the type and the message of the error that it raises."""
     try:
         return f()
     except (RuntimeError, ValueError, AssertionError, TypeError) as e:
@@ -57,7 +57,7 @@ def outcome(f):
 
 
 def accepted(name, **kwargs):
-    """Those of some arguments that an optimizer has."""
+    """Those of some arguments that an optimizer's constructor has."""
     return {k: v for k, v in kwargs.items() if k in inspect.signature(twins(name)[0]).parameters}
 
 
@@ -66,13 +66,13 @@ def leaf(*shape, dtype=torch.float32):
 
 
 def for_loop(optimizer, kwargs):
-    """Arguments for torch's class that make it take its for-loop."""
+    """Arguments with which torch's class uses its for-loop."""
     has = inspect.signature(optimizer).parameters
     return kwargs | {flag: False for flag in ("foreach", "fused") if flag in has}
 
 
 def train(optimizer, make, grad=torch.randn_like, steps=3, between=lambda i, opt: None, **kwargs):
-    """Make parameters, step them with gradients, and return the optimizer; all random numbers come from one seed."""
+    """Create parameters, step them with gradients, and return the optimizer, with a fixed seed."""
     torch.manual_seed(0)
     opt = optimizer(make(), **copy.deepcopy(kwargs))
     with ieee_sqrt():
@@ -89,7 +89,7 @@ def params_of(opt):
 
 
 def states_of(opt):
-    """The states in the order of the parameters: that in which they were made does not matter."""
+    """The states in the order of the parameters, whatever the order of their creation."""
     dense = lambda t: t.to_dense() if isinstance(t, torch.Tensor) and t.is_sparse else t  # noqa: E731
     return [{key: dense(t) for key, t in opt.state.get(p, {}).items()} for p in params_of(opt)]
 
@@ -100,7 +100,7 @@ def assert_same(ours, expected):
 
 
 def train_both(name, make, **kwargs):
-    """Hold a run of ours against torch's, and return ours."""
+    """Compare a run of goptim with torch's, and return goptim's."""
     expected, ours = (train(optimizer, make, **kwargs) for optimizer in twins(name))
     assert_same(ours, expected)
     return ours
@@ -162,7 +162,7 @@ MODULES = [module.name for module in pkgutil.walk_packages(torch.optim.__path__,
 
 @pytest.mark.parametrize("module", MODULES)
 def test_every_name_of_every_module(module):
-    """At the same place: torch's own, but for the classes that are ours."""
+    """At the same place: torch's own, except for goptim's classes."""
     theirs = importlib.import_module(module)
     ours = importlib.import_module(module.replace("torch.optim", "goptim"))
     names = [name for name in dir(theirs) if not name.startswith("__")]
@@ -212,7 +212,7 @@ def test_text_with_the_name_replaced(module):
 )
 def test_arguments_are_checked_as_torch_does(name, kwargs):
     def run(optimizer):
-        optimizer([leaf(3, 4)], **kwargs)  # what this refuses, the for-loop might not
+        optimizer([leaf(3, 4)], **kwargs)  # the for-loop might accept what this rejects
         goes_to_go = not kwargs.get("differentiable") and not isinstance(kwargs.get("lr"), torch.Tensor)
         is_oracle = optimizer is twins(name)[0] and goes_to_go
         return train(optimizer, lambda: [leaf(3, 4)], **(for_loop(optimizer, kwargs) if is_oracle else kwargs))
@@ -254,7 +254,7 @@ def test_hooks_run_once_in_order_with_torchs_arguments(name, kwargs):
         ]
         opt.register_step_post_hook(note("post"))
         opt.register_step_pre_hook(note("pre"))
-        # What a hook returns becomes the arguments.
+        # The result of a hook replaces the arguments.
         replaced = opt.register_step_pre_hook(lambda o, args, kwargs: (args, {"closure": closure}))
         try:
             p.grad = torch.ones_like(p)
@@ -287,8 +287,8 @@ def test_profiler_sees_one_step(name, kwargs):
 
 @every
 @pytest.mark.parametrize("fails", [False, True])
-def test_profilers_see_what_they_see_of_torchs(name, fails, tmp_path):
-    """The same record of a step, and the end of one that fails."""
+def test_profilers_see_torchs_records(name, fails, tmp_path):
+    """The same record of a step, also if the step fails."""
 
     def closure():
         if fails:
@@ -323,7 +323,7 @@ def test_profilers_see_what_they_see_of_torchs(name, fails, tmp_path):
 
 @every
 @pytest.mark.parametrize("answer", [(), 1, ((), {}, None)], ids=str)
-def test_hooks_that_answer_wrongly(name, answer):
+def test_hooks_with_invalid_results(name, answer):
     def error(optimizer):
         opt = optimizer([leaf(3)])
         opt.register_step_pre_hook(lambda *_: answer)
@@ -386,7 +386,7 @@ def test_zero_grad_and_missing_gradients(name, go):
     before = p.detach().clone(), q.detach().clone()
     opt.step()
     assert go == []
-    assert bool(opt.state) == (name == "Adagrad")  # which makes it before the first step
+    assert bool(opt.state) == (name == "Adagrad")  # which creates it before the first step
     p.grad = torch.ones_like(p)
     opt.step()
     assert go == [1]
@@ -438,7 +438,7 @@ def test_grad_scaler_skips_infinite_gradients(name, fused):
     (expected, expected_scales, expected_grads), (ours, scales, grads) = map(run, twins(name))
     assert scales == expected_scales == [8, 4, 4, 4]
     assert_same(ours, expected)
-    assert_bit_equal(grads, expected_grads, "gradients")  # unscaled ones, by torch's fused steps too
+    assert_bit_equal(grads, expected_grads, "gradients")  # unscaled ones; torch's fused steps also unscale
 
 
 @every
@@ -446,7 +446,7 @@ def test_grad_scaler_skips_infinite_gradients(name, fused):
 def test_autograd_notices_that_a_saved_tensor_has_changed(name, shape):
     p = leaf(*shape)
     opt = twins(name)[1]([p], **WITH_STATE.get(name, {}))
-    for _ in range(2):  # the first step is another path: it makes the state
+    for _ in range(2):  # the first step takes another path, which creates the state
         saves_p = p.pow(2).sum()
         p.grad = torch.ones_like(p)
         opt.step()
@@ -471,7 +471,7 @@ def transposed(p):
     return torch.randn(*reversed(p.shape), dtype=p.dtype).t()
 
 
-# Parameters, their gradient, and how many of them Go takes. What it does not take, torch must step in the same call.
+# Parameters, their gradient, and how many of them run in Go. The others must fall back in the same call.
 TAKEN = {
     "plain": (lambda: [leaf(3, 4), leaf(5, dtype=torch.float64)], torch.randn_like, 2),
     "complex": (lambda: [leaf(3, 4, dtype=torch.complex64)], torch.randn_like, 0),
@@ -510,21 +510,21 @@ def test_who_steps_what(name, what, kwargs, go):
 
 @every
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_16_bit_is_torchs(name, dtype, go):
+def test_16_bit_falls_back(name, dtype, go):
     train_both(name, lambda: [leaf(3, 4, dtype=dtype)])
     assert go == []
 
 
 @elementwise
 @pytest.mark.parametrize("overlapping", [False, True], ids=["apart", "overlapping"])
-def test_groups_are_one_piece_of_work(name, overlapping, go, threads):
-    """Groups that alone would be too small for a second thread; some have states that others have not."""
+def test_groups_share_threads(name, overlapping, go, threads):
+    """Groups that are too small for a second thread on their own. Some have states that others do not have."""
     threads(2)
     flag = {"AdamW": "amsgrad", "Adam": "amsgrad", "RMSprop": "centered"}.get(name, "maximize")
 
     def make():
         memory = torch.randn(1 << 20)
-        step = len(memory) // (9 if overlapping else 8)  # parameters that share memory are stepped in their order
+        step = len(memory) // (9 if overlapping else 8)  # parameters that share memory are stepped in order
         return [
             {"params": [Parameter(memory[i * step :][: 1 << 17]), leaf(i + 1)], "lr": 0.1 / (i + 1), flag: i % 3 == 0}
             for i in range(8)
@@ -537,7 +537,7 @@ def test_groups_are_one_piece_of_work(name, overlapping, go, threads):
 @elementwise
 def test_groups_of_go_and_of_torch_in_one_step(name, go):
     def make():
-        rate = torch.tensor(0.1)  # a group whose rate is a Tensor is torch's
+        rate = torch.tensor(0.1)  # a group with a Tensor as lr falls back
         return [
             {"params": [leaf(3, 4), leaf(3, dtype=torch.complex64)]},
             {"params": [leaf(2)], "lr": rate},
@@ -551,7 +551,7 @@ def test_groups_of_go_and_of_torch_in_one_step(name, go):
 
 @every
 def test_capturable(name, go):
-    """Which is for graphs of a GPU: torch's own error, and nothing has changed."""
+    """capturable is for CUDA graphs: torch's own error, and nothing changes."""
     if not accepted(name, capturable=True):
         pytest.skip("it has no such argument")
     results = []
@@ -627,13 +627,13 @@ def test_meta_tensors(name, go):
         return {key: (str(t.device), t.shape) for key, t in opt.state[p].items()}
 
     expected, ours = (outcome(lambda o=o: run(o)) for o in twins(name))
-    assert isinstance(expected, tuple) == (name == "ASGD")  # torch asks for the value of mu
+    assert isinstance(expected, tuple) == (name == "ASGD")  # torch reads the value of mu
     assert ours == expected
     assert go == []
 
 
 class Logged(torch.Tensor):
-    """A tensor that writes down which functions of torch it is given."""
+    """A tensor that records the torch functions that are called with it."""
 
     seen = ()
 
@@ -644,7 +644,7 @@ class Logged(torch.Tensor):
 
 
 class Quiet(torch.Tensor):
-    """A tensor that looks like any other, and only says by its type that it is none."""
+    """A tensor that differs from others only in its type."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl
 
@@ -726,7 +726,7 @@ def test_fake_tensors(name, go):
         p.grad = torch.ones_like(p)
         opt = twins(name)[1]([p], **WITH_STATE.get(name, {}))
         opt.step()
-    opt.step()  # outside, the tensors say it themselves
+    opt.step()  # outside of the mode, the tensors themselves are fake
     assert all(isinstance(t, FakeTensor) and t.fake_mode is mode for key, t in opt.state[p].items() if key != "step")
     assert go == []
 
@@ -747,7 +747,7 @@ def test_functorch_sees_the_step(name, go):
 
 
 @every
-def test_compiling_leaves_the_step_to_torch(name, go, monkeypatch):
+def test_compiling_falls_back(name, go, monkeypatch):
     hooks = []
 
     def run(optimizer):
@@ -788,7 +788,7 @@ def test_inference_mode(name):
 @pytest.mark.parametrize(("n", "views"), [(12, 2), (3 << 18, 2), (1 << 14, 48)], ids=["small", "large", "many"])
 @pytest.mark.parametrize("shift", [0, 1, 4])
 def test_parameters_that_share_memory(name, n, views, shift, threads):
-    """The update of one is what the next begins with, also where two threads could work."""
+    """The update of one is the initial value of the next, also with two threads."""
     threads(2)
 
     def make():
@@ -842,7 +842,7 @@ MOVES = {
 @pytest.mark.parametrize("how", MOVES)
 @pytest.mark.parametrize("forget", [False, True], ids=["state stays", "state is forgotten"])
 def test_parameter_data_replaced_between_steps(name, how, forget):
-    """An address of the step before would be stale, and so would a length or a dtype."""
+    """An address, a length or a dtype of the previous step would be stale."""
     if forget:
         needs_late_state(name)
 
@@ -892,7 +892,7 @@ def test_memory_that_is_freed_and_given_to_another(name):
             params.clear()
             opt.state.clear()
             params.append(Parameter(other.copy_(here)))
-            here.fill_(7)  # what another has put there
+            here.fill_(7)  # the new owner's data
         return opt
 
     expected, ours = map(run, twins(name))
@@ -907,7 +907,7 @@ def test_state_replaced_between_steps(name):
                 if t.dim() and i == 0:
                     state[key] = t.clone()
                 elif t.dim() and i == 1:
-                    state[key] = t.t().contiguous().t()  # of other strides: torch's to step
+                    state[key] = t.t().contiguous().t()  # other strides: falls back to torch
 
     train_both(name, lambda: [leaf(3, 4)], steps=5, between=between, **WITH_STATE.get(name, {}))
 
@@ -944,8 +944,8 @@ def public_classes():
 
 
 @pytest.mark.parametrize("optimizer", public_classes(), ids=lambda c: f"{c.__module__}.{c.__name__}")
-def test_every_class_says_what_it_computes(optimizer):
-    """Its algorithm, its state, what its bits are or within which tolerance it is, and the paper."""
+def test_docstrings(optimizer):
+    """A class documents its algorithm, its state, its exactness or tolerance, and the paper."""
     text = optimizer.__doc__
     assert ".. math::" in text
     assert "state" in text
@@ -954,7 +954,7 @@ def test_every_class_says_what_it_computes(optimizer):
 
 
 def test_adamw_whose_group_says_that_it_is_adams():
-    """torch keeps the flag in the group, where it can be changed, as by a state that Adam has saved."""
+    """torch stores the flag in the group, where it can change, for example by loading a state of Adam."""
     if "decoupled_weight_decay" not in torch.optim.AdamW([leaf(1)]).defaults:
         pytest.skip("this torch has no such flag")
 
@@ -993,7 +993,7 @@ def test_a_torch_newer_than_tested_warns_once_and_works(version, warns, monkeypa
     assert_bit_equal(p.detach(), before - 1e-3)
 
 
-def test_the_supported_versions_of_torch_are_said_alike():
+def test_supported_versions_of_torch_are_consistent():
     oldest, newest = (".".join(map(str, version)) for version in _native.TESTED)
     root = Path(__file__).parent.parent
     assert f"torch {oldest} or later" in (root / "README.md").read_text()
@@ -1053,7 +1053,7 @@ print("ok")
 
 
 def test_programs_without_sources(tmp_path):
-    """As frozen ones are: neither torch.optim nor goptim has a .py file."""
+    """As in frozen programs, neither torch.optim nor goptim has a .py file."""
     for package in (torch.optim, goptim):
         source, folder = Path(package.__file__).parent, tmp_path.joinpath(*package.__name__.split("."))
         for file in source.rglob("*.py"):

@@ -1,4 +1,4 @@
-"""The tour takes every optimizer, prints a row for each, and draws; and says what it expects of its arguments."""
+"""The tour trains with every optimizer, prints a row for each, plots, and reports bad arguments."""
 
 import importlib
 import re
@@ -16,7 +16,7 @@ CELL = r" +(\d+|-)"
 
 @pytest.fixture
 def tour(monkeypatch: pytest.MonkeyPatch, threads: object) -> types.ModuleType:
-    """The program, imported into this process."""
+    """The program, imported as a module."""
     monkeypatch.syspath_prepend(ROOT / "examples")
     return importlib.import_module("tour")
 
@@ -75,7 +75,7 @@ def test_tour(tour, monkeypatch, capsys, tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_tour_says_what_it_expects(tour, monkeypatch, capsys, arguments: list[str], says: str) -> None:
+def test_tour_with_bad_arguments(tour, monkeypatch, capsys, arguments: list[str], says: str) -> None:
     with pytest.raises(SystemExit) as e:
         run(tour, monkeypatch, *arguments)
     assert e.value.code == 2

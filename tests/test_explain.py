@@ -1,4 +1,4 @@
-"""What goptim.explain says before a step is what the step does; and it changes nothing."""
+"""goptim.explain predicts what a step does, and changes nothing."""
 
 import operator
 
@@ -16,14 +16,14 @@ pytestmark = pytest.mark.filterwarnings("ignore:Sparse invariant checks")
 
 @pytest.fixture
 def watched(monkeypatch):
-    """What each step has counted: how many parameters for Go, and why others are torch's."""
+    """The counts of each step: the parameters in Go, and the reasons of the others."""
     seen = []
     monkeypatch.setattr(_parts, "watch", lambda opt, n, reasons: seen.append((n, sorted(reasons))))
     return seen
 
 
 def picture(opt):
-    """All that explain might change."""
+    """Everything that explain might change."""
     tensors = [t for group in opt.param_groups for p in group["params"] for t in (p, p.grad) if t is not None]
     tensors += [t for state in opt.state.values() for t in state.values() if isinstance(t, torch.Tensor)]
     states = [(id(p), [(key, id(value)) for key, value in state.items()]) for p, state in opt.state.items()]
@@ -40,7 +40,7 @@ def explained(opt):
 
 
 def check(opt, watched, steps=2, step=None):
-    """Hold explain against steps, and return what it said before the last of them."""
+    """Compare explain with steps, and return its rows after the last of them."""
     for _ in range(steps):
         rows = [row for row in explained(opt) if row.has_grad]
         watched.clear()
@@ -79,7 +79,7 @@ def quiet(p):
     return torch.randn_like(p).as_subclass(Quiet)
 
 
-# A parameter, its gradient, arguments, and a word of the reason.
+# A parameter, its gradient, arguments, and a part of the reason.
 REASONS = {
     "16 bit": (lambda: leaf(3, 4, dtype=torch.bfloat16), torch.randn_like, {}, "bfloat16"),
     "complex": (lambda: leaf(3, 4, dtype=torch.complex64), torch.randn_like, {}, "complex64"),
@@ -155,7 +155,7 @@ def test_whole_steps(name, go, watched, monkeypatch):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_without_gradients(name, go, watched):
-    eps = {"eps": (1e-30, 1e-3)} if name == "Adafactor" else {}  # else it follows from the one dtype that there is
+    eps = {"eps": (1e-30, 1e-3)} if name == "Adafactor" else {}  # otherwise it follows from the only dtype
     opt = twins(name)[1]([("w", leaf(3, 4)), ("h", leaf(3, dtype=torch.float16))], **eps)
     w, h = check(opt, watched, steps=1)
     assert (w.name, w.to, w.has_grad) == ("w", "go", False)
@@ -190,7 +190,7 @@ def test_sparse_gradients(name, kwargs, shape, word, watched):
     [p] = opt.param_groups[0]["params"]
     p.grad = None
     [row] = explained(opt)
-    assert row.to == ("torch" if kwargs else "go")  # the buffer has become sparse
+    assert row.to == ("torch" if kwargs else "go")  # the buffer is sparse now
     if not word:
         p.grad = torch.sparse_coo_tensor([[7]], torch.ones(1, *shape[1:]), shape, check_invariants=False)
         [row] = explained(opt)
@@ -258,7 +258,7 @@ def test_lbfgs(make, kwargs, word, watched):
     assert all(word in row.reason for row in rows)
 
 
-def test_lbfgs_and_a_gradient_that_go_does_not_take(monkeypatch):
+def test_lbfgs_with_an_unsupported_gradient(monkeypatch):
     monkeypatch.setattr(Logged, "seen", [])
     opt = goptim.LBFGS(with_gradients([leaf(3, 4)], lambda p: torch.randn_like(p).as_subclass(Logged)))
     [row] = explained(opt)
@@ -286,7 +286,7 @@ class Derived(torch.optim.AdamW):
 
 
 @pytest.mark.parametrize("make", [torch.optim.AdamW, Derived, lambda params: 3], ids=["torch", "derived", "a number"])
-def test_others_are_refused(make):
+def test_other_optimizers_are_rejected(make):
     with pytest.raises(TypeError, match="explain: expected an optimizer of goptim, got a"):
         goptim.explain(make([leaf(3)]))
 
@@ -295,7 +295,7 @@ class Ours(goptim.AdamW):
     pass
 
 
-def test_derived_from_ours(watched):
+def test_derived_classes(watched):
     assert [row.to for row in check(Ours(with_gradients([leaf(3)])), watched)] == ["go"]
 
 
@@ -304,7 +304,7 @@ def lazy_in_the_middle():
     return [leaf(3, 4), linear.weight, linear.bias]
 
 
-# What every step accepts, of every class that accepts it, with no gradients.
+# What every step accepts without gradients, with the classes that accept it.
 ACCEPTED = {
     "lazy": lazy_in_the_middle,
     "lazy, named": lambda: [("w", leaf(3, 4)), *torch.nn.LazyLinear(2).named_parameters()],
@@ -344,13 +344,13 @@ def test_whatever_a_step_accepts(name, what):
     opt.step()
     if what.startswith("lazy"):
         assert [row.to for row in rows[:2]] == ["go" if name != "SparseAdam" else rows[0].to, "torch"]
-        assert rows[1].reason == "it is lazy, and has no shape yet"
+        assert rows[1].reason == "it is lazy and does not have a shape yet"
         assert rows[1].shape is None
         assert "none" in str(rows)
 
 
 def test_a_lazy_parameter_that_a_closure_gives_a_shape():
-    """LBFGS begins its step before."""
+    """LBFGS begins its step before the closure runs."""
     module = torch.nn.LazyLinear(2)
     opt = goptim.LBFGS(module.parameters())
 
@@ -366,8 +366,8 @@ def test_a_lazy_parameter_that_a_closure_gives_a_shape():
     assert {row.to for row in goptim.explain(opt)} == {"go"}
 
 
-def test_a_group_that_a_step_refuses():
-    """The error is told of its rows, and the others are answered."""
+def test_a_group_that_a_step_rejects():
+    """Its rows have the error, and other rows are unaffected."""
     opt = goptim.SGD([{"params": [leaf(2)]}, {"params": [leaf(3)]}])
     del opt.param_groups[0]["momentum"]
     one, two = goptim.explain(opt)

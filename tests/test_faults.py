@@ -1,4 +1,4 @@
-"""What goptim is given wrongly becomes an exception that says what is wrong, and nothing has been written then."""
+"""Bad input raises an exception with the reason, before anything is written."""
 
 import ctypes
 import itertools
@@ -33,7 +33,7 @@ def params_of(opt):
 
 
 def first_state(opt):
-    """The key of the state that is written first, among those shaped as the parameter, of our optimizer or torch's."""
+    """The key of the first written state with the parameter's shape, in goptim's optimizer or torch's."""
     ours = getattr(goptim, type(opt).__name__)
     return ours.columns(opt, opt.param_groups[0])[ours.numbers]
 
@@ -52,7 +52,7 @@ def train(opt, steps):
 
 
 def value(x):
-    """A copy of what can be compared."""
+    """A copy that can be compared later."""
     if not isinstance(x, torch.Tensor) or x.is_meta:
         return repr(x)
     x = x.detach().to_dense().clone()
@@ -65,7 +65,7 @@ def everything(opt):
 
 
 def make(optimizer, with_torchs=False, named=False):
-    """Three groups, or four with one that torch steps; it is the very last parameter that is to be spoilt."""
+    """Three groups, or four with one that falls back. The very last parameter is to be corrupted."""
     torch.manual_seed(0)
     groups = [
         [torch.randn(3, 4), torch.randn(())],
@@ -83,7 +83,7 @@ def make(optimizer, with_torchs=False, named=False):
         return optimizer([{"params": group} for group in groups], **OPTIONS.get(optimizer.__name__, {}))
 
 
-# What is wrong with a gradient, and what the message says of it.
+# Corruptions of a gradient, and the message.
 GRADIENTS = {
     "of another length": (lambda g: torch.ones(7), "its gradient has shape (7,), expected (2, 6)"),
     "of another shape": (lambda g: g.t().contiguous(), "its gradient has shape (6, 2), expected (2, 6)"),
@@ -92,7 +92,7 @@ GRADIENTS = {
     "of another dtype": (lambda g: g.to(torch.complex64), "its gradient is torch.complex64 on cpu"),
 }
 
-# What is wrong with a state, and what the message says of it; without that, torch's own message will do.
+# Corruptions of a state, and the message; None if torch's own message is used.
 STATES = {
     "of another length": (lambda t: torch.ones(7), "its state '{}' has shape (7,), expected (2, 6)"),
     "of another shape": (lambda t: t.t().contiguous(), "its state '{}' has shape (6, 2), expected (2, 6)"),
@@ -117,7 +117,7 @@ STEPS = {
 
 
 def spoilt(optimizer, spoil, before, with_torchs):
-    """An optimizer after some good steps, before one that cannot be, and how to make it possible."""
+    """An optimizer after valid steps and before an invalid one, and a function that repairs it."""
     opt = make(optimizer, with_torchs, named=with_torchs)
     train(opt, range(before))
     give_gradients(opt, before)
@@ -137,7 +137,7 @@ def spoilt(optimizer, spoil, before, with_torchs):
 def error_of(opt):
     try:
         with ieee_sqrt(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of some conversions once, whoever is first
+            warnings.simplefilter("ignore")  # torch warns about some conversions once per process
             opt.step()
     except Exception as e:
         return e
@@ -145,10 +145,9 @@ def error_of(opt):
 
 
 def check(name, spoil, says, before, with_torchs):
-    """The spoilt step fails before Go has written anything. Where torch accepts it, so do we.
+    """The corrupted step fails before Go writes anything. goptim accepts what torch accepts.
 
-    An error that is found before any write leaves no trace. One of torch's, halfway through its part, leaves what torch
-    leaves of that part.
+    An error before the first write changes nothing. An error in torch's part leaves what torch leaves of that part.
     """
     ours, repair = spoilt(getattr(goptim, name), spoil, before, with_torchs)
     torchs, _ = spoilt(getattr(torch.optim, name), spoil, before, with_torchs)
@@ -237,8 +236,8 @@ def test_missing_state(name, with_torchs):
 
 
 @every
-def test_benign_misfits_are_torchs(name):
-    """What torch converts stays converted: an error elsewhere, in torch's own step, is no reason to undo it."""
+def test_convertible_states_fall_back(name):
+    """What torch converts stays converted, also after an error elsewhere in torch's step."""
     torchs, ours = (make(getattr(module, name)) for module in (torch.optim, goptim))
     for opt in (torchs, ours):
         train(opt, range(2))
@@ -250,7 +249,7 @@ def test_benign_misfits_are_torchs(name):
 
 
 @every
-def test_error_of_torchs_own_leaves_what_is_gos_alone(name):
+def test_error_in_torchs_part_does_not_change_gos(name):
     needs_late_state(name)
     opt = make(getattr(goptim, name))
     train(opt, range(2))
@@ -267,8 +266,8 @@ def test_error_of_torchs_own_leaves_what_is_gos_alone(name):
 
 @every
 @pytest.mark.parametrize("before", [0, 1])
-def test_error_of_gos_scalars_comes_before_torchs_part(name, before):
-    """A rate that float32 cannot hold, in the first group, of which the second one, which torch steps, has no part."""
+def test_error_of_scalars_precedes_torchs_part(name, before):
+    """An lr that float32 cannot represent, in the first group, does not affect the second, which falls back."""
     needs_late_state(name)
 
     def make(cls):
@@ -297,7 +296,7 @@ def test_error_of_gos_scalars_comes_before_torchs_part(name, before):
 
 
 @every
-def test_rates_that_only_the_constructor_refuses(name):
+def test_rates_that_only_the_constructor_rejects(name):
     with pytest.raises(ValueError, match=r"Invalid learning rate: -0\.1"):
         getattr(goptim, name)([Parameter(torch.ones(1))], lr=-0.1)
     torchs, ours = (make(getattr(module, name)) for module in (torch.optim, goptim))
@@ -330,14 +329,14 @@ def test_closure_that_raises_changes_nothing(name):
 
 @every
 @pytest.mark.parametrize("before", [0, 2])
-def test_interrupt_before_go_leaves_a_state_to_go_on_with(name, before, monkeypatch):
-    """Python may raise KeyboardInterrupt between the making of states and the call of Go that gives them values."""
+def test_interrupt_before_go_leaves_a_valid_state(name, before, monkeypatch):
+    """Python may raise KeyboardInterrupt between the creation of states and the call of Go that initializes them."""
 
     def interrupted_in(kind):
         step_groups = _core.step_groups
 
         def interrupted(*args):
-            """It asks as ever, and stops where Go would step."""
+            """It checks as usual, and raises where Go would step."""
             assert args[0] == kind
             done = step_groups(-1, *args[1:])
             if type(done) is int:
@@ -347,7 +346,7 @@ def test_interrupt_before_go_leaves_a_state_to_go_on_with(name, before, monkeypa
         return interrupted
 
     deterministic = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)  # memory that has no value yet is NaN then
+    torch.use_deterministic_algorithms(True)  # uninitialized memory is NaN
     try:
         torchs, ours = (make(getattr(module, name)) for module in (torch.optim, goptim))
         train(ours, range(before))
@@ -364,11 +363,11 @@ def test_interrupt_before_go_leaves_a_state_to_go_on_with(name, before, monkeypa
 
 
 PROT_NONE, PROT_READ, PROT_READ_WRITE = 0, mmap.PROT_READ, mmap.PROT_READ | mmap.PROT_WRITE
-CALLER, WORKERS = 64, 1 << 20  # elements: for the caller's thread alone, and for two threads
+CALLER, WORKERS = 64, 1 << 20  # elements, for one and for two threads
 
 
 class Memory:
-    """A page-aligned float32 array whose pages can be forbidden."""
+    """A page-aligned float32 array whose pages can be protected."""
 
     def __init__(self, n):
         self.map = mmap.mmap(-1, 4 * n)
@@ -390,7 +389,7 @@ def table_of(columns, n, name):
 
 
 def call(name, table, rows=1, threads=2):
-    """Go's step, with the optimizer's default arguments but for those that give it a state."""
+    """Go's step with the optimizer's default arguments, except for those that create a state."""
     optimizer = getattr(goptim, name)
     opt = optimizer([Parameter(torch.ones(1))], **OPTIONS.get(name, {}))
     scalars = opt.scalars(opt.param_groups[0])
@@ -399,7 +398,7 @@ def call(name, table, rows=1, threads=2):
 
 
 def call_groups(name, tables, scalars, threads=2):
-    """Go's step of groups of the same scalars."""
+    """Go's step of groups with the same scalars."""
     groups, at = [], 0
     for address, rows in reversed(tables):
         group = array(
@@ -420,7 +419,7 @@ def assert_the_next_step_is_right(name, *sizes):
         assert_bit_equal(everything(opts[1]), everything(opts[0]))
 
 
-# What each class meets: every memory under either protection, once with one thread and once with two.
+# The cases of each class: every buffer with either protection, with one thread and with two.
 FAULTS = {
     "parameter": ((PROT_NONE, CALLER), (PROT_READ, WORKERS)),
     "gradient": ((PROT_NONE, WORKERS), (PROT_READ, CALLER)),
@@ -461,8 +460,8 @@ def test_fault_in_go_is_an_exception(name, n, column, protection, threads, to_go
 
 
 def share_of_workers(name, table):
-    """What the other threads do in 20 steps, as a share of what the caller does."""
-    time.sleep(0.1)  # until torch's threads sleep
+    """The work of the other threads in 20 steps, relative to the caller's."""
+    time.sleep(0.1)  # wait until torch's threads sleep
     own, all_threads = time.thread_time(), time.process_time()
     for _ in range(20):
         call(name, table)
@@ -472,7 +471,7 @@ def share_of_workers(name, table):
 
 @every
 def test_fault_in_the_last_chunk_of_many(name, threads, to_go):
-    """Most of the work is done by two threads when one of them faults."""
+    """One of two threads faults after most of the work is done."""
     threads(2)
     columns = [Memory(WORKERS) for _ in range(6)]
     table = table_of(columns, WORKERS, name)
@@ -485,7 +484,7 @@ def test_fault_in_the_last_chunk_of_many(name, threads, to_go):
     assert call(name, table) == 1
     assert_the_next_step_is_right(name, CALLER, WORKERS)
     if len(os.sched_getaffinity(0)) > 1:
-        # a busy machine may leave the workers nothing to do in one round
+        # on a busy machine the workers may get no work in one round
         assert any(share_of_workers(name, table) > 0.1 for _ in range(100)), "the workers are idle"
 
 
@@ -505,7 +504,7 @@ def test_parameter_in_a_read_only_file(name, n, tmp_path, threads, to_go):
 
 
 def unmapped():
-    """An address at which nothing is, nor will be soon: the middle of the largest hole."""
+    """An unmapped address that stays unmapped: the middle of the largest gap."""
     with open("/proc/self/maps") as maps:
         ranges = [[int(x, 16) for x in line.split()[0].split("-")] for line in maps]
     holes = [(b[0] - a[1], a[1]) for a, b in itertools.pairwise(ranges) if b[0] < 1 << 47]
@@ -513,7 +512,7 @@ def unmapped():
     return (start + size // 2) & ~0xFFF
 
 
-# A word of a row, what stands there, and what the exception says.
+# A word of a row, its value, and the message.
 BAD_ROWS = {
     "count below 0": (0, lambda: 2**64 - 1, "row 1: -1 elements"),
     "count too large": (0, lambda: 1 << 62, r"row 1: \d+ elements"),
@@ -544,7 +543,7 @@ def test_bad_row(name, what, to_go):
     if what in BAD_STEPS and not getattr(goptim, name).counts:
         pytest.skip(f"{name} does not count steps")
     word, value, says = (BAD_ROWS | BAD_STEPS)[what]
-    if word == 5:  # the first state that is a column
+    if word == 5:  # the first state that is a tensor
         numbers = getattr(goptim, name).numbers
         word, says = word + numbers, says.replace("state 0", f"state {numbers}")
     good, bad = ([Memory(CALLER) for _ in range(6)] for _ in range(2))
@@ -583,7 +582,7 @@ class LooksLikeANumber:
         raise TypeError("it is not")
 
 
-def test_scalars_that_are_no_numbers():
+def test_scalars_that_are_not_numbers():
     p = Parameter(torch.ones(2))
 
     def ask(*scalars):

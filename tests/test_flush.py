@@ -1,6 +1,6 @@
-"""Bit for bit torch's for-loop where subnormal numbers are flushed to zero, on one thread.
+"""With subnormal numbers flushed to zero, results are bit-for-bit those of torch's for-loop on one thread.
 
-That other threads compute likewise is also tests/test_processes.py's.
+tests/test_processes.py also tests other threads.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ def flushing():
 
 
 def values(dtype, seed, *shape):
-    """Subnormal numbers, some that become subnormal by a product or a square, zeros, and others."""
+    """Subnormal numbers, numbers with subnormal products or squares, zeros, and others."""
     generator = torch.Generator().manual_seed(seed)
     tiny = torch.finfo(dtype).tiny
     scales = torch.tensor([1.0, tiny, tiny * 0.01, tiny**0.5, tiny * 3, 0.0], dtype=dtype)
@@ -50,14 +50,14 @@ def values(dtype, seed, *shape):
     return torch.randn(shape, generator=generator, dtype=dtype) * scales[kinds]
 
 
-# A lerp by a weight of 1 adds a product with a zero, whose sign torch's vectors and its scalar tail have differently.
+# A lerp with weight 1 adds a product with a zero, whose sign differs between torch's vectors and its scalar tail.
 SIGNS_DIFFER = {(0.0, 0.0), (0.0, 0.5)}
 REST = [c for c in CONFIGURATIONS if c not in FEW and c.options.get("betas") not in SIGNS_DIFFER]
 
 
 @FLOATS
 @pytest.mark.parametrize("configuration", [*FEW, *(pytest.param(c, marks=pytest.mark.full) for c in REST)], ids=str)
-def test_subnormal_numbers_count_as_zero(configuration, dtype):
+def test_subnormal_numbers_are_flushed(configuration, dtype):
     params, expected = (
         [torch.nn.Parameter(values(dtype, n, n)) for n in LENGTHS] for optimizer in (goptim, torch.optim)
     )

@@ -1,4 +1,4 @@
-"""Which parameters gather.c and Python choose for Go and for torch, and what gather.c does with unexpected input."""
+"""Which parameters gather.c and Python step in Go, which fall back, and what gather.c does with unexpected input."""
 
 import contextlib
 import gc
@@ -27,13 +27,13 @@ OPTIONS = {
 NAMES += OPTIONS
 
 every = pytest.mark.parametrize("name", NAMES)
-# torch's own sparse Adagrad brings it about.
+# torch's own sparse Adagrad causes it.
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse invariant checks")
 
 
 @pytest.fixture(params=["gather.c", "Python"])
 def way(request, monkeypatch):
-    """Both ways to gather, one after the other."""
+    """Both ways to gather, in turn."""
     if request.param == "Python":
         monkeypatch.setattr(_native, "layout", lambda: None)
     else:
@@ -46,7 +46,7 @@ def plain(*shape, dtype=torch.float32):
 
 
 def imag_of_conj():
-    """One element, dense, that stands for minus its memory."""
+    """A dense negative view of one element."""
     t = torch.randn(1, dtype=torch.complex64).conj().imag
     assert t.is_neg()
     return t
@@ -63,7 +63,7 @@ def copy_on_write():
     return t
 
 
-# A parameter, its gradient, and who steps it.
+# A parameter, its gradient, and where it is stepped.
 ZOO = {
     "plain": (lambda: plain(3, 4), lambda: plain(3, 4), "Go"),
     "float64": (lambda: plain(5, dtype=torch.float64), lambda: plain(5, dtype=torch.float64), "Go"),
@@ -98,7 +98,7 @@ ZOO = {
     "gradient transposed": (lambda: plain(3, 4), lambda: plain(4, 3).t(), "torch"),
     "gradient permuted": (lambda: plain(2, 2, 2), lambda: plain(2, 2, 2).permute(2, 0, 1), "torch"),
     "gradient expanded": (lambda: plain(3, 4), lambda: plain(4).expand(3, 4), "torch"),
-    "gradient of one number": (lambda: plain(3, 4), lambda: plain(1, 1).expand(3, 4), "torch"),
+    "expanded scalar gradient": (lambda: plain(3, 4), lambda: plain(1, 1).expand(3, 4), "torch"),
     "gradient non-dense": (lambda: plain(3, 4), lambda: plain(3, 8)[:, ::2], "torch"),
     "gradient sparse": (lambda: plain(3, 4), lambda: plain(3, 4).relu().to_sparse(), "torch"),
     "gradient of zeros without memory": (lambda: plain(3, 4), lambda: torch._efficientzerotensor(3, 4), "torch"),
@@ -125,12 +125,12 @@ ZOO = {
 
 
 def twins(name):
-    """torch's class and ours."""
+    """torch's class and goptim's."""
     return [getattr(module, name.split()[0]) for module in (torch.optim, goptim)]
 
 
 def make(name, *whats):
-    """An optimizer over members of the zoo, with their gradients, and torch's over the same."""
+    """goptim's and torch's optimizer over the same members of the zoo, with gradients."""
     opts = []
     for cls in twins(name):
         torch.manual_seed(0)
@@ -155,7 +155,7 @@ def asked(opt):
 
 
 def takers(opt):
-    """Who would step each parameter that has a gradient."""
+    """Where each parameter with a gradient would be stepped."""
     groups = asked(opt)
     codes = opt._go(groups, -1)
     if type(codes) is int:
@@ -166,7 +166,7 @@ def takers(opt):
 
 
 def step(opt):
-    """The error of a step, if there is one."""
+    """The error of a step, or None."""
     try:
         with ieee_sqrt():
             opt.step()
@@ -176,7 +176,7 @@ def step(opt):
 
 
 def values(x):
-    """What of parameters and states can be compared."""
+    """The parameters and states, for comparison."""
     if isinstance(x, dict):
         return {key: values(v) for key, v in x.items()}
     if not isinstance(x, torch.Tensor) or x.is_meta:
@@ -206,7 +206,7 @@ def test_nested_tensors(name, way):
     runs = []
     for cls in twins(name):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that they are a prototype
+            warnings.simplefilter("ignore")  # torch warns that they are a prototype
             p = Parameter(torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]))
         torch.nested.to_padded_tensor(p, 0.0).sum().backward()
         opt = cls([p], **OPTIONS.get(name, {}))
@@ -217,7 +217,7 @@ def test_nested_tensors(name, way):
 
 
 @every
-def test_both_ways_take_the_same(name, monkeypatch):
+def test_both_ways_support_the_same(name, monkeypatch):
     for zoo in (
         *([what] for what in ZOO),
         ["plain", "complex", "empty", "channels last", "no dimensions", "non-dense"],
@@ -247,7 +247,7 @@ def test_every_tensor_that_is_written_counts_it_once(name, way):
 @every
 @pytest.mark.parametrize("dtype", [torch.float64, torch.int64, torch.float16], ids=str)
 def test_dtypes_of_step(name, dtype, way):
-    """float64 is what torch counts in under that default dtype; the others are torch's to count in."""
+    """torch counts in float64 with that default dtype. Other dtypes fall back."""
     expected, ours = make(name, "plain", "plain")
     for opt in (ours, expected):
         step(opt)
@@ -264,7 +264,7 @@ OURS = object()
 
 
 def gather(opt, params=None, layout=OURS, plain=(torch.Tensor, Parameter), keys=None, state=None, numbers=None, form=0):
-    """What gather.c answers, without a step."""
+    """The codes of gather.c, without a step."""
     group = (
         tuple(params_of(opt) if params is None else params),
         opt.columns(opt.param_groups[0]) if keys is None else keys,
@@ -284,7 +284,7 @@ def gather(opt, params=None, layout=OURS, plain=(torch.Tensor, Parameter), keys=
 
 
 class Hostile:
-    """Something in the list of parameters that does what it wants when it is asked for its gradient."""
+    """An object in the list of parameters that runs a function when its gradient is read."""
 
     def __init__(self, do):
         self.do = do
@@ -294,7 +294,7 @@ class Hostile:
         return self.do()
 
 
-# One of each shape of state: no state, one tensor, two, three, and numbers before them.
+# One class per form of state: no state, one, two and three tensors, and scalar states before them.
 @pytest.mark.parametrize("name", ["SGD", "SGD with momentum", "Adam", "Adam with amsgrad", "NAdam", "ASGD"])
 def test_no_reference_is_leaked(name):
     _, opt = make(name, "plain", "complex", "no dimensions", "one element of odd strides", "gradient sparse")
@@ -303,7 +303,7 @@ def test_no_reference_is_leaked(name):
     step(opt)
     sparse.grad = grad
     params += [Parameter(plain(2)), Parameter(plain(2))]
-    params[-1].grad = plain(2)  # one has no gradient, and this one no state
+    params[-1].grad = plain(2)  # one has no gradient, and this one does not have a state
     missing = object()
     hostile = [params[0], Hostile(lambda: {}[missing])]
     keys, types = opt.columns(opt.param_groups[0]), (torch.Tensor, Parameter)
@@ -333,11 +333,11 @@ def test_no_reference_is_leaked(name):
     assert many(1_000) == expected
     after, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert after - before < 10_000  # the smallest object that each would leave makes 16,000
+    assert after - before < 10_000  # one leaked object per row would be 16,000
     assert abs(len(gc.get_objects()) - objects) < 100
 
 
-def test_gather_refuses_what_it_cannot_use():
+def test_gather_rejects_bad_input():
     _, opt = make("Adam", "plain")
     step(opt)
     [p] = params_of(opt)
@@ -368,8 +368,8 @@ def test_gather_refuses_what_it_cannot_use():
         _core.step_groups(1)
 
 
-def test_a_row_whose_tensors_do_not_fit_is_refused():
-    """Whatever Python says of a row, Go never writes beyond a tensor's memory."""
+def test_a_row_with_mismatched_tensors_is_rejected():
+    """Whatever Python passes in a row, Go never writes outside a tensor's memory."""
     _, opt = make("Adam", "plain")
     step(opt)
     [p] = params_of(opt)
@@ -392,7 +392,7 @@ def test_a_row_whose_tensors_do_not_fit_is_refused():
 
 
 def test_a_row_beside_a_parameter_without_a_layout():
-    """Nothing of the parameter is read: where torch keeps it is not known."""
+    """The parameter's fields are not read, because their offsets are unknown."""
     _, opt = make("Adam", "plain", "plain")
     step(opt)
     p, q = params_of(opt)
@@ -400,7 +400,7 @@ def test_a_row_beside_a_parameter_without_a_layout():
     assert gather(opt, params=[row, q], layout=None) == b"\0\3"
 
 
-def test_gather_leaves_odd_states_to_python():
+def test_gather_leaves_unexpected_states_to_python():
     _, opt = make("Adam", "plain")
     [p] = params_of(opt)
     step(opt)
@@ -439,7 +439,7 @@ def test_gather_leaves_odd_states_to_python():
     ids=["empty", "longer", "shorter"],
 )
 def test_list_of_parameters_that_changes_under_gather(name, kind, change):
-    """Both what is asked for a gradient and a flag change the list, which is read once."""
+    """Reading a gradient and reading a flag change the list, which is read once."""
 
     class Flag:
         def __bool__(self):
@@ -462,7 +462,7 @@ def test_list_of_parameters_that_changes_under_gather(name, kind, change):
 @every
 @pytest.mark.parametrize("order", ["reversed", "shuffled", "late"])
 def test_order_of_state(name, order, way):
-    """gather.c looks for a parameter's state behind that of the one before, and must find it anywhere."""
+    """gather.c first looks for a state after that of the previous parameter, and must find it anywhere."""
     expected, ours = make(name, *["plain"] * 70)
     for opt in (ours, expected):
         params = params_of(opt)
@@ -484,7 +484,7 @@ def test_order_of_state(name, order, way):
     assert_bit_equal(*([values(p) for p in params_of(opt)] for opt in (ours, expected)))
 
 
-def test_search_goes_on_in_the_next_group(monkeypatch):
+def test_search_continues_in_the_next_group(monkeypatch):
     opt = goptim.Adam([{"params": [Parameter(plain(2)) for _ in range(3)]} for _ in range(4)])
     for group in opt.param_groups:
         for p in group["params"]:
@@ -497,8 +497,8 @@ def test_search_goes_on_in_the_next_group(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_numbers_among_the_states(dtype, way):
-    """States of one number, of a dtype of their own, come before the columns."""
+def test_scalar_states(dtype, way):
+    """Scalar states, which may have another dtype, come before the state tensors."""
     expected, ours = make("ASGD", "plain", "float64")
     for opt in (expected, ours):
         step(opt)

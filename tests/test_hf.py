@@ -1,4 +1,4 @@
-"""goptim.hf against the classes of the transformers package, bit for bit."""
+"""goptim.hf is bit-for-bit equal to the classes of the transformers package."""
 
 import copy
 import itertools
@@ -37,7 +37,7 @@ CONFIGURATIONS = [rate | other for rate, other in itertools.product(RATES, OTHER
 
 
 class Twins:
-    """The same parameters with goptim's optimizer and with the real one."""
+    """The same parameters with goptim's optimizer and with transformers'."""
 
     def __init__(self, values, options, dtype=None):
         self.params, self.expected = ([v.clone().requires_grad_() for v in values] for _ in range(2))
@@ -93,7 +93,7 @@ def test_one_element(options, dtype, go_only):
     [(1, torch.float64), (2, torch.float32), *(pytest.param(3, d, marks=pytest.mark.full) for d in FLOATS.args[1])],
 )
 def test_long_sums(n, dtype, threads, go_only):
-    """From 32768 numbers on, torch cuts a sum between as many threads as it has."""
+    """From 32768 elements on, torch divides a sum over all threads."""
     threads(n)
     shapes = [
         (40_000, 1),
@@ -126,7 +126,7 @@ def test_special_values(shape, one, dtype, go_only):
 @FLOATS
 @pytest.mark.parametrize("options", [*RATES[:3], {"weight_decay": 0.037}], ids=str)
 def test_late_steps(options, dtype, go_only):
-    """The rate of a relative step is the inverse root from step 10000 on, with or without a warm-up."""
+    """The rate of a relative step is the inverse square root from step 10000 on, with or without a warm-up."""
     twins = Twins([normal(shape, dtype, i) for i, shape in enumerate([(5, 7), (9,)])], options)
     twins.step()
     for step in (9_997, 30_000, 1_000_000):
@@ -139,9 +139,9 @@ def test_late_steps(options, dtype, go_only):
 
 @FLOATS
 def test_scale_of_a_parameter_at_its_least(dtype, go_only):
-    """Which of the two is taken decides which products torch rounds."""
+    """The choice between the two decides which products torch rounds."""
     for least in (1e-3, 1e-2, 0.3):
-        x = torch.tensor(2 * least, dtype=dtype)  # with three zeros: twice the root mean square
+        x = torch.tensor(2 * least, dtype=dtype)  # three zeros are added, so this is twice the root mean square
         for end in (0, 1, 10):
             value = torch.stack([*torch.zeros(3, dtype=dtype), x.nextafter(torch.full_like(x, end)) if end < 10 else x])
             for rate in RATES[:2]:
@@ -151,7 +151,7 @@ def test_scale_of_a_parameter_at_its_least(dtype, go_only):
 
 @FLOATS
 def test_a_column_sum_of_five_bits_a_level(dtype, threads, go_only):
-    """From 2 to the power of 19 rows on, a level of torch's sum takes more rows."""
+    """From 2^19 rows on, a level of torch's sum has more rows."""
     threads(1)
     twins = Twins([normal((rows, 4), dtype, 0) for rows in (1 << 19, 600_000)], {})
     twins.step()
@@ -178,7 +178,7 @@ def test_16_bits(dtype, decay):
         twins.step(step=step)
 
 
-def test_what_go_does_not_take():
+def test_unsupported_parameters():
     params = [normal((5, 7), torch.float32, 0).t(), normal((4, 3), torch.float64, 1), normal((6,), torch.float32, 2)]
     twins = Twins(params, CONFIGURATIONS[1])
     for step in range(4):
@@ -268,7 +268,7 @@ def test_closure_and_hooks():
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=str)
 def test_memory_shared_by_what_go_and_torch_step(order):
-    """A matrix and its transpose, which is not contiguous: one after the other."""
+    """A matrix and its transpose, which is not contiguous, are stepped in order."""
 
     def make(cls):
         torch.manual_seed(0)

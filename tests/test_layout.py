@@ -1,6 +1,6 @@
-"""The experiment by which goptim learns where torch keeps what of a tensor, and what becomes of one that fails.
+"""The probing of the layout of torch's tensors, and steps after it fails.
 
-That gather.c then reads what torch says is tests/test_gather.py's.
+tests/test_gather.py tests that gather.c reads the right values.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ PLACES = {
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_found_wherever_a_step_is_taken(place):
+def test_found_in_every_context(place):
     expected, random = _layout.find(), torch.get_rng_state()
     with PLACES[place]():
         found = _layout.find()
@@ -52,7 +52,7 @@ def test_found_wherever_a_step_is_taken(place):
 
 
 def steps(optimizer):
-    """Of parameters of each dtype, with torch's random numbers for gradients."""
+    """Steps of parameters of each dtype with random gradients."""
     torch.manual_seed(0)
     params = [torch.randn(3, 4, dtype=dtype).requires_grad_() for dtype in (torch.float32, torch.float64)]
     opt = optimizer(params)
@@ -68,7 +68,7 @@ FAILURES = {
     "memory that cannot be read": ("_Memory", mock.Mock(side_effect=OSError("no way"))),
     "no memory for the experiment": ("_plain_tensors", mock.Mock(side_effect=MemoryError)),
     "tensors that are all alike": ("_plain_tensors", lambda: [torch.zeros(3) for _ in range(3)]),
-    "odd tensors that cannot be told": ("_odd_tensors", lambda: [_layout._plain_tensors()]),
+    "unsupported tensors that look supported": ("_unsupported_tensors", lambda: [_layout._plain_tensors()]),
     "memory whose guard cannot be told": ("_guarded_storages", lambda: [torch.zeros(3).untyped_storage()]),
     "dtypes that cannot be told": ("_DTYPES", [torch.float32, torch.float64, torch.float32]),
 }
@@ -76,7 +76,7 @@ FAILURES = {
 
 @pytest.mark.parametrize("failure", FAILURES)
 def test_without_a_layout_steps_are_the_same(failure, monkeypatch):
-    """A failure is told, and does not last longer than its cause."""
+    """A failure is reported, and ends with its cause."""
     name, value = FAILURES[failure]
     found = _native.layout()
     assert found == _layout.find()
@@ -91,7 +91,7 @@ def test_without_a_layout_steps_are_the_same(failure, monkeypatch):
         [row] = goptim.explain(goptim.AdamW([torch.nn.Parameter(torch.ones(2))]))
         assert row.to == "go"
         assert row.slow == _native.why_slow() != ""
-    assert _native.layout() is None  # it is not looked for at every step
+    assert _native.layout() is None  # it is not probed at every step
     monkeypatch.setitem(_native._next_try, "layout", 0.0)
     assert _native.layout() == found
     [row] = goptim.explain(goptim.AdamW([torch.nn.Parameter(torch.ones(2))]))
@@ -109,8 +109,8 @@ READERS = ["_read_as_debugger", "_read_if_readable"]
 
 @pytest.mark.skipif(sys.platform != "linux", reason="these are system calls of Linux")
 @pytest.mark.parametrize("reader", READERS)
-def test_memory_is_read_where_there_is_some(reader, monkeypatch):
-    """And where there is none, by either way, there is an error."""
+def test_memory_is_read_safely(reader, monkeypatch):
+    """Mapped memory is read, and unmapped memory is an error, with either system call."""
     (other,) = {*READERS} - {reader}
     monkeypatch.setattr(_layout._Memory, other, mock.Mock(side_effect=OSError))
     memory = _layout._Memory()
@@ -130,8 +130,8 @@ def test_memory_is_read_where_there_is_some(reader, monkeypatch):
 
 @pytest.mark.parametrize("which", ["the parameter", "its gradient", "its state 'exp_avg'"])
 @pytest.mark.parametrize("size", [0, 8])
-def test_a_storage_made_too_small(which, size):
-    """As FSDP leaves parameters between uses. torch would write behind it, or crash."""
+def test_a_storage_that_is_too_small(which, size):
+    """FSDP leaves such parameters between uses. torch would write after its end, or crash."""
     p, q = (torch.nn.Parameter(torch.ones(4)) for _ in range(2))
     opt = goptim.Adam([p, q], lr=1.0)
     for t in (p, q):
@@ -206,7 +206,7 @@ assert goptim.explain(optimizer)[0].slow == ""
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="these are system calls of Linux")
-def test_found_without_rights_and_files():
-    """As after a server's setuid, in a sandbox, and with all file descriptors in use."""
+def test_found_without_privileges_and_files():
+    """After setuid, in a sandbox, and with all file descriptors in use."""
     done = subprocess.run([sys.executable, "-c", CHILDREN], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

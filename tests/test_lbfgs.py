@@ -1,6 +1,6 @@
-"""LBFGS against torch's. Where torch is made to sum in our order, bit for bit; as it is, by the points it evaluates.
+"""LBFGS compared with torch's: bit for bit if torch sums in goptim's order, and otherwise by its evaluations.
 
-An iteration's products of vectors are torch's only arithmetic whose order is not its documentation's but its BLAS's.
+The products of vectors are the only arithmetic of torch whose order depends on its BLAS.
 """
 
 import contextlib
@@ -45,14 +45,14 @@ pytestmark = pytest.mark.usefixtures("threads")
 
 @pytest.fixture
 def exact():
-    """torch with IEEE square roots and our order of sums."""
+    """torch with IEEE square roots and goptim's order of sums."""
     with ieee_sqrt(), sums_in_our_order():
         yield
 
 
 @pytest.fixture
 def go(monkeypatch):
-    """What each call of Go asked for."""
+    """What each call of Go requested."""
     calls = []
     function = _core.LBFGS
     monkeypatch.setattr(_core, "LBFGS", lambda *args: calls.append(function(*args)) or calls[-1])
@@ -60,7 +60,7 @@ def go(monkeypatch):
 
 
 def both(problem, dtype=torch.float64, steps=3, between=lambda i, run: None, **options):
-    """The same run with our class and with torch's: what it raised, if it did, and the run."""
+    """The same run with goptim's class and with torch's: its error, if any, and the run."""
     runs = []
     for cls in CLASSES:
         run = Run(cls, problem, dtype, **options)
@@ -158,7 +158,7 @@ def scaled(problem, factor):
 @SEARCH
 @FLOATS
 def test_scales(factor, search, dtype, exact):
-    """Steep, flat, and without a minimum."""
+    """Steep and flat functions, and functions without a minimum."""
     for name in ("quadratic", "rosenbrock", "himmelblau"):
         assert_same(scaled(PROBLEMS[name], factor), dtype, 2, line_search_fn=search)
 
@@ -166,7 +166,7 @@ def test_scales(factor, search, dtype, exact):
 @FLOATS
 @pytest.mark.parametrize("seed", range(12))
 def test_line_search_on_wild_functions(dtype, seed, exact):
-    """Waves with many minima, kinks and cliffs take the line search through all its branches."""
+    """Functions with many minima, kinks and jumps cover all branches of the line search."""
     generator = torch.Generator().manual_seed(seed)
     a, b, c = (torch.randn(6, generator=generator, dtype=torch.float64).to(dtype) * 3 for _ in range(3))
 
@@ -205,7 +205,7 @@ def test_parameters_of_every_size(exact):
 
 
 def test_threads(threads):
-    """The bits do not depend on their number."""
+    """Results do not depend on the number of threads."""
     runs = []
     problem = Problem(normal((1 << 19,), (90_001,)), lambda a, b: quadratic(a) + quadratic(b))
     for n in (1, 2, 3):
@@ -214,7 +214,7 @@ def test_threads(threads):
         closure = run.closure
 
         def on_one_thread(closure=closure, n=n):
-            torch.set_num_threads(1)  # the loss is torch's sum, which does depend on it
+            torch.set_num_threads(1)  # the loss is torch's sum, which depends on it
             loss = closure()
             torch.set_num_threads(n)
             return loss
@@ -228,10 +228,10 @@ def test_threads(threads):
 @EVERY
 @SEARCH
 def test_against_torch_as_it_is(name, search):
-    """In float64 the same points to 1e-9 of the loss for twenty iterations, and as many evaluations for sixty.
+    """In float64, losses agree to 1e-9 for twenty iterations, and the number of evaluations for sixty.
 
-    From there on any two orders of summation part, and torch's is another on another machine. A problem is held up to
-    where its loss is a millionth of the first, beyond which the loss itself is a difference of large numbers.
+    Afterwards the trajectories of different orders of summation diverge, and torch's order depends on the machine. A
+    problem is compared until its loss is a millionth of the first one. Then the loss is a difference of large numbers.
     """
     for history in (1, 3, 10, 100):
         ours, expected = (run for run, _ in both(PROBLEMS[name], steps=1, line_search_fn=search, history_size=history))
@@ -252,7 +252,7 @@ def test_against_torch_as_it_is(name, search):
 @EVERY
 @SEARCH
 def test_against_torch_as_it_is_in_float32(name, search):
-    """The first five iterations to 1e-4: an iteration may double what the last bits differ by."""
+    """The first five iterations agree to 1e-4: an iteration may double differences in the last bits."""
     ours, expected = (run for run, _ in both(PROBLEMS[name], torch.float32, steps=1, max_iter=5, line_search_fn=search))
     assert len(ours.losses) == len(expected.losses)
     torch.testing.assert_close(torch.tensor(ours.losses), torch.tensor(expected.losses), rtol=1e-4, atol=1e-6)
@@ -281,7 +281,7 @@ def test_state_goes_both_ways(one, other, search, dtype, max_iter, exact):
 
 
 def test_state_of_another_dtype(exact):
-    """load_state_dict casts what it finds to the parameter's dtype."""
+    """load_state_dict casts the state to the parameter's dtype."""
     first = Run(torch.optim.LBFGS, PROBLEMS["network"], torch.float32).steps(2)
     runs = []
     for cls in CLASSES:
@@ -296,8 +296,8 @@ def test_state_of_another_dtype(exact):
     [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))],
     ids=["deepcopy", "pickle"],
 )
-def test_copied_optimizer_goes_on(duplicate):
-    """torch's cannot: it loses its list of parameters."""
+def test_copied_optimizer_continues(duplicate):
+    """A copy of torch's optimizer does not work, because it lacks the list of parameters."""
     run = Run(goptim.LBFGS, PROBLEMS["network"], torch.float64).steps(2)
     other = Run(goptim.LBFGS, PROBLEMS["network"], torch.float64)
     other.params, other.opt, other.losses, other.returned = duplicate((run.params, run.opt, run.losses, run.returned))
@@ -321,7 +321,7 @@ def edit(**changes):
 )  # fmt: skip
 @SEARCH
 def test_groups_edited_between_steps(changes, search, exact):
-    """A history that shrinks makes torch's step fail once it is full; ours then fails alike."""
+    """If the history size shrinks, torch's step fails once the history is full, and so does goptim's."""
     _, error, expected = assert_same(
         PROBLEMS["network"], steps=4, between=edit(**changes), line_search_fn=search, history_size=12
     )
@@ -364,7 +364,7 @@ class Stop(Exception):
 @pytest.mark.parametrize("steps_before", [0, 2])
 @pytest.mark.parametrize("call", [1, 2, 3, 7])
 def test_closure_that_raises(search, steps_before, call, exact):
-    """State and parameters are as torch leaves them, and a later step does what torch's does."""
+    """State and parameters are as torch leaves them, and a later step has torch's results."""
     runs = []
     for cls in CLASSES:
         run = Run(cls, Problem(at(-1.2, 1.0), rosenbrock), torch.float64, line_search_fn=search, lr=0.1).steps(
@@ -398,7 +398,7 @@ def test_closure_that_raises(search, steps_before, call, exact):
         for j, where in enumerate(["loss", "gradient", "both"])
     ],
 )
-def test_numbers_that_are_none(search, bad, where, call, dtype, exact):
+def test_losses_that_are_not_numbers(search, bad, where, call, dtype, exact):
     runs = []
     for cls in CLASSES:
         run = Run(cls, PROBLEMS["network"], dtype, line_search_fn=search)
@@ -503,7 +503,7 @@ def test_what_changes_in_the_closure(which):
 
 
 def test_closure_that_moves_parameters(exact):
-    """Into other memory, and back into a box."""
+    """They move to other memory, and are clamped."""
     runs = []
     for cls in CLASSES:
         for search in (None, "strong_wolfe"):
@@ -547,7 +547,7 @@ ODD = {
 
 @pytest.mark.parametrize("what", ODD)
 @pytest.mark.parametrize("contiguous", [True, False])
-def test_parameters_that_are_torchs(what, contiguous, go):
+def test_parameters_that_fall_back(what, contiguous, go):
     runs = []
     for cls in CLASSES:
         params = [Parameter(t) for t in ODD[what]()]
@@ -578,7 +578,7 @@ def test_parameters_that_are_torchs(what, contiguous, go):
     ],
     ids=str,
 )  # fmt: skip
-def test_options_that_are_torchs(options, go, exact):
+def test_options_that_fall_back(options, go, exact):
     _, error, expected = assert_same(PROBLEMS["network"], **options)
     assert str(error) == str(expected)
     assert not go
@@ -623,7 +623,7 @@ def test_construction():
     assert isinstance(ours, torch.optim.LBFGS)
 
 
-def test_steps_that_cannot_be():
+def test_impossible_steps():
     for args in ((), (None,), (3,)):
         errors = []
         for cls in CLASSES:
@@ -664,8 +664,8 @@ def test_hooks_grad_mode_and_versions():
         saves_p.backward()
 
 
-def test_state_that_others_hold_stays(exact):
-    """Only prev_flat_grad is written in place, as torch writes it."""
+def test_referenced_state_does_not_change(exact):
+    """Only prev_flat_grad is written in place, as in torch."""
     run = Run(goptim.LBFGS, PROBLEMS["network"], torch.float64, history_size=3).steps(1)
     state = run.state()
     held = [state["d"], state["H_diag"], *state["old_dirs"], *state["old_stps"], *state["ro"], *state["al"]]
@@ -728,7 +728,7 @@ def test_default_dtype_and_device(double_default, exact):
     assert all(t.is_cpu for t in (*opt.state[p]["ro"], opt.state[p]["d"], opt.state[p]["prev_flat_grad"]))
 
 
-def test_machine_that_does_not_fit():
+def test_mismatched_machine():
     with pytest.raises(RuntimeError, match=r"a machine of 8 bytes at 0x1000, expected \d+ bytes"):
         _core.LBFGS(4096, 8, 1)
     run = Run(goptim.LBFGS, PROBLEMS["rosenbrock"], torch.float64)
@@ -749,8 +749,8 @@ def test_machine_that_does_not_fit():
         setattr(step.machine, field, before)
 
 
-def test_our_order_of_sums():
-    """The oracle is not torch's own order, and sums right."""
+def test_order_of_sums():
+    """The oracle differs from torch's own order, and its sums are correct."""
     x, y = torch.randn(2, 20_011, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     exact = math.fsum((x * y).tolist())
     assert in_our_order(x, y).item() == pytest.approx(exact, rel=1e-12, abs=1e-10)
@@ -764,7 +764,7 @@ NESTED = {"first": (1,), "some": (2, 5), "every": range(1, 9)}
 @pytest.mark.parametrize("history", [2, 100])
 @SEARCH
 def test_closure_that_steps_its_optimizer(where, history, search, exact):
-    """Both steps work on one state, and so do torch's: the same bits, and the same error in a first step."""
+    """Both steps use the same state, as in torch: the results are exact, and so is the error in a first step."""
     for before in (0, 2):
         runs = []
         for cls in CLASSES:
@@ -794,7 +794,7 @@ def test_closure_that_steps_its_optimizer(where, history, search, exact):
 
 
 def test_closure_that_steps_its_optimizer_with_other_memory_in_between(go):
-    """A pair that the inner step has dropped is freed, and its memory is another's before the outer step reads it."""
+    """A pair that the inner step removes is freed, and its memory is reused before the outer step reads it."""
     run = Run(goptim.LBFGS, Problem(normal((5000,)), quadratic), torch.float64, history_size=3, max_iter=8).steps(1)
     calls, inside, others = itertools.count(1), [False], []
 
@@ -842,7 +842,7 @@ def restarted(run, state):
     state["n_iter"] = 0
 
 
-# What a closure may do to the state of its optimizer, so that torch goes on.
+# Changes of the state by a closure with which torch continues.
 CHANGES = {
     "state forgotten": lambda run, state: run.opt.state.clear(),
     "state loaded": reloaded,
@@ -948,7 +948,7 @@ def resized(run, state):
     state["old_dirs"][0].untyped_storage().resize_(0)
 
 
-# The same where torch fails, or reads what is not there: ours says so first, and writes nothing more.
+# Changes with which torch fails or reads invalid memory. goptim raises first, and writes nothing more.
 SPOILS = {
     "a pair of another length": lambda run, state: state["old_dirs"].__setitem__(0, torch.ones(3)),
     "a pair of another dtype": lambda run, state: state["old_stps"].__setitem__(0, state["old_stps"][0].float()),
@@ -969,7 +969,7 @@ SPOILS = {
 
 @pytest.mark.parametrize("what", SPOILS)
 @SEARCH
-def test_closure_that_spoils_the_state(what, search, go):
+def test_closure_that_corrupts_the_state(what, search, go):
     start = at(*[0.3] * 6)(torch.float64)[0]
     problem = Problem(
         lambda dtype: [start.clone(), start[:2].clone(), start.clone()], lambda *p: sum(map(rosenbrock, p))
@@ -991,7 +991,7 @@ def test_closure_that_spoils_the_state(what, search, go):
 
 
 def test_many_threads_step_one_optimizer():
-    """Whatever comes of it, nobody's memory is touched, and errors are Python's."""
+    """No foreign memory is accessed, and errors are Python exceptions."""
     run = Run(goptim.LBFGS, Problem(normal((3000,)), quadratic), torch.float64, history_size=4, max_iter=5).steps(1)
     p, others = run.params[0], []
 
@@ -1023,7 +1023,7 @@ def test_many_threads_step_one_optimizer():
 
 
 def test_options_are_read_before_the_closure(exact):
-    """As by torch, so that what the first evaluation changes counts from the next step on."""
+    """As in torch, changes in the first evaluation apply from the next step on."""
     runs = []
     for cls in CLASSES:
         run = Run(cls, PROBLEMS["network"], torch.float64, max_iter=3)

@@ -1,4 +1,4 @@
-"""Where the system has no room for Go's runtime, which would end the process, torch steps."""
+"""Steps fall back to torch if limits leave no room for Go's runtime, which would end the process."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ import pytest
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="these are limits of Linux")
 
-# Every limit is of a forked child of its own.
+# Every limit is set in a separate forked child.
 PROGRAM = """
 import gc, mmap, os, resource, sys, traceback, warnings
 import torch, goptim
@@ -113,7 +113,7 @@ for number, (check, *arguments) in enumerate(cases):
 """
 
 
-# Every step is of a forked child of its own, which has Go's runtime before there is a limit.
+# Each step runs in its own forked child, which loads Go's runtime before the limit is set.
 STEPS = """
 import mmap, os, resource, sys, traceback
 import torch, goptim, goptim.hf
@@ -196,14 +196,14 @@ for name in sys.argv[1].split(","):
 
 
 def steps(names, limits):
-    """What becomes of a step where so many MiB are left."""
+    """The result of a step with each number of MiB left."""
     done = subprocess.run([sys.executable, "-c", STEPS, names, limits], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     return dict(line.rsplit(": ", 1) for line in done.stdout.splitlines())
 
 
-def test_torch_steps_where_go_could_not_start():
-    # What a user of no rights can read, the children can import.
+def test_fallback_where_go_cannot_start():
+    # The children import as an unprivileged user.
     package = os.path.dirname(sys.modules["goptim"].__file__) if "goptim" in sys.modules else "."
     readable = all(os.stat(folder).st_mode & 1 for folder in _parents(package))
     done = subprocess.run(

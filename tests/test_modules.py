@@ -1,4 +1,4 @@
-"""What torch.nn, torch.utils and users do to parameters and optimizers between steps; torch.optim does the same."""
+"""Changes of parameters and optimizers between steps, by torch.nn, torch.utils and users, compared with torch.optim."""
 
 import contextlib
 import copy
@@ -62,7 +62,7 @@ def shared(module):
 
 
 def freed_and_filled_again(module, opt):
-    """As FSDP does with the memory of what it does not need."""
+    """Free the memory, as FSDP does between uses."""
     for p in module.parameters():
         value, storage = p.detach().clone(), p.untyped_storage()
         n = storage.size()
@@ -167,7 +167,7 @@ def test_changes_between_steps(name, change, swap):
 
 @every
 def test_tied_weights_and_two_optimizers_of_one_model(name):
-    """A parameter that two modules share, and that two optimizers step in turn."""
+    """A parameter that two modules share and two optimizers step in turn."""
     results = []
     for optimizer in twins(name):
         torch.manual_seed(0)
@@ -210,11 +210,11 @@ def test_parametrized_modules(name, how):
 
 @every
 def test_a_quantized_parameter(name):
-    """torch's own error, and nothing is written to what stands beside it."""
+    """torch's own error, and other parameters are not written."""
     outcomes = []
     for optimizer in twins(name):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that torch means to drop these tensors
+            warnings.simplefilter("ignore")  # torch deprecates these tensors
             q = torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)
         p = nn.Parameter(torch.ones(3))
         try:
@@ -234,7 +234,7 @@ def test_a_quantized_parameter(name):
 @pytest.mark.parametrize("name", [*IN_TABLES, "SparseAdam", "LBFGS", *({"Muon"} & set(torch.optim.__all__))])
 @pytest.mark.parametrize("unscaled", [False, True], ids=["unscaled by step", "unscale_"])
 def test_grad_scaler(name, unscaled):
-    """Scaled losses; in the second step gradients are infinite, and it is left out."""
+    """Scaled losses. In the second step gradients are infinite, and the step is skipped."""
     results = []
     for optimizer in twins(name):
         run = Run(optimizer)
@@ -244,7 +244,7 @@ def test_grad_scaler(name, unscaled):
             run.opt.zero_grad()
             for p in run.params:
                 p.grad = (run.gradient(p) * (float("inf") if i == 1 else 8)).detach()
-            scaler.scale(torch.ones(()))  # for it knows its scale from the first loss only
+            scaler.scale(torch.ones(()))  # since the scale is initialized by the first loss
             if unscaled:
                 scaler.unscale_(run.opt)
                 if name != "SparseAdam":
@@ -262,7 +262,7 @@ def test_grad_scaler(name, unscaled):
     assert_same(ours, theirs)
 
 
-# What torch's groups had not at some time, and __setstate__ adds to those of an old pickle.
+# Options that torch added over time, which __setstate__ adds to old pickles.
 YOUNG = ("amsgrad", "nesterov", "momentum", "centered", "maximize", "foreach", "capturable", "differentiable", "fused")
 
 
@@ -282,7 +282,7 @@ def test_pickles_of_older_torch(name):
         run.opt.register_step_pre_hook(lambda *args, calls=calls: calls.append(len(args)))
         try:
             results.append((run.steps(2), None, calls))
-        except (KeyError, RuntimeError, AttributeError) as e:  # torch's Adafactor, for one, adds nothing
+        except (KeyError, RuntimeError, AttributeError) as e:  # torch's Adafactor, for example, adds nothing
             results.append((run, (type(e), str(e)), calls))
     (ours, error, calls), (theirs, expected_error, expected_calls) = results
     assert error == expected_error
@@ -292,7 +292,7 @@ def test_pickles_of_older_torch(name):
 
 def subclass_with_a_step(base):
     class Scaled(base):
-        """As users write them: more arguments, a step around torch's, and a state of its own."""
+        """As users write them: additional arguments, a step that calls torch's, and additional state."""
 
         def __init__(self, params, *args, scale=0.5, **kwargs):
             super().__init__(params, *args, **kwargs)
@@ -334,7 +334,7 @@ def test_subclasses_of_users(name):
 
 
 def test_a_subclass_that_makes_its_own_state():
-    """A user's state, under keys of its own, stays as it is."""
+    """A user's state under additional keys does not change."""
 
     class Averaged(goptim.AdamW):
         def step(self, closure=None):

@@ -1,6 +1,6 @@
-"""Muon against torch's for-loop, bit for bit: parameters, state, errors, and what goes to whom.
+"""Muon is bit-for-bit equal to torch's for-loop: parameters, state, errors, and what falls back.
 
-torch is the oracle as it is installed: Muon takes no square roots of tensors. Its matrix products are torch's.
+The installed torch is the oracle: Muon has no square roots of tensors. Its matrix products are torch's.
 """
 
 import copy
@@ -29,7 +29,7 @@ muon = pytest.mark.skipif(OLD, reason="this torch has no Muon")
 
 
 @pytest.mark.skipif(not OLD, reason="this torch has Muon")
-def test_an_old_torch_is_told():
+def test_an_old_torch_is_an_error():
     assert "Muon" not in goptim.__all__
     assert not hasattr(goptim, "Muon")
     with pytest.raises(AttributeError, match=r"'Muon': it needs torch 2.9 or later, and this is torch 2\."):
@@ -39,7 +39,7 @@ def test_an_old_torch_is_told():
     subprocess.run([sys.executable, "-c", "from goptim import *; SGD"], check=True)
 
 
-# Tall, wide, square, of one row or column, around a vector's length, alone and several of one size.
+# Tall, wide, square, with one row or column, around a vector's length, single ones and several of the same size.
 SHAPES = [
     *itertools.product((1, 2, 7, 17), (1, 5, 16, 33)),
     (64, 64),
@@ -53,10 +53,10 @@ OPTIONS = [
     {},
     {"lr": 0.123, "nesterov": False},
     *({"lr": 0.123, "momentum": m, "nesterov": n} for m in (0, 0.4, 0.5, 0.9) for n in (True, False)),
-    {"momentum": 0.5 + 1e-9},  # of which both branches of lerp are at the edge in float32
+    {"momentum": 0.5 + 1e-9},  # the limit between the branches of lerp in float32
     {"momentum": 1.5},
     {"lr": 0.0},
-    {"lr": 3, "weight_decay": 0.3},  # 1 - lr * weight_decay shows how the product is rounded
+    {"lr": 3, "weight_decay": 0.3},  # 1 - lr * weight_decay depends on the rounding of the product
     {"weight_decay": 0},
     *({"lr": 0.123, "adjust_lr_fn": f} for f in ("original", "match_rms_adamw", "spectral_unclamped")),
     *({"lr": 0.123, "ns_steps": n} for n in (0, 1, 7)),
@@ -89,7 +89,7 @@ def assert_runs_equal(*args, **kwargs):
 
 @pytest.fixture
 def go(monkeypatch):
-    """How many rows each update of Go had."""
+    """The number of rows of each update in Go."""
     calls = []
     step_groups, update = _core.step_groups, _core.Kind("MuonUpdate")
 
@@ -116,13 +116,13 @@ def test_every_configuration(options, dtype, threads, go):
 def test_threads(n, dtype, threads):
     threads(n)
     assert_runs_equal([(730, 811)], dtype, steps=2)
-    assert_runs_equal([(64, 96)] * 90, dtype, steps=2)  # a batch that Go splits
+    assert_runs_equal([(64, 96)] * 90, dtype, steps=2)  # Go splits this batch
 
 
 @muon
 @FLOATS
 def test_transposed(dtype, threads, go):
-    """Dense in another order: Go's, with the update laid out alike."""
+    """Transposed parameters run in Go, and the update has the same strides."""
     assert_runs_equal([(33, 17), (17, 33), (24, 24), (24, 24)], dtype, layout=lambda t: t.t().contiguous().t())
     assert go == [1] * 4 * 5
 
@@ -130,7 +130,7 @@ def test_transposed(dtype, threads, go):
 @muon
 @FLOATS
 def test_special_values(dtype, threads):
-    """Every rounding to bfloat16: ties, carries, subnormals, infinities; a zero matrix; NaN."""
+    """All cases of rounding to bfloat16: ties, carries, subnormals, infinities; also a zero matrix and NaN."""
     bits = torch.tensor([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF], dtype=torch.int64)
     tops = torch.tensor([0, 1, 2, 0x7F, 0x80, 0x3F80, 0x3F81, 0x4000, 0x7F7E, 0x7F7F, 0x8001, 0xBF81])
     odd = ((tops[:, None] << 16) + bits).to(torch.int32).view(torch.float32).to(dtype)
@@ -175,20 +175,20 @@ def test_state_dict(change, dtype, threads):
 
 
 @muon
-def test_batches_are_those_of_equal_bits(threads, monkeypatch):
-    """A batch is used at a usual size, and not where the check says no; the check sees sums in another order."""
+def test_batches_are_exact(threads, monkeypatch):
+    """A batch is used for common sizes, and not if the check fails. The check detects another order of summation."""
     module = sys.modules["goptim.muon"]
     batches = []
     batch = module._newton_schulz_batch
     monkeypatch.setattr(module, "_newton_schulz_batch", lambda x, *args: batches.append(x.shape) or batch(x, *args))
     assert_runs_equal([(64, 96)] * 5 + [(96, 64)] * 3 + [(300, 300)] * 2, torch.float32, steps=2)
     said = {
-        shape: module._batch_is_exact(torch.Size(shape), (3.4445, -4.775, 2.0315), *module._ways())
+        shape: module._batch_is_exact(torch.Size(shape), (3.4445, -4.775, 2.0315), *module._settings())
         for shape in ((5, 64, 96), (3, 96, 64))
     }
     assert set(batches) == {torch.Size(shape) for shape, exact in said.items() if exact}
 
-    def halves(x, y):  # a product whose sum has two parts
+    def halves(x, y):  # a product with a sum in two parts
         k = x.shape[-1] // 2
         return (x[..., :k].float() @ y[..., :k, :].float() + x[..., k:].float() @ y[..., k:, :].float()).to(x.dtype)
 
@@ -223,7 +223,7 @@ def test_random_numbers_are_left_alone(threads):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-# What Go does not take.
+# Unsupported parameters.
 ODD = {
     "bfloat16": lambda: (torch.ones(5, 3, dtype=torch.bfloat16), torch.randn(5, 3, dtype=torch.bfloat16)),
     "float16": lambda: (torch.ones(5, 3, dtype=torch.float16), torch.randn(5, 3, dtype=torch.float16)),
@@ -235,7 +235,7 @@ ODD = {
 
 @muon
 @pytest.mark.parametrize("what", ODD)
-def test_what_is_torchs(what, go, threads):
+def test_what_falls_back(what, go, threads):
     opts = []
     for cls in (goptim.Muon, torch.optim.Muon):
         torch.manual_seed(0)
@@ -250,7 +250,7 @@ def test_what_is_torchs(what, go, threads):
 
 
 @muon
-def test_a_tensor_for_lr_is_torchs(go, threads):
+def test_a_tensor_as_lr_falls_back(go, threads):
     assert_runs_equal([(4, 6)], torch.float32, lr=torch.tensor(0.1))
     assert not go
 
@@ -313,7 +313,7 @@ def test_errors_write_nothing(threads):
     assert_bit_equal(values(opt), before)
     vector = Parameter(torch.ones(3))
     vector.grad = torch.ones(3)
-    opt.add_param_group({"params": [vector]})  # torch checks those of the constructor alone
+    opt.add_param_group({"params": [vector]})  # torch checks these only in the constructor
     with pytest.raises(ValueError, match=r"parameter 0 of group 1, of shape \(3,\).*: expected a matrix"):
         opt.step()
     assert (vector == 1).all()
@@ -348,7 +348,7 @@ def test_closure_hooks_versions_and_missing_gradients():
 
 @muon
 def test_parameters_that_share_memory(threads):
-    """Of other shapes, they are stepped in order."""
+    """With other shapes, they are stepped in order."""
     opts = []
     for cls in (goptim.Muon, torch.optim.Muon):
         memory = normal((6, 8), torch.float32, 0)
@@ -363,7 +363,7 @@ def test_parameters_that_share_memory(threads):
 
 @muon
 def test_training():
-    """Hidden weights by Muon, biases by AdamW, as torch's documentation has it."""
+    """Hidden weights with Muon and biases with AdamW, as in torch's documentation."""
     runs = []
     for module in (goptim, torch.optim):
         torch.manual_seed(0)

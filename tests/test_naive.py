@@ -1,4 +1,4 @@
-"""That the tests see what goes wrong: drop-ins that are easily written, each with the tests that must fail with it."""
+"""The tests detect common mistakes: naive drop-in classes, each with the tests that must fail for it."""
 
 import inspect
 
@@ -24,7 +24,7 @@ class StepsTwice:
 
 
 class HooksTwice:
-    """It calls the step that torch has wrapped as it is."""
+    """Calls torch's wrapped step directly."""
 
     def step(self, closure=None):
         return self.twin.step(self, closure)
@@ -41,7 +41,7 @@ class ReturnsNothing:
 
 
 class CachesAddresses:
-    """It goes on with the tensors of the first step that has as many parameters, which still name its memory."""
+    """Reuses the tensors of the first step with as many parameters."""
 
     def _go(self, groups, kind=None):
         done = super()._go(groups, -1)
@@ -106,7 +106,7 @@ class CachesHyperparameters:
 
 
 class GoesOnWithoutState:
-    """It keeps states where state_dict does not see them."""
+    """Stores states outside of state_dict."""
 
     def state_dict(self):
         return super().state_dict() | {"state": {}}
@@ -134,7 +134,7 @@ class StatesAsTheyCome:
 
 
 def default(name):
-    """The first of torch's inputs of a class."""
+    """The first of torch's test inputs of a class."""
     return {"name": name, "i": 0}
 
 
@@ -241,13 +241,13 @@ CASES = [
 
 
 @pytest.mark.parametrize(("naive", "test", "arguments"), CASES)
-def test_the_naive_are_caught(naive, test, arguments, monkeypatch, threads, go):
+def test_naive_classes_are_detected(naive, test, arguments, monkeypatch, threads, go):
     if "go" in inspect.signature(test).parameters:
         arguments = arguments | {"go": go}
     for name in {*IN_TABLES, "LBFGS", "SparseAdam"}:
         ours = getattr(goptim, name)
         for optimizer in (ours, getattr(torch.optim, name)):
-            optimizer([torch.zeros(1)])  # torch wraps a class's step when it makes the first
+            optimizer([torch.zeros(1)])  # torch wraps a class's step when it creates the first instance
         monkeypatch.setattr(goptim, name, type(name, (naive, ours), {}))
     with ieee_sqrt(), pytest.raises((Exception, pytest.fail.Exception)):
         test(**arguments)

@@ -1,4 +1,4 @@
-"""Hyperparameters that are real numbers of other types than float: Go computes with float(x) where torch accepts x."""
+"""Hyperparameters of other real number types than float: Go computes with float(x) if torch accepts x."""
 
 import operator
 from decimal import Decimal
@@ -21,7 +21,7 @@ every = pytest.mark.parametrize("name", [*IN_TABLES, *(["Muon"] if "Muon" in _or
 
 
 class Real:
-    """What has __float__ alone, which torch takes for no number."""
+    """An object with only __float__, which torch does not accept as a number."""
 
     def __init__(self, x):
         self.x = x
@@ -36,7 +36,7 @@ def params_of(name):
 
 
 def run(make, numbers, options, steps=7):
-    """Steps with some of the group's values replaced; returns parameters and states."""
+    """Take steps with some of the group's values replaced; return parameters and states."""
     generator = torch.Generator().manual_seed(1)
     params = params_of("")
     opt = make(params, **options)
@@ -57,7 +57,7 @@ def error_of(*args):
 
 
 def converted(group, to):
-    """All real hyperparameters of a group, as another type holds them, and the floats that these are."""
+    """All real hyperparameters of a group, converted to another type, and their values as floats."""
     theirs = {}
     for key, x in group.items():
         if isinstance(x, float) or (type(x) is int and key not in ("ns_steps",)):
@@ -88,8 +88,8 @@ NUMPY = {
 
 @every
 @pytest.mark.parametrize("of", NUMPY)
-def test_numpys_numbers(name, of, watched):
-    """Every hyperparameter at once: torch's bits with the floats that they are."""
+def test_numpy_scalars(name, of, watched):
+    """Every hyperparameter at once: torch's exact results with the same values as floats."""
     ours, theirs = getattr(goptim, name), torchs(name)
     group = ours(params_of(name), **options_of(name)).param_groups[0]
     numbers, floats = converted({k: v for k, v in group.items() if k != "params"}, NUMPY[of])
@@ -107,7 +107,7 @@ def test_numpys_numbers(name, of, watched):
 
 @pytest.fixture
 def watched(monkeypatch):
-    """Of each step of ours, how many parameters went to Go, and why others went to torch."""
+    """The parameters in Go of each step, and the reasons why others fell back."""
     from goptim import _parts
 
     seen = []
@@ -120,8 +120,8 @@ def watched(monkeypatch):
     "make", [Fraction, Decimal, Real, np.int64, np.bool_, str, lambda x: None], ids=lambda make: make.__name__
 )
 @pytest.mark.parametrize("which", ["lr", "weight_decay"])
-def test_others_are_taken_where_torch_takes_them(name, make, which, watched):
-    """One hyperparameter at a time. What torch raises is raised; otherwise the bits are those with the float."""
+def test_other_types_are_supported_if_torch_accepts_them(name, make, which, watched):
+    """One hyperparameter at a time: torch's error, or the exact result with the float."""
     if which not in getattr(goptim, name)(params_of(name)).defaults:
         pytest.skip(f"it has no {which}")
     value = make(1) if which == "lr" else make(0.25) if make not in (np.int64, np.bool_) else make(1)
@@ -140,14 +140,14 @@ def test_others_are_taken_where_torch_takes_them(name, make, which, watched):
 
 @every
 def test_sequences_of_other_types(name, watched):
-    """Pairs given as lists, arrays and tuples of NumPy's numbers."""
+    """Pairs as lists, arrays and tuples of NumPy scalars."""
     group = getattr(goptim, name)(params_of(name)).param_groups[0]
     pairs = {k: v for k, v in group.items() if isinstance(v, tuple) and None not in v}
     for make in (list, np.array, lambda x: [np.float32(y) for y in x]):
         numbers = {k: make(v) for k, v in pairs.items()}
         floats = {k: tuple(map(float, v)) for k, v in numbers.items()}
         if (refused := error_of(torchs(name), numbers, {})) is not None:
-            assert name == "Rprop"  # which assigns them to elements
+            assert name == "Rprop"  # torch assigns them to elements
             assert error_of(getattr(goptim, name), numbers, {}) == refused
             continue
         watched.clear()
@@ -157,7 +157,7 @@ def test_sequences_of_other_types(name, watched):
 
 
 def test_constructors():
-    """What torch's constructor takes, and what it says otherwise."""
+    """A constructor accepts what torch's accepts, with the same errors."""
     for lr in (np.float32(1e-2), np.float64(1e-2), np.int64(1), Fraction(1, 100), -np.float32(1), "x"):
         for kwargs in ({"lr": lr}, {"lr": 0.1, "weight_decay": lr}):
             outcomes = []
@@ -169,7 +169,7 @@ def test_constructors():
             assert outcomes[0] == outcomes[1]
 
 
-def test_a_tensor_stays_torchs(watched):
+def test_a_tensor_falls_back(watched):
     run(goptim.AdamW, {"lr": torch.tensor(0.1)}, {})
     assert {n for n, _ in watched} == {0}
     assert "lr is a Tensor" in watched[0][1][0]
@@ -177,13 +177,13 @@ def test_a_tensor_stays_torchs(watched):
 
 @pytest.mark.parametrize("lr", [-(1 << 63) - 1, -(1 << 63), (1 << 63) - 1, 1 << 63])
 def test_integers_around_64_bits(lr, watched):
-    """torch computes with the larger ones too, where it negates them."""
+    """torch computes with larger integers too if it negates them."""
     assert_bit_equal(run(goptim.SGD, {"lr": lr}, {}), run(torchs("SGD"), {"lr": lr}, {}))
     assert watched == [(2, [])] * 7
 
 
-def test_a_value_that_torch_cannot_use_is_asked_for_again(watched):
-    """An answer is kept for types, and what fails for a value fails for that value alone."""
+def test_an_invalid_value_is_tried_again(watched):
+    """The result is cached by type, and an error for a value applies only to that value."""
     with pytest.raises(RuntimeError, match="overflow"):
         run(goptim.SGD, {"lr": np.longdouble(1e39)}, {})
     run(goptim.SGD, {"lr": np.longdouble(0.1)}, {})
@@ -239,7 +239,7 @@ def test_lbfgs(search, watched):
     assert watched == [(1, [])] * 6
 
 
-def test_lbfgs_and_what_torch_refuses():
+def test_lbfgs_with_what_torch_rejects():
     for options in ({"lr": Fraction(1, 2)}, {"lr": Real(0.5)}, {"tolerance_change": Decimal(1)}, {"max_iter": 2.5}):
         errors = []
         for cls in (torch.optim.LBFGS, goptim.LBFGS):
@@ -272,5 +272,5 @@ def test_explain(watched):
     opt = goptim.AdamW(params_of(""))
     opt.param_groups[0]["lr"] = np.float32(0.1)
     assert {row.to for row in goptim.explain(opt)} == {"go"}
-    assert not isinstance(opt.param_groups[0]["lr"], (float, Tensor))  # the group keeps what it was given
+    assert not isinstance(opt.param_groups[0]["lr"], (float, Tensor))  # the group keeps the original value
     assert operator.index(len(opt.state)) == 0

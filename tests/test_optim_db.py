@@ -1,6 +1,6 @@
-"""torch's own list of optimizers, arguments and errors, and on every entry what torch's own tests do with it.
+"""torch's test database of optimizers, arguments and errors, with the checks of torch's own tests.
 
-Each test does the same with torch's class and with ours, and compares bits; LBFGS' sums are in our order.
+Each test does the same with torch's class and goptim's, and compares bit for bit. LBFGS sums in goptim's order.
 """
 
 import copy
@@ -71,7 +71,7 @@ def test_errors(name, dtype):
 @every_input
 @pytest.mark.parametrize("ours_first", [False, True], ids=["theirs to ours", "ours to theirs"])
 def test_state_dict_round_trip(name, i, ours_first):
-    """What one class saved the other loads, and goes on with it as the first does."""
+    """Each class loads what the other saved, and continues in the same way."""
     ours, torchs = twins(name)
     first, second = (ours, torchs) if ours_first else (torchs, ours)
     run = Run(first, **options_of(name, i)).steps(3)
@@ -93,10 +93,10 @@ def test_deepcopy(name, i):
         other = run.copy()
         assert type(other.opt) is optimizer
         before = copy.deepcopy(other.everything())
-        if optimizer is torch.optim.LBFGS:  # its copy fails for want of what it does not save; ours goes on
+        if optimizer is torch.optim.LBFGS:  # a copy of torch's optimizer fails; goptim's works
             other.opt._params, other.opt._numel_cache = other.params, None
         run.steps(2)
-        assert_bit_equal(other.everything()[0], before[0])  # a copy's tensors are its own
+        assert_bit_equal(other.everything()[0], before[0])  # a copy has its own tensors
         assert_bit_equal(other.everything()[1]["state"], before[1]["state"])
         runs.append((run, other.steps(2)))
     (ours, our_copy), (torchs, _) = runs
@@ -106,7 +106,7 @@ def test_deepcopy(name, i):
 
 @every
 def test_hooks(name):
-    """Of steps, state_dict and load_state_dict, before and after, of all optimizers and of one."""
+    """Hooks before and after step, state_dict and load_state_dict, of all optimizers and of one."""
     logs = []
     for optimizer in twins(name):
         run = Run(optimizer)
@@ -173,7 +173,7 @@ def test_closures(name, i):
 
 @every_input
 def test_groups_with_other_hyperparameters(name, i):
-    """The first parameter in a group of the input's, the others in one that says only its lr, a late one besides."""
+    """A group with the input's options, a group with only an lr, and a group that is added later."""
     if name == "LBFGS":
         pytest.skip("it has one group")
     runs = []
@@ -187,7 +187,7 @@ def test_groups_with_other_hyperparameters(name, i):
 
         run = Run(optimizer, groups, **({"foreach": False} if "foreach" in options else {})).steps(2)
         late = Parameter(torch.full((2, 3), 0.5))
-        if name != "Adagrad" or not torch.__version__.startswith("2.6."):  # which has a state for the first alone
+        if name != "Adagrad" or not torch.__version__.startswith("2.6."):  # it only has a state for the first parameter
             run.params.append(late)
             run.opt.add_param_group({"params": [late], "lr": 0.3})
         runs.append(run.steps(3))
@@ -219,7 +219,7 @@ def test_layouts(name, i, layout):
 @every
 @pytest.mark.parametrize("meta", [0, 1])
 def test_devices_in_one_optimizer(name, meta):
-    """meta stands for another device. What torch refuses we refuse with its error, and nothing is written."""
+    """meta represents another device. goptim rejects what torch rejects, with its error, before any write."""
     runs, errors = [], []
     for optimizer in twins(name):
         run = Run(optimizer)
@@ -244,7 +244,7 @@ def test_devices_in_one_optimizer(name, meta):
 
 @every_input
 def test_complex(name, i):
-    """torch's, beside Go's real ones in the same step."""
+    """Complex parameters fall back, next to real ones in Go in the same step."""
     if not INFOS[name].supports_complex:
         pytest.skip("torch has none")
 
@@ -252,7 +252,7 @@ def test_complex(name, i):
         run = Run(optimizer, **options_of(name, i))
         complexes = Run(optimizer, dtype=torch.complex64)
         params = [p for pair in zip(complexes.params, run.params, strict=True) for p in pair]
-        params = complexes.params if name == "LBFGS" else params  # which takes all as one vector
+        params = complexes.params if name == "LBFGS" else params  # LBFGS treats all parameters as one vector
         run.params, run.opt = params, optimizer(params, **options_of(name, i))
         return run.steps(3)
 

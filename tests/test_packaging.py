@@ -1,4 +1,4 @@
-"""What is built: the extension's symbols, the sdist's files and, under the marker `packaging`, whole installations."""
+"""The built extension's symbols, the sdist's files and, with the marker `packaging`, whole installations."""
 
 import os
 import shutil
@@ -21,7 +21,7 @@ spec = importlib.util.spec_from_file_location("goptim._core", path)
 core = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(core)
 print(core.Version())
-"""  # `import goptim` would need torch
+"""  # `import goptim` would require torch
 
 
 def run(*command, **options):
@@ -37,7 +37,7 @@ def elf():
         yield elffile.ELFFile(f)
 
 
-def test_extension_exports_its_init_function_alone(elf):
+def test_extension_exports_only_its_init_function(elf):
     symbols = elf.get_section_by_name(".dynsym").iter_symbols()
     assert [s.name for s in symbols if s.name and s["st_shndx"] != "SHN_UNDEF"] == ["PyInit__core"]
 
@@ -53,7 +53,7 @@ def test_extension_has_the_stable_abi():
 
 @pytest.fixture(scope="session")
 def sdist(tmp_path_factory):
-    """An sdist of the working tree, made in a copy: setuptools leaves files where it runs."""
+    """An sdist of the working tree, built in a copy because setuptools leaves files behind."""
     tree = tmp_path_factory.mktemp("sdist") / "tree"
     ignored = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__")
     shutil.copytree(ROOT, tree, ignore=ignored)
@@ -62,7 +62,7 @@ def sdist(tmp_path_factory):
     return path
 
 
-def test_sdist_has_what_a_build_needs(sdist):
+def test_sdist_is_complete(sdist):
     with tarfile.open(sdist) as tar:
         has = {name.partition("/")[2] for name in tar.getnames()}
     suffixes = {".go", ".s", ".c", ".h", ".map", ".py", ".pyi"}
@@ -80,7 +80,7 @@ def make_venv(path, python=sys.executable):
 
 @pytest.fixture(scope="session")
 def wheel(sdist, tmp_path_factory):
-    """A wheel of the sdist, built where there is neither Go nor a C compiler: pip gets them as build requirements."""
+    """A wheel of the sdist, built without Go and a C compiler: pip installs them as build requirements."""
     folder = tmp_path_factory.mktemp("wheel")
     bare = {k: v for k, v in os.environ.items() if k not in ("GOPTIM_GO", "CC", "PYTHONPATH")} | {"PATH": ""}
     python = make_venv(folder / "venv")
@@ -95,7 +95,7 @@ def test_sdist_builds_a_stable_abi_wheel_without_go_or_a_compiler(wheel):
 
 
 @pytest.mark.packaging
-def test_wheel_has_what_is_compiled_late(wheel):
+def test_wheel_has_the_benchmark(wheel):
     with zipfile.ZipFile(wheel) as file:
         assert {"goptim/_bench/__init__.py", "goptim/_bench/bound.c", "goptim/py.typed"} <= set(file.namelist())
 

@@ -1,4 +1,4 @@
-"""Bit for bit: goptim against torch.optim's for-loop with IEEE square roots, and against torch's fused kernels."""
+"""goptim is bit-for-bit equal to torch.optim's for-loop with IEEE square roots, and to torch's fused kernels."""
 
 import json
 import math
@@ -31,7 +31,7 @@ FLOATS = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["
 
 
 class Twins:
-    """Parameters with an optimizer of goptim's, and the same with torch's."""
+    """Parameters with an optimizer of goptim, and the same with torch's."""
 
     def __init__(self, configuration: Configuration, values: list[Tensor], **flags: bool | None) -> None:
         values = [v for v in values if configuration.go_takes(v)]
@@ -47,7 +47,7 @@ class Twins:
             optimizer.add_param_group({"params": group, **configuration.options})
 
     def step(self, grads: list[Tensor | None] | None = None) -> None:
-        """Step both with the same gradients, and hold all that they have against each other."""
+        """Step both with the same gradients, and compare everything."""
         grads = gradients(self.params, self.steps) if grads is None else grads
         for p, q, g in zip(self.params, self.expected, grads, strict=True):
             p.grad, q.grad = g, None if g is None else g.clone()
@@ -88,12 +88,12 @@ def test_every_configuration(configuration, lengths, dtype):
 @FLOATS
 @pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=str)
 def test_special_values(configuration, dtype):
-    """Each meets each as parameter and gradient, and on the way many others in the state."""
+    """All pairs of special values as parameter and gradient, and many more in the state."""
     limits = torch.finfo(dtype)
     positive = [0.0, limits.tiny, limits.tiny * limits.eps, 1e-40, 1e-25, limits.eps, 1.0, 1e19, limits.max]
     some = torch.tensor([*positive, *(-x for x in positive), torch.inf, -torch.inf, torch.nan], dtype=dtype)
     values, grads = torch.cartesian_prod(some, some).t().contiguous()
-    positive_zeros = values + 0.0  # torch.maximum(0.0, -0.0) depends on the place of the element
+    positive_zeros = values + 0.0  # torch.maximum(0.0, -0.0) depends on the position of the element
     if configuration.options.get("betas", (1,))[0] == 0:
         grads = grads + 0.0  # and so does torch.lerp(0.0, -0.0, 1.0)
     twins = Twins(configuration, [values])
@@ -137,7 +137,7 @@ def test_layouts(configuration, dtype):
     ],
 )
 def test_threads(configuration, n, dtype, threads):
-    """Beyond half a million elements, where Go takes as many threads as torch."""
+    """More than half a million elements, for which Go uses as many threads as torch."""
     threads(n)
     twins = Twins(configuration, [normal((m,), dtype, i) for i, m in enumerate([300_001, 5, 300_001, 0, 70_001])])
     twins.run(STEPS // 2)
@@ -148,7 +148,7 @@ def test_threads(configuration, n, dtype, threads):
 def test_gradients_come_and_go(configuration, dtype):
     twins = Twins(configuration, [normal((20,), dtype, i) for i in range(4)])
     for step in range(STEPS):
-        # The first comes late, the second never, the third at times; the fourth is at times the old tensor, refilled.
+        # The first gradient comes late, the second never, the third sometimes; the fourth is often the old tensor.
         grads = gradients(twins.params, step)
         grads[0] = grads[0] if step > 3 else None
         grads[1] = None
@@ -161,7 +161,7 @@ def test_gradients_come_and_go(configuration, dtype):
 @FLOATS
 @pytest.mark.parametrize("row", TABLE.values(), ids=TABLE)
 def test_groups(row, dtype):
-    """Every configuration of an optimizer at once, each with its group of parameters."""
+    """All configurations of an optimizer at once, each in a separate group."""
     needs_late_state(row[0].optimizer)
     twins = Twins(row[0], [normal((19,), dtype, 0), normal((2, 3), dtype, 1)])
     for i, configuration in enumerate(row):
@@ -172,9 +172,9 @@ def test_groups(row, dtype):
 @FLOATS
 @pytest.mark.parametrize("row", TABLE.values(), ids=TABLE)
 def test_hyperparameters_change_between_steps(row, dtype):
-    """Every configuration of an optimizer in turn; that with every flag comes first, and makes all state.
+    """All configurations of an optimizer in turn. The first one has every flag, and creates all state.
 
-    Then what only a program can write: no constructor takes it.
+    Then values that a program can set, but that no constructor accepts.
     """
     twins = Twins(row[-1], [normal((37,), dtype, 0)])
     groups = [optimizer.param_groups[0] for optimizer in (twins.optimizer, twins.oracle)]
@@ -239,10 +239,10 @@ def test_path_flags_change_nothing(configuration, value):
     "configuration", [c for c in CONFIGURATIONS if "fused" in c.path_flags() and not c.odd], ids=str
 )
 def test_fused_kernels_of_torch(configuration, dtype):
-    """With nothing replaced in torch, on one thread and whole vectors: the rest behind them is rounded another way.
+    """With an unmodified torch, on one thread and with whole vectors, because torch rounds the tail differently.
 
-    Not the odd ones: the float64 scalars of a step come from C++ here, which rounds them as Python does but for cases
-    that the odd ones seek.
+    Without the unusual configurations: here, the float64 scalars of a step are computed in C++, which rounds like
+    Python except in the cases of these configurations.
     """
     if configuration.options.get("lr_decay") and dtype == torch.float64:
         pytest.skip("C++ rounds 1 + (step - 1) * lr_decay once, Python twice, and float64 shows it")
@@ -262,12 +262,12 @@ def test_fused_kernels_of_torch(configuration, dtype):
 @FLOATS
 @pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=str)
 def test_stock_for_loop(configuration, dtype):
-    """With nothing replaced in torch, whose square roots from MKL may be 1 ulp off, otherwise on AMD than on Intel.
+    """With an unmodified torch, whose square roots from MKL may be 1 ulp off, differently on AMD and Intel.
 
-    An ulp of the root is much less than one of the parameter, and shows only where the sum is close to the middle
-    between two floats. Measured over 100 000 parameters, with torch 2.6 and 2.15: 1 ulp at most, after one step in one
-    of 6000 and after ten in one of 1000, on AMD; in one of 50 000 with MKL's kernels for Intel. Without a root, nothing
-    differs. RMSprop's momentum adds up what differs, in steps of ten times the learning rate here: 4 ulp at most.
+    An ulp of the root is much smaller than one of the parameter, and is visible only if the sum is close to the middle
+    between two floats. Measured over 100 000 parameters with torch 2.6 and 2.15 on AMD: at most 1 ulp, for one in 6000
+    after one step and one in 1000 after ten; with MKL's kernels for Intel, for one in 50 000. Optimizers without a root
+    do not differ. RMSprop's momentum accumulates the differences, with ten times the learning rate here: at most 4 ulp.
     """
     configuration = replace(configuration, options=configuration.options | {"lr": 1e-3})
     values = [1.25 + torch.rand(10_000, dtype=dtype, generator=torch.Generator().manual_seed(0)) / 2]
@@ -284,9 +284,9 @@ def test_stock_for_loop(configuration, dtype):
 
 @pytest.mark.parametrize(("bits", "capability"), [(512, "avx512"), (256, "avx2"), (0, "avx2")])
 def test_vector_widths(bits, capability):
-    """Some of the tests above in a process with vectors of this width, by the line that conftest.py has pytest print.
+    """Some of the tests above in a process with vectors of this width, which conftest.py makes pytest print.
 
-    Go's tests hold every kernel of each width against the one-lane copies.
+    Go's tests compare every kernel of each width with the one-lane copies.
     """
     if bits == 512 and CAPABILITY != "AVX512":
         pytest.skip("this CPU has no vectors of 512 bits")
@@ -305,7 +305,7 @@ def test_vector_widths(bits, capability):
 
 def test_golden_file_is_fresh():
     have, fresh = golden.PATH.read_text(), golden.text()
-    if fused_norms():  # an older torch, whose Adafactor has other bits than the file's, in Go too
+    if fused_norms():  # an older torch, whose Adafactor has other results than the file, also in Go
         have, fresh = (
             [case for case in json.loads(text)["cases"] if case["optimizer"] != "Adafactor"] for text in (have, fresh)
         )

@@ -1,4 +1,4 @@
-"""torch.optim's classes build goptim's optimizers, wherever a program has them from; and go back to what they were."""
+"""Patched classes of torch.optim construct goptim's optimizers, however a program refers to them, until unpatched."""
 
 import copy
 import functools
@@ -14,12 +14,12 @@ from torch.nn import Parameter
 from torch.optim import AdamW as early
 
 import goptim
-from goptim._patch import twins
+from goptim._patch import replacements
 from goptim.testing import assert_bit_equal, ieee_sqrt
 
-TWINS = twins()
+TWINS = replacements()
 
-# Where programs keep classes.
+# Places where programs store classes.
 partial = functools.partial(torch.optim.AdamW, lr=0.1)
 registry = {"adamw": torch.optim.AdamW}
 
@@ -93,7 +93,7 @@ def test_every_class():
         assert type(theirs(params())) is theirs
 
 
-def test_arguments_and_errors_are_the_classs_own():
+def test_arguments_and_errors_are_those_of_the_class():
     with goptim.patch():
         opt = torch.optim.SGD(params(), 0.5, momentum=0.9)
         assert (opt.defaults["lr"], opt.defaults["momentum"]) == (0.5, 0.9)
@@ -103,7 +103,7 @@ def test_arguments_and_errors_are_the_classs_own():
             torch.optim.Adafactor(params(), relative_step=True)
 
 
-def test_a_step_has_torchs_bits():
+def test_a_step_is_exact():
     runs = []
     for patch in (False, True):
         if patch:
@@ -135,7 +135,7 @@ def test_patches_within_patches():
     goptim.unpatch()
 
 
-def test_what_was_built_before_stays_torchs_and_so_do_its_copies():
+def test_existing_optimizers_and_copies_stay_torchs():
     before = early(params())
     before.step()
     pickled = pickle.dumps(before)
@@ -145,7 +145,7 @@ def test_what_was_built_before_stays_torchs_and_so_do_its_copies():
             opt.step()
 
 
-def test_what_was_built_in_between_stays_goptims():
+def test_optimizers_stay_goptims_after_unpatch():
     with goptim.patch():
         ours = early(params())
         ours.step()
@@ -156,7 +156,7 @@ def test_what_was_built_in_between_stays_goptims():
     theirs.load_state_dict(ours.state_dict())
 
 
-def test_derived_classes_are_themselves():
+def test_derived_classes_are_not_patched():
     with goptim.patch():
         assert type(Derived(params())) is Derived
 
@@ -297,8 +297,8 @@ print("ok")
         pytest.param("reloaded", marks=pytest.mark.full),
     ],
 )
-def test_classes_put_into_torch_optim_by_hand(how):
-    """No step calls itself, whatever of torch's has been replaced by ours."""
+def test_classes_assigned_to_torch_optim(how):
+    """No step calls itself, whichever classes are replaced."""
     done = subprocess.run([sys.executable, "-c", BY_HAND, how], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.endswith("ok\n")
@@ -324,7 +324,7 @@ for cls in goptim.SGD, original:
 
 @pytest.mark.parametrize("what", ["class", pytest.param("function", marks=pytest.mark.full)])
 def test_states_in_files_where_torch_optim_has_another_class(what, tmp_path):
-    """A class of torch.optim's that was replaced before goptim is imported is still the one whose state is saved."""
+    """A class of torch.optim that was replaced before the import of goptim is still the one whose state is saved."""
     done = subprocess.run(
         [sys.executable, "-c", BEFORE_IMPORT, what, str(tmp_path / "state")],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""goptim in the life of processes: import, threads, forks, signals and exit."""
+"""goptim and processes: import, threads, forks, signals and exit."""
 
 import functools
 import os
@@ -21,7 +21,7 @@ from goptim.testing import assert_bit_equal, ieee_sqrt
 pytestmark = pytest.mark.xdist_group("server")
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 
-# What the programs below share: steps that are checked against torch's.
+# The common part of the programs below: steps that are compared with torch's.
 SHARED = """
 import os, signal, sys, threading
 from pathlib import Path
@@ -66,14 +66,14 @@ def start_in(server, program):
 
 
 def finish(process, timeout=60):
-    """What a process has written when it has ended."""
+    """The output of a process after its end."""
     done = process.finish(timeout)
     return done.returncode, done.stdout, done.stderr
 
 
 @pytest.fixture
 def check(start):
-    """Run a program that says nothing but what is expected, and succeeds."""
+    """Run a program, and check that it succeeds with only the expected output."""
 
     def check(program, out=""):
         assert finish(start(program)) == (0, out, "")
@@ -91,7 +91,7 @@ def check_in_fork(server):
 
 @pytest.fixture(scope="module")
 def used():
-    """A process that runs the programs of many tests, with threads of OpenMP's and all that goptim needs."""
+    """A process that runs the programs of many tests, with OpenMP's threads and everything that goptim needs."""
     used = pythons.Server()
     yield used
     used.stop()
@@ -99,7 +99,7 @@ def used():
 
 @pytest.fixture
 def check_inside(used):
-    """Run a program where others have run before, with as many threads as it likes."""
+    """Run a program in a process where others have run before, with any number of threads."""
 
     def check(program):
         assert finish(used.start("-c", SHARED + textwrap.dedent(program), inside=True)) == (0, "", "")
@@ -108,13 +108,13 @@ def check_inside(used):
 
 
 @pytest.mark.full
-def test_strict_python_has_nothing_to_say():
+def test_no_warnings_in_strict_python():
     program = """
     torch.set_num_threads(2)
     for n in (SMALL, LARGE):
         step_and_check(make(goptim.AdamW, n), 3)
     """
-    torchs = "ignore:Implicitly cleaning up:ResourceWarning"  # of torch 2.6, which leaves a temporary folder to exit
+    torchs = "ignore:Implicitly cleaning up:ResourceWarning"  # torch 2.6 removes a temporary folder at exit
     done = pythons.new("-X", "dev", "-W", "error", "-W", torchs, "-c", SHARED + textwrap.dedent(program))
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
@@ -192,8 +192,8 @@ def test_exit_while_a_daemon_thread_steps(start):
         started.acquire()
     """)
     code, _, err = finish(process)
-    # Python ends such a thread where it next wants the interpreter. In C++ of torch's that is fatal, so torch.optim's
-    # optimizers do the same; two threads may do it at once.
+    # Python ends such a thread when it next acquires the interpreter. In torch's C++ code that is fatal, also with
+    # torch.optim. Two threads may end at the same time.
     fatal = "terminate called without an active exception\n"
     assert (code, err) in [
         (0, ""),
@@ -204,7 +204,7 @@ def test_exit_while_a_daemon_thread_steps(start):
 
 @needs_fork
 def test_forked_child_steps(check_inside):
-    """Go's runtime does not live on in it: torch's own step takes over, with the same bits."""
+    """Go's runtime does not survive, so steps fall back to torch, with exact results."""
     check_inside("""
     import copy, pickle, signal
     torch.set_num_threads(2)
@@ -234,8 +234,8 @@ def test_forked_child_steps(check_inside):
 
 
 @needs_fork
-def test_every_class_goes_on_in_a_forked_child(tmp_path, check_inside):
-    """The child ends where the parent does, which is Go's way; LBFGS' sums are torch's there, in another order."""
+def test_every_class_continues_in_a_forked_child(tmp_path, check_inside):
+    """Parent and child have the same results. In the child, LBFGS sums in torch's order."""
     program = f"""
     import signal
     sys.path.insert(0, {os.path.dirname(__file__)!r})
@@ -281,7 +281,7 @@ def test_forked_child_steps_after_torch_has_used_threads(check_inside):
 
 @needs_fork
 def test_forked_child_exits_by_itself(check):
-    """Through all that Python does at exit, and while Go was at work in the parent."""
+    """With Python's normal exit, and while Go was running in the parent."""
     check("""
     import signal
     opt = make(goptim.AdamW, LARGE)
@@ -306,7 +306,7 @@ def test_forked_child_exits_by_itself(check):
 
 @needs_fork
 def test_fork_before_the_extension_is_loaded(check_in_fork):
-    """Such a child has a Go of its own."""
+    """Such a child starts its own Go runtime."""
     check_in_fork("""
     import signal
     child = os.fork()
@@ -325,7 +325,7 @@ def test_fork_before_the_extension_is_loaded(check_in_fork):
 @pytest.mark.full
 @needs_fork
 def test_fork_after_torch_has_used_threads_before_the_extension_is_loaded():
-    """OpenMP would hang in such a child, and Go's own threads step."""
+    """OpenMP would hang in such a child, so steps run on Go's own threads."""
     program = """
     import signal
     torch.set_num_threads(2)
@@ -351,7 +351,7 @@ def test_fork_after_torch_has_used_threads_before_the_extension_is_loaded():
 
 
 def test_numbers_of_threads_that_change(check_inside):
-    """Threads of OpenMP end and begin between steps."""
+    """OpenMP threads end and start between steps."""
     check_inside("""
     opt = make(goptim.AdamW, LARGE)
     for i, n in enumerate([2, 1, 4, 2, 3, 1, 2]):
@@ -361,7 +361,7 @@ def test_numbers_of_threads_that_change(check_inside):
 
 
 def test_without_openmp(check_inside):
-    """Go's own threads step, as on a machine whose torch came without libgomp."""
+    """Steps run on Go's own threads, as with a torch without libgomp."""
     check_inside("""
     torch.set_num_threads(2)
     opt = make(goptim.AdamW, LARGE)
@@ -449,8 +449,8 @@ def test_interrupt_in_a_training_loop(n, start):
     assert code == -signal.SIGINT
 
 
-def test_signals_that_come_all_the_time_to_all_threads(check):
-    """A handler of Python's runs while Go computes or waits, and on stacks of Go's."""
+def test_frequent_signals_to_all_threads(check):
+    """A Python handler runs while Go computes or waits, and on Go's stacks."""
     check("""
     import ctypes, signal, time
     torch.set_num_threads(2)
@@ -623,10 +623,10 @@ assert not torch.equal(rounded_up(1)[0][0], run(goptim, "AdamW")[0][0])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it looks at threads through Linux's proc")
-def test_a_step_leaves_the_process_as_it_is():
-    """Its signals, its masks, its number of threads and their floating-point state.
+def test_a_step_does_not_change_the_process():
+    """Its signal handlers, masks, number of threads and their floating-point state.
 
-    OpenMP binds the main thread to one CPU here, all that Go can count, and the variable GOMAXPROCS says the same.
+    OpenMP binds the main thread to one CPU here, which is what Go detects, and GOMAXPROCS is also 1.
     """
     environment = os.environ | {"OMP_PROC_BIND": "close", "GOMAXPROCS": "1"}
     code, out, err = finish(pythons.start_new("-c", SHARED + HOST, env=environment), 120)
@@ -656,8 +656,8 @@ long seen(void) { return count; }
 
 @pytest.mark.full
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="it compiles a handler")
-def test_handlers_in_c_that_need_much_stack(tmp_path):
-    """A handler without SA_ONSTACK runs on the stack in use, which may be a goroutine's, in any thread of a step."""
+def test_handlers_in_c_with_large_stacks(tmp_path):
+    """A handler without SA_ONSTACK runs on the current stack, which may be a goroutine's, in any thread of a step."""
     (tmp_path / "handler.c").write_text(HANDLER)
     library = tmp_path / "handler.so"
     subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, tmp_path / "handler.c"], check=True)
@@ -695,7 +695,7 @@ def test_handlers_in_c_that_need_much_stack(tmp_path):
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_faulthandler_reports_crashes_that_are_not_gos(when, server):
+def test_faulthandler_reports_crashes_outside_go(when, server):
     program = f"""
     import ctypes, faulthandler, resource
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -743,8 +743,8 @@ def test_two_threads_step_two_optimizers(n, threads):
         assert_bit_equal(opt.param_groups[0]["params"], expected.param_groups[0]["params"])
 
 
-def test_other_threads_go_on_during_a_long_step(threads):
-    """Go computes without the lock of Python's interpreter."""
+def test_other_threads_run_during_a_long_step(threads):
+    """Go computes without holding the GIL."""
     threads(1)
     p = Parameter(torch.zeros(1 << 24))
     p.grad = torch.ones_like(p)

@@ -1,6 +1,7 @@
-"""Every command and snippet of the README, and every program beside it, does what it says."""
+"""Tests the commands, snippets and figures of the README."""
 
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -45,18 +46,35 @@ def test_go_snippets_compile(tmp_path: Path) -> None:
             'package main\n\nimport "github.com/goptim/goptim/goptim"\n\nfunc main() {\n'
             f"weights := []float32{{1, 2}}\n{code}\nif err != nil {{\npanic(err)\n}}\n}}\n"
         )
-        folder = ROOT / "build" / "_readme"  # inside the module, and not one of ./...
+        folder = ROOT / "build" / "_readme"  # inside the module, but excluded from ./...
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "main.go").write_text(program)
         run(Path(sys.executable).with_name("go"), "run", folder / "main.go")
 
 
 def test_commands_are_tested() -> None:
-    """pip install is test_packaging's, make tour test_examples', make demo's test is below; the rest must exist."""
+    """test_packaging tests pip install, test_examples make tour, and test_demo make demo. Other targets must exist."""
     commands = [line for block in snippets("sh") for line in block.splitlines()]
     assert sorted(commands) == ["make demo", "make test", "make tour", "pip install ."]
     for target in re.findall(r"`make ([a-z-]+)", README):
         run("make", "-n", target)
+
+
+def test_first_table_is_current() -> None:
+    """`make bench` derives it from docs/benchmarks.md, and the first sentence repeats its figures."""
+    table = runpy.run_path(str(ROOT / "benchmarks/summary.py"))["table"](ROOT / "docs/benchmarks.md")
+    assert f"<!-- summary -->\n{chr(10).join(table)}\n<!-- end -->" in README
+    steps = (ROOT / "docs/benchmarks.md").read_text().partition("<!-- goptim bench -->")[2].splitlines()
+    speedups = {
+        shapes: max(steps_of(steps, f"| AdamW | {shapes} |"), key=lambda cells: int(cells[2]))[4]
+        for shapes in ("8 x 2M", "1000 x 64")
+    }
+    large, small = re.findall(r"(\d+) times", " ".join(README.partition("```")[0].split()))
+    assert (int(large), int(small)) == (int(float(speedups["8 x 2M"])), int(float(speedups["1000 x 64"])))
+
+
+def steps_of(lines: list[str], start: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith(start)]
 
 
 def test_make_prints_every_target() -> None:
@@ -76,7 +94,7 @@ def test_demo(optimizer: str, tmp_path: Path, server: Server) -> None:
 
 @pytest.mark.parametrize("page", ["README.md", "docs/benchmarks.md"])
 def test_bench_commands_are_understood(page: str, server: Server) -> None:
-    """test_bench.py runs them; here, each that a page names has arguments that exist."""
+    """The options in a page exist. test_bench.py runs the commands."""
     text = (ROOT / page).read_text()
     commands = set(re.findall(r"python -m goptim bench([^`\n]*)", text))
     assert commands

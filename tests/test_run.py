@@ -1,4 +1,4 @@
-"""``python -m goptim run`` runs programs that were written for torch.optim: the same output, in Go."""
+"""``python -m goptim run`` runs programs for torch.optim with goptim, with the same output."""
 
 import os
 import re
@@ -19,20 +19,20 @@ RUN = ("-m", "goptim", "run")
 
 pytestmark = pytest.mark.xdist_group("server")
 
-# The oracle's square roots, for all of a process.
+# IEEE square roots for the whole process.
 IEEE = """
 import atexit, goptim.testing
 _roots = goptim.testing.ieee_sqrt()
 _roots.__enter__()
 atexit.register(_roots.__exit__, None, None, None)
 """
-# What the environment and sitecustomize.py make of a new process.
+# The effects of the environment and sitecustomize.py on a new process.
 FIRST = IEEE + "import torch, warnings\ntorch.set_num_threads(1)\nwarnings.simplefilter('ignore')\n"
 
 
 @pytest.fixture
 def new_python(tmp_path):
-    """Run Python in a folder of its own, where torch rounds square roots correctly."""
+    """Run Python in a separate folder, where torch rounds square roots correctly."""
     folder = tmp_path / "site"
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(IEEE)
@@ -49,7 +49,7 @@ def new_python(tmp_path):
 
 @pytest.fixture
 def python(tmp_path, server):
-    """The same in a fork of a process that has imported torch."""
+    """The same as new_python, in a fork of a process that has imported torch."""
 
     def run(*words, code=0):
         done = server.run(*words, cwd=tmp_path, first=FIRST, timeout=120)
@@ -61,7 +61,7 @@ def python(tmp_path, server):
 
 @pytest.fixture
 def plain_python(tmp_path):
-    """A new Python without torch, which is soon there, for what goptim does to a program's surroundings."""
+    """The same in a new Python without torch, which starts quickly, for tests of the program's environment."""
 
     def run(*words, code=0):
         done = pythons.new(*words, cwd=tmp_path)
@@ -98,7 +98,7 @@ def test_digits(new_python, tmp_path):
     assert out == expected
     assert "Accuracy" in out
     assert_bit_equal(*load(*saved))
-    assert report(err) == ["goptim: Adadelta: 1 optimizer, 44 steps; Go took 8 parameters (352 updates)"]
+    assert report(err) == ["goptim: Adadelta: 1 optimizer, 44 steps; in Go: 8 parameters (352 updates)"]
 
 
 def test_names_from_everywhere(python, tmp_path):
@@ -107,17 +107,18 @@ def test_names_from_everywhere(python, tmp_path):
     out, err = python(*RUN, program, saved[1])
     assert out == expected
     assert_bit_equal(*load(*saved))
-    took = "1 optimizer, 20 steps; Go took 4 parameters (80 updates)"
+    took = "1 optimizer, 20 steps; in Go: 4 parameters (80 updates)"
     assert report(err) == [
         *(f"goptim: {name}: {took}" for name in ("SGD", "Adam", "AdamW", "RMSprop", "Adagrad", "NAdam")),
-        "goptim: Lookahead: 1 optimizer, 20 steps; torch took 4 parameters (80 updates):",
-        "goptim:   80 updates: its class is derived from torch.optim.AdamW, and may override what Go would not ask",
-        "goptim: LBFGS: 1 optimizer, 3 steps; Go took 4 parameters (12 updates)",
+        "goptim: Lookahead: 1 optimizer, 20 steps; fell back to torch: 4 parameters (80 updates):",
+        "goptim:   80 updates: its optimizer is derived from torch.optim.AdamW and may override what goptim does not "
+        "call",
+        "goptim: LBFGS: 1 optimizer, 3 steps; in Go: 4 parameters (12 updates)",
     ]
 
 
 def test_checkpoints_go_both_ways(python, tmp_path):
-    """Half of a run by each is the run by one."""
+    """Half a run with each is the same as a whole run with one."""
     program = PROGRAMS / "embeddings.py"
     whole, _ = python(program, tmp_path / "whole.pt")
     for first, then in (((), RUN), (RUN, ()), (RUN, RUN)):
@@ -130,8 +131,8 @@ def test_checkpoints_go_both_ways(python, tmp_path):
         assert_bit_equal(*load(saved, tmp_path / "whole.pt"))
         if then:
             assert report(err) == [
-                "goptim: SparseAdam: 1 optimizer, 10 steps; Go took 2 parameters (20 updates)",
-                "goptim: Adam: 1 optimizer, 10 steps; Go took 2 parameters (20 updates)",
+                "goptim: SparseAdam: 1 optimizer, 10 steps; in Go: 2 parameters (20 updates)",
+                "goptim: Adam: 1 optimizer, 10 steps; in Go: 2 parameters (20 updates)",
             ]
 
 
@@ -154,15 +155,16 @@ Mine([p], {}).step()
 """
 
 
-def test_report_says_why(python, script):
+def test_reasons_in_the_report(python, script):
     _, err = python(*RUN, script(REASONS))
     assert report(err) == [
-        "goptim: SGD: 2 optimizers, 2 steps; Go took 2 parameters (2 updates); torch took 2 parameters (2 updates):",
+        "goptim: SGD: 2 optimizers, 2 steps; in Go: 2 parameters (2 updates); "
+        "fell back to torch: 2 parameters (2 updates):",
         "goptim:   2 updates: it is torch.bfloat16",
-        "goptim: Adam: 1 optimizer, 1 step; torch took 1 parameter (1 update):",
+        "goptim: Adam: 1 optimizer, 1 step; fell back to torch: 1 parameter (1 update):",
         "goptim:   1 update: its group's lr is a Tensor",
-        "goptim: Mine: 1 optimizer, 1 step; torch took 1 parameter (1 update):",
-        "goptim:   1 update: its class is not one of torch.optim's",
+        "goptim: Mine: 1 optimizer, 1 step; fell back to torch: 1 parameter (1 update):",
+        "goptim:   1 update: its optimizer is not a class of torch.optim",
     ]
     _, err = python(*RUN, "-q", script(REASONS))
     assert report(err) == []
@@ -185,7 +187,7 @@ print(pickle.loads(pickle.dumps(f)) is f, beside.__name__, __annotations__ if "_
 
 
 @pytest.mark.parametrize("how", ["file", "module", "folder"])
-def test_a_program_finds_itself_as_ever(python, new_python, plain_python, script, tmp_path, how):
+def test_a_program_sees_the_usual_environment(python, new_python, plain_python, script, tmp_path, how):
     (tmp_path / "pack").mkdir()
     for name in ("pack/program.py", "pack/__main__.py"):
         script(SELF, name)
@@ -222,7 +224,7 @@ ENDS = {
 
 
 @pytest.mark.parametrize("end", ENDS)
-def test_a_program_ends_as_ever(python, plain_python, script, end):
+def test_a_program_ends_as_usual(python, plain_python, script, end):
     text, code = ENDS[end]
     program = script(text)
     out, err = python(*RUN, program, code=code)
@@ -232,18 +234,18 @@ def test_a_program_ends_as_ever(python, plain_python, script, end):
 
 
 def test_a_program_has_annotations(python, script):
-    """Until Python 3.14, the variable is there before a program's first annotation."""
+    """Before Python 3.14, the variable exists before a program's first annotation."""
     program = script("import sys\nprint(sys.version_info >= (3, 14) or __annotations__ == {})")
     assert python(*RUN, program)[0] == "True\n"
 
 
 @pytest.mark.full
 def test_a_new_process_that_raises(new_python, script):
-    test_a_program_ends_as_ever(new_python, new_python, script, "raises")
+    test_a_program_ends_as_usual(new_python, new_python, script, "raises")
 
 
 @pytest.mark.parametrize("words", [["nowhere.py"], ["-m", "nowhere"]], ids=str)
-def test_a_program_that_is_not_there(python, plain_python, words):
+def test_a_missing_program(python, plain_python, words):
     code = 1 if "-m" in words else 2
     _, err = python(*RUN, "-q", *words, code=code)
     assert err == plain_python(*words, code=code)[1]
@@ -309,7 +311,7 @@ EVERY_CHILD = [[f"{what}:{method}" for method in METHODS] for what in ("nested",
     ids=["few", "nested", "loaded", "pooled"],
 )
 def test_child_processes(new_python, script, how, children):
-    """They find the program, and its classes go both ways; they build goptim's optimizers as it does."""
+    """Child processes find the program, pickle its classes in both directions, and use goptim's optimizers."""
     script(CHILDREN, "children.py")
     words = ["children.py", *children] if how == "file" else ["-m", "children", *children]
     expected, _ = new_python(*words)
@@ -342,7 +344,7 @@ if len(sys.argv) > 1:
 
 
 def test_a_child_imports_goptim_first_or_torch(script, tmp_path):
-    """And a child's children are patched too, also those that are its successors."""
+    """The children of a child are patched too, also after an exec."""
     script("import subprocess, sys\nsubprocess.run([sys.executable, 'a.py', 'b.py'], check=True)")
     script(IMPORTS % "goptim", "a.py")
     script(IMPORTS % "torch", "b.py")

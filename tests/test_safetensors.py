@@ -1,4 +1,4 @@
-"""States as safetensors files: between goptim, torch.optim and the Go package, and on with the same bits."""
+"""States in safetensors files, exchanged between goptim, torch.optim and the Go package, continue exactly."""
 
 import contextlib
 import errno
@@ -31,7 +31,7 @@ BUILDERS = pytest.mark.parametrize("build", [lambda name: getattr(goptim, name),
 
 
 def start(build, name, dtype, tensors, step):
-    """An optimizer with a class's defaults, and its parameters as they were after a step."""
+    """An optimizer with a class's defaults, and its parameters after a step."""
     class_name, _, shapes = golden.RUNS[name]
     params = {n: tensors[f"value.{step}.{n}"].clone().requires_grad_() for n in shapes}
     options = {} if class_name in ("SparseAdam", "Muon", "LBFGS") else {"foreach": False}
@@ -63,7 +63,7 @@ def compare(name, tensors, params, t):
 
 @BUILDERS
 @pytest.mark.parametrize("path", GO, ids=lambda path: path.stem)
-def test_goes_on_where_go_stopped(build, path):
+def test_continues_a_run_of_go(build, path):
     name = path.stem.removesuffix("-float32")
     if name not in NAMES:
         pytest.skip("this torch has no such class")
@@ -81,8 +81,8 @@ def test_go_has_a_file_of_every_run():
 
 @pytest.mark.parametrize("dtype", golden.DTYPES)
 @pytest.mark.parametrize("name", NAMES)
-def test_goes_on_after_a_round_trip(name, dtype, tmp_path):
-    """A state goes from torch's class to ours through two files."""
+def test_continues_after_a_round_trip(name, dtype, tmp_path):
+    """A state is transferred from torch's class to goptim's with two files."""
     golden.run(name, dtype, tmp_path / "run")
     tensors, _ = _safetensors.read(tmp_path / "run")
     first, params = start(lambda c: getattr(goptim, c), name, dtype, tensors, golden.SAVED)
@@ -101,7 +101,7 @@ def test_goes_on_after_a_round_trip(name, dtype, tmp_path):
 
 @pytest.mark.skipif(torch.__version__ < "2.15", reason="the options of an older torch are others")
 def test_files_are_fresh():
-    """But for those that depend on the machine's matrix products."""
+    """Except those that depend on the machine's matrix products."""
     for file, data in golden.runs().items():
         if not file.startswith(golden.INEXACT):
             assert data == (golden.RUNS_PATH / file).read_bytes(), f"{file}: run `make golden`"
@@ -141,7 +141,7 @@ def test_names_and_options(tmp_path):
     assert not list(tmp_path.glob("*.tmp"))
 
 
-def test_refuses_and_changes_nothing(tmp_path):
+def test_errors_change_nothing(tmp_path):
     path = tmp_path / "state"
     p, q = torch.ones(3, requires_grad=True), torch.ones(2, requires_grad=True)
     optimizer = goptim.Adam([p, q])
@@ -175,7 +175,7 @@ def test_refuses_and_changes_nothing(tmp_path):
 
 
 def small(lr=1e-3, n=3):
-    """An optimizer after a step, whose state is as good as any."""
+    """An optimizer with a state."""
     p = torch.ones(n, requires_grad=True)
     p.grad = torch.ones(n)
     optimizer = goptim.Adam([p], lr=lr)
@@ -184,7 +184,7 @@ def small(lr=1e-3, n=3):
 
 
 def rate_in(path):
-    """The learning rate in a file, which must be whole."""
+    """The learning rate in a file, which must be complete."""
     return json.loads(_safetensors.read(path)[1]["param_groups"])[0]["lr"]
 
 
@@ -193,7 +193,7 @@ def test_symbolic_links_are_followed(tmp_path):
     real.parent.mkdir()
     os.symlink("real/state", tmp_path / "link")
     os.symlink(tmp_path / "link", chain)
-    for lr in (0.5, 0.25):  # a link to nothing, and one to a file
+    for lr in (0.5, 0.25):  # a dangling link, and a link to a file
         goptim.save_state(small(lr), chain)
         assert chain.is_symlink()
         assert (tmp_path / "link").is_symlink()
@@ -206,7 +206,7 @@ def test_symbolic_links_are_followed(tmp_path):
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o444, 0o4755])
-def test_permissions_stay(tmp_path, mode):
+def test_permissions_are_kept(tmp_path, mode):
     path = tmp_path / "state"
     path.write_bytes(b"old")
     if os.geteuid() == 0:
@@ -235,7 +235,10 @@ def test_a_new_file_has_the_permissions_of_the_umask(tmp_path):
 
 
 def test_devices_are_not_replaced(tmp_path):
-    devices = {"null": (1, 3), "full": (1, 7)}  # of our own: the machine's would be lost if this test failed
+    devices = {
+        "null": (1, 3),
+        "full": (1, 7),
+    }  # a separate one, because a failure of this test would replace the system's
     for name, numbers in devices.items():
         try:
             os.mknod(tmp_path / name, 0o600 | stat.S_IFCHR, os.makedev(*numbers))
@@ -258,7 +261,7 @@ def test_devices_are_not_replaced(tmp_path):
         (tmp_path / name).unlink()
 
 
-def test_what_is_no_file_and_no_device_is_not_replaced(tmp_path):
+def test_other_kinds_of_files_are_not_replaced(tmp_path):
     goptim.save_state(small(0.5), tmp_path / "state")
     whole = (tmp_path / "state").read_bytes()
 
@@ -282,7 +285,7 @@ def test_what_is_no_file_and_no_device_is_not_replaced(tmp_path):
 
 
 def test_descriptors_are_written(tmp_path):
-    """Also where they are files: a shell's redirection goes on."""
+    """Also if they are files, as in a shell's redirection."""
     goptim.save_state(small(0.5), tmp_path / "state")
     whole = (tmp_path / "state").read_bytes()
     r, w = os.pipe()
@@ -339,7 +342,7 @@ UNNAMED = pytest.mark.parametrize("unnamed", [True, False], ids=["unnamed", "nam
 
 
 def without_unnamed(monkeypatch, unnamed):
-    """A system without unnamed temporary files, unless it is asked for one that has them."""
+    """A system with or without unnamed temporary files."""
     if not unnamed:
         monkeypatch.delattr(os, "O_TMPFILE")
 
@@ -352,7 +355,7 @@ def fails(error):
 
 
 @UNNAMED
-def test_a_save_that_fails_leaves_the_old_file(tmp_path, monkeypatch, unnamed):
+def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch, unnamed):
     without_unnamed(monkeypatch, unnamed)
     path = tmp_path / "state"
     goptim.save_state(small(0.5), path)
@@ -486,7 +489,7 @@ def test_data_and_folder_are_synchronized(tmp_path, monkeypatch, unnamed):
 
 @UNNAMED
 def test_threads_that_save_to_one_path(tmp_path, monkeypatch, unnamed):
-    """Each file is that of one of them, and whole."""
+    """Each file is complete, and written by one of them."""
     without_unnamed(monkeypatch, unnamed)
     path = tmp_path / "state"
     optimizers = [small(lr, 50_000) for lr in (0.5, 0.25, 0.125)]
@@ -518,7 +521,7 @@ def test_threads_that_save_to_one_path(tmp_path, monkeypatch, unnamed):
     assert os.listdir(tmp_path) == ["state"]
 
 
-# Without goptim itself: torch would take most of the test's time.
+# Without goptim itself, because importing torch would take most of the time.
 KILLED = """
 import importlib.util, os, sys
 spec = importlib.util.spec_from_file_location("files", sys.argv[1])
@@ -553,7 +556,7 @@ def test_a_killed_save_does_no_harm(tmp_path, unnamed):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_folder_that_cannot_be_written(tmp_path):
-    """Nothing but a new file makes a save safe, so the folder must take one."""
+    """A safe save needs a new file, so the folder must be writable."""
     folder = tmp_path / "folder"
     folder.mkdir()
     path = folder / "state"
@@ -561,7 +564,7 @@ def test_folder_that_cannot_be_written(tmp_path):
     path.chmod(0o666)
     for parent in (tmp_path, *tmp_path.parents[:3]):
         parent.chmod(0o755)
-    read = _files._NO_NEW_FILE  # loaded before the rights are gone
+    read = _files._NO_NEW_FILE  # imported before privileges are dropped
     assert errno.EROFS in read
     optimizer = small(0.5)
     os.seteuid(12345)
@@ -575,7 +578,7 @@ def test_folder_that_cannot_be_written(tmp_path):
         os.seteuid(0)
     assert path.read_bytes() == b"old"
     assert os.listdir(folder) == ["state"]
-    folder.chmod(0o333)  # which can be written, but not read
+    folder.chmod(0o333)  # writable, but not readable
     os.seteuid(12345)
     try:
         goptim.save_state(optimizer, path)
@@ -595,7 +598,7 @@ def test_folder_that_cannot_be_written(tmp_path):
 
 
 def test_states_that_a_file_cannot_hold(tmp_path):
-    """All is found out before the file is touched; and no memory is read that is not the tensor's."""
+    """Everything is checked before the file is written, and no memory outside a tensor is read."""
     path = tmp_path / "state"
     path.write_bytes(b"old")
 

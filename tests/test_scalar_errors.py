@@ -1,5 +1,4 @@
-"""Hyperparameters that Python's arithmetic, or torch's conversion of numbers, refuses: the exception is torch's, and
-nothing has been written."""
+"""Hyperparameters with which Python or torch cannot compute raise torch's exception before any write."""
 
 import copy
 import functools
@@ -24,7 +23,7 @@ OLD = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 15)
 INF, NAN = math.inf, math.nan
 VALUES = [0.0, 1.0, -1.0, 1e39, -1e39, 1e200, 1e-320, INF, -INF, NAN]
 
-# The arguments of a class that are numbers, or tuples of them, and in what variants of it they are tried.
+# The numeric arguments of a class, or tuples of them, and the variants in which they are tested.
 ADAM: tuple[str, ...] = ("lr", "betas", "eps", "weight_decay")
 CLASSES: dict[str, tuple[tuple[str, ...], list[dict[str, Any]]]] = {
     "SGD": (
@@ -49,7 +48,7 @@ CLASSES: dict[str, tuple[tuple[str, ...], list[dict[str, Any]]]] = {
 
 
 def places(group: dict[str, Any], keys: tuple[str, ...]) -> list[tuple[str, int | None]]:
-    """The numbers among a group's arguments: a key, and an index if it is a tuple."""
+    """A group's numeric arguments: the key, and an index if it is a tuple."""
     found: list[tuple[str, int | None]] = []
     for key in keys:
         if isinstance(group[key], tuple):
@@ -77,7 +76,7 @@ def gradients(opt: torch.optim.Optimizer, step: int, kind: "Kind") -> None:
 
 
 def build(kind: "Kind", cls: type, options: dict[str, Any], dtype: torch.dtype, steps: int) -> torch.optim.Optimizer:
-    """An optimizer of two groups, the second of which is to be spoilt, after some steps."""
+    """An optimizer with two groups after some steps. The second group is to be corrupted."""
     groups = [
         [Parameter(torch.linspace(-2, 2, math.prod(s)).reshape(s).to(dtype)) for s in group] for group in kind.shapes
     ]
@@ -90,7 +89,7 @@ def build(kind: "Kind", cls: type, options: dict[str, Any], dtype: torch.dtype, 
 
 
 def everything(opt: torch.optim.Optimizer) -> list[Tensor]:
-    """All that a step writes. Before a first step there is no state, which may be there after it has failed: as new."""
+    """Everything that a step writes. A failed first step may leave an initial state."""
     params = [p for group in opt.param_groups for p in group["params"]]
     states = [t for p in params for t in opt.state.get(p, {}).values() if isinstance(t, Tensor)]
     return [t.detach().clone() for t in (*params, *states)]
@@ -113,7 +112,7 @@ def attempt(opt: torch.optim.Optimizer) -> str | None:
 def compare(
     kind: "Kind", options: dict[str, Any], dtype: torch.dtype, steps: int, spoil: list[tuple[Any, float]]
 ) -> str:
-    """Says what differs from torch; nothing, if nothing does."""
+    """The difference from torch; empty if there is none."""
     ours, theirs = (build(kind, cls, options, dtype, steps) for cls in (kind.ours, kind.theirs))
     good = copy.deepcopy({k: v for k, v in ours.param_groups[1].items() if k != "params"})
     for opt in (ours, theirs):
@@ -121,14 +120,14 @@ def compare(
             put(opt.param_groups[1], place, x)
     before = everything(ours)
     expected, got = attempt(theirs), attempt(ours)
-    if expected == "KeyError":  # a state that another momentum would have made
+    if expected == "KeyError":  # the state of another momentum
         return "" if got else "goptim takes what torch does not"
     if expected != got:
         return f"torch: {expected}, goptim: {got}"
     if expected is None:
         values = dict(spoil)
         if OLD and (math.isinf(values.get(("lr", None), 0)) or math.isnan(values.get(("eps", 0), 0))):
-            return ""  # torch 2.6 multiplies by 1 - inf * 0, and clamps otherwise by NaN
+            return ""  # torch 2.6 multiplies by 1 - inf * 0, and clamps differently with NaN
         return "" if not kind.exact or same(everything(ours), everything(theirs)) else "other bits"
     if not same(before, everything(ours)[: len(before)]):
         return f"written in spite of {expected}"
@@ -184,7 +183,7 @@ def test_errors_are_transformers(dtype: torch.dtype) -> None:
 
 
 class Kind(NamedTuple):
-    """An optimizer and its twin, and what they step."""
+    """An optimizer and torch's counterpart, and their parameters."""
 
     ours: Any
     theirs: Any

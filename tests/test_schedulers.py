@@ -1,4 +1,4 @@
-"""Everything of torch.optim that changes an optimizer's hyperparameters between steps, or averages what it steps."""
+"""The parts of torch.optim that change hyperparameters between steps or average parameters."""
 
 import copy
 import inspect
@@ -17,7 +17,7 @@ from goptim.testing import assert_bit_equal, ieee_sqrt
 
 pytestmark = [
     pytest.mark.usefixtures("threads"),
-    pytest.mark.filterwarnings("ignore:The epoch parameter"),  # that torch 2.6's SequentialLR gives
+    pytest.mark.filterwarnings("ignore:The epoch parameter"),  # given by torch 2.6's SequentialLR
 ]
 
 every = pytest.mark.parametrize("name", [*IN_TABLES, *(name for name in ("Muon", "SparseAdam") if name in INFOS)])
@@ -30,7 +30,7 @@ def exact():
 
 
 def cycles(opt):
-    """Whether a schedule of the learning rate can have the momentum, or the first of betas, go against it."""
+    """Whether a schedule can also cycle the momentum or the first of betas."""
     return "betas" in opt.defaults or "momentum" in opt.defaults
 
 
@@ -69,11 +69,11 @@ def test_no_scheduler_is_forgotten():
 
 
 class Scheduled:
-    """A run under a schedule, with what the schedule made of the hyperparameters."""
+    """A run with a schedule, and the hyperparameters that it set."""
 
     def __init__(self, optimizer, scheduler, lr=0.1):
         momentum = {"momentum": 0.9} if "momentum" in inspect.signature(optimizer).parameters else {}
-        self.run = Run(optimizer, lr=lr, **momentum)  # where it is 0 at first, there is no buffer
+        self.run = Run(optimizer, lr=lr, **momentum)  # with an initial momentum of 0 there is no buffer
         self.make = SCHEDULERS[scheduler]
         self.schedule = self.make(self.run.opt)
         self.seen = []
@@ -90,7 +90,7 @@ class Scheduled:
         return self
 
     def go_on(self, optimizer):
-        """What was saved, loaded into a new optimizer, of this class or another, and a new schedule."""
+        """Load saved states into a new optimizer, of this class or another, and a new schedule."""
         file = io.BytesIO()
         torch.save((self.run.opt.state_dict(), self.schedule.state_dict()), file)
         file.seek(0)
@@ -99,7 +99,7 @@ class Scheduled:
         other.seen = list(self.seen)
         other.run = self.run.copy()
         other.run.opt = optimizer(other.run.params, lr=0.1)
-        other.schedule = self.make(other.run.opt)  # before the states, for it changes the groups
+        other.schedule = self.make(other.run.opt)  # before the states, because it changes the groups
         other.run.opt.load_state_dict(state)
         other.schedule.load_state_dict(schedule)
         return other
@@ -133,7 +133,7 @@ def test_a_schedule_that_is_saved_midway(name, scheduler, ours_first):
 
 
 def test_lbfgs_under_a_schedule():
-    """The schedule's learning rate is that of its next step."""
+    """The schedule's learning rate applies to the next step."""
     rates = []
     for optimizer in twins("LBFGS"):
         run = Run(optimizer, lr=0.5)
@@ -163,7 +163,7 @@ def batches(n=5):
 @pytest.mark.parametrize("name", ["SGD", "AdamW", "RAdam"])
 @pytest.mark.parametrize("average", ["swa", "ema", "ema with buffers"])
 def test_averaged_models(name, average):
-    """An average of what was stepped, its batch norm made anew, and saved and loaded in between."""
+    """An average of stepped parameters, with recomputed batch norm, saved and loaded in between."""
     results = []
     for optimizer in twins(name):
         model = network()
@@ -189,7 +189,7 @@ def test_averaged_models(name, average):
 
 
 def test_an_averaged_model_is_stepped_itself():
-    """Its parameters are copies, and another optimizer may train on from them."""
+    """Its parameters are copies, which another optimizer can train."""
     results = []
     for optimizer in twins("AdamW"):
         averaged = AveragedModel(network())

@@ -1,4 +1,4 @@
-"""The long run of soak.py, for a short while: every event, and the bits of torch."""
+"""A short run of soak.py with every event is exact."""
 
 import pytest
 import soak
@@ -10,8 +10,8 @@ def test_a_short_run():
     soak.soak(soak.OPTIMIZERS, steps=280, tensors=30, seed=3, turn=5)
 
 
-def test_a_difference_is_found_and_told(monkeypatch):
-    """A class that steps twice where a state was loaded."""
+def test_a_difference_is_reported(monkeypatch):
+    """A class that steps twice after a state was loaded."""
     adam = soak.goptim.AdamW
 
     class Twice(adam):
@@ -30,7 +30,7 @@ def test_a_difference_is_found_and_told(monkeypatch):
         soak.soak(["AdamW"], steps=2000, tensors=30, seed=3)
 
 
-def test_growth_is_told():
+def test_growth_is_reported():
     class Use:
         def __init__(self, memory, threads, blocks):
             self.memory, self.threads, self.blocks = memory, threads, blocks

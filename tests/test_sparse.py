@@ -1,4 +1,4 @@
-"""Sparse gradients against torch, bit for bit: parameters, state, errors, and what goes to whom."""
+"""Sparse gradients have torch's exact results: parameters, state, errors, and what falls back."""
 
 import copy
 import ctypes
@@ -15,7 +15,7 @@ from goptim import _core, _sparse
 from goptim._step import GoStep
 from goptim.testing import assert_bit_equal, ieee_sqrt
 
-# It comes where a sparse tensor is made; torch's own step makes some.
+# Creating a sparse tensor warns, also within torch's own step.
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse invariant checks")
 
 FLOATS = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -45,7 +45,7 @@ def ours(name, params, **options):
 
 
 def torchs(name, params, **options):
-    """torch's own, on its for-loop path."""
+    """torch's optimizer with its for-loop implementation."""
     return getattr(torch.optim, name)(params, **options, **({} if name == "SparseAdam" else {"foreach": False}))
 
 
@@ -54,14 +54,14 @@ def normal(shape, dtype, seed):
 
 
 def gradient(shape, rows, dtype, seed):
-    """A sparse gradient of some rows, in no order; a row may come many times."""
+    """A sparse gradient of some rows, unordered and possibly repeated."""
     values = normal((len(rows), *shape[1:]), dtype, seed) * 10.0 ** (seed % 3 - 1)
     indices = torch.as_tensor(rows, dtype=torch.int64)[None]
     return torch.sparse_coo_tensor(indices, values, shape, check_invariants=True)
 
 
 def some_rows(n, seed):
-    """Rows of a parameter that has n: of nearly as many, half of them more than once."""
+    """Nearly all of n rows, half of them repeated."""
     return torch.randint(0, max(n, 1), (n,), generator=torch.Generator().manual_seed(1000 + seed))
 
 
@@ -87,7 +87,7 @@ def assert_runs_equal(*args, **kwargs):
 
 @pytest.fixture
 def go(monkeypatch):
-    """How many indices each call of Go had."""
+    """The number of indices of each call of Go."""
     calls = []
 
     def counting(kind, row, *rest, call=_sparse._call):
@@ -123,7 +123,7 @@ def test_threads(name, n, dtype, threads):
 @every
 @pytest.mark.parametrize("n", [1, 2, 16, 17, 40, 1000, (1 << 15) - 1, 1 << 15, (1 << 15) + 1, 100_000])
 def test_order_of_repeated_rows(name, n, go):
-    """torch's coalesce adds repeated rows in the order of its sort, which is another one for few rows and for many."""
+    """torch's coalesce adds repeated rows in the order of its sort, which depends on the number of rows."""
     for repeats in (2, 300):
         assert_runs_equal(
             name,
@@ -137,8 +137,8 @@ def test_order_of_repeated_rows(name, n, go):
 
 @pytest.mark.parametrize("radix", [False, True])
 @pytest.mark.parametrize("n", [17, (1 << 15) - 1, 1 << 15])
-def test_order_is_torchs_where_torch_does_not_sort_by_radix(n, radix, monkeypatch):
-    """Where Go does not know torch's order, it is given it: as in a build of torch without a radix sort."""
+def test_order_without_radix_sort(n, radix, monkeypatch):
+    """If Go does not know torch's order, as in a build of torch without radix sort, Python passes it."""
     monkeypatch.setattr(_sparse, "_sorts_by_radix", lambda: radix)
     g = gradient((5, 2), torch.arange(n) % 5, torch.float32, 0)
     order = _sparse._order(g)
@@ -189,11 +189,11 @@ def test_rows_that_cancel(name, dtype, maximize):
 @every
 @pytest.mark.parametrize("rows", [[], [0], [6] * 50, [6] * 40_000, list(range(7)), [6, 5, 4, 3, 2, 1, 0]], ids=len)
 def test_indices(name, rows):
-    """None: the step still counts. One row many times: it is added up in torch's order."""
+    """Without indices the step still counts. A repeated row is summed in torch's order."""
     assert_runs_equal(name, [(7, 5)], torch.float32, rows=lambda n, seed: rows)
 
 
-# Gradients whose indices or values do not lie in memory as usual.
+# Gradients whose indices or values have unusual strides.
 LAYOUTS = {
     "values transposed": lambda i, v: (i, v.t().contiguous().t()),
     "values apart": lambda i, v: (i, v.repeat_interleave(2, 0)[::2]),
@@ -233,7 +233,7 @@ def test_coalesced_gradients_and_gradients_that_come_and_go(name):
 
 @pytest.mark.parametrize("name", ["Adagrad", "SGD"])
 def test_dense_and_sparse_gradients_in_one_optimizer(name, go):
-    """In every group: a parameter with dense gradients, one with sparse ones, and one with either in turn."""
+    """Every group has a parameter with dense gradients, one with sparse ones, and one with both in turn."""
 
     def train(make):
         shapes = [(4, 3), (40, 16), (11, 5)]
@@ -279,7 +279,7 @@ def test_double_steps(name, double_default):
     assert_runs_equal(name, [(11, 6)], torch.float32)
 
 
-# What Go does not take.
+# Unsupported gradients.
 ODD = {
     "bfloat16": lambda: (torch.ones(5, 3, dtype=torch.bfloat16), [[1, 1]], torch.ones(2, 3, dtype=torch.bfloat16)),
     "transposed": (lambda: (torch.ones(3, 5).t(), [[1, 1]], torch.ones(2, 3))),
@@ -289,7 +289,7 @@ ODD = {
 
 @every
 @pytest.mark.parametrize("what", ODD)
-def test_what_is_torchs(name, what, go):
+def test_what_falls_back(name, what, go):
     opts = []
     for make in (ours, torchs):
         value, indices, grad = ODD[what]()
@@ -305,7 +305,7 @@ def test_what_is_torchs(name, what, go):
 
 
 @pytest.mark.parametrize(("name", "key"), [("SparseAdam", "exp_avg"), ("Adagrad", "sum")])
-def test_odd_states_are_torchs(name, key, go):
+def test_unexpected_states_fall_back(name, key, go):
     def between(i, opt):
         if i == 2:
             [p] = opt.param_groups[0]["params"]
@@ -316,8 +316,8 @@ def test_odd_states_are_torchs(name, key, go):
 
 
 @pytest.mark.parametrize("momentum", [0.9, -0.5])
-def test_momentum_is_torchs(momentum, go):
-    """torch keeps a sparse buffer."""
+def test_momentum_falls_back(momentum, go):
+    """torch has a sparse momentum buffer."""
 
     def train(make):
         p = Parameter(torch.ones(9, 4))
@@ -352,8 +352,8 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("name", "options", "sparse"), REFUSED, ids=str)
-def test_what_torch_refuses(name, options, sparse, go):
-    """The same error, and what Go would take in the same step has not been written."""
+def test_what_torch_rejects(name, options, sparse, go):
+    """The same error, before supported parameters of the same step are written."""
     errors = []
     for module in (goptim, torch.optim):
         good, bad = Parameter(torch.ones(3, 2)), Parameter(torch.ones(3, 2))
@@ -369,7 +369,7 @@ def test_what_torch_refuses(name, options, sparse, go):
     assert go == []
 
 
-def test_options_that_torch_refuses():
+def test_options_that_torch_rejects():
     for module in (goptim, torch.optim):
         with pytest.raises(ValueError, match="Invalid learning rate: 0"):
             module.SparseAdam([Parameter(torch.ones(2, 2))], lr=0.0)
@@ -379,8 +379,8 @@ def test_options_that_torch_refuses():
 
 @every
 @pytest.mark.parametrize("rows", [[1, 4], [-1, 1], [1 << 62], [-(1 << 63)]], ids=str)
-def test_rows_that_are_not_there(name, rows, go):
-    """torch would write outside the parameter. Nothing is written, of other parameters neither."""
+def test_rows_out_of_range(name, rows, go):
+    """torch would write outside the parameter. goptim raises before any write."""
     good, dense, bad = Parameter(torch.ones(4, 2)), Parameter(torch.ones(3)), Parameter(torch.ones(4, 2))
     good.grad = gradient((4, 2), [1], torch.float32, 0)
     dense.grad = None if name == "SparseAdam" else torch.ones(3)
@@ -446,7 +446,7 @@ def test_embedding(name, bag, go):
 @every
 @pytest.mark.parametrize("n", [64, 1 << 16], ids=["caller", "workers"])
 def test_fault_in_go_is_an_exception(name, n, threads, to_go):
-    """A parameter in memory that may not be written, on one thread and on two."""
+    """A parameter in read-only memory, with one thread and with two."""
     threads(2)
     memory = mmap.mmap(-1, 4 * 16 * n)
     array = np.frombuffer(memory, dtype=np.float32).reshape(n, 16)

@@ -1,4 +1,4 @@
-"""A run goes on with the same bits from its saved state: in the other library, and in a copy of the optimizer."""
+"""A run continues exactly from its saved state, in the other library and in a copy of the optimizer."""
 
 import copy
 import io
@@ -41,7 +41,7 @@ def _through_a_file(x, *, weights_only=True):
 
 
 def _finish_in(package, configuration, params, state_dict):
-    """The rest of a run from its parameters and a saved state; what it ends with."""
+    """Continue a run from its parameters and a saved state, and return the result."""
     params = [p.detach().clone().requires_grad_() for p in params]
     optimizer = getattr(configuration, package)(params)
     optimizer.load_state_dict(state_dict)
@@ -51,7 +51,7 @@ def _finish_in(package, configuration, params, state_dict):
 
 @pytest.mark.parametrize(("one", "other"), [("ours", "torchs"), ("torchs", "ours")])
 @pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=str)
-def test_other_library_goes_on(configuration, one, other):
+def test_other_library_continues(configuration, one, other):
     params = _start()
     optimizer = getattr(configuration, one)(params)
     _run(optimizer, params, range(HALF))
@@ -72,7 +72,7 @@ COPIES = {
 
 @pytest.mark.parametrize("duplicate", COPIES.values(), ids=COPIES)
 @pytest.mark.parametrize("configuration", FEW, ids=str)
-def test_copied_optimizer_goes_on(configuration, duplicate):
+def test_copied_optimizer_continues(configuration, duplicate):
     params = _start()
     optimizer = configuration.ours(params)
     _run(optimizer, params, range(HALF))
@@ -88,7 +88,7 @@ def test_copied_optimizer_goes_on(configuration, duplicate):
 @pytest.mark.parametrize("number", [int, float])
 @pytest.mark.parametrize("configuration", FEW, ids=str)
 def test_step_that_is_a_number(configuration, number):
-    """As torch saved it before 1.12."""
+    """A step count as a Python number, as saved by torch before 1.12."""
     params = _start()
     optimizer = configuration.torchs(params)
     _run(optimizer, params, range(HALF))

@@ -1,4 +1,4 @@
-"""A step beside other code: lists that change, states that are replaced, interrupts, other threads, shared memory."""
+"""Steps with concurrent changes: of lists and states, by interrupts and other threads; and shared memory."""
 
 import contextlib
 import copy
@@ -31,7 +31,7 @@ def leaf(*shape, dtype=torch.float32):
 
 
 def mixed(optimizer, groups=3, **options):
-    """Groups of which torch steps a part."""
+    """Groups of which some parameters fall back."""
     torch.manual_seed(0)
     dtypes = [torch.float32, torch.bfloat16, torch.float64, torch.float32]
     return optimizer([{"params": [leaf(3, 4, dtype=d) for d in dtypes]} for _ in range(groups)], **options)
@@ -60,7 +60,7 @@ def everything(opt):
 
 
 def run(body):
-    """Run a program that must not die of a fault."""
+    """Run a program in a process that a fault would end."""
     program = (
         "import torch, goptim, gc, threading, time, random, sys\nfrom torch.nn import Parameter\n"
         + textwrap.dedent(body)
@@ -70,7 +70,7 @@ def run(body):
     return done.stdout
 
 
-# Lists that change their length
+# Lists that change
 
 
 CHANGES = """
@@ -94,7 +94,7 @@ def make(name, kind=list, dtypes=(torch.float32,) * 8):
 
 
 def test_lists_that_change_during_a_step():
-    """By a flag, a hash function, a gradient's descriptor and the collector; in a process that a fault would end."""
+    """By a flag, a hash function, a gradient's descriptor and the garbage collector."""
     run(
         CHANGES
         + """
@@ -145,7 +145,7 @@ def test_lists_that_change_during_a_step():
 
 
 def test_states_that_are_replaced_during_a_step():
-    """While rows are found, between groups, and while torch steps its part; what was there before is freed."""
+    """While rows are collected, between groups, and during torch's part. The old states are freed."""
     run(
         CHANGES
         + """
@@ -229,19 +229,19 @@ def test_another_thread_loads_states_while_one_steps():
     """)
 
 
-# Torch's part
+# The part that falls back
 
 
 @every
 def test_interrupts_in_torchs_part_lose_nothing(name):
-    """A KeyboardInterrupt at every line of a step: groups stay what they were, and the run can go on."""
+    """A KeyboardInterrupt at every line of a step does not change the groups, and the run can continue."""
     opt = train(mixed(twins(name)[1], **OPTIONS.get(name, {})), 1)
     groups = [(group, group["params"], list(group["params"])) for group in opt.param_groups]
     of_groups = opt.param_groups
     give_gradients(opt)
 
     def interrupted(n):
-        """Whether the step has been interrupted at its line number n."""
+        """Whether the step was interrupted at its line number n."""
         count = itertools.count()
 
         def trace(frame, event, arg):
@@ -257,7 +257,7 @@ def test_interrupts_in_torchs_part_lose_nothing(name):
             return True
         finally:
             sys.settrace(None)
-            torch.set_grad_enabled(True)  # torch's own decorators leave it off, interrupted on their way out
+            torch.set_grad_enabled(True)  # torch's own decorators leave it disabled if they are interrupted on exit
         return False
 
     n = 0
@@ -302,7 +302,7 @@ def test_other_threads_see_whole_groups():
 
 
 @every
-def test_a_group_that_is_added_during_a_step_stays(name):
+def test_a_group_that_is_added_during_a_step_is_kept(name):
     needs_late_state(name)
     cls = twins(name)[1]
 
@@ -319,8 +319,8 @@ def test_a_group_that_is_added_during_a_step_stays(name):
     assert opt.param_groups[-1]["params"][0] is added
 
 
-def test_what_a_step_of_torch_sets_arrives():
-    """Attributes of the optimizer, and what stands in its groups, set by a subclass while torch steps a part."""
+def test_attributes_set_during_a_fallback_are_kept():
+    """Attributes of the optimizer and values of its groups that a subclass sets during torch's part."""
 
     def derived(base):
         class Counts(base):
@@ -348,7 +348,7 @@ def test_what_a_step_of_torch_sets_arrives():
 
 
 def test_slots_are_there_while_torch_steps():
-    """Attributes that a subclass keeps in __slots__, which a step in torch reads, sets and deletes."""
+    """Attributes in __slots__ of a subclass, which torch's step reads, sets and deletes."""
 
     def derived(base):
         class Slotted(base):
@@ -424,7 +424,7 @@ def classes():
 @pytest.mark.full
 @pytest.mark.parametrize("first", classes())
 def test_a_state_of_another_class(first):
-    """A state_dict of every class in every other: what torch takes is taken, and an error is torch's in type."""
+    """A state_dict of every class in every other: goptim accepts what torch accepts, with the same types of errors."""
 
     def outcome(a, b):
         torch.manual_seed(0)
@@ -442,7 +442,7 @@ def test_a_state_of_another_class(first):
         other, step_of = b([p], **({"momentum": 0.9} if b.__name__ == "SGD" else {})), b.__name__
         saved = {"state": copy.deepcopy(opt.state_dict()["state"]), "param_groups": other.state_dict()["param_groups"]}
         try:
-            other.load_state_dict(saved)  # which some refuse
+            other.load_state_dict(saved)  # some classes reject it
             with ieee_sqrt():
                 other.step(closure)
         except Exception as e:
@@ -460,8 +460,8 @@ def test_a_state_of_another_class(first):
 # Fallbacks
 
 
-def test_what_torch_takes_is_not_copied(monkeypatch):
-    """A step of shape (1,), as of an Adam in shared memory: torch steps it, and nothing is cloned to undo it."""
+def test_fallback_does_not_copy(monkeypatch):
+    """A step count of shape (1,), as of Adam in shared memory, falls back without clones."""
     opts = [cls([leaf(3, 4), leaf(5)]) for cls in twins("AdamW")]
     for opt in opts:
         train(opt, 1)
@@ -477,7 +477,7 @@ def test_what_torch_takes_is_not_copied(monkeypatch):
 @every
 @pytest.mark.parametrize("seconds", [0.3])
 def test_a_fallback_costs_little_more_than_torch(name, seconds):
-    """Of parameters that Go does not take: a tenth more than torch's own step, and ten microseconds; best of many."""
+    """A fallback takes at most 1.1 times torch's own step plus ten microseconds, in the best of many runs."""
     opts = [cls([leaf(64, dtype=torch.bfloat16) for _ in range(20)], **OPTIONS.get(name, {})) for cls in twins(name)]
     best = [float("inf")] * 2
     for opt in opts:
@@ -491,7 +491,7 @@ def test_a_fallback_costs_little_more_than_torch(name, seconds):
             best[i] = min(best[i], time.perf_counter() - start)
         if best[1] <= 1.1 * best[0] + 10e-6 and time.perf_counter() > done:
             return
-    pytest.fail(f"{best[1] * 1e6:.0f} µs where torch takes {best[0] * 1e6:.0f}")
+    pytest.fail(f"{best[1] * 1e6:.0f} µs, and torch needs {best[0] * 1e6:.0f}")
 
 
 # Shared memory
@@ -548,7 +548,7 @@ def test_memory_shared_within_a_row(name, n, share, layout, monkeypatch):
             with ieee_sqrt():
                 for _ in range(2):
                     opt.step()
-        except RuntimeError as e:  # torch's own check of what overlaps in part
+        except RuntimeError as e:  # torch's own check of partial overlap
             error.append(str(e))
         return opt
 
@@ -560,14 +560,12 @@ def test_memory_shared_within_a_row(name, n, share, layout, monkeypatch):
     assert_bit_equal(everything(ours), everything(expected))
     rows = goptim.explain(ours)
     assert [row.to for row in rows] == ["torch" if "memory" in rows[0].reason else "go", "go"]
-    assert (
-        "memory" in rows[0].reason or n == 1 or share in (states_overlap, step_is_in_state)
-    )  # which some have too few of
+    assert "memory" in rows[0].reason or n == 1 or share in (states_overlap, step_is_in_state)  # some have too few
 
 
 @every
 def test_a_step_of_two_parameters(name):
-    """One tensor counts for both: the second sees what the first has counted."""
+    """Both have the same step count: the second sees the first one's increment."""
     if not twins(name)[1].counts:
         pytest.skip("it does not count")
 
@@ -586,7 +584,7 @@ def test_a_step_of_two_parameters(name):
 @every
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)], ids=["torch last", "torch first"])
 def test_memory_shared_by_what_go_and_torch_step(name, order):
-    """Parameters that overlap in a chain, of which the last has a gradient that is torch's: one after the other."""
+    """Parameters that overlap in a chain, of which the last one falls back, are stepped in order."""
 
     def make(cls):
         torch.manual_seed(0)
@@ -611,7 +609,7 @@ def test_memory_shared_by_what_go_and_torch_step(name, order):
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["torch last", "torch first"])
 @pytest.mark.parametrize("why", ["a subclass", "a negative gradient", "a sparse gradient"])
 def test_memory_shared_with_a_parameter_that_python_judges(name, why, order):
-    """gather.c does not know that torch steps one of two parameters of the same memory: one after the other."""
+    """Python decides that one of two parameters with the same memory falls back. They are stepped in order."""
 
     class Derived(Parameter):
         pass
@@ -646,7 +644,7 @@ def test_memory_shared_with_a_parameter_that_python_judges(name, why, order):
 @every
 @pytest.mark.parametrize("half", [False, True], ids=["", "with a parameter of torch's"])
 def test_first_step_of_a_parameter_in_two_groups(name, half):
-    """Its state is new in the first group alone. Only a program that changes param_groups can do so."""
+    """Its state is new only in the first group. Only a program that changes param_groups can cause this."""
 
     def make(cls):
         torch.manual_seed(0)
@@ -660,8 +658,8 @@ def test_first_step_of_a_parameter_in_two_groups(name, half):
 
 
 @every
-def test_states_that_are_looked_up_elsewhere(name):
-    """A dict that overrides the look-up, as one that keeps states by name: torch steps."""
+def test_states_with_their_own_lookup(name):
+    """A dict that overrides the lookup, such as one with states by name, falls back."""
     needs_late_state(name)
 
     class ByName(dict):
@@ -687,7 +685,7 @@ def test_states_that_are_looked_up_elsewhere(name):
 
 @pytest.mark.full
 def test_stress(capfd):
-    """Interrupts, threads, and lists and states that change, for two minutes: no crash, and nothing is lost."""
+    """Interrupts, threads, and changing lists and states for two minutes: no crash, and no lost update."""
     seed = int(time.time())
     print(f"seed {seed}")
     run(f"\n    SEED, SECONDS = {seed}, 120" + STRESS)

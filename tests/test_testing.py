@@ -1,4 +1,4 @@
-"""goptim.testing: square roots that are IEEE's, and comparisons that miss nothing."""
+"""goptim.testing: IEEE square roots, and comparisons that detect every difference."""
 
 import math
 
@@ -15,9 +15,7 @@ FLOATS = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["
 def test_ieee_sqrt_is_rounded_correctly(dtype):
     x = torch.rand(20_000, dtype=dtype, generator=torch.Generator().manual_seed(0)) * 10
     x[:5] = torch.tensor([0.0, -0.0, torch.inf, torch.finfo(dtype).tiny / 8, torch.finfo(dtype).max], dtype=dtype)
-    exact = torch.tensor([math.sqrt(v) for v in x.tolist()], dtype=torch.float64).to(
-        dtype
-    )  # float64 holds enough digits
+    exact = torch.tensor([math.sqrt(v) for v in x.tolist()], dtype=torch.float64).to(dtype)  # float64 has enough digits
     in_place = x.clone()
     with ieee_sqrt():
         assert_bit_equal(x.sqrt(), exact)
@@ -161,11 +159,11 @@ def test_ulp_distance(dtype):
     assert distance(1.0, 2.0) == round(1 / limits.eps)
 
 
-def test_ulp_distance_needs_one_dtype_and_shape():
+def test_ulp_distance_needs_the_same_dtype_and_shape():
     for other in (torch.zeros(2, dtype=torch.float64), torch.zeros(3), torch.zeros(2, 1)):
-        with pytest.raises(ValueError, match="one floating-point dtype and shape"):
+        with pytest.raises(ValueError, match="the same floating-point dtype and shape"):
             ulp_distance(torch.zeros(2), other)
-    with pytest.raises(ValueError, match="one floating-point dtype and shape"):
+    with pytest.raises(ValueError, match="the same floating-point dtype and shape"):
         ulp_distance(torch.zeros(2, dtype=torch.int32), torch.zeros(2, dtype=torch.int32))
     assert ulp_distance(torch.zeros(0), torch.zeros(0)) == 0
     assert ulp_distance(torch.arange(6.0).view(2, 3).t(), torch.arange(6.0).view(2, 3).t()) == 0

@@ -1,4 +1,4 @@
-"""The yardstick finds other bits, both programs write tables where a page has marks for them, and the model is sane."""
+"""The yardstick detects different results, the programs update pages between marks, and the model is plausible."""
 
 import runpy
 import shutil
@@ -37,13 +37,13 @@ def test_yardstick(run: Callable[..., Done], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["AdamW", "RMSprop", "Rprop"])
-def test_yardstick_finds_other_bits(optimizer: str, tmp_path: Path) -> None:
+def test_yardstick_detects_different_results(optimizer: str, tmp_path: Path) -> None:
     yardstick = runpy.run_path(str(ROOT / "benchmarks/yardstick/__main__.py"), run_name="yardstick")
     kernel = yardstick["KERNELS"][optimizer]
     source = ROOT / "benchmarks/yardstick/kernels.c"
     yardstick["check_bits"](kernel, yardstick["compile_c"](source), 1024)
     with pytest.raises(
-        SystemExit, match=rf"{kernel.c}: step 1, column \d, element \d+: goptim .*, C .* of 1024 differ"
+        SystemExit, match=rf"{kernel.c}: step 1, tensor \d, element \d+: goptim .*, C .* of 1024 differ"
     ):
         yardstick["check_bits"](kernel, yardstick["compile_c"](source, "-DBREAK=1"), 1024)
 
@@ -55,15 +55,15 @@ def test_memory(run: Callable[..., Done], tmp_path: Path) -> None:
     assert done.stdout.strip() in page.read_text()
 
 
-def test_yardstick_says_what_it_expects(run: Callable[..., Done]) -> None:
+def test_yardstick_with_bad_arguments(run: Callable[..., Done]) -> None:
     done = run("benchmarks/yardstick", "--elements", 17)
     assert done.returncode == 2
     assert "argument --elements: expected multiples of 16" in done.stderr
 
 
-def test_way(run: Callable[..., Done], tmp_path: Path) -> None:
-    page = page_with(tmp_path, "way")
-    done = run("benchmarks/way.py", "--tensors", 1, 3, "--seconds", 0.001, "--update", page)
+def test_overhead(run: Callable[..., Done], tmp_path: Path) -> None:
+    page = page_with(tmp_path, "overhead")
+    done = run("benchmarks/overhead.py", "--tensors", 1, 3, "--seconds", 0.001, "--update", page)
     assert done.returncode == 0, done.stderr
     assert "| µs | 1 x 64 | 3 x 64 |" in done.stdout
     assert done.stdout.strip() in page.read_text()

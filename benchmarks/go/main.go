@@ -1,6 +1,6 @@
-// Go prints what a step costs in Go: goptim's, a plain loop's over the elements, and that of gonum's method of the same
-// mathematics, which takes float64 and one thread: GradientDescent, LBFGS. Rounds of all are interleaved, and the best
-// one counts:
+// Go prints the time of a step in Go: with goptim, with a plain loop over the elements, and with the corresponding method
+// of gonum, GradientDescent or LBFGS, which supports float64 on one thread. Rounds are interleaved, and the best one
+// counts:
 //
 //	GOEXPERIMENT=simd go run ./benchmarks/go [-sizes 1000,1000000,16000000] [-seconds 2] [-update docs/benchmarks.md]
 package main
@@ -26,14 +26,14 @@ import (
 
 func main() {
 	sizes := flag.String("sizes", "1000,1000000,16000000", "elements")
-	seconds := flag.Float64("seconds", 2, "for each optimizer, type and number of elements")
-	page := flag.String("update", "", "a page to put the table in, between the marks that are there")
+	seconds := flag.Float64("seconds", 2, "per optimizer, type and number of elements")
+	page := flag.String("update", "", "the page to put the table in, between its marks")
 	flag.Parse()
 	var all []int
 	for _, text := range strings.Split(*sizes, ",") {
 		n, err := strconv.Atoi(text)
 		if err != nil || n < 1 {
-			log.Fatalf("%q is no number of elements", text)
+			log.Fatalf("%q is not a number of elements", text)
 		}
 		all = append(all, n)
 	}
@@ -61,13 +61,13 @@ func update(page, text string) error {
 	return os.WriteFile(page, marks.ReplaceAll(old, []byte("${1}"+text+"${2}")), 0o644)
 }
 
-// A step takes some steps of an optimizer.
+// A step function takes the given number of steps.
 type step func(times int) error
 
-// table prints a row for every optimizer, type, size and number of workers.
+// table prints a row per optimizer, type, size and number of workers.
 func table(out io.Writer, sizes []int, budget time.Duration) error {
 	fmt.Fprintf(out, "%s/%s, %d CPUs, %s.\n\n", runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), runtime.Version())
-	fmt.Fprintln(out, "| optimizer | type | elements | workers | a step, µs | against a plain loop | against gonum's |")
+	fmt.Fprintln(out, "| optimizer | type | elements | workers | µs per step | speedup over a plain loop | over gonum |")
 	fmt.Fprintln(out, "|---|---|--:|--:|--:|--:|--:|")
 	for _, n := range sizes {
 		for _, name := range []string{"SGD", "AdamW"} {
@@ -93,7 +93,7 @@ func table(out io.Writer, sizes []int, budget time.Duration) error {
 	return nil
 }
 
-// history is how many pairs an L-BFGS keeps, and iterations are what a run has.
+// history is the history size of L-BFGS, and iterations the number of iterations per run.
 const history, iterations = 5, 20
 
 func lbfgs(workers int) *gonumopt.LBFGS {
@@ -102,7 +102,7 @@ func lbfgs(workers int) *gonumopt.LBFGS {
 	}
 }
 
-// minimize takes iterations of a method, with its line search, down a bowl whose walls differ; the evaluations count.
+// minimize runs iterations of a method, with its line search, on a quadratic function. Evaluations are included.
 func minimize(n int, method optimize.Method) step {
 	start := make([]float64, n)
 	problem := gonumopt.Problem(func(x, grad []float64) (loss float64) {
@@ -156,9 +156,9 @@ func rows[T goptim.Float](out io.Writer, name string, n int, budget time.Duratio
 	return nil
 }
 
-// interleaved is the seconds of the best round of each, a step.
+// interleaved returns the seconds per step of the best round of each function.
 func interleaved(steps []step, n int, budget time.Duration) ([]float64, error) {
-	times := max(2, 1_000_000/n) // so that a round is longer than what the clock costs
+	times := max(2, 1_000_000/n) // so that a round takes much longer than reading the clock
 	best := make([]float64, len(steps))
 	for i := range best {
 		best[i] = math.Inf(1)
@@ -212,13 +212,13 @@ func ours[T goptim.Float](name string, n, workers int) (step, error) {
 	}, err
 }
 
-// plain is the loop that a program would have instead.
+// plain returns the loop that a program would have without goptim.
 func plain[T goptim.Float](name string, n int) step {
 	value, grad := values[T](n)
 	m, v := make([]T, n), make([]T, n)
 	t := 0.0
 	return func(times int) error {
-		value, m, v := value[:len(grad)], m[:len(grad)], v[:len(grad)] // which spares the loops the checks of their indices
+		value, m, v := value[:len(grad)], m[:len(grad)], v[:len(grad)] // eliminates bounds checks
 		for range times {
 			t++
 			if name == "SGD" {
@@ -239,7 +239,7 @@ func plain[T goptim.Float](name string, n int) step {
 	}
 }
 
-// gradientDescent is gonum's with a constant step, on a slope; Minimize's copies and checks are part of its step.
+// gradientDescent returns gonum's method with a constant step size. The copies and checks of Minimize are included.
 func gradientDescent(n int) step {
 	x, grad := values[float64](n)
 	problem := optimize.Problem{Func: func([]float64) float64 { return 0 }, Grad: func(g, _ []float64) { copy(g, grad) }}
@@ -247,12 +247,12 @@ func gradientDescent(n int) step {
 		method := &optimize.GradientDescent{
 			StepSizer: &optimize.ConstantStepSize{Size: 1e-3}, Linesearcher: constant{}, GradStopThreshold: math.NaN(),
 		}
-		_, err := optimize.Minimize(problem, x, gonumopt.Steps(times+1), method) // the first is where it starts
+		_, err := optimize.Minimize(problem, x, gonumopt.Steps(times+1), method) // the first one is the starting point
 		return err
 	}
 }
 
-// constant is a line search that takes every first step.
+// constant is a line search that accepts every first step.
 type constant struct{}
 
 func (constant) Init(_, _, _ float64) optimize.Operation {

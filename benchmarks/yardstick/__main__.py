@@ -1,15 +1,15 @@
-"""Hold goptim's kernels against the same steps written by hand in C (kernels.c) and against memory's own speed.
+"""Compare goptim's kernels with the same steps written by hand in C (kernels.c) and with the memory bound.
 
     python benchmarks/yardstick [--optimizer AdamW …] [--elements 4096 …] [--seconds 2] [--update docs/performance.md]
     python benchmarks/yardstick --memory [--elements 4194304] [--seconds 20] [--update docs/performance.md]
 
-First the C kernels must give goptim's bits. Then both step the same columns, in turn, on one thread; a figure is the
-best of all rounds, in CPU time, which leaves out what other processes take, and every call is of so many
-steps that the way into Go, which is measured and taken off, is small. Memory alone is a pass over the same bytes
-without arithmetic, that of `python -m goptim bench`. Ratios of one run can be compared; times of two runs cannot. Needs
-a C compiler, and a CPU with AVX2 and FMA.
+First the results of the C kernels must be bit-for-bit those of goptim. Then both step the same tensors in turn on one
+thread. A figure is the best of all rounds, in CPU time, which excludes other processes. The overhead of calling Go is
+measured and subtracted; each call takes enough steps to make it small. The memory bound is a pass over the same bytes
+without arithmetic, as in `python -m goptim bench`. Compare ratios within one run, not times of two runs. The program
+needs a C compiler, and a CPU with AVX2 and FMA.
 
-With --memory it asks what else would help large tensors: prefetches and stores past the caches, in C, and large pages.
+--memory measures other techniques for large tensors: prefetches and non-temporal stores, in C, and large pages.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from goptim._bench import contenders, pages
 FOLDER = Path(__file__).parent
 BOUND = Path(contenders.__file__).with_name("bound.c")
 ELEMENTS = [1 << 10, 1 << 12, 1 << 14, 1 << 16, 1 << 20, 1 << 21, 1 << 24]
-LARGE = 1 << 20  # from here on memory is the bound, not arithmetic
+LARGE = 1 << 20  # elements from which memory bandwidth is the limit
 BETA1, BETA2, EPS, LR, DECAY = 0.9, 0.999, 1e-8, 1e-3, 0.01
 
 
@@ -54,12 +54,12 @@ def adamw(t: int) -> list[float]:
 
 @dataclass
 class Kernel:
-    """One optimizer's step by both."""
+    """The step of one optimizer in goptim and in C."""
 
-    ours: str  # the name of its kind
-    options: tuple[float, ...]  # of ours
+    ours: str  # the kind's name in goptim
+    options: tuple[float, ...]  # of goptim
     c: str
-    scalars: Callable[[int], list[float]]  # of the C kernel, in step t
+    scalars: Callable[[int], list[float]]  # of the C kernel in step t
     states: int
 
 
@@ -89,16 +89,16 @@ def compile_c(source: Path, *flags: str) -> ctypes.CDLL:
 
 
 def on_pages(n: int, advice: int) -> torch.Tensor:
-    """A column in pages of the system's choice after an advice about them."""
+    """A tensor in memory with the given madvise."""
     memory = mmap.mmap(-1, n * 4 + (1 << 21))
     memory.madvise(advice)
     at = torch.frombuffer(memory, dtype=torch.float32)
-    skip = -at.data_ptr() // 4 % (1 << 19)  # to where a large page begins
+    skip = -at.data_ptr() // 4 % (1 << 19)  # to the start of a large page
     return at[skip : skip + n]
 
 
 class Columns:
-    """A parameter, its gradient and states, as torch allocates them, with the calls that step them."""
+    """A parameter, its gradient and states, allocated by torch, and the functions that step them."""
 
     def __init__(
         self,
@@ -124,7 +124,7 @@ class Columns:
             t.normal_().square_()
 
     def table(self, steps: int) -> array[int]:
-        """A row for each of steps, of one parameter, every row with a count of its own."""
+        """A table with one row per step of the same parameter, each with its own step count."""
         self.steps = array("f", [0] * steps)
         at, size = self.steps.buffer_info()[0], self.steps.itemsize
         p, g, *states = self.addresses
@@ -151,7 +151,7 @@ class Columns:
         return lambda: step(*arguments)
 
     def passes(self, steps: int) -> Callable[[], object]:
-        """The pass without arithmetic, an even number of times, which restores the values."""
+        """The pass without arithmetic. An even number of passes restores the values."""
         assert self.bound
         columns = array("Q", self.addresses * steps)
         words = array("q", [self.n] * steps)
@@ -167,7 +167,7 @@ class Columns:
 
 
 def check_bits(kernel: Kernel, library: ctypes.CDLL, n: int, steps: int = 5) -> None:
-    """Both step the same numbers, some of them special, and must have the same bits after every step."""
+    """Check that both have bit-for-bit the same results after each of some steps, with special values too."""
     mine, other = (Columns(kernel, n, library) for _ in range(2))
     special = torch.tensor([0.0, -0.0, math.inf, -math.inf, math.nan, 1e-40, -1e-40, 1e38, 1e-25, 1e-6, 50.0])
     for columns in (mine, other):
@@ -187,7 +187,7 @@ def check_bits(kernel: Kernel, library: ctypes.CDLL, n: int, steps: int = 5) -> 
             if not same.all():
                 at = int((~same).nonzero()[0])
                 raise SystemExit(
-                    f"{kernel.c}: step {t}, column {i}, element {at}: goptim {a[at]:.9g}, C {b[at]:.9g}; "
+                    f"{kernel.c}: step {t}, tensor {i}, element {at}: goptim {a[at]:.9g}, C {b[at]:.9g}; "
                     f"{int((~same).sum())} of {n} differ"
                 )
 
@@ -195,7 +195,7 @@ def check_bits(kernel: Kernel, library: ctypes.CDLL, n: int, steps: int = 5) -> 
 def best_of(
     contenders: dict[Any, Callable[[], object]], seconds: float, clock: Callable[[], float] = time.thread_time
 ) -> dict[Any, float]:
-    """The best time of each, in turn, within so many seconds altogether; at least three rounds."""
+    """The best time of each contender. They take turns for the given seconds, at least three rounds."""
     best = dict.fromkeys(contenders, math.inf)
     end = time.perf_counter() + seconds
     rounds = 0
@@ -209,8 +209,10 @@ def best_of(
 
 
 def measure(kernel: Kernel, n: int, seconds: float, library: ctypes.CDLL, bound: ctypes.CDLL) -> dict[str, float]:
-    """Nanoseconds an element, of ours, C's and the bound; ours without the way to a row, which is `row` ns."""
-    steps = max(2, (1 << 17) // n & ~1) if n < LARGE else 2  # some 50 µs in cache: short enough to go undisturbed
+    """Nanoseconds per element of goptim, C and the memory bound, and ``row``, the subtracted overhead per row."""
+    steps = (
+        max(2, (1 << 17) // n & ~1) if n < LARGE else 2
+    )  # about 50 µs in cache, short enough to be rarely interrupted
     columns, tiny = Columns(kernel, n, library, bound), Columns(kernel, library.lanes(), library, bound)
     runs = {
         "ours": columns.ours(steps),
@@ -230,9 +232,10 @@ def rows(names: Sequence[str], elements: Sequence[int], seconds: float) -> Itera
         cpu = next((line.partition(":")[2].strip() for line in f if "model name" in line), "CPU")
     yield (
         f"{cpu}, one of {os.cpu_count()} cores; {_core.Version()}, C with {32 * library.lanes()} bits; "
-        f"load average {os.getloadavg()[0]:.1f} when it began."
+        f"load average {os.getloadavg()[0]:.1f} at the start."
     )
-    yield "\n| optimizer | elements | KiB | ours, ns an element | C | memory alone | ours / C | memory's speed |"
+    columns = "optimizer | elements | KiB | goptim, ns per element | C | memory bound | goptim / C | share of bandwidth"
+    yield f"\n| {columns} |"
     yield "|---|--:|--:|--:|--:|--:|--:|--:|"
     for name in names:
         kernel = KERNELS[name]
@@ -250,15 +253,15 @@ VARIANTS = {
     "as above": (),
     "prefetch 512 bytes ahead": ("-DAHEAD=512",),
     "prefetch 2 KiB ahead": ("-DAHEAD=2048",),
-    "stores past the caches": ("-DSTREAM",),
+    "non-temporal stores": ("-DSTREAM",),
 }
 
 
 def memory_rows(names: Sequence[str], elements: Sequence[int], seconds: float) -> Iterator[str]:
     libraries = {name: compile_c(FOLDER / "kernels.c", *flags) for name, flags in VARIANTS.items()}
     bound = compile_c(BOUND)
-    yield f"Load average {os.getloadavg()[0]:.1f} when it began.\n"
-    yield "| optimizer | elements | | pages of 4 KiB, ns an element | of 2 MiB |\n|---|--:|---|--:|--:|"
+    yield f"Load average {os.getloadavg()[0]:.1f} at the start.\n"
+    yield "| optimizer | elements | | 4 KiB pages, ns per element | 2 MiB pages |\n|---|--:|---|--:|--:|"
     for name in names:
         for n in elements:
             runs = {}
@@ -268,7 +271,7 @@ def memory_rows(names: Sequence[str], elements: Sequence[int], seconds: float) -
                 for variant, library in libraries.items():
                     columns.c_step = getattr(library, columns.kernel.c)
                     runs[f"C, {variant}", size] = columns.in_c(2)
-                runs["memory alone", size] = columns.passes(2)
+                runs["memory bound", size] = columns.passes(2)
             best = {what: best / 2 / n * 1e9 for what, best in best_of(runs, seconds).items()}
             for what, size in runs:
                 if size == "HUGEPAGE":
@@ -278,9 +281,9 @@ def memory_rows(names: Sequence[str], elements: Sequence[int], seconds: float) -
 def main(arguments: Any = None) -> None:
     parser = argparse.ArgumentParser(prog="yardstick", description=__doc__.splitlines()[0])
     parser.add_argument("--optimizer", nargs="+", choices=KERNELS, help="default: all")
-    parser.add_argument("--elements", nargs="+", type=int, help="of a column, multiples of 16")
-    parser.add_argument("--seconds", type=float, help="for each row; with --memory for each size")
-    parser.add_argument("--memory", action="store_true", help="try prefetches, stores past the caches, large pages")
+    parser.add_argument("--elements", nargs="+", type=int, help="per tensor, multiples of 16")
+    parser.add_argument("--seconds", type=float, help="per row; with --memory per size")
+    parser.add_argument("--memory", action="store_true", help="measure prefetches, non-temporal stores and large pages")
     parser.add_argument("--update", type=Path, help="the page to put the table in")
     args = parser.parse_args(arguments)
     if any(n < 16 or n % 16 for n in args.elements or []):

@@ -1,8 +1,8 @@
-/* Steps of AdamW, RMSprop and Rprop as a person writes them by hand for one machine: AVX-512 intrinsics, or AVX2 ones
- * where the compiler is told of no more (-march=native), with the bits of torch's for-loop. What goptim's kernels decide
- * when they run, the sign of the gradient and a weight decay that is coupled to it, is left out here.
+/* Steps of AdamW, RMSprop and Rprop written by hand with AVX-512 or AVX2 intrinsics, depending on -march. Their results
+ * are bit-for-bit those of torch's for-loop. Unlike goptim's kernels, they have no options for the sign of the gradient
+ * and for coupled weight decay.
  *
- * A call steps columns of n elements, a multiple of LANES, times times over: the way in costs nothing then. */
+ * A call steps tensors of n elements, a multiple of LANES. It repeats this `times` times to hide the call overhead. */
 #include <immintrin.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -31,15 +31,15 @@ typedef __m256 M;
 
 int lanes(void) { return LANES; }
 
-#ifdef STREAM /* stores past the caches */
+#ifdef STREAM /* non-temporal stores */
 #define STORE(AT, X) OP(stream)(AT, X)
 #else
 #define STORE(AT, X) OP(storeu)(AT, X)
 #endif
-#ifdef AHEAD /* bytes that are asked for ahead of each column's use */
-#define ASK(AT) _mm_prefetch((const char *)(AT) + AHEAD, _MM_HINT_T0)
+#ifdef AHEAD /* prefetch distance in bytes */
+#define PREFETCH(AT) _mm_prefetch((const char *)(AT) + AHEAD, _MM_HINT_T0)
 #else
-#define ASK(AT) (void)0
+#define PREFETCH(AT) (void)0
 #endif
 #ifndef UNROLL
 #define UNROLL 2
@@ -47,7 +47,7 @@ int lanes(void) { return LANES; }
 #define DO_PRAGMA(X) _Pragma(#X)
 #define UNROLLED(N) DO_PRAGMA(GCC unroll N)
 
-/* What every kernel is: a loop over vectors of a parameter, a gradient and up to three states. */
+/* A kernel is a loop over vectors of a parameter, a gradient and up to three states. */
 #define KERNEL(NAME, SCALARS, BODY)                                                                                    \
 	void NAME(float *restrict p, const float *restrict g, float *restrict a, float *restrict b, float *restrict c,     \
 	          ptrdiff_t n, int64_t times, const float *restrict h)                                                     \
@@ -62,17 +62,17 @@ int lanes(void) { return LANES; }
 	}
 #define SET(I) OP(set1)(h[I])
 
-#ifndef BREAK /* makes other bits in every kernel: a test sees that they are found */
+#ifndef BREAK /* changes the results of all kernels, for the test of check_bits */
 #define BREAK 0
 #endif
 
 /* h: 1 - lr*weight_decay, 1 - beta1 (below 0.5), beta2, 1 - beta2, -lr/(1 - beta1^t), sqrt(1 - beta2^t), its
- * reciprocal, eps. The quotient by a constant has a division's bits: Brisebarre, Muller & Raina (2004). */
+ * reciprocal, eps. The quotient by a constant is rounded as a division: Brisebarre, Muller & Raina (2004). */
 KERNEL(adamw,
 	V decay = SET(0); V c1 = SET(1); V beta2 = SET(2); V c2 = SET(3);
 	V step = SET(4); V by = SET(5); V recip = SET(6); V eps = SET(7);
 	V most = OP(set1)(3.40282347e38f);,
-	ASK(p + i); ASK(g + i); ASK(a + i); ASK(b + i);
+	PREFETCH(p + i); PREFETCH(g + i); PREFETCH(a + i); PREFETCH(b + i);
 	V gi = OP(loadu)(g + i); V m = OP(loadu)(a + i);
 	m = OP(fmadd)(OP(sub)(gi, m), c1, m);
 	V v = OP(fmadd)(OP(mul)(c2, gi), gi, OP(mul)(OP(loadu)(b + i), beta2));
@@ -84,7 +84,7 @@ KERNEL(adamw,
 /* h: alpha, 1 - alpha, eps, -lr */
 KERNEL(rmsprop,
 	V alpha = SET(0); V c1 = SET(1); V eps = SET(2); V step = SET(3);,
-	ASK(p + i); ASK(g + i); ASK(a + i);
+	PREFETCH(p + i); PREFETCH(g + i); PREFETCH(a + i);
 	V gi = OP(loadu)(g + i);
 	V v = OP(fmadd)(OP(mul)(c1, gi), gi, OP(mul)(OP(loadu)(a + i), alpha));
 	STORE(a + i, v);
@@ -94,7 +94,7 @@ KERNEL(rmsprop,
 /* h: alpha, 1 - alpha (below 0.5), eps, -lr, momentum; a: square_avg, b: momentum_buffer, c: grad_avg */
 KERNEL(rmsprop_momentum_centered,
 	V alpha = SET(0); V c1 = SET(1); V eps = SET(2); V step = SET(3); V momentum = SET(4);,
-	ASK(p + i); ASK(g + i); ASK(a + i); ASK(b + i); ASK(c + i);
+	PREFETCH(p + i); PREFETCH(g + i); PREFETCH(a + i); PREFETCH(b + i); PREFETCH(c + i);
 	V gi = OP(loadu)(g + i); V average = OP(loadu)(c + i);
 	V v = OP(fmadd)(OP(mul)(c1, gi), gi, OP(mul)(OP(loadu)(a + i), alpha));
 	STORE(a + i, v);
@@ -109,12 +109,12 @@ KERNEL(rmsprop_momentum_centered,
 KERNEL(rprop,
 	V minus = SET(0); V plus = SET(1); V low = SET(2); V high = SET(3);
 	V zero = OP(set1)(0); V one = OP(set1)(1); V sign = OP(set1)(-0.0f);,
-	ASK(p + i); ASK(g + i); ASK(a + i); ASK(b + i);
+	PREFETCH(p + i); PREFETCH(g + i); PREFETCH(a + i); PREFETCH(b + i);
 	V d = OP(loadu)(g + i); V turned = OP(mul)(d, OP(loadu)(a + i));
 	M down = GREATER(zero, turned);
 	V factor = IF(GREATER(turned, zero), plus, IF(down, minus, one));
-	V size = OP(min)(high, OP(max)(low, OP(mul)(OP(loadu)(b + i), factor))); /* either keeps a NaN of its second */
+	V size = OP(min)(high, OP(max)(low, OP(mul)(OP(loadu)(b + i), factor))); /* both return a NaN in the second operand */
 	d = BREAK ? d : IF(down, zero, d);
 	STORE(b + i, size); STORE(a + i, d);
-	V way = ZERO_IF_NOT(DIFFER(d, zero), OP(or)(one, OP(and)(d, sign)));
-	STORE(p + i, OP(fnmadd)(way, size, OP(loadu)(p + i)));)
+	V direction = ZERO_IF_NOT(DIFFER(d, zero), OP(or)(one, OP(and)(d, sign)));
+	STORE(p + i, OP(fnmadd)(direction, size, OP(loadu)(p + i)));)

@@ -31,7 +31,7 @@ func ExampleLBFGS() {
 }
 
 func ExampleMinimize() {
-	// The line through points, by least squares: the gradient comes with the loss.
+	// A least-squares fit of a line, with a function that returns the loss and the gradient.
 	xs, ys := []float64{0, 1, 2, 3}, []float64{1, 3, 5, 7}
 	result, err := gonumopt.Minimize(func(line, grad []float64) (loss float64) {
 		clear(grad)
@@ -50,7 +50,7 @@ func ExampleMinimize() {
 	// Output: [2.000 1.000]
 }
 
-// A schedule changes the options of the optimizer that New has made.
+// A schedule that changes the options of the optimizer created by New.
 func ExampleMethod() {
 	var adam *goptim.Adam[float64]
 	rate, err := schedule.Cosine(0.1, 3000, 0)
@@ -80,7 +80,7 @@ type function interface {
 	Minima() []functions.Minimum
 }
 
-// problems are functions of gonum's with the starts that gonum's own tests take.
+// problems are functions of gonum with the initial points of gonum's own tests.
 var problems = map[string]struct {
 	function
 	start []float64
@@ -103,7 +103,7 @@ func distance(f function, x []float64) float64 {
 	return least
 }
 
-// TestLBFGSBesideGonums has LBFGS find gonum's minima in about as many evaluations as gonum's methods.
+// TestLBFGSBesideGonums checks that LBFGS finds the minima in about as many evaluations as gonum's methods.
 func TestLBFGSBesideGonums(t *testing.T) {
 	for name, p := range problems {
 		problem := optimize.Problem{Func: p.Func, Grad: p.Grad}
@@ -131,7 +131,7 @@ func TestLBFGSBesideGonums(t *testing.T) {
 	}
 }
 
-// TestLBFGSBesideNaN has trial points outside the domain of a function: the line search goes back.
+// TestLBFGSBesideNaN checks that the line search backtracks from trial points outside the domain of a function.
 func TestLBFGSBesideNaN(t *testing.T) {
 	for name, f := range map[string]func(x, grad []float64) float64{
 		"x - log x": func(x, grad []float64) float64 {
@@ -164,7 +164,7 @@ func TestLBFGSBesideNaN(t *testing.T) {
 	}
 }
 
-// methods are all first-order methods, and steps that take them down Beale's function.
+// methods are all first-order methods, with numbers of steps that minimize Beale's function.
 var methods = map[string]struct {
 	*gonumopt.Method
 	steps int
@@ -196,7 +196,7 @@ func TestMethodsFindAMinimum(t *testing.T) {
 	}
 }
 
-// made is a method and the optimizer that it should be.
+// made is a method and the equivalent optimizer.
 type made struct {
 	method *gonumopt.Method
 	build  func(p gonumopt.Params) (goptim.Optimizer, error)
@@ -206,7 +206,7 @@ func of[O any, Opt goptim.Optimizer](o O, method func(O) *gonumopt.Method, build
 	return made{method(o), func(p gonumopt.Params) (goptim.Optimizer, error) { return build(p, o) }}
 }
 
-// TestMethodIsTheOptimizer has a run of Minimize take the very steps of the optimizer.
+// TestMethodIsTheOptimizer checks that a run of Minimize takes the same steps as the optimizer.
 func TestMethodIsTheOptimizer(t *testing.T) {
 	f := functions.Wood{}
 	adam := goptim.AdamOptions{LR: .1, WeightDecay: .1}
@@ -242,7 +242,7 @@ func TestMethodIsTheOptimizer(t *testing.T) {
 		}
 		var before []int
 		m.method.Before = func(step int) { before = append(before, step) }
-		for range 2 { // a method can be used again
+		for range 2 { // a method is reusable
 			before = nil
 			result, err := optimize.Minimize(optimize.Problem{Func: f.Func, Grad: f.Grad}, []float64{-3, -1, -3, -1}, gonumopt.Steps(100), m.method)
 			require.NoError(t, err, name)
@@ -254,7 +254,7 @@ func TestMethodIsTheOptimizer(t *testing.T) {
 	}
 }
 
-// TestMethodOfGroups has groups share the variables' memory.
+// TestMethodOfGroups uses groups that share the memory of the variables.
 func TestMethodOfGroups(t *testing.T) {
 	f := functions.Wood{}
 	problem, start := optimize.Problem{Func: f.Func, Grad: f.Grad}, []float64{-3, -1, -3, -1}
@@ -342,8 +342,8 @@ func TestRunsEnd(t *testing.T) {
 	assert.Equal(t, optimize.StepConvergence, flat.Status, "no direction moves it")
 }
 
-// TestNoImprovement has a run on random batches go on while it improves, where gonum's own criterion stops it, and end
-// then.
+// TestNoImprovement checks that a run on random batches continues while it improves, where gonum's own criterion stops it, and ends
+// afterwards.
 func TestNoImprovement(t *testing.T) {
 	run := func(converger optimize.Converger) *optimize.Result {
 		r := rand.New(rand.NewPCG(1, 2))
@@ -371,7 +371,7 @@ func TestNoImprovement(t *testing.T) {
 	n := &gonumopt.NoImprovement{Patience: 2, Absolute: .5, Relative: .1}
 	for range 2 {
 		n.Init(1)
-		for i, f := range []float64{10, 9, 8, 7.4, 6} { // a new low is below 9/10 of the old and a half
+		for i, f := range []float64{10, 9, 8, 7.4, 6} { // a new minimum is below 9/10 of the old one and 0.5 below it
 			assert.Equal(t, optimize.NotTerminated, n.Converged(&optimize.Location{F: f}), "loss %d: %v", i, f)
 		}
 		assert.Equal(t, optimize.NotTerminated, n.Converged(&optimize.Location{F: 5}))

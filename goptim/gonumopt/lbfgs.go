@@ -10,21 +10,20 @@ import (
 	"github.com/goptim/goptim/goptim"
 )
 
-// LBFGS is goptim.LBFGS as an optimize.Method. Its directions are those of goptim.LBFGS, on several threads. With
-// StrongWolfe the step along a direction is found by a Linesearcher of gonum's, else every step is LR times the
-// direction. torch's line search, which goptim.LBFGS has, is not used: gonum's takes fewer evaluations on most of gonum's
-// test functions.
+// LBFGS is goptim.LBFGS as an optimize.Method. It computes the directions of goptim.LBFGS on several threads. With StrongWolfe,
+// gonum's Linesearcher chooses the step along a direction, otherwise every step is LR times the direction. torch's line
+// search, which goptim.LBFGS has, is not used: gonum's needs fewer evaluations for most of gonum's test functions.
 //
-// Where the function or its gradient is NaN or infinite at a trial point, the line search goes back toward the last
-// point where they are finite. Without a line search such a point ends the run with an error.
+// If the function or its gradient is NaN or infinite at a trial point, the line search backtracks towards the last point where
+// they are finite. Without a line search, such a point ends the run with an error.
 //
-// A major iteration is one direction. Of the options LR with StrongWolfe, MaxIter, MaxEval and the tolerances have no
-// meaning here. A run goes on as long as a direction leads downhill.
+// A major iteration is one direction. The options MaxIter, MaxEval, the tolerances, and LR with StrongWolfe are ignored. A run
+// continues as long as directions are descent directions.
 type LBFGS struct {
 	goptim.LBFGSOptions
-	Linesearcher optimize.Linesearcher // for StrongWolfe; nil is optimize.Bisection, as for optimize.LBFGS
-	Workers      int                   // as many threads as an iteration may use; 0 means GOMAXPROCS
-	// GradStopThreshold ends a run where no element of the gradient is so large; 0 is 1e-12, NaN is never.
+	Linesearcher optimize.Linesearcher // for StrongWolfe; nil is optimize.Bisection, as in optimize.LBFGS
+	Workers      int                   // the largest number of threads; 0 is GOMAXPROCS
+	// GradStopThreshold ends a run if all elements of the gradient are smaller; 0 is 1e-12, and NaN never ends a run.
 	GradStopThreshold float64
 
 	ending
@@ -38,7 +37,7 @@ var (
 // Init implements optimize.Method.
 func (l *LBFGS) Init(dim, tasks int) int { return l.init() }
 
-// Uses implements optimize.Method: a gradient is needed.
+// Uses implements optimize.Method: it requires a gradient.
 func (l *LBFGS) Uses(has optimize.Available) (optimize.Available, error) { return uses(has) }
 
 // Run implements optimize.Method.
@@ -91,7 +90,7 @@ func (l *LBFGS) steps(r *run) error {
 		floats.SubTo(direction, p.Value, before)
 		step := 1.0
 		if first {
-			step = 1 / floats.Norm(direction, 2) // there is no curvature to scale it by
+			step = 1 / floats.Norm(direction, 2) // no curvature is known to scale it
 		}
 		step, err := r.search(search, before, direction, step)
 		if err != nil {
@@ -102,24 +101,25 @@ func (l *LBFGS) steps(r *run) error {
 	}
 }
 
-// scale multiplies gradients for goptim.LBFGS, whose directions do not depend on it. As torch does, it forgets curvature
-// below 1e-10, which a function has near a minimum, and more so one whose Hessian is singular there.
+// scale multiplies gradients for goptim.LBFGS, whose directions do not depend on it. Like torch, goptim.LBFGS ignores curvature
+// below 1e-10, which is common near a minimum, especially one with a singular Hessian.
 const scale = 0x1p80
 
-// mostRestarts is how often a line search may begin anew. Each halves the way to where the function is not finite.
+// mostRestarts is the largest number of restarts of a line search. Each one halves the distance to a point where the function is
+// not finite.
 const mostRestarts = 100
 
-// search goes along a direction from x, where the function is known, by step times the direction at first, and returns
-// the step to the point where it ends.
+// search searches along a direction from x, where the function is known, beginning with step times the direction, and returns the
+// step to the resulting point.
 func (r *run) search(search optimize.Linesearcher, x, direction []float64, step float64) (float64, error) {
 	const both = optimize.FuncEvaluation | optimize.GradEvaluation
 	loss, slope := r.task.F, floats.Dot(r.task.Gradient, direction)
 	if !(slope < 0) {
 		return 0, stop{optimize.StepConvergence}
 	}
-	finite, limit := 0.0, math.Inf(1) // steps where function and gradient are finite, and are not
+	finite, limit := 0.0, math.Inf(1) // the largest step with a finite function and gradient, and the smallest without
 	last, known := math.NaN(), optimize.NoOperation
-	var broken error // what was not finite at the limit
+	var broken error // what is not finite at the limit
 	ended := func() error {
 		if finite == 0 && broken != nil {
 			return broken
@@ -179,7 +179,7 @@ func (r *run) search(search optimize.Linesearcher, x, direction []float64, step 
 	return 0, optimize.ErrLinesearcherFailure
 }
 
-// complete evaluates what is not known yet of what is asked for.
+// complete evaluates the requested values that are not known yet.
 func (r *run) complete(asked optimize.Operation, known *optimize.Operation) error {
 	if asked &^= *known; asked == 0 {
 		return nil

@@ -1,12 +1,12 @@
-// Package gonumopt makes goptim's optimizers methods of gonum's optimize.Minimize.
+// Package gonumopt has goptim's optimizers as methods of gonum's optimize.Minimize.
 //
-// LBFGS takes the place of gonum's own LBFGS and BFGS. The others move along every gradient that they see, uphill as well,
-// without a line search, for any number of steps: gonum's default for Settings.Converger stops a run that has not
-// improved for a hundred steps, as these do for a while; Steps makes Settings without it, and NoImprovement is a
-// Converger that looks at averages, as a function of random batches needs. Like all runs of gonum's, a run also ends where
-// the gradient is small: GradStopThreshold of the method, and Settings.GradientThreshold.
+// LBFGS can replace gonum's own LBFGS and BFGS. The others take a step for every gradient, without a line search, even if the
+// function increases, for any number of steps. gonum's default Settings.Converger stops a run without an improvement in a
+// hundred steps, which is too early for them. Steps returns Settings without it, and NoImprovement is a Converger that compares
+// averages, for functions of random batches. A run also ends if the gradient is small, like all runs of gonum:
+// GradStopThreshold of the method, and Settings.GradientThreshold.
 //
-// The result of a run is where it ended, which need not be the best point that it has seen.
+// The result of a run is its last point, which is not necessarily the best one.
 package gonumopt
 
 import (
@@ -18,28 +18,28 @@ import (
 	"github.com/goptim/goptim/goptim"
 )
 
-// A Params is what an optimizer of all variables is made of: one parameter.
+// A Params is the parameter of an optimizer of all variables.
 type Params = []*goptim.Param[float64]
 
-// Method is a first-order optimizer as an optimize.Method. It evaluates function and gradient once a step, and every step
-// is a major iteration. The functions of this package make it of options; New may be any function, as of one that has
-// groups, for parameters that share the memory of its own:
+// Method is a first-order optimizer as an optimize.Method. It evaluates the function and the gradient once per step, and every
+// step is a major iteration. The functions of this package create it from options. New may be any function, for example one
+// that creates groups, with parameters that share the memory of p:
 //
 //	New: func(p gonumopt.Params) (goptim.Optimizer, error) {
 //		a := &goptim.Param[float64]{Value: p[0].Value[:10], Grad: p[0].Grad[:10]}
 //		…
 //	}
 type Method struct {
-	New func(p Params) (goptim.Optimizer, error) // makes the optimizer when a run begins
-	// Before, if it is not nil, is called before every step, the first of which is 0: to change options.
+	New func(p Params) (goptim.Optimizer, error) // creates the optimizer at the start of a run
+	// Before, if not nil, is called before every step, for example to change options. The first step is 0.
 	Before func(step int)
-	// GradStopThreshold ends a run where no element of the gradient is so large; 0 is 1e-12, NaN is never.
+	// GradStopThreshold ends a run if all elements of the gradient are smaller; 0 is 1e-12, and NaN never ends a run.
 	GradStopThreshold float64
 
 	ending
 }
 
-// ending is how a run ended by itself, for optimize.Statuser.
+// ending is the status of a run that the method ended, for optimize.Statuser.
 type ending struct {
 	status optimize.Status
 	err    error
@@ -61,7 +61,7 @@ func (e *ending) init() int {
 	return 1
 }
 
-// Uses implements optimize.Method: a gradient is needed.
+// Uses implements optimize.Method: it requires a gradient.
 func (m *Method) Uses(has optimize.Available) (optimize.Available, error) { return uses(has) }
 
 func uses(has optimize.Available) (optimize.Available, error) {
@@ -110,20 +110,20 @@ func newParam(x []float64) *goptim.Param[float64] {
 	return &goptim.Param[float64]{Name: "x", Value: append([]float64(nil), x...), Grad: make([]float64, len(x))}
 }
 
-// A run talks with Minimize. Its errors end it.
+// A run communicates with Minimize. An error ends it.
 type run struct {
 	operation chan<- optimize.Task
 	result    <-chan optimize.Task
-	task      optimize.Task // whose Location holds what was evaluated last
+	task      optimize.Task // its Location has the last evaluation
 	threshold float64
 }
 
-// stop is an error that is none: Minimize ends the run, or the method has converged.
+// stop is an error value for a normal end: Minimize ended the run, or the method converged.
 type stop struct{ status optimize.Status }
 
 func (s stop) Error() string { return fmt.Sprintf("gonumopt: %v", s.status) }
 
-// errStopped is the end of a run by Minimize.
+// errStopped means that Minimize ended the run.
 var errStopped = stop{optimize.NotTerminated}
 
 func (r *run) do(op optimize.Operation) error {
@@ -136,7 +136,7 @@ func (r *run) do(op optimize.Operation) error {
 	return nil
 }
 
-// first evaluates what is not known of the initial location.
+// first evaluates the unknown values of the initial location.
 func (r *run) first() error {
 	const both = optimize.FuncEvaluation | optimize.GradEvaluation
 	if r.task.Op&both != both {
@@ -147,7 +147,7 @@ func (r *run) first() error {
 	return r.check()
 }
 
-// evaluate goes to x.
+// evaluate evaluates the function and gradient at x.
 func (r *run) evaluate(x []float64) error {
 	copy(r.task.X, x)
 	if err := r.do(optimize.FuncEvaluation | optimize.GradEvaluation); err != nil {
@@ -158,7 +158,7 @@ func (r *run) evaluate(x []float64) error {
 
 func (r *run) check() error { return r.checkOf(optimize.FuncEvaluation | optimize.GradEvaluation) }
 
-// checkOf reports what is not finite of what is known.
+// checkOf returns an error if a known value is not finite.
 func (r *run) checkOf(known optimize.Operation) error {
 	if known&optimize.FuncEvaluation != 0 && (math.IsNaN(r.task.F) || math.IsInf(r.task.F, 1)) {
 		return optimize.ErrFunc(r.task.F)
@@ -174,7 +174,7 @@ func (r *run) checkOf(known optimize.Operation) error {
 	return nil
 }
 
-// major tells Minimize that the location is one of the run's.
+// major reports a major iteration to Minimize.
 func (r *run) major() error {
 	if err := r.do(optimize.MajorIteration); err != nil {
 		return err
@@ -183,7 +183,7 @@ func (r *run) major() error {
 	if threshold == 0 {
 		threshold = 1e-12
 	}
-	for _, g := range r.task.Gradient { // the first one tells, but at the end of a run
+	for _, g := range r.task.Gradient { // usually the first element decides, except at the end of a run
 		if !(math.Abs(g) < threshold) {
 			return nil
 		}
@@ -191,7 +191,7 @@ func (r *run) major() error {
 	return stop{optimize.GradientThreshold}
 }
 
-// end ends the run with Minimize, by the protocol of optimize.Method: how is known before operation is closed.
+// end ends the run according to the protocol of optimize.Method. The ending is set before operation is closed.
 func (r *run) end(err error, how *ending) {
 	*how = ending{optimize.Failure, err}
 	if s, ok := err.(stop); ok {
@@ -201,7 +201,7 @@ func (r *run) end(err error, how *ending) {
 		r.task.Op = optimize.MethodDone
 		r.operation <- r.task
 	}
-	for range r.result { // to its end, before the other channel's
+	for range r.result { // drain it before closing the other channel
 	}
 	close(r.operation)
 }

@@ -36,7 +36,7 @@ func Adadelta(o goptim.AdadeltaOptions) *Method {
 	return method(func(p Params) (*goptim.Adadelta[float64], error) { return goptim.NewAdadelta(p, o) })
 }
 
-// Adafactor is goptim.Adafactor. A shape makes batches of matrices of the variables; without one they are a vector.
+// Adafactor is goptim.Adafactor. With a shape, the variables are batches of matrices; without one they are a vector.
 func Adafactor(o goptim.AdafactorOptions, shape ...int) *Method {
 	return method(func(p Params) (*goptim.Adafactor[float64], error) {
 		p[0].Shape = shape
@@ -74,7 +74,7 @@ func Rprop(o goptim.RpropOptions) *Method {
 	return method(func(p Params) (*goptim.Rprop[float64], error) { return goptim.NewRprop(p, o) })
 }
 
-// Muon is goptim.Muon. The variables are a matrix of so many rows and columns.
+// Muon is goptim.Muon. The variables are a matrix with the given numbers of rows and columns.
 func Muon(o goptim.MuonOptions, rows, cols int) *Method {
 	return method(func(p Params) (*goptim.Muon[float64], error) {
 		p[0].Shape = []int{rows, cols}

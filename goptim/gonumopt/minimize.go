@@ -8,13 +8,13 @@ import (
 	"gonum.org/v1/gonum/optimize"
 )
 
-// Problem is the problem of a function that computes loss and gradient together, and writes the gradient at x to grad. It
-// is evaluated once where gonum asks for both.
+// Problem returns the problem of a function that returns the loss at x and writes the gradient to grad. It is evaluated once if
+// gonum requests both.
 func Problem(evaluate func(x, grad []float64) float64) optimize.Problem {
 	var mu sync.Mutex
 	var at, grad []float64
 	var loss float64
-	// ask evaluates, if x is not where it was evaluated last, or it was asked for the same thing there.
+	// ask evaluates the function unless x is the point of the last evaluation and the value was not requested there yet.
 	var asked [2]bool
 	ask := func(x []float64, what int) {
 		if at == nil || asked[what] || !slices.Equal(at, x) {
@@ -40,25 +40,24 @@ func Problem(evaluate func(x, grad []float64) float64) optimize.Problem {
 	}
 }
 
-// Minimize takes up to some steps of a method from x, which it leaves as it is. evaluate writes the gradient at a point to
-// grad and returns the loss there; it may be random, as of the next batch.
+// Minimize takes up to the given number of steps of a method from x, which it does not change. evaluate writes the gradient at
+// a point to grad and returns the loss. It may be random, for example that of the next batch.
 func Minimize(evaluate func(x, grad []float64) float64, x []float64, steps int, method optimize.Method) (*optimize.Result, error) {
 	return optimize.Minimize(Problem(evaluate), x, Steps(steps), method)
 }
 
-// Steps are settings that end a run after so many major iterations, and not before for a lack of improvement.
+// Steps returns settings that end a run after the given number of major iterations, and not earlier without an improvement.
 func Steps(n int) *optimize.Settings {
 	return &optimize.Settings{MajorIterations: n, Converger: optimize.NeverTerminate{}}
 }
 
-// NoImprovement is an optimize.Converger that ends a run when the average of the loss has found no new low for a number
-// of major iterations, with the status FunctionConvergence. The average forgets as Adam's does, so that the first losses
-// count in full: Σ Decay^k·loss / Σ Decay^k.
+// NoImprovement is an optimize.Converger that ends a run with the status FunctionConvergence if the average loss has not reached
+// a new minimum for a number of major iterations. The average is bias-corrected like Adam's: Σ Decay^k·loss / Σ Decay^k.
 type NoImprovement struct {
-	Patience int     // iterations without a new low; 0 never ends a run
-	Decay    float64 // of the average, in [0, 1); 0 takes the last loss alone, 0.99 about the last hundred
-	Absolute float64 // by how much an average must be below the lowest
-	Relative float64 // the same, as a share of the lowest one's magnitude
+	Patience int     // iterations without a new minimum; 0 never ends a run
+	Decay    float64 // decay of the average, in [0, 1); 0 uses only the last loss, 0.99 about the last hundred
+	Absolute float64 // how much an average must be below the minimum
+	Relative float64 // the same, relative to the minimum's magnitude
 
 	sum, weight, low float64
 	without          int

@@ -1,4 +1,4 @@
-// Package schedule holds learning rates that depend on the number of the step, as torch.optim.lr_scheduler has them:
+// Package schedule has learning-rate schedules like those of torch.optim.lr_scheduler:
 //
 //	rate, err := schedule.WarmupCosine(3e-4, 100, 10_000, 0)
 //	if err != nil { … }
@@ -7,11 +7,11 @@
 //		…
 //	}
 //
-// A schedule knows nothing of optimizers: the rates of several groups are several schedules, or multiples of one.
+// A schedule is independent of optimizers. Several groups can use several schedules, or multiples of one.
 //
-// Step, MultiStep, Exponential, Linear, and OneCycle if it is linear, have torch's bits: torch computes a rate from the one
-// before, and so do they. Cosine, WarmupCosine and other cycles are closed formulas, and take cosines from package math,
-// not from C; torch's Cosine goes by a recursion. Over a thousand steps they are within 1e-14 of the largest rate.
+// Step, MultiStep, Exponential, Linear, and linear OneCycle are bit-for-bit equal to torch's: like torch, they compute a rate
+// from the previous one. Cosine, WarmupCosine and other cycles are closed formulas with cosines of package math instead of
+// C's; torch's Cosine is a recursion. Over a thousand steps they are within 1e-14 of the largest rate.
 package schedule
 
 import (
@@ -25,8 +25,8 @@ import (
 	"github.com/goptim/goptim/goptim/internal/cpow"
 )
 
-// A Schedule gives the learning rate of a step, the first of which is 0. It may be called for any step, by any number of
-// goroutines, and is quickest for steps in their order.
+// A Schedule returns the learning rate of a step. The first step is 0. It may be called for any step and by concurrent goroutines,
+// and is fastest for steps in increasing order.
 type Schedule func(step int) float64
 
 func require(ok bool, schedule, option string, got any, expected string) error {
@@ -36,12 +36,12 @@ func require(ok bool, schedule, option string, got any, expected string) error {
 	return fmt.Errorf("goptim: schedule: %s: %s is %v, expected %s: %w", schedule, option, got, expected, goptim.ErrOption)
 }
 
-// requireRate takes any rate that an optimizer may take.
+// requireRate accepts every rate that an optimizer may accept.
 func requireRate(schedule, option string, lr float64) error {
 	return require(lr >= 0, schedule, option, lr, "at least 0")
 }
 
-// recursion is a schedule whose rates are computed from the one before, from 1 to last; they stay what they are then.
+// recursion is a schedule whose rates are computed from the previous one, for steps 1 to last, and constant afterwards.
 func recursion(first float64, last int, next func(step int, lr float64) float64) Schedule {
 	var mu sync.Mutex
 	at, lr := 0, first
@@ -74,8 +74,8 @@ func Step(lr float64, size int, gamma float64) (Schedule, error) {
 	return func(step int) float64 { return powers(step / size) }, nil
 }
 
-// MultiStep multiplies the rate by gamma at every milestone; torch's MultiStepLR. A milestone may come more than once.
-// The error wraps goptim.ErrOption.
+// MultiStep multiplies the rate by gamma at every milestone; torch's MultiStepLR. Milestones may be repeated. The error wraps
+// goptim.ErrOption.
 func MultiStep(lr float64, milestones []int, gamma float64) (Schedule, error) {
 	err := errors.Join(
 		requireRate("MultiStep", "lr", lr),
@@ -120,8 +120,8 @@ func Exponential(lr, gamma float64) (Schedule, error) {
 	return recursion(lr, math.MaxInt, func(_ int, lr float64) float64 { return lr * gamma }), nil
 }
 
-// Linear goes from lr*start to lr*end within some steps, and stays there; torch's LinearLR. start is above 0 and at most
-// 1, end between 0 and 1. The error wraps goptim.ErrOption.
+// Linear changes the rate from lr*start to lr*end in the given number of steps, and is constant afterwards; torch's LinearLR.
+// start is above 0 and at most 1, end between 0 and 1. The error wraps goptim.ErrOption.
 func Linear(lr, start, end float64, steps int) (Schedule, error) {
 	err := errors.Join(
 		requireRate("Linear", "lr", lr),
@@ -137,9 +137,9 @@ func Linear(lr, start, end float64, steps int) (Schedule, error) {
 	}), nil
 }
 
-// Cosine goes from lr to least along half a cosine of some steps, and back and on in the same way; torch's
-// CosineAnnealingLR. See Loshchilov & Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", arXiv:1608.03983.
-// The error wraps goptim.ErrOption.
+// Cosine changes the rate from lr to least along half a period of a cosine in the given number of steps, and continues
+// periodically; torch's CosineAnnealingLR. See Loshchilov & Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts",
+// arXiv:1608.03983. The error wraps goptim.ErrOption.
 func Cosine(lr float64, steps int, least float64) (Schedule, error) {
 	err := errors.Join(
 		requireRate("Cosine", "lr", lr),
@@ -154,9 +154,9 @@ func Cosine(lr float64, steps int, least float64) (Schedule, error) {
 	}, nil
 }
 
-// WarmupCosine goes linearly from lr/warmup to lr in the first warmup steps, then along half a cosine to least, where it
-// stays from steps on. It is torch's SequentialLR of a LinearLR, whose total_iters are warmup-1, and a CosineAnnealingLR,
-// whose T_max is steps-warmup, with the milestone warmup. The error wraps goptim.ErrOption.
+// WarmupCosine changes the rate linearly from lr/warmup to lr in the first warmup steps, then along half a period of a cosine to
+// least, and is constant from steps on. It is torch's SequentialLR of a LinearLR with total_iters=warmup-1 and a
+// CosineAnnealingLR with T_max=steps-warmup, with the milestone warmup. The error wraps goptim.ErrOption.
 func WarmupCosine(lr float64, warmup, steps int, least float64) (Schedule, error) {
 	err := errors.Join(
 		requireRate("WarmupCosine", "lr", lr),
@@ -187,17 +187,17 @@ func until(last int, s Schedule) Schedule {
 	return func(step int) float64 { return s(min(step, last)) }
 }
 
-// OneCycleOptions shape a cycle. Those whose zero has no use take torch's default when they are zero.
+// OneCycleOptions are the options of a cycle. A zero stands for torch's default where zero itself is meaningless.
 type OneCycleOptions struct {
-	PctStart       float64 // the share of the steps in which the rate grows, in [0, 1]; 0 is 0.3
-	Linear         bool    // along lines instead of cosines
-	DivFactor      float64 // the first rate is the largest divided by it; 0 is 25
-	FinalDivFactor float64 // the last rate is the first divided by it; 0 is 1e4
-	ThreePhase     bool    // go down as long as up, and then from the first rate to the last
+	PctStart       float64 // share of the steps in which the rate increases, in [0, 1]; 0 is 0.3
+	Linear         bool    // linear instead of along cosines
+	DivFactor      float64 // largest rate divided by the first one; 0 is 25
+	FinalDivFactor float64 // first rate divided by the last one; 0 is 1e4
+	ThreePhase     bool    // decrease in as many steps as increase, and then from the first rate to the last
 }
 
-// OneCycle goes up to most, and down to almost nothing; torch's OneCycleLR, without its cycle of momentum. It stays at its
-// last rate. See Smith & Topin, "Super-Convergence", arXiv:1708.07120. The error wraps goptim.ErrOption.
+// OneCycle increases the rate to most, and decreases it to nearly 0; torch's OneCycleLR, without its cycle of momentum. It is
+// constant after the last step. See Smith & Topin, "Super-Convergence", arXiv:1708.07120. The error wraps goptim.ErrOption.
 func OneCycle(most float64, steps int, o OneCycleOptions) (Schedule, error) {
 	if o.PctStart == 0 {
 		o.PctStart = 0.3

@@ -50,7 +50,7 @@ func ExampleOneCycle() {
 	// Output: 0.10 0.55 1.00 0.51 0.01
 }
 
-// A golden is a schedule of torch's: tests/golden.py.
+// A golden has the rates of a schedule of torch, from tests/golden.py.
 type golden struct {
 	Schedule string
 	LR       float64
@@ -58,7 +58,7 @@ type golden struct {
 	Floats   []float64
 	Options  schedule.OneCycleOptions
 	Exact    bool
-	Bits     []string // of every step's rate
+	Bits     []string // the rate of every step
 }
 
 func build(g golden) (schedule.Schedule, error) {
@@ -150,7 +150,7 @@ func TestRefuses(t *testing.T) {
 	}
 }
 
-// TestEnds has steps beyond those that a schedule is of.
+// TestEnds calls schedules for steps after their last one.
 func TestEnds(t *testing.T) {
 	rate, err := schedule.MultiStep(1, []int{math.MaxInt, math.MaxInt, 3}, .5)
 	require.NoError(t, err)

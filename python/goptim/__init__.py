@@ -1,7 +1,7 @@
-"""The optimizers of torch.optim with their arithmetic in Go: the same bits, several times faster on a CPU.
+"""The optimizers of torch.optim, computed in Go: bit-for-bit the same results, several times faster on a CPU.
 
-``import goptim as optim`` replaces ``import torch.optim as optim``: the optimizers imported below are ours, every
-other name is torch.optim's own.
+``import goptim as optim`` replaces ``import torch.optim as optim``. The optimizers imported below are goptim's, and all
+other names are torch.optim's.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ _modules.add_modules()
 
 
 def __getattr__(name: str) -> object:
-    """What this torch.optim has beyond the oldest one that goptim supports."""
+    """Names of newer versions of torch.optim."""
     try:
         return getattr(_torch_optim, name)
     except AttributeError:
         message = f"module {__name__!r} has no attribute {name!r}"
     if name == "Muon":
         message += f": it needs torch 2.9 or later, and this is torch {_torch_version}"
-        # `from goptim import Muon` asks by hasattr first, and what it says of an AttributeError is less than this.
+        # `from goptim import Muon` would replace an AttributeError by a less specific message.
         if _sys._getframe(1).f_globals.get("__name__") == "importlib._bootstrap":
             raise ImportError(message)
     raise AttributeError(message)

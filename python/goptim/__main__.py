@@ -1,4 +1,4 @@
-"""``python -m goptim``: its subcommands, each a function that adds a parser and one that it calls."""
+"""``python -m goptim`` and its subcommands. Each has a function that adds a parser."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from goptim import _bench, _run
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the subcommand that the arguments name.
+    """Run a subcommand.
 
     Args:
-        arguments: those of the command line, by default.
+        arguments: the command line by default.
     """
-    parser = argparse.ArgumentParser(prog="python -m goptim", description="torch.optim with its arithmetic in Go.")
+    parser = argparse.ArgumentParser(prog="python -m goptim", description="torch.optim, computed in Go.")
     commands = parser.add_subparsers(required=True, metavar="command")
     for add in (_run.add_command, _bench.add_command):
         add(commands)

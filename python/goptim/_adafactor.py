@@ -1,4 +1,4 @@
-"""Adafactor, where torch.optim has it; it is defined in goptim.adafactor."""
+"""Adafactor under the name of torch.optim's module. It is defined in goptim.adafactor."""
 
 from torch.optim._adafactor import adafactor as adafactor
 

@@ -1,4 +1,4 @@
-"""DTensors, as FSDP2 makes them: where every element is updated alone, each process steps its own part."""
+"""DTensors, as used by FSDP2: each process steps its local shards with elementwise optimizers."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from torch import Tensor
 
 
 def is_dtensor(t: Tensor) -> bool:
-    """Whether t is a DTensor, and of no class derived from it."""
-    module = sys.modules.get("torch.distributed.tensor")  # without it, nobody has made any
+    """Whether t is a DTensor, and not of a derived class."""
+    module = sys.modules.get("torch.distributed.tensor")  # without it, there are no DTensors
     return module is not None and type(t) is getattr(module, "DTensor", None)
 
 
 def local(t: Tensor) -> Tensor:
-    """This process's part of a DTensor, when it is complete; any other tensor itself."""
+    """The local shard of a DTensor, after pending communication; any other tensor itself."""
     if not is_dtensor(t):
         return t
-    part: Any = t._local_tensor  # type: ignore[attr-defined]  # to_local makes a view, which autograd would follow
+    part: Any = t._local_tensor  # type: ignore[attr-defined]  # to_local creates a view for autograd
     if type(part) is not Tensor:
         from torch.distributed._functional_collectives import AsyncCollectiveTensor
 
@@ -29,23 +29,23 @@ def local(t: Tensor) -> Tensor:
 
 
 def like(t: Any, part: Tensor) -> Tensor:
-    """A DTensor of another part, placed as t."""
+    """A DTensor with another local shard and the placement of t."""
     return type(t).from_local(  # type: ignore[no-any-return]
         part, t.device_mesh, t.placements, run_check=False, shape=t.shape, stride=t.stride()
     )
 
 
 def why_not(p: Any) -> str | None:
-    """Why the parts of a DTensor cannot be stepped alone; None if they can."""
+    """Why the local shard of a DTensor cannot be stepped on its own; None if it can."""
     if any(placement.is_partial() for placement in p.placements):
         return f"it is a DTensor placed as {p.placements}"
     return None
 
 
 def why_apart(p: Any, t: Any) -> str | None:
-    """Why the parts of a DTensor's gradient or state do not belong to its own parts; None if they do.
+    """Why a gradient or state is sharded differently than its parameter; None if it is not.
 
-    torch then brings them there, with its collectives.
+    In this case torch redistributes it with collectives.
     """
     if t.placements != p.placements or t.device_mesh != p.device_mesh or _shard_order(t) != _shard_order(p):
         return f"is placed as {t.placements}, and the parameter as {p.placements}"
@@ -56,5 +56,5 @@ def why_apart(p: Any, t: Any) -> str | None:
 
 
 def _shard_order(t: Any) -> object:
-    """Which of two meshes' dimensions divides a dimension first; before torch 2.10 there is no choice."""
+    """The order in which mesh dimensions shard a dimension; torch before 2.10 has only one."""
     return getattr(t._spec, "shard_order", None)

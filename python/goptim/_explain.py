@@ -1,4 +1,4 @@
-"""Where each parameter of an optimizer goes, and why: the step's own rules, asked without a step."""
+"""Whether each parameter of an optimizer is stepped in Go or by torch, and why: the rules of a step without a step."""
 
 from __future__ import annotations
 
@@ -23,38 +23,38 @@ _HEADINGS = ("parameter", "name", "shape", "dtype", "device", "to", "why")
 
 @dataclass(frozen=True)
 class Row:
-    """One parameter of an optimizer, and who would step it."""
+    """One parameter of an optimizer, and where it would be stepped."""
 
     group: int
-    """Which of ``param_groups`` it is in."""
+    """The index of its group in ``param_groups``."""
 
     index: int
-    """Its place among the group's ``params``."""
+    """Its index in the group's ``params``."""
 
     name: str | None
-    """Its name, where the optimizer was given named parameters."""
+    """Its name, if the optimizer was given named parameters."""
 
     shape: tuple[int, ...] | None
-    """None of a nested tensor, and of a lazy parameter until a forward pass gives it one."""
+    """None for a nested tensor, and for a lazy parameter before its first forward pass."""
 
     dtype: torch.dtype
     device: torch.device
 
     to: Literal["go", "torch", "error"]
-    """Who steps it; ``"error"`` where a step would raise. Without a gradient: who would, if a plain one came."""
+    """Where it is stepped, or ``"error"`` if a step would raise. Without a gradient, a dense one is assumed."""
 
     reason: str
-    """Why it is torch's, or the error; empty for Go's."""
+    """Why it falls back to torch, or the error; empty if it runs in Go."""
 
     has_grad: bool
-    """Whether it has a gradient now. A step leaves a parameter without one as it is."""
+    """Whether it has a gradient now. A step does not change a parameter without one."""
 
     slow: str = ""
-    """Why a step reads the tensor through Python, which takes some 20 µs per parameter; empty if it does not."""
+    """Why a step reads the tensor through Python, which takes about 20 µs per parameter; empty if it does not."""
 
 
 class Explanation(tuple[Row, ...]):
-    """The rows of :func:`explain`, in the order of the parameters; as a string, a table."""
+    """The rows of :func:`explain`, in the order of the parameters. Its string is a table."""
 
     __slots__ = ()
 
@@ -73,16 +73,16 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def explain(optimizer: Optimizer) -> Explanation:
-    """Say for each parameter of one of goptim's optimizers whether a step now would be Go's or torch's, and why.
+    """Return for each parameter whether a step would now run in Go or fall back to torch, and why.
 
-    It asks the rules that the step itself follows, with the gradients and the state that there are, and changes
-    nothing. What is about to change, it cannot know: gradients that a closure will leave, say.
+    It applies the rules of a step to the current gradients and state, and changes nothing. It does not know about
+    future changes, such as gradients that a closure will compute.
 
     Args:
-        optimizer: of a class of goptim, or of one derived from such.
+        optimizer: an instance of a class of goptim, or of a derived class.
 
     Returns:
-        A row for each parameter, in the order of ``param_groups``; ``print`` makes a table of them.
+        A row per parameter, in the order of ``param_groups``. ``print`` shows them as a table.
 
     Raises:
         TypeError: the optimizer is not one of goptim's.
@@ -95,14 +95,11 @@ def explain(optimizer: Optimizer) -> Explanation:
         ask = _ask_hf(optimizer)
     else:
         kind = type(optimizer)
-        raise TypeError(
-            f"explain: expected an optimizer of goptim, got a {kind.__module__}.{kind.__qualname__}, none of whose "
-            "parameters go to Go"
-        )
+        raise TypeError(f"explain: expected an optimizer of goptim, got a {kind.__module__}.{kind.__qualname__}")
     return Explanation(_rows(optimizer, ask))
 
 
-# Asked for a parameter, by its group and its place there: why it is torch's; None if it is Go's. Or it raises.
+# Takes a parameter's group, its index and itself. Returns why it falls back to torch, or None; or raises.
 _Ask = Callable[[int, int, Tensor], str | None]
 
 
@@ -115,7 +112,7 @@ def _rows(optimizer: Optimizer, ask: _Ask) -> Iterator[Row]:
             try:
                 why = ask(i, j, p)
                 to = "go" if why is None else "torch"
-            except Exception as e:  # a step raises the same
+            except Exception as e:  # a step raises the same error
                 to, why = "error", str(e) or type(e).__name__
             name = names[j] if names and j < len(names) else None
             shape = None if is_lazy(p) or (p.is_nested and p.layout is torch.strided) else tuple(p.shape)
@@ -133,7 +130,7 @@ def _ask_parts(optimizer: GoStep) -> _Ask:
 
     @functools.cache
     def codes() -> dict[tuple[int, int], int]:
-        """What gather.c answers, by group and place; nothing where a group cannot be asked about."""
+        """The codes of gather.c by group and index; empty if a group cannot be checked."""
         try:
             parts = [part(i) for i in range(len(optimizer.param_groups))]
             answer = optimizer._go(tuple([x.given for x in parts]), -1)
@@ -168,11 +165,11 @@ def _ask_lbfgs(optimizer: LBFGS) -> _Ask:
 
 
 def _why_lazy(p: Tensor) -> str | None:
-    return "it is lazy, and has no shape yet" if is_lazy(p) else None
+    return "it is lazy and does not have a shape yet" if is_lazy(p) else None
 
 
 def _gradient(p: Tensor, dense: bool = True) -> Tensor:
-    """The gradient of a parameter, or as plain a one as it could have, in memory that is there."""
+    """The gradient of a parameter, or a supported one that uses existing memory."""
     if p.grad is not None:
         return p.grad
     if type(p) not in PLAIN:

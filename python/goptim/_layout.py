@@ -1,9 +1,9 @@
-"""Where this torch keeps what of a tensor, found by experiment, for gather.c to read it there.
+"""Finds the offsets of the fields of torch's tensor objects, for gather.c.
 
-A tensor is a C++ object, whose layout differs between torch's versions and is nowhere promised. But within a process it
-does not change, so that it can be looked up: of tensors that differ in all that can be asked of them, a field is where
-memory agrees with torch's own answers for every one. It must be one place and no other, or there is no layout, and the
-way of a step is Python's, through torch's own functions.
+A tensor is a C++ object. Its layout differs between versions of torch and is not documented, but it is fixed within a
+process. So the layout is probed with tensors that differ in all properties: a field is at the offset where memory
+agrees with torch's Python API for every tensor. If there is not exactly one such offset, the layout is unknown, and
+steps use torch's Python API.
 """
 
 from __future__ import annotations
@@ -22,50 +22,50 @@ import torch
 from torch import Tensor
 
 _T = TypeVar("_T")
-_PR_GET_SECCOMP = 21  # of Linux's prctl.h
-_RT_SIGPROCMASK = {"x86_64": 14, "aarch64": 135, "riscv64": 135}  # the numbers of the system call
+_PR_GET_SECCOMP = 21  # from Linux's prctl.h
+_RT_SIGPROCMASK = {"x86_64": 14, "aarch64": 135, "riscv64": 135}  # system call numbers
 _NO_WAY = ctypes.c_long(-1)
 _NONE, _ONE, _EIGHT = map(ctypes.c_ulong, (0, 1, 8))
-_WORDS = 24  # of a TensorImpl, that are looked at
+_WORDS = 24  # number of words of a TensorImpl that are probed
 
 
 class Layout(NamedTuple):
-    """The fields of gather.c's Layout: places in words of 8 bytes, unless said otherwise."""
+    """The fields of gather.c's Layout. Offsets are in words of 8 bytes unless stated otherwise."""
 
     impl: int  # in a tensor's Python object, the address of its TensorImpl
     storage: int  # in a TensorImpl, the address of the StorageImpl
-    autograd: int  # … of what holds the gradient, to fetch it in time
-    version: int  # … of what counts changes
+    autograd: int  # … of the autograd metadata, which is prefetched for the gradient
+    version: int  # … of the version counter
     ndim: int
-    sizes: int  # of up to five dimensions; the address of sizes and strides, one behind the other, of more
+    sizes: int  # for up to five dimensions; for more, the address of the sizes followed by the strides
     strides: int
     offset: int  # of the first element, in elements
     numel: int
-    keys: int  # for which devices, layouts and modes an operation is looked up
+    keys: int  # the dispatch keys
     type: int  # in units of 2 bytes, the number of the dtype
-    counter: int  # in units of 4 bytes, in what version points to
+    counter: int  # in units of 4 bytes, in the object that version points to
     data: int  # in a StorageImpl, the address of its memory
     size: int  # in bytes
-    guard: int  # in bytes, in a StorageImpl: not 0 if its memory may not be written as it is
-    plain: int  # the keys of a plain tensor on the CPU
-    float32: int  # the type of one
+    guard: int  # in bytes, in a StorageImpl: not 0 if its memory must be copied before a write
+    plain: int  # the dispatch keys of a dense CPU tensor
+    float32: int  # the type of a float32 tensor
     float64: int
 
 
 class UnknownError(Exception):
-    """The layout cannot be told for certain, for this reason."""
+    """The layout could not be determined. The message is the reason."""
 
 
 def find() -> bytes:
-    """The layout as gather.c takes it. It takes a few milliseconds.
+    """Probe the layout, in a few milliseconds, and return it as gather.c's struct.
 
     Raises:
-        UnknownError: it cannot be told. At another time it may be, if there was no memory for the experiment, say.
+        UnknownError: the layout could not be determined. A later call may succeed, for example if memory was exhausted.
     """
     try:
         memory = _Memory()
     except OSError as e:
-        raise UnknownError(f"this process may not look at its own memory: {e}") from None
+        raise UnknownError(f"this process cannot inspect its own memory: {e}") from None
     try:
         with torch._C.DisableTorchFunction(), torch.inference_mode(False), torch.enable_grad():
             return struct.pack(f"<{len(Layout._fields)}q", *_find(memory))
@@ -75,12 +75,12 @@ def find() -> bytes:
 
 
 class _Memory:
-    """This process's memory. What is not there is an OSError, and never a crash. It needs no file."""
+    """Reads this process's memory. An unmapped address raises OSError. No file descriptor is needed."""
 
     def __init__(self) -> None:
         self.libc = ctypes.CDLL(None, use_errno=True)
         probe = ctypes.c_uint64(0x0123456789ABCDEF)
-        # A sandbox may end a process for a system call that it does not expect, and a debugger's is such a call.
+        # A sandbox may end the process for an unexpected system call such as process_vm_readv, which debuggers use.
         sandboxed = self.libc.prctl(_PR_GET_SECCOMP, 0, 0, 0, 0) != 0
         readers = [self._read_if_readable, self._read_as_debugger]
         for self.read in readers if sandboxed else reversed(readers):
@@ -90,7 +90,7 @@ class _Memory:
         raise OSError("neither process_vm_readv nor rt_sigprocmask can be used")
 
     def _read_as_debugger(self, address: int, n: int) -> bytes:
-        """Of a process's own memory, the kernel asks for no rights."""
+        """Read with process_vm_readv. For its own memory, a process needs no privileges."""
         data = ctypes.create_string_buffer(n)
         local, remote = (ctypes.c_uint64 * 2)(ctypes.addressof(data), n), (ctypes.c_uint64 * 2)(address, n)
         if self.libc.process_vm_readv(os.getpid(), local, _ONE, remote, _ONE, _NONE) != n:
@@ -98,7 +98,7 @@ class _Memory:
         return data.raw
 
     def _read_if_readable(self, address: int, n: int) -> bytes:
-        """Ask for an unknown change of the signal mask: EINVAL if the kernel could read the mask, else EFAULT."""
+        """Pass the address to an invalid rt_sigprocmask call: EINVAL if it can be read, else EFAULT."""
         number = _RT_SIGPROCMASK[platform.machine()]
         for at in {address, max(address, address + n - 8)}:  # n is less than a page
             self.libc.syscall(number, _NO_WAY, ctypes.c_void_p(at), None, _EIGHT)
@@ -107,7 +107,7 @@ class _Memory:
         return bytes((ctypes.c_char * n).from_address(address))
 
     def units(self, format: str, address: int, n: int) -> tuple[Any, ...]:
-        """Numbers, in the format of a struct."""
+        """Read n numbers in a format of module struct."""
         if not 0 < address < 1 << 63:
             raise OSError
         format = f"={n}{format}"
@@ -117,7 +117,7 @@ class _Memory:
         return self.units("q", address, n)
 
     def behind(self, format: str, word: int, n: int) -> tuple[Any, ...]:
-        """Numbers at an address, if it is one."""
+        """Read numbers at an address, or return an empty tuple if the word is not an address."""
         try:
             return self.units(format, word, n)
         except (OSError, struct.error):
@@ -129,7 +129,7 @@ def _find(memory: _Memory) -> Layout:
     impls = [memory.words(t._cdata) for t in plain]
 
     def place(answer: Callable[[Tensor], int]) -> int:
-        """The word of a TensorImpl that is torch's answer for every tensor."""
+        """The offset in a TensorImpl that has torch's answer for every tensor."""
         return _place(impls, [(answer(t),) for t in plain])
 
     few = [i for i, t in enumerate(plain) if t.dim() <= 5]
@@ -139,7 +139,7 @@ def _find(memory: _Memory) -> Layout:
         if t.dim() > 5 and memory.words(words[sizes], 2 * t.dim()) != (*t.shape, *t.stride()):
             raise LookupError
 
-    kinds = [impls, *([memory.words(t._cdata) for t in kind] for kind in _odd_tensors())]
+    kinds = [impls, *([memory.words(t._cdata) for t in kind] for kind in _unsupported_tensors())]
     of_kinds = [[{words[i] for words in kind} for kind in kinds] for i in range(_WORDS)]
     keys = _only(i for i, found in enumerate(of_kinds) if set(map(len, found)) == {1} and _distinct(found))
 
@@ -161,7 +161,7 @@ def _find(memory: _Memory) -> Layout:
     storages = [t.untyped_storage() for t in plain]
     of_storages = [memory.words(x._cdata, 16) for x in storages]
     size = _place(of_storages, [(x.nbytes(),) for x in storages])
-    flags = range(8 * size + 8, 8 * size + 16)  # a word of them, behind the size
+    flags = range(8 * size + 8, 8 * size + 16)  # the word of flags after the size
     open_, guarded = ([memory.units("B", x._cdata, flags.stop) for x in xs] for xs in (storages, _guarded_storages()))
     guard = _only(i for i in flags if not any(x[i] for x in open_) and all(x[i] == 1 for x in guarded))
     return Layout(
@@ -187,7 +187,7 @@ def _find(memory: _Memory) -> Layout:
 
 
 def _place(words: list[tuple[int, ...]], expected: list[tuple[int, ...]]) -> int:
-    """Where all words have what is expected of them."""
+    """The only offset at which all have the expected words."""
     both = list(zip(words, expected, strict=True))
     return _only(i for i in range(len(words[0])) if all(w[i : i + len(e)] == e for w, e in both))
 
@@ -197,7 +197,7 @@ def _distinct(sets: list[set[int]]) -> bool:
 
 
 def _only(found: Iterable[_T]) -> _T:
-    """What is found, if it is one."""
+    """The only item; LookupError or ValueError if there is not exactly one."""
     it, *others = found
     if others:
         raise LookupError
@@ -222,7 +222,7 @@ def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def _plain_tensors() -> list[Tensor]:
-    """Tensors that Go takes, all different."""
+    """Supported tensors that differ in all properties."""
     plain = [
         _empty(3, 1, 4),
         _empty(),
@@ -244,8 +244,8 @@ def _plain_tensors() -> list[Tensor]:
     return plain
 
 
-def _odd_tensors() -> list[list[Tensor]]:
-    """Kinds of tensors that are not what their memory says, or have none there."""
+def _unsupported_tensors() -> list[list[Tensor]]:
+    """Kinds of tensors whose memory does not contain their values, or that have no memory on the CPU."""
     with torch.inference_mode():
         inference = [_empty(3), _empty(2, 2)]
     numbers = [_empty(3), _empty(2, 2, dtype=torch.float64)]
@@ -261,5 +261,5 @@ def _odd_tensors() -> list[list[Tensor]]:
 
 
 def _guarded_storages() -> list[torch.UntypedStorage]:
-    """Memory that is another's until somebody asks where it is."""
+    """Storages of lazy clones, which share memory until their address is requested."""
     return [torch._lazy_clone(_empty(3, i)).untyped_storage() for i in range(1, 6)]

@@ -1,6 +1,7 @@
-"""The modules of torch.optim under the name of goptim: a program may replace the one name by the other in its text.
+"""The modules of torch.optim under the name of goptim, so that a program can replace one name by the other in its text.
 
-A module without a class of ours is torch's own. Ours have all other names from torch's, private ones too.
+Modules without a class of goptim are torch's. goptim's modules also have all other names of torch's, including private
+ones.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ _THEIRS, _OURS = "torch.optim.", "goptim."
 
 
 def add_modules() -> None:
-    """Complete goptim's modules by those of torch.optim that are loaded."""
+    """Add the loaded modules of torch.optim to goptim."""
     package = sys.modules["goptim"]
     for name, theirs in list(sys.modules.items()):
         if name.startswith(_THEIRS) and isinstance(theirs, ModuleType):
@@ -28,7 +29,7 @@ def add_modules() -> None:
 
 
 def complete(ours: ModuleType, theirs: ModuleType) -> None:
-    """Have a module of ours answer for all names of torch's."""
+    """Make all names of a module of torch available in goptim's."""
     added = [name for name in getattr(ours, "__all__", ()) if not hasattr(theirs, name)]
     names = getattr(theirs, "__all__", None) or [name for name in dir(theirs) if not name.startswith("_")]
     vars(ours).update(

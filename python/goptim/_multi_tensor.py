@@ -1,4 +1,4 @@
-"""torch.optim._multi_tensor: the optimizers with ``foreach=True``, which goptim accepts and computes as without it."""
+"""torch.optim._multi_tensor: the optimizers with ``foreach=True``, which has no effect in goptim."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Muon, where torch.optim has it; it is defined in goptim.muon."""
+"""Muon under the name of torch.optim's module. It is defined in goptim.muon."""
 
 from torch.optim._muon import muon as muon
 

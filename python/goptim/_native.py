@@ -1,4 +1,4 @@
-"""The Go extension: loaded when the first optimizer is built, and never used where it cannot work."""
+"""The Go extension: loaded when the first optimizer is constructed, and not used where it cannot work."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ import torch
 
 from goptim import _layout
 
-# The oldest and the newest torch that the tests run with.
+# The oldest and the newest tested version of torch.
 TESTED = ((2, 6), (2, 15))
 
 _loaded: ModuleType | None = None
@@ -37,24 +37,24 @@ _lock = threading.RLock()
 _next_try: dict[str, float] = {}
 _PAUSE = {"core": 60.0, "layout": 1.0}  # seconds between tries
 
-_PF_FORKNOEXEC = 0x40  # of Linux's include/linux/sched.h: a fork without an exec since
+_PF_FORKNOEXEC = 0x40  # from Linux's include/linux/sched.h: forked without an exec since
 
-# What Go's runtime asks the system for. It ends the process if it does not get it.
-_ADDRESSES = 4 << 30  # bytes: Go reserves 1.9 GiB, of which it uses little; the rest is for the program
+# Resources that Go's runtime needs. It ends the process if they are not available.
+_ADDRESSES = 4 << 30  # bytes; Go reserves 1.9 GiB and uses little of it; the rest is for the program
 _THREADS = 16  # Go starts six or seven, and more for its garbage collector
-_MANY_THREADS = 64  # with room for so many, there will be room later
-_MAP_NORESERVE = 0x4000  # of Linux's mman.h
+_MANY_THREADS = 64  # if so many can be started, no limit is near
+_MAP_NORESERVE = 0x4000  # from Linux's mman.h
 _SCARCE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
 _SCARCE_TEXTS = "|".join([*map(os.strerror, sorted(_SCARCE)), "failed to map segment"])
 
 # Linux's struct sigaction.
 _HANDLER, _FLAGS, _AT_FLAGS, _SA_ONSTACK = struct.Struct("=Q"), struct.Struct("=I"), 136, 0x08000000
-_GOS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE}  # of faults, for which Go has handlers
+_GOS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE}  # Go has handlers for these
 _SYNCHRONOUS = _GOS | {signal.SIGILL, signal.SIGTRAP, signal.SIGABRT, signal.SIGSYS}
 
 
 def layout() -> bytes | None:
-    """The offsets of the fields of torch's tensors, for the extension to read them; None if they are not known."""
+    """The offsets of the fields of torch's tensors, for the extension; None if they are unknown."""
     if _layout_found is None:
         _try("layout", _find_layout)
     return _layout_found
@@ -70,16 +70,17 @@ def _find_layout() -> None:
 
 
 def why_slow() -> str | None:
-    """Why tensors are read through Python, which takes some 20 µs per parameter; None if they are not."""
+    """Why tensors are read through Python, which takes about 20 µs per parameter; None if they are not."""
     layout()
     return _why_slow
 
 
 def core() -> ModuleType | None:
-    """The extension; None where it cannot be used, for which why_not has the reason.
+    """The extension; None if it cannot be used, and then why_not returns the reason.
 
-    Go's runtime does not survive a fork: only the forking thread goes on in the child. It starts threads when it is
-    loaded, which Python 3.12 and later warn about at a fork, so it is loaded when the first optimizer is built.
+    Go's runtime does not survive a fork, because only the forking thread continues in the child. Loading it starts
+    threads, and Python 3.12 and later warn about threads at a fork. So it is loaded when the first optimizer is
+    constructed.
     """
     if _forked:
         return None
@@ -90,7 +91,7 @@ def core() -> ModuleType | None:
 
 def why_not() -> str:
     """Why core returns None."""
-    return "this process was forked after goptim had been used" if _forked else _why_not or "goptim is not loaded"
+    return "this process was forked after goptim was used" if _forked else _why_not or "goptim is not loaded"
 
 
 def forked() -> bool:
@@ -99,7 +100,7 @@ def forked() -> bool:
 
 
 def _try(what: str, do: Callable[[], None]) -> None:
-    """Do what may fail for want of a resource: once at a time, and not at every step, for it may take milliseconds."""
+    """Call a function that may lack a resource: in one thread at a time, and with pauses, as it takes milliseconds."""
     with _lock:
         if time.monotonic() < _next_try.get(what, 0):
             return
@@ -128,7 +129,7 @@ def _load() -> None:
 
 
 def _import() -> str | None:
-    """Import the extension, or say what it lacks."""
+    """Import the extension, or return the reason why it cannot be imported."""
     global _loaded
     why, threads = _why_no_room()
     if why is not None:
@@ -139,7 +140,7 @@ def _import() -> str | None:
         if isinstance(e, MemoryError) or getattr(e, "errno", 0) in _SCARCE or re.search(_SCARCE_TEXTS, str(e)):
             return f"its extension cannot be loaded: {e or type(e).__name__}"
         raise ImportError(f"goptim's extension cannot be loaded: {e}. In a checkout, `make build` compiles it.") from e
-    _core.Version()  # which waits for the start of Go's runtime
+    _core.Version()  # waits until Go's runtime has started
     if threads is not None:
         _core.Reserve(threads)
     _loaded = _core
@@ -147,9 +148,9 @@ def _import() -> str | None:
 
 
 def _why_no_room() -> tuple[str | None, int | None]:
-    """Why Go's runtime would end the process when it starts; or how many threads it should start while it can.
+    """Why Go's runtime would end the process when it starts; or how many threads it should start in advance.
 
-    These are experiments, for there are many limits: of the process, of its user, of its control group, of the system.
+    The resources are tried out, because there are many limits: of the process, the user, the control group, the system.
     """
     if sys.platform != "linux":
         return None, None
@@ -171,7 +172,7 @@ def _why_no_room() -> tuple[str | None, int | None]:
 
 
 def _start_threads(n: int) -> int:
-    """Start as many as n threads at the same time, which wait for each other and end; return how many started."""
+    """Start up to n threads at the same time, end them, and return how many started."""
     libc = ctypes.CDLL(None)
     semaphore, threads = (ctypes.c_long * 8)(), (ctypes.c_ulong * n)()
     libc.sem_init(semaphore, 0, 0)
@@ -187,12 +188,12 @@ def _start_threads(n: int) -> int:
 
 @contextlib.contextmanager
 def _signals_kept() -> Iterator[None]:
-    """Leave signals as they are when Go's runtime starts.
+    """Preserve signal handlers and masks while Go's runtime starts.
 
-    Its threads take their masks from the one that loads it. Blocked there, asynchronous signals go to the program's
-    threads as before. Go also replaces the handlers of SIGPIPE and SIGURG, without need in an extension that does not
-    preempt by signals; and a SIGPIPE that is ignored, as by Python, is ignored in executed programs too. Go's handlers
-    of faults stay: they make a fault in Go an exception.
+    Its threads inherit the mask of the thread that loads it. Asynchronous signals are blocked there, so the program's
+    threads receive them as before. Go also replaces the handlers of SIGPIPE and SIGURG, which an extension without
+    preemption by signals does not need; and a SIGPIPE that is ignored, as in Python, stays ignored in executed
+    programs. Go's handlers of faults stay, because they turn a fault in Go into an exception.
     """
     if sys.platform != "linux":
         yield
@@ -205,20 +206,20 @@ def _signals_kept() -> Iterator[None]:
         for number, action in before.items():
             now = _action(number)
             if now is not None and now[: _HANDLER.size] != action[: _HANDLER.size]:
-                if _HANDLER.unpack_from(action)[0] > 1:  # neither the default nor to ignore it
+                if _HANDLER.unpack_from(action)[0] > 1:  # neither SIG_DFL nor SIG_IGN
                     _FLAGS.pack_into(action, _AT_FLAGS, _FLAGS.unpack_from(action, _AT_FLAGS)[0] | _SA_ONSTACK)
                 ctypes.CDLL(None).sigaction(number, ctypes.byref(action), None)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _action(number: int) -> ctypes.Array[ctypes.c_char] | None:
-    """C's struct sigaction of a signal."""
+    """The C struct sigaction of a signal."""
     action = ctypes.create_string_buffer(256)
     return None if ctypes.CDLL(None).sigaction(number, None, ctypes.byref(action)) else action
 
 
 def call(function: Callable[..., int], *args: Any) -> None:
-    """Call a function of the extension, and raise its errors as what they are."""
+    """Call a function of the extension, and raise its errors with their proper types."""
     try:
         function(*args)
     except RuntimeError as e:
@@ -228,29 +229,29 @@ def call(function: Callable[..., int], *args: Any) -> None:
         raise _EXCEPTIONS[kind](message) from None
 
 
-# The exceptions of Python's arithmetic that Go names at the beginning of an error's text.
+# Python's arithmetic exceptions, whose names Go puts at the beginning of an error's text.
 _EXCEPTIONS = {e.__name__: e for e in (ZeroDivisionError, OverflowError, ValueError, TypeError)}
 
 
 def _warn_of_newer_torch() -> None:
-    """Warn, once in a process, where torch may have changed what the tests hold us to."""
+    """Warn, once per process, if torch is newer than the tested versions."""
     major, minor = map(int, re.findall(r"\d+", torch.__version__)[:2])
     if (major, minor) > TESTED[1]:
         oldest, newest = (".".join(map(str, version)) for version in TESTED)
         warnings.warn(
-            f"goptim is tested with torch {oldest} to {newest}, and this is torch {torch.__version__}: its optimizers "
-            "may compute other bits than goptim's",
+            f"goptim is tested with torch {oldest} to {newest}, and this is torch {torch.__version__}: goptim's "
+            "results may differ from those of its optimizers",
             stacklevel=2,
         )
 
 
 def _gomp() -> tuple[int, int]:
-    """Where the OpenMP that came with torch has GOMP_parallel and omp_get_thread_num; 0 if it has none, or would hang.
+    """The addresses of GOMP_parallel and omp_get_thread_num in torch's OpenMP; 0 if there is none, or if it would hang.
 
-    It hangs in a process forked from one that has used it. Where that may be, Go's own threads step.
+    It hangs in a process that was forked from one that had used it. There, steps run on Go's own threads.
 
     Raises:
-        OSError: there is no file descriptor to find out with.
+        OSError: no file descriptor is free.
     """
     try:
         flags = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[6])

@@ -1,7 +1,7 @@
-"""Hyperparameters that are real numbers of other types than float and int: NumPy's scalars, fractions.
+"""Hyperparameters of other real number types than float and int, such as NumPy scalars and fractions.
 
-Go computes with ``float(x)`` of such a number where torch accepts it. Whether torch does depends on the type, the class
-and what it does with the hyperparameter, so torch is asked: it steps a parameter of one element.
+Go computes with ``float(x)`` if torch accepts the number. Whether torch does depends on the type, the class and the
+use of the hyperparameter, so it is tried out: torch steps a parameter of one element.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-# torch's answers, by class and by the types of the hyperparameters.
+# Whether torch accepts them, by class and the types of the hyperparameters.
 _answers: dict[object, bool] = {}
 
-# So many steps take every branch of torch's formulas: RAdam's rectification begins with the sixth.
+# The number of steps that covers every branch of torch's formulas: RAdam rectifies from the sixth step on.
 _STEPS = 6
 
 
 def is_plain(x: object) -> bool:
-    """Whether gather.c takes a number as it is: a float, or an int of up to 64 bits."""
+    """Whether gather.c supports a number directly: a float, or an int of up to 64 bits."""
     return isinstance(x, float) or (isinstance(x, int) and -(1 << 63) <= x < 1 << 63)
 
 
 def as_floats(numbers: tuple[Any, ...]) -> tuple[Any, ...] | None:
-    """The same numbers, those of other types as floats; None if there is something else among them."""
+    """The numbers, with other types converted to float; None if one is not a number."""
     try:
         return tuple(x if is_plain(x) else _float(x) for x in numbers)
     except (TypeError, ValueError, OverflowError):
@@ -40,21 +40,21 @@ def _float(x: Any) -> float:
 
 
 def torch_accepts(
-    twin: Callable[[list[Tensor]], Optimizer],
+    cls: Callable[[list[Tensor]], Optimizer],
     group: dict[str, Any],
     step: Callable[[Any], object],
     sparse: bool = False,
 ) -> bool:
-    """Whether torch's step of a class raises no TypeError for the hyperparameters of a group.
+    """Whether torch's step accepts the hyperparameters of a group, without a TypeError.
 
     Args:
-        twin: the class.
+        cls: the class.
         group: one of ``param_groups``.
-        step: takes a step of an instance of the class.
-        sparse: the class takes sparse gradients alone.
+        step: steps an instance of the class.
+        sparse: whether the class supports only sparse gradients.
     """
     options = {key: value for key, value in group.items() if key not in ("params", "param_names")}
-    key = twin, tuple((name, _kind(value)) for name, value in options.items())
+    key = cls, tuple((name, _kind(value)) for name, value in options.items())
     answer = _answers.get(key)
     if answer is None:
         try:
@@ -65,14 +65,14 @@ def torch_accepts(
                     if sparse
                     else p + 1
                 )
-                optimizer = twin([p])
+                optimizer = cls([p])
                 optimizer.param_groups[0].update(options)
                 for _ in range(_STEPS):
                     step(optimizer)
             answer = True
         except TypeError:
             answer = False
-        except Exception:  # it depends on the value, so that the step itself must show it
+        except Exception:  # the result depends on the value, so the step itself raises it
             return False
         if len(_answers) > 1000:
             _answers.clear()
@@ -81,12 +81,12 @@ def torch_accepts(
 
 
 def _kind(x: Any) -> object:
-    """What an answer may depend on: the type of a number and whether it is 0, and the value of an option by name."""
+    """What the answer can depend on: a number's type and whether it is 0, and the value of any other option."""
     if x is None or isinstance(x, (bool, str)):
         return x
     if isinstance(x, (tuple, list)):
         return type(x), tuple(map(_kind, x))
     try:
         return type(x), bool(x == 0), is_plain(x)
-    except Exception:  # an array of several has no truth value
+    except Exception:  # an array with several elements does not have a truth value
         return type(x)

@@ -1,7 +1,7 @@
-"""The classes of torch.optim, as torch defines them, whatever a program has put under their names.
+"""The classes of torch.optim as torch defines them, even if a program has replaced them.
 
-Programs replace them (``torch.optim.Adam = goptim.Adam``), before or after they import goptim. So goptim looks them up
-once, here, and never by name afterwards: a step that falls back to ``torch.optim.LBFGS`` would otherwise call itself.
+Programs replace them (``torch.optim.Adam = goptim.Adam``) before or after they import goptim. So goptim looks them up
+once, here, and never by name afterwards. Otherwise, a step that falls back to ``torch.optim.LBFGS`` would call itself.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def _candidates(name: str) -> Iterator[object]:
-    """What may be the class, or be derived from it: what its name stands for, then all that there is."""
+    """Classes that may be the original or derived from it: those with its name in torch.optim, then all optimizers."""
     for module in [_torch_optim, *(m for key, m in list(sys.modules.items()) if key.startswith("torch.optim."))]:
         yield from getattr(getattr(module, name, None), "__mro__", ())
     below = [Optimizer]
@@ -54,7 +54,7 @@ def _is_optimizer(x: object) -> bool:
     return isinstance(x, type) and issubclass(x, Optimizer)
 
 
-# Each class by its name, but Optimizer.
+# The classes by name, without Optimizer.
 CLASSES: dict[str, type[Optimizer]] = {
     name: cls
     for name in ("ASGD", "LBFGS", "SGD", "Adadelta", "Adafactor", "Adagrad", "Adam", "Adamax", "AdamW", "Muon", "NAdam",
@@ -62,7 +62,7 @@ CLASSES: dict[str, type[Optimizer]] = {
     if hasattr(_torch_optim, name) and _is_optimizer(cls := _original(name))
 }  # fmt: skip
 
-# Their steps, should somebody replace these, too.
+# Their steps, which a program may replace too.
 STEPS: dict[type[Optimizer], Callable[..., Any]] = {cls: cls.step for cls in CLASSES.values()}
 
 globals().update(CLASSES)

@@ -1,8 +1,8 @@
-"""torch.optim's classes, made to build goptim's optimizers: for programs that nobody wants to edit.
+"""Patches torch.optim's classes to construct goptim's optimizers, for programs that cannot be edited.
 
-The classes stay where and what they are. Only their ``__init__`` changes: what is being built as exactly
-``torch.optim.AdamW`` becomes a ``goptim.AdamW`` first. So it does not matter where a program has the class from (an
-import of long ago, an alias, a dict, a ``functools.partial``), and ``isinstance`` and ``issubclass`` answer as ever.
+The classes stay the same objects. Only their ``__init__`` changes: an instance of exactly ``torch.optim.AdamW`` becomes
+a ``goptim.AdamW`` first. So it does not matter how a program refers to the class (an earlier import, an alias, a dict,
+a ``functools.partial``), and ``isinstance`` and ``issubclass`` work as before.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from torch.optim import Optimizer
 import goptim
 from goptim import _originals
 
-# Each class of torch.optim that is patched, with its own __init__ and ours.
+# The patched classes of torch.optim, with their original and their patched __init__.
 _patched: dict[type[Optimizer], tuple[Callable[..., None], Callable[..., None]]] = {}
 _lock = threading.RLock()
 
 
 class Patch:
-    """What :func:`patch` returns: at the end of its ``with``, things are as they were before that call."""
+    """The result of :func:`patch`, a context manager whose end restores the state before that call."""
 
     def __init__(self, was: bool) -> None:
         self._was = was
@@ -40,19 +40,19 @@ class Patch:
 
 
 def patch() -> Patch:
-    """From now on, building an optimizer of torch.optim builds goptim's of that name, in the whole process.
+    """Make constructing an optimizer of torch.optim construct goptim's of the same name, in the whole process.
 
-    It holds wherever the class was imported, under whatever name, before or after. Optimizers that exist already stay
-    torch's, and so do copies of them and those that are unpickled. Classes derived from torch.optim's stay as they are:
-    what they override need not fit another step. To patch twice is to patch once.
+    It does not matter where the class was imported, under which name, and when. Existing optimizers stay torch's, and
+    so do their copies and unpickled optimizers. Classes derived from torch.optim's are not patched, since their
+    overrides may not work with another step. Patching twice has no further effect.
 
     Returns:
-        For ``with goptim.patch():``, which undoes it at the end, unless it was in force before.
+        A context manager for ``with goptim.patch():``. Its end removes the patch, unless it was active before.
     """
     with _lock:
         was = bool(_patched)
         if not was:
-            for theirs, ours in twins().items():
+            for theirs, ours in replacements().items():
                 init: Callable[..., None] = theirs.__init__
                 hook = _becoming(theirs, ours, init)
                 _patched[theirs] = init, hook
@@ -61,16 +61,16 @@ def patch() -> Patch:
 
 
 def unpatch() -> None:
-    """Let torch.optim's classes build their own optimizers again; those built in between stay goptim's."""
+    """Make torch.optim's classes construct their own optimizers again. Existing optimizers do not change."""
     with _lock:
         for theirs, (init, hook) in _patched.items():
-            if theirs.__init__ is hook:  # else somebody wrapped it, and what is below does nothing any more
+            if theirs.__init__ is hook:  # otherwise it was wrapped, and the wrapped hook has no effect from now on
                 theirs.__init__ = init  # type: ignore[method-assign]
         _patched.clear()
 
 
-def twins() -> dict[type[Optimizer], type[Optimizer]]:
-    """Our class for each of torch.optim's that we have one for."""
+def replacements() -> dict[type[Optimizer], type[Optimizer]]:
+    """The classes of torch.optim, each with its counterpart in goptim."""
     return {theirs: getattr(goptim, name) for name, theirs in _originals.CLASSES.items()}
 
 

@@ -1,4 +1,4 @@
-"""``python -m goptim run``: a program as it is, with torch.optim's optimizers in Go, and a report."""
+"""``python -m goptim run``: runs an unmodified program with torch.optim's optimizers in Go, and prints a report."""
 
 from __future__ import annotations
 
@@ -26,13 +26,15 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser = commands.add_parser(
         "run",
         help="run a program with torch.optim's optimizers in Go",
-        description="Run a Python program as it is, with torch.optim's optimizers in Go. When it ends, say on stderr "
-        "what went to Go, what to torch, and why.",
+        description="Run an unmodified Python program with torch.optim's optimizers in Go. At the end, print to stderr "
+        "what ran in Go, what fell back to torch, and why.",
     )
-    parser.add_argument("-q", "--quiet", action="store_true", help="say nothing at the end")
-    parser.add_argument("-m", "--module", action="store_true", help="the program is a module's name, as in python -m")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print no report")
+    parser.add_argument(
+        "-m", "--module", action="store_true", help="the program is the name of a module, as in python -m"
+    )
     parser.add_argument("program", help="a file, or with -m a module")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the program's own")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="arguments of the program")
     parser.set_defaults(call=_run)
 
 
@@ -43,12 +45,12 @@ def _run(options: argparse.Namespace) -> None:
     _patch_children()
     main = types.ModuleType("__main__")
     vars(main)["__builtins__"] = builtins
-    if sys.version_info < (3, 14):  # later ones do not give the module of a program the variable
+    if sys.version_info < (3, 14):  # newer versions do not define the variable in the main module
         vars(main)["__annotations__"] = {}
-    ours = sys.modules["__main__"]  # held: this is running it
+    ours = sys.modules["__main__"]  # keep a reference, since its code is running
     try:
         for name, module in list(sys.modules.items()):
-            if module is ours:  # multiprocessing knows it as __mp_main__
+            if module is ours:  # multiprocessing refers to it as __mp_main__
                 sys.modules[name] = main
         sys.orig_argv[:] = _original_arguments(options)
         if options.module:
@@ -61,7 +63,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _patch_children() -> None:
-    """Have the Python processes that this one starts patch torch.optim, too, when they import it."""
+    """Make the Python processes that this one starts patch torch.optim when they import it."""
     folder = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_children")
     others = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     os.environ["PYTHONPATH"] = os.pathsep.join([folder, *(path for path in others if path and path != folder)])
@@ -69,20 +71,20 @@ def _patch_children() -> None:
 
 
 def _original_arguments(options: argparse.Namespace) -> list[str]:
-    """sys.orig_argv as ``python program …`` has it: the options of Python itself stay."""
+    """The sys.orig_argv of ``python program …``, with the options of Python itself."""
     words, ours = sys.orig_argv, sys.argv[1:]
     program = [*(["-m"] if options.module else []), options.program, *options.arguments]
     *python, last = words[: max(len(words) - len(ours), 0)] or [""]
-    if [*python, last, *ours] != words or not python:  # somebody has called main
+    if [*python, last, *ours] != words or not python:  # main was called from Python
         return words
     if last == "goptim":
-        last = python.pop()  # -m, perhaps with other options before it
+        last = python.pop()  # -m, possibly combined with other options
     last = last.removesuffix("goptim").removesuffix("m")
     return [*python, *([last] if last.startswith("-") and last != "-" else []), *program]
 
 
 def _run_file(main: types.ModuleType, path: str, arguments: list[str]) -> None:
-    """As ``python path …`` runs it."""
+    """Run a file like ``python path …``."""
     sys.argv[:] = [path, *arguments]
     if os.path.isdir(path) or _is_archive(path):
         _set_first_path(os.path.abspath(path))
@@ -111,19 +113,19 @@ def _is_archive(path: str) -> bool:
 
 
 def _set_first_path(folder: str) -> None:
-    """Put the program's folder where ``python -m`` has put the current one."""
-    if not getattr(sys.flags, "safe_path", False):  # which puts none there
+    """Replace the current folder, which ``python -m`` put first in sys.path, by the program's."""
+    if not getattr(sys.flags, "safe_path", False):  # safe_path puts no folder there
         sys.path[0] = folder
 
 
 def _run_module(name: str, arguments: list[str]) -> None:
-    """As ``python -m name …`` runs it."""
+    """Run a module like ``python -m name …``."""
     sys.argv[:] = ["-m", *arguments]
     runpy._run_module_as_main(name)  # type: ignore[attr-defined]
 
 
 def _hide_our_frames(error: BaseException, ours: types.ModuleType) -> None:
-    """Have the traceback that Python prints begin in the program, as it would without us."""
+    """Make the printed traceback begin in the program, as without goptim."""
     frames = error.__traceback__
     while frames is not None and frames.tb_frame.f_code.co_filename in (
         __file__,
@@ -132,7 +134,7 @@ def _hide_our_frames(error: BaseException, ours: types.ModuleType) -> None:
         "<frozen runpy>",
     ):
         frames = frames.tb_next
-    hook = sys.excepthook  # the program's, if it has set one
+    hook = sys.excepthook  # the program may have replaced it
 
     def show(kind: Any, error: Any, _: Any) -> None:
         hook(kind, error.with_traceback(frames), frames)
@@ -141,28 +143,28 @@ def _hide_our_frames(error: BaseException, ours: types.ModuleType) -> None:
 
 
 class _Count:
-    """The steps of one optimizer."""
+    """Counts the steps of one optimizer."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self.steps = 0
-        self.go = self.torch = 0  # the most parameters in a step
+        self.go = self.torch = 0  # the largest number of parameters in a step
         self.go_updates = 0
-        self.reasons: Counter[str] = Counter()  # of updates that were torch's
+        self.reasons: Counter[str] = Counter()  # of updates that fell back to torch
 
 
 class _Report:
-    """What all optimizers of this process have done, in Go and in torch."""
+    """Counts what all optimizers of this process step in Go and in torch."""
 
     def __init__(self) -> None:
         self.counts: list[_Count] = []
         self.of: weakref.WeakKeyDictionary[Optimizer, _Count] = weakref.WeakKeyDictionary()
         self.lock = threading.Lock()
         self.process = os.getpid()
-        self.twins = _patch.twins()
+        self.replaced = _patch.replacements()
 
     def begin(self) -> None:
-        """Count from now on, and print at exit, behind what the program itself prints there."""
+        """Start to count, and print at exit, after the output of the program's own exit handlers."""
         _parts.watch = self.add
         register_optimizer_step_post_hook(self.add_foreign)
         atexit.register(self.print)
@@ -179,16 +181,18 @@ class _Report:
             count.reasons.update(reasons)
 
     def add_foreign(self, optimizer: Optimizer, *_: object) -> None:
-        """A step of an optimizer that is not goptim's."""
+        """Count a step of an optimizer that is not goptim's."""
         if isinstance(optimizer, (_step.GoStep, lbfgs.LBFGS, hf.Adafactor)):
             return
-        twin = next((c for c in type(optimizer).__mro__ if c in self.twins), None)
-        if twin is None:
-            why = "its class is not one of torch.optim's"
-        elif twin is type(optimizer):
-            why = "it is a copy of an optimizer of torch.optim's, was unpickled, or was built before"
+        base = next((c for c in type(optimizer).__mro__ if c in self.replaced), None)
+        if base is None:
+            why = "its optimizer is not a class of torch.optim"
+        elif base is type(optimizer):
+            why = "its optimizer was copied, unpickled, or constructed before the patch"
         else:
-            why = f"its class is derived from torch.optim.{twin.__name__}, and may override what Go would not ask"
+            why = (
+                f"its optimizer is derived from torch.optim.{base.__name__} and may override what goptim does not call"
+            )
         self.add(optimizer, 0, [why for group in optimizer.param_groups for p in group["params"]])
 
     def print(self) -> None:
@@ -207,13 +211,13 @@ class _Report:
             updates = sum(count.go_updates for count in counts)
             reasons = sum((count.reasons for count in counts), Counter[str]())
             if go or not others:
-                line += f"; Go took {_many(go, 'parameter')} ({_many(updates, 'update')})"
+                line += f"; in Go: {_many(go, 'parameter')} ({_many(updates, 'update')})"
             if others:
-                line += f"; torch took {_many(others, 'parameter')} ({_many(reasons.total(), 'update')}):"
+                line += f"; fell back to torch: {_many(others, 'parameter')} ({_many(reasons.total(), 'update')}):"
             lines.append(line)
             lines += [f"goptim:   {_many(n, 'update')}: {why}" for why, n in reasons.most_common()]
         if any(count.go_updates for count in self.counts) and (slow := _native.why_slow()) is not None:
-            lines.append(f"goptim: each update in Go took some 20 µs more than it should: {slow}")
+            lines.append(f"goptim: each update in Go took about 20 µs longer than usual: {slow}")
         return "\n".join(lines)
 
 

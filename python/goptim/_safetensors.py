@@ -38,14 +38,14 @@ if hasattr(torch, "float8_e8m0fnu"):
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _METADATA = "__metadata__"
 _FIELDS = ("dtype", "shape", "data_offsets")
-_MAX_HEADER = 100_000_000  # that of the format's reference implementation
+_MAX_HEADER = 100_000_000  # as in the format's reference implementation
 
 
 def write(path: StrOrBytesPath, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Write contiguous tensors on the CPU as a safetensors file, wider elements first.
 
     Raises:
-        OSError: the file cannot be written; what was there is unchanged.
+        OSError: the file cannot be written. An existing file is unchanged.
     """
     header: dict[str, Any] = {_METADATA: metadata}
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
@@ -72,7 +72,7 @@ def read(path: StrOrBytesPath) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and the metadata of a safetensors file.
 
     Raises:
-        ValueError: it is none, or damaged.
+        ValueError: it is not a safetensors file, or damaged.
         OSError: it cannot be read; its filename is the path.
     """
     with naming(path), open(path, "rb") as f:
@@ -113,7 +113,7 @@ def _parse(data: bytearray) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 class _Entry:
-    """A tensor in the header."""
+    """The header's entry of a tensor."""
 
     def __init__(self, name: str, dtype: torch.dtype, shape: list[int], begin: int, end: int) -> None:
         self.name = name
@@ -125,7 +125,7 @@ class _Entry:
     def tensor(self, data: bytearray, start: int) -> Tensor:
         try:
             t = torch.empty(self.shape, dtype=self.dtype, device="cpu")
-        except RuntimeError as e:  # a dimension is 0, and the others are more than torch can count
+        except RuntimeError as e:  # a dimension is 0, and the product of the others overflows
             raise ValueError(f"{self.name!r} is of shape {self.shape}") from e
         if size := self.end - self.begin:
             ctypes.memmove(t.data_ptr(), (ctypes.c_char * size).from_buffer(data, start + self.begin), size)
@@ -150,15 +150,16 @@ def _entry(name: str, entry: Any) -> _Entry:
 
 
 def _are_sizes(value: object) -> bool:
-    """Whether a value of JSON is a list of numbers that a size or an offset may be."""
+    """Whether a JSON value is a list of valid sizes or offsets."""
     return type(value) is list and len(value) <= 64 and all(type(n) is int and 0 <= n < 1 << 63 for n in value)
 
 
 def parse_json(text: str) -> Any:
-    """Parse JSON as the standard has it.
+    """Parse standard JSON.
 
     Raises:
-        ValueError: it is not; or an object has a member twice, a number is no float64, or it is nested too deeply.
+        ValueError: it is invalid, an object has a duplicate member, a number exceeds float64, or it is nested too
+            deeply.
     """
     try:
         return json.loads(text, object_pairs_hook=_distinct, parse_float=_finite, parse_constant=_refuse)

@@ -1,4 +1,4 @@
-"""Sparse gradients, as of embeddings: which of them Go takes, and the step of one parameter."""
+"""Sparse gradients, for example of embeddings: which ones run in Go, and the step of one parameter."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from torch import Tensor
 
 from goptim import _native
 
-# Python and torch can compute with all numbers from 0 to this one, in float32 as well; decay rates are below 1.
+# Python and torch can compute with all numbers from 0 to this one, also in float32. Decay rates are below 1.
 LARGE = 1e18
 
-# Go's sparseRow (goptim/sparse.go) and Group (internal/steps), and the numbers of dtypes in them.
+# The layouts of Go's sparseRow (goptim/sparse.go) and Group (internal/steps), and the dtype codes in them.
 _SCALARS = 16
 _ROW, _GROUP = struct.Struct("=10qd"), struct.Struct(f"=4q{_SCALARS}d")
 _DTYPES = {torch.float32: 1, torch.float64: 2}
 
-# From so many on, torch's builds with fbgemm sort integers by radix.
+# From this number on, torch's builds with fbgemm use a radix sort for integers.
 _RADIX = 1 << 15
 
 
 def why_not(p: Tensor, g: Tensor, sums: bool) -> str | None:
-    """Why Go does not take a sparse COO gradient of a parameter that it takes; None if it does.
+    """Why a supported parameter falls back because of a sparse COO gradient; None if it does not.
 
-    torch adds up the rows of values that are not contiguous: only where ``sums`` says that all are, this is the same.
+    torch sums repeated rows if the values are not contiguous. Go does the same only if ``sums`` is true.
     """
     if type(g) is not Tensor:
         return f"its gradient is a {type(g).__name__}, not a plain tensor"
@@ -44,7 +44,7 @@ def why_not(p: Tensor, g: Tensor, sums: bool) -> str | None:
 
 
 def wrong_row(p: Tensor, g: Tensor) -> int | None:
-    """An index in a gradient of a row that its parameter has not."""
+    """An index in a gradient that is out of range of the parameter's rows; None if there is none."""
     indices = g._indices()
     if indices.numel() == 0:
         return None
@@ -61,12 +61,12 @@ def step(
     sums: bool,
     scalars: tuple[Any, ...],
 ) -> None:
-    """Have Go step the rows of one parameter that have a gradient, of which there are some."""
+    """Step the rows of one parameter that have a gradient in Go. There must be at least one."""
     indices, values = g._indices().contiguous(), g._values().contiguous().resolve_neg()
     order = _order(g) if sums else None
     torch.autograd.graph.increment_version([p, *states])
     tensors = [p, *states, indices, values, *(() if order is None else (order,))]
-    # Storages are held, and asked for the addresses: other code may give a tensor another one before Go has returned.
+    # Storages are referenced and provide the addresses: other code may change a tensor's storage during the call.
     storages = [t.untyped_storage() for t in tensors]
     rows, width = p.shape[0], p.numel() // p.shape[0]
     for t, storage, n in zip(tensors, storages, [*[rows * width] * (1 + len(states)), *[0] * 3], strict=False):
@@ -90,12 +90,12 @@ def step(
 
 
 def check(kind: int, p: Tensor, count: float, scalars: tuple[Any, ...]) -> None:
-    """Have Go compute the scalars of a step that moves nothing, for their errors."""
+    """Compute the scalars of a step in Go without a step, to raise their errors."""
     _call(kind, _ROW.pack(0, 0, 0, 0, 1, _DTYPES[p.dtype], 0, 0, 0, 0, count), scalars, 1)
 
 
 def _call(kind: int, row: bytes, scalars: tuple[Any, ...], threads: int) -> None:
-    """Have Go step a group of one row."""
+    """Step a group of one row in Go."""
     core: Any = _native.core()
     table = array("B", row)
     rest = [0.0] * (_SCALARS - len(scalars))
@@ -104,7 +104,7 @@ def _call(kind: int, row: bytes, scalars: tuple[Any, ...], threads: int) -> None
 
 
 def _order(g: Tensor) -> Tensor | None:
-    """The order in which torch's coalesce adds rows that repeat; None if that is the one in which they come."""
+    """The order in which torch's coalesce adds repeated rows; None if it is the original order."""
     n = g._nnz()
     if n < 2 or g.is_coalesced() or (n >= _RADIX and _sorts_by_radix()):
         return None
@@ -113,6 +113,6 @@ def _order(g: Tensor) -> Tensor | None:
 
 @functools.cache
 def _sorts_by_radix() -> bool:
-    """Whether torch sorts many integers in a way that leaves equal ones in order, without being asked to."""
+    """Whether torch sorts many integers stably by default."""
     repeated = torch.arange(_RADIX) % 1000
     return torch.equal(repeated.sort()[1], repeated.sort(stable=True)[1])

@@ -14,12 +14,12 @@ from goptim import _originals
 from goptim._parts import Part
 from goptim._step import GoStep
 
-# Arguments that transformers.Adafactor has, and torch.optim.Adafactor has not.
+# Arguments of transformers.Adafactor that torch.optim.Adafactor does not have.
 _HUGGING_FACE = {"clip_threshold", "decay_rate", "beta1", "scale_parameter", "relative_step", "warmup_init"}
 
 
 class _FactoredPart(Part):
-    """A part whose states are a number for every row and every column of a parameter's matrices, or a vector."""
+    """A part whose states have an element per row and per column of a parameter's matrices, or are vectors."""
 
     def _reason_of_parameter(self, p: Tensor) -> str | None:
         return super()._reason_of_parameter(p) or reason_not_factored(p)
@@ -32,20 +32,20 @@ class _FactoredPart(Part):
 
 
 def reason_not_factored(p: Tensor) -> str | None:
-    """Why Go does not take a parameter for Adafactor that it takes for others."""
+    """Why Adafactor does not support a parameter that other optimizers support."""
     if p.numel() == 0:
         return "it has no elements"
     return None if p.is_contiguous() else "it is not contiguous"
 
 
 class Adafactor(GoStep, _originals.Adafactor):
-    r"""torch.optim.Adafactor with its update in Go: the same arguments, state and bits.
+    r"""torch.optim.Adafactor with its update in Go: the same arguments, state and exact results.
 
-    The state of a parameter is ``step`` and, for a parameter of two dimensions or more, ``row_var`` and ``col_var``:
-    a number for every row and every column of each matrix of its last two dimensions; for another, ``variance``, shaped
-    as the parameter. Parameters are contiguous float32 or float64 tensors on the CPU; others are updated by torch's own
-    step. Go adds up norms and means in the order in which the installed torch adds them up for ``foreach=False``, on as
-    many threads.
+    The state of a parameter with two or more dimensions is ``step``, ``row_var`` and ``col_var``, which have an element
+    per row and per column of each matrix of the last two dimensions. The state of other parameters is ``step`` and
+    ``variance``, with the parameter's shape. Contiguous float32 and float64 parameters on the CPU run in Go; others
+    fall back to torch. Go computes norms and means in the order of the installed torch with ``foreach=False`` and the
+    same number of threads.
 
     .. math::
         \rho_t &= \min(\gamma, 1/\sqrt t), \quad \alpha_t = \max(\epsilon_2, \text{RMS}(\theta_{t-1}))\,\rho_t,
@@ -58,8 +58,9 @@ class Adafactor(GoStep, _originals.Adafactor):
         U_t &= G_t / \sqrt{\max(V_t, \epsilon_1^2)}, \quad \theta_t \leftarrow \theta_t - \alpha_t\, U_t / \max(1,
         \text{RMS}(U_t)/d)
 
-    Shazeer & Stern, `Adafactor: Adaptive Learning Rates with Sublinear Memory Cost <https://arxiv.org/abs/1804.04235>`_,
-    Algorithms 4 and 5. The arguments that Hugging Face made known are those of :class:`goptim.hf.Adafactor`.
+    Shazeer & Stern, `Adafactor: Adaptive Learning Rates with Sublinear Memory Cost
+    <https://arxiv.org/abs/1804.04235>`_, Algorithms 4 and 5. :class:`goptim.hf.Adafactor` has the arguments of Hugging
+    Face's transformers.
     """
 
     twin = _originals.Adafactor
@@ -82,7 +83,7 @@ class Adafactor(GoStep, _originals.Adafactor):
     def scalars(self, group: dict[str, Any]) -> tuple[Any, ...]:
         eps1, eps2 = group["eps"]
         if eps1 is None:
-            # torch takes the epsilon of the first parameter's dtype for all.
+            # torch uses the epsilon of the first parameter's dtype for all.
             dtypes = {p.dtype for p in group["params"]}
             if len(dtypes) > 1:
                 dtypes = {p.dtype for p in group["params"] if p.grad is not None}
@@ -105,8 +106,8 @@ functools.update_wrapper(Adafactor.__init__, _originals.Adafactor.__init__)  # t
 
 @functools.cache
 def fused_norms() -> bool:
-    """Whether this torch's compiler fused a norm's squares into their sum: that of torch 2.6 did, of 2.15 not."""
-    # Sums of two squares, 8 elements apart, where torch's vectors of 8 have them in one lane.
+    """Whether this torch fuses a norm's squares into their sum: torch 2.6 does, and 2.15 does not."""
+    # Sums of two squares that are 8 elements apart, so that torch's vectors of 8 have them in one lane.
     pairs = torch.rand(256, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
     x = torch.zeros(256, 16, dtype=torch.float32)
     x[:, 0], x[:, 8] = pairs.unbind(1)

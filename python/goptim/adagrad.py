@@ -11,12 +11,12 @@ from goptim._step import GoStep
 
 
 class Adagrad(GoStep, _originals.Adagrad):
-    r"""torch.optim.Adagrad with its update in Go: the same arguments, state and bits.
+    r"""torch.optim.Adagrad with its update in Go: the same arguments, state and exact results.
 
-    The state of a parameter is ``step`` and ``sum``. Parameters are float32 or float64 tensors of any shape on the
-    CPU; others are updated by torch's own step. Gradients are dense, or sparse COO tensors over a parameter's first
-    dimension, as ``torch.nn.Embedding(…, sparse=True)`` makes them. ``foreach`` and ``fused`` are accepted and checked
-    as torch does; Go's one path serves all.
+    The state of a parameter is ``step`` and ``sum``. Float32 and float64 parameters of any shape on the CPU run in Go;
+    others fall back to torch. Gradients are dense, or COO tensors that are sparse in the first dimension, as
+    ``torch.nn.Embedding(…, sparse=True)`` creates. ``foreach`` and ``fused`` are accepted and checked as in torch, and
+    have no effect in Go.
 
     .. math::
         g_t &\leftarrow \pm\nabla f_t(\theta_{t-1}) + \lambda\theta_{t-1},

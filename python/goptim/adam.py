@@ -30,11 +30,11 @@ class _Moments(GoStep):
 
 
 class Adam(_Moments, _originals.Adam):
-    r"""torch.optim.Adam with its update in Go: the same arguments, state and bits.
+    r"""torch.optim.Adam with its update in Go: the same arguments, state and exact results.
 
-    The state of a parameter is ``step``, ``exp_avg``, ``exp_avg_sq`` and, with ``amsgrad``, ``max_exp_avg_sq``.
-    Parameters are float32 or float64 tensors of any shape on the CPU; others are updated by torch's own step.
-    ``foreach`` and ``fused`` are accepted and checked as torch does; Go's one path serves all.
+    The state of a parameter is ``step``, ``exp_avg``, ``exp_avg_sq`` and, with ``amsgrad``, ``max_exp_avg_sq``. Float32
+    and float64 parameters of any shape on the CPU run in Go; others fall back to torch. ``foreach`` and ``fused`` are
+    accepted and checked as in torch, and have no effect in Go.
 
     .. math::
         g_t &\leftarrow \pm\nabla f_t(\theta_{t-1}) + \lambda\theta_{t-1} \\
@@ -56,10 +56,10 @@ class Adam(_Moments, _originals.Adam):
 
 
 class AMSGrad(Adam):
-    r"""Adam with ``amsgrad=True``, under the name of its paper; torch.optim has it as that option alone.
+    r"""Adam with ``amsgrad=True``, under the name of its paper. torch.optim has it only as this option.
 
-    Arguments, state (``step``, ``exp_avg``, ``exp_avg_sq``, ``max_exp_avg_sq``) and bits are those of
-    ``torch.optim.Adam(…, amsgrad=True)``, and each loads the other's state_dict.
+    The arguments, the state (``step``, ``exp_avg``, ``exp_avg_sq``, ``max_exp_avg_sq``) and the exact results are those
+    of ``torch.optim.Adam(…, amsgrad=True)``. Each loads the other's state_dict.
 
     .. math::
         g_t &\leftarrow \pm\nabla f_t(\theta_{t-1}) + \lambda\theta_{t-1} \\
@@ -97,11 +97,11 @@ _AdamWBase = Adam if issubclass(_originals.AdamW, _originals.Adam) else _Moments
 
 
 class AdamW(_AdamWBase, _originals.AdamW):  # type: ignore[misc, valid-type]
-    r"""torch.optim.AdamW with its update in Go: the same arguments, state and bits.
+    r"""torch.optim.AdamW with its update in Go: the same arguments, state and exact results.
 
-    The state of a parameter is ``step``, ``exp_avg``, ``exp_avg_sq`` and, with ``amsgrad``, ``max_exp_avg_sq``.
-    Parameters are float32 or float64 tensors of any shape on the CPU; others are updated by torch's own step.
-    ``foreach`` and ``fused`` are accepted and checked as torch does; Go's one path serves all.
+    The state of a parameter is ``step``, ``exp_avg``, ``exp_avg_sq`` and, with ``amsgrad``, ``max_exp_avg_sq``. Float32
+    and float64 parameters of any shape on the CPU run in Go; others fall back to torch. ``foreach`` and ``fused`` are
+    accepted and checked as in torch, and have no effect in Go.
 
     .. math::
         \theta_t &\leftarrow \theta_{t-1} - \gamma\lambda\theta_{t-1},
@@ -117,5 +117,5 @@ class AdamW(_AdamWBase, _originals.AdamW):  # type: ignore[misc, valid-type]
     twin = _originals.AdamW
 
     def scalars(self, group: dict[str, Any]) -> tuple[Any, ...]:
-        # A group may say that it is Adam's, after all: None leaves it to torch.
+        # A group with Adam's weight decay falls back to torch: None is not a number.
         return (*_Moments.scalars(self, group), True if group.get("decoupled_weight_decay", True) else None)

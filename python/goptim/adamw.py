@@ -1,4 +1,4 @@
-"""AdamW, where torch.optim has it; it is defined in goptim.adam."""
+"""AdamW under the name of torch.optim's module. It is defined in goptim.adam."""
 
 from torch.optim.adamw import adamw as adamw
 

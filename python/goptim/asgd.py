@@ -10,16 +10,15 @@ from torch.optim.asgd import asgd as asgd
 from goptim import _originals
 from goptim._step import GoStep
 
-# What torch makes a new eta of: whether it is float64, or None for a dtype that Go does not round to.
+# Whether torch creates a new eta in float64; None for a dtype that Go does not support.
 _FLOAT64 = {torch.float32: False, torch.float64: True}
 
 
 class ASGD(GoStep, _originals.ASGD):
-    r"""torch.optim.ASGD with its update in Go: the same arguments, state and bits.
+    r"""torch.optim.ASGD with its update in Go: the same arguments, state and exact results.
 
-    The state of a parameter is ``step``, ``eta``, ``mu`` and ``ax``. Parameters are float32 or float64 tensors of
-    any shape on the CPU; others are updated by torch's own step. ``foreach`` is accepted and checked as torch does;
-    Go's one path serves all.
+    The state of a parameter is ``step``, ``eta``, ``mu`` and ``ax``. Float32 and float64 parameters of any shape on the
+    CPU run in Go; others fall back to torch. ``foreach`` is accepted and checked as in torch, and has no effect in Go.
 
     .. math::
         g_t &\leftarrow \pm\nabla f_t(\theta_{t-1}) + \lambda\theta_{t-1} \\

@@ -1,4 +1,4 @@
-"""The optimizers that Hugging Face's transformers made known, with their arguments."""
+"""Optimizers of Hugging Face's transformers, with their arguments."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from goptim._kinds import kind_of
 from goptim._parts import bump_versions
 from goptim.adafactor import fused_norms, reason_not_factored
 
-_FORM = 2  # of gather.c's rows
+_FORM = 2  # the form of gather.c's rows
 _HALF = (torch.float16, torch.bfloat16)  # stepped in float32
 
 
-# A product of three smaller numbers is not too large for float32.
+# A product of three smaller numbers does not overflow float32.
 _LARGE = 1e12
 
 
 class Adafactor(Optimizer):
-    r"""Adafactor with the arguments, state and bits of ``transformers.Adafactor``, and its update in Go.
+    r"""Adafactor with its update in Go: the arguments, state and exact results of ``transformers.Adafactor``.
 
     For a parameter :math:`\theta` with gradient :math:`G`, at step :math:`t`:
 
@@ -52,10 +52,10 @@ class Adafactor(Optimizer):
         M &\leftarrow \beta_1 M + (1 - \beta_1)\, \hat U \text{ if there is a beta1} \\
         \theta &\leftarrow \theta - \text{weight\_decay}\, \alpha\, \theta - (M \text{ or } \hat U)
 
-    The state of a parameter is ``step``, a Python int; ``RMS``, a tensor of one element; ``exp_avg_sq_row`` and
-    ``exp_avg_sq_col`` for two dimensions or more, whose last two are matrices, else ``exp_avg_sq``; and ``exp_avg`` if
-    there is a ``beta1``. Contiguous float32 and float64 tensors on the CPU are updated in Go, which adds up in the
-    order of the installed torch; others, as bfloat16, by torch's operations.
+    The state of a parameter is ``step``, a Python int; ``RMS``, a tensor with one element; ``exp_avg_sq_row`` and
+    ``exp_avg_sq_col`` if it has two or more dimensions, of which the last two are matrices, else ``exp_avg_sq``; and
+    ``exp_avg`` if ``beta1`` is given. Contiguous float32 and float64 tensors on the CPU run in Go, which sums in the
+    order of the installed torch. Others, such as bfloat16, use torch's operations.
 
     Shazeer & Stern, `Adafactor: Adaptive Learning Rates with Sublinear Memory Cost <https://arxiv.org/abs/1804.04235>`_,
     Algorithms 4 and 5.
@@ -63,17 +63,17 @@ class Adafactor(Optimizer):
     Args:
         params: parameters, or groups of them.
         lr: learning rate; None with ``relative_step``.
-        eps: what is added to squared gradients, and the least scale of a parameter.
+        eps: the value added to squared gradients, and the smallest scale of a parameter.
         clip_threshold: largest root mean square of an update.
         decay_rate: exponent of the decay of the second moment.
-        beta1: decay of an average of updates; None is without.
+        beta1: decay of the average of updates; None for no average.
         weight_decay: decoupled weight decay.
-        scale_parameter: steps are relative to a parameter's root mean square.
-        relative_step: the learning rate follows from the number of steps.
-        warmup_init: it begins small.
+        scale_parameter: scale steps by the parameter's root mean square.
+        relative_step: compute the learning rate from the number of steps.
+        warmup_init: begin with a small learning rate.
 
     Raises:
-        ValueError: an lr with ``relative_step``, or ``warmup_init`` without it.
+        ValueError: ``lr`` is given with ``relative_step``, or ``warmup_init`` without it.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class Adafactor(Optimizer):
 
     @staticmethod
     def _get_lr(param_group: dict[str, Any], param_state: dict[str, Any]) -> Any:
-        """The step size of a parameter; transformers' AdafactorSchedule asks for it."""
+        """The step size of a parameter, for transformers' AdafactorSchedule."""
         step = param_state["step"]
         rate = param_group["lr"]
         if param_group["relative_step"]:
@@ -118,17 +118,17 @@ class Adafactor(Optimizer):
         return scale * rate
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Update the parameters by their gradients, in place.
+        """Update the parameters in place.
 
         Args:
-            closure: re-evaluates the model and returns the loss; it runs with gradients enabled.
+            closure: re-evaluates the model and returns the loss, with gradients enabled.
 
         Returns:
-            What the closure returned, or None.
+            The closure's result, or None.
 
         Raises:
             RuntimeError: a gradient is sparse.
-            ValueError: a state has another shape than its parameter asks for. Nothing has been written then.
+            ValueError: a state's shape does not match its parameter. Nothing was written.
         """
         loss = None
         if closure is not None:
@@ -156,7 +156,7 @@ class Adafactor(Optimizer):
         return loss
 
     def _sort(self, index: int, group: dict[str, Any]) -> tuple[list[Tensor], list[tuple[Tensor, str]]]:
-        """The parameters with a gradient: those that Go takes, and the others, with the reason."""
+        """The parameters with a gradient: those that run in Go, and those that fall back to torch, with the reason."""
         reason_of_group = self._reason_of_group(group)
         ours: list[Tensor] = []
         others: list[tuple[Tensor, str]] = []
@@ -172,9 +172,9 @@ class Adafactor(Optimizer):
         return ours, others
 
     def _share_memory(self, ours: list[Tensor], others: list[Tensor]) -> bool:
-        """Whether parameters that Go takes share memory with those that it does not take, so that the order matters."""
+        """Whether parameters that run in Go share memory with those that fall back, so that the order matters."""
         spans = sorted((*span, i) for i, ps in enumerate((ours, others)) for p in ps for span in memory_of(self, p))
-        ends = [[0, 0], [0, 0]]  # of the ones so far: of all, and of those that are written
+        ends = [[0, 0], [0, 0]]  # the largest end so far: of all spans, and of written spans
         for start, end, written, i in spans:
             if start < ends[1 - i][not written]:
                 return True
@@ -182,8 +182,8 @@ class Adafactor(Optimizer):
         return False
 
     def _reason_of_group(self, group: dict[str, Any]) -> str | None:
-        """Why Go takes nothing of a group; None if it may."""
-        # With a relative step nothing reads lr, where transformers' AdafactorSchedule then leaves a tensor.
+        """Why a whole group falls back to torch; None if it does not."""
+        # With a relative step lr is unused, and transformers' AdafactorSchedule stores a tensor in it.
         unread = ("eps", "lr") if group["relative_step"] else ("eps",)
         numbers = [v for k, v in group.items() if k in self.defaults and k not in unread] + [*group["eps"]]
         if not all(x is None or _numbers.is_plain(x) for x in numbers):
@@ -191,14 +191,14 @@ class Adafactor(Optimizer):
             if floats is None or not _numbers.torch_accepts(Adafactor, group, _step_alone):
                 return reason_of_numbers(group)
         if group["lr"] is None and not group["relative_step"]:
-            return "its group has no lr"
+            return "its group does not have an lr"
         return reason_compiling() or reason_of_optimizer(self)
 
     def _reason_of(
         self, p: Tensor, g: Tensor, group: dict[str, Any], name: str, reason_of_group: str | None
     ) -> str | None:
-        """Why Go does not take a parameter; None if it does."""
-        if g.is_sparse and p.grad is g:  # explain makes one up
+        """Why a parameter falls back to torch; None if it runs in Go."""
+        if g.is_sparse and p.grad is g:  # otherwise it is explain's own
             raise RuntimeError("Adafactor does not support sparse gradients.")
         state = self.state.get(p, {})
         why = reason_of_group or reason_of_tensor(p) or reason_not_factored(p) or reason_of_gradient(g)
@@ -217,7 +217,7 @@ class Adafactor(Optimizer):
         if state and (type(state.get("step")) is not int or state["step"] < 0):
             return f"its step is {state.get('step')!r}"
         tensors = [("the parameter", p), *((f"its state {key!r}", state[key]) for key in _shapes(p, group) if state)]
-        if p.grad is g:  # explain makes one up, of the parameter's memory
+        if p.grad is g:  # explain passes one that uses the parameter's memory
             tensors.insert(1, ("its gradient", g))
         for what, t in tensors:
             lack = lacks_memory(t)
@@ -226,7 +226,7 @@ class Adafactor(Optimizer):
         return reason_shared(tensors)
 
     def _make_states(self) -> None:
-        """Make the states of new parameters, whoever steps them, in their order, as a state_dict shows it."""
+        """Create the states of all new parameters in the order of the parameters, which a state_dict shows."""
         for group in list(self.param_groups):
             for p in list(group["params"]):
                 if p.grad is not None and not self.state.get(p):
@@ -278,7 +278,7 @@ class Adafactor(Optimizer):
             state["step"] += 1
 
     def _torch_step(self, p: Tensor, group: dict[str, Any]) -> None:
-        """One step by torch's operations, in float32 for a 16-bit parameter."""
+        """Step with torch's operations, in float32 for a 16-bit parameter."""
         assert p.grad is not None
         state = self.state[p]
         g = p.grad.float() if p.grad.dtype in _HALF else p.grad
@@ -312,20 +312,20 @@ class Adafactor(Optimizer):
 
 @torch.no_grad()
 def _step_alone(optimizer: Adafactor) -> None:
-    """A step by torch's operations of an optimizer of one parameter."""
+    """Step an optimizer with one parameter with torch's operations."""
     [group] = optimizer.param_groups
     optimizer._make_states()
     optimizer._torch_step(group["params"][0], group)
 
 
 def _extreme(group: dict[str, Any]) -> bool:
-    """Whether Python or torch may fail to compute with a group's numbers."""
+    """Whether Python or torch may fail to compute with a group's scalars."""
     numbers = (group["lr"] or 0, *group["eps"], group["beta1"] or 0, group["weight_decay"])
     return not group["decay_rate"] <= 0 or any(not abs(x) <= _LARGE for x in numbers)
 
 
 def _shapes(p: Tensor, group: dict[str, Any]) -> dict[str, torch.Size]:
-    """The states of a parameter that are tensors, and their shapes, in the order in which transformers makes them."""
+    """The shapes of a parameter's state tensors, in the order in which transformers creates them."""
     average = {} if group["beta1"] is None else {"exp_avg": p.shape}
     if p.dim() < 2:
         return {**average, "exp_avg_sq": p.shape}

@@ -1,4 +1,4 @@
-"""LBFGS: the quasi-Newton method, which evaluates a closure many times in a step."""
+"""LBFGS: a quasi-Newton method that evaluates a closure many times per step."""
 
 from __future__ import annotations
 
@@ -37,24 +37,24 @@ class LBFGS(_originals.LBFGS):
         \end{aligned}
 
     with :math:`t` = ``lr``, in the very first iteration at most ``lr`` :math:`/ \lVert g \rVert_1`; with
-    ``line_search_fn="strong_wolfe"``, :math:`t` is looked for from there.
+    ``line_search_fn="strong_wolfe"``, the line search starts with this :math:`t`.
 
     Liu & Nocedal, "On the limited memory BFGS method for large scale optimization", Mathematical Programming 45 (1989);
     Nocedal & Wright, "Numerical Optimization" (2nd ed.), Algorithms 7.4 and 7.5. The line search is that of Mark
-    Schmidt's `minFunc <https://www.cs.ubc.ca/~schmidtm/Software/minFunc.html>`_, as torch has it: their Algorithms 3.5
-    and 3.6 with cubic interpolation.
+    Schmidt's `minFunc <https://www.cs.ubc.ca/~schmidtm/Software/minFunc.html>`_, as in torch: Algorithms 3.5 and 3.6 of
+    Nocedal & Wright with cubic interpolation.
 
-    The state, on the first parameter, has torch's keys and types, and goes both ways. Sums over vectors are not rounded
-    in torch's order, which is its BLAS's; all other bits are torch's. On twelve functions in float64 losses were within
-    1e-9 of torch's for twenty iterations, and evaluations as many for sixty; in float32 within 1e-4 for
-    five iterations. Then the two part, as L-BFGS makes any difference grow. Our sums depend on neither the
-    number of threads nor the width of the machine's vectors.
+    The state, stored with the first parameter, has torch's keys and types, and either class loads it. Sums over vectors
+    are not rounded in the order of torch's BLAS; everything else is exact. On twelve functions in float64, losses were
+    within 1e-9 of torch's for twenty iterations, and the number of evaluations was the same for sixty; in float32,
+    losses were within 1e-4 for five iterations. Then the trajectories diverge, because L-BFGS amplifies differences.
+    goptim's sums do not depend on the number of threads or the vector width.
 
-    Parameters are contiguous tensors on the CPU, all float32 or all float64; others are optimized by torch's own step,
-    and so is what torch refuses. Gradients may be sparse or missing.
+    Contiguous CPU tensors run in Go if all are float32 or all are float64. Otherwise the step falls back to torch, and
+    so do steps that torch rejects. Gradients may be sparse or missing.
 
-    The closure may itself step this optimizer, as torch's: both work on one history, and the outer step goes on with
-    what the inner one has left there.
+    The closure may step the same optimizer, as with torch. Both steps use the same history, and the outer step
+    continues with the history that the inner one leaves.
     """
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -71,13 +71,13 @@ class LBFGS(_originals.LBFGS):
         """Take up to ``max_iter`` iterations.
 
         Args:
-            closure: re-evaluates the model and returns the loss; it runs with gradients enabled.
+            closure: re-evaluates the model and returns the loss, with gradients enabled.
 
         Returns:
-            What the closure returned the first time.
+            The closure's first result.
 
         Raises:
-            RuntimeError: the closure has changed a parameter's or a gradient's number of elements or type on the way.
+            RuntimeError: the closure changed the number of elements or the type of a parameter or gradient.
         """
         if torch.compiler.is_compiling():
             return undecorated_step(_originals.LBFGS)(self, closure)

@@ -1,4 +1,4 @@
-"""Muon: momentum made orthogonal. torch 2.9 and later have it."""
+"""Muon: orthogonalized momentum, for torch 2.9 and later."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from goptim._kinds import kind_of
 from goptim._parts import Asked
 from goptim._step import GoStep
 
-# Go's numbers for the names (LRAdjustment in goptim/muon.go). torch leaves lr as it is under any other name.
+# Go's constants for the names (LRAdjustment in goptim/muon.go). With any other name, torch does not adjust lr.
 _ADJUSTMENTS = {None: 0, "original": 0, "match_rms_adamw": 1, "spectral_unclamped": 2}
 _NO_ADJUSTMENT = 3
 
-# Matrices beyond this many elements take torch longer to multiply than to be called; and a batch's own bound.
+# Above this many elements, a matrix product takes longer than its call overhead. Below: the limit of a batch.
 _SMALL = 1 << 16
 _BATCH = 1 << 22
 
-# No product of smaller numbers is too large for float32 or bfloat16.
+# A product of smaller numbers does not overflow float32 or bfloat16.
 _LARGE = 1e18
 
-# So many sums are tried out: whether a product is fused into one shows in one of a hundred, if they cancel to 8 bits.
+# The number of sums that are tried out. One of a hundred shows whether a product is fused, if they cancel to 8 bits.
 _TRIED = 1 << 11
 
 
 class Muon(GoStep, _originals.Muon):
-    r"""torch.optim.Muon with its elementwise work in Go: the same arguments, state and bits.
+    r"""torch.optim.Muon with its elementwise work in Go: the same arguments, state and exact results.
 
     .. math::
         B_t &= \mu B_{t-1} + (1 - \mu) g_t \\
@@ -41,11 +41,11 @@ class Muon(GoStep, _originals.Muon):
         \theta_t &= (1 - \gamma\lambda) \theta_{t-1} - \gamma\, \mathrm{ratio}(A, B)\, O_t
 
     NS divides by the norm, at least :math:`\varepsilon`, and repeats :math:`X \leftarrow aX + (bXX^T + c(XX^T)^2)X` in
-    bfloat16. Its matrix products, which are nearly all of the time, are torch's own. Small matrices of one shape are
-    multiplied as one batch where that has the same bits, which is tried out once for every size of a batch.
+    bfloat16. Its matrix products, which take nearly all of the time, are torch's own. Small matrices with the same
+    shape are multiplied in a batch if the results are exact, which is tried out once per size of a batch.
 
-    The state of a parameter is ``momentum_buffer``. Parameters are float32 or float64 matrices on the CPU; others are
-    updated by torch's own step, and so are groups whose ``lr`` is a Tensor.
+    The state of a parameter is ``momentum_buffer``. Float32 and float64 matrices on the CPU run in Go. Other parameters
+    fall back to torch, and so do groups whose ``lr`` is a Tensor.
 
     Jordan et al., `Muon: An optimizer for hidden layers in neural networks
     <https://kellerjordan.github.io/posts/muon/>`_; Liu et al., `Muon is Scalable for LLM Training
@@ -60,7 +60,7 @@ class Muon(GoStep, _originals.Muon):
         return ("momentum_buffer",)
 
     def scalars(self, group: dict[str, Any]) -> tuple[Any, ...]:
-        """What must be numbers for Go to take the group; None among them where torch has an error to raise."""
+        """The scalars of a group; with a None, which makes it fall back, if torch should raise an error."""
         steps, coefficients = group["ns_steps"], group["ns_coefficients"]
         count = _as_index(steps)
         sound = count < 100 and len(coefficients) == 3
@@ -76,7 +76,7 @@ class Muon(GoStep, _originals.Muon):
         )
 
     def _go(self, groups: tuple[Asked, ...], kind: int | None = None, only_check: bool = False) -> Any:
-        done = super()._go(groups, -1)  # to ask, before the first write
+        done = super()._go(groups, -1)  # checks everything before the first write
         if type(done) is int and kind != -1:
             work = [(group, list(self._rows(i, group))) for i, group in enumerate(groups)]
             for (_, _, scalars), rows in work:
@@ -103,7 +103,7 @@ class Muon(GoStep, _originals.Muon):
 
     @torch.no_grad()
     def _check_scalars(self, rows: list[tuple[Any, ...]], scalars: Any) -> None:
-        """Raise what torch's operations raise where they cannot compute with a group's numbers."""
+        """Raise torch's errors if its operations cannot compute with a group's scalars."""
         momentum, nesterov, lr, _, eps, a, b, c, steps, adjustment = scalars
         extreme = any(not abs(x) <= _LARGE for x in (lr, momentum, eps, a, b, c))
         name = next((name for name, n in _ADJUSTMENTS.items() if n == adjustment), "other")
@@ -118,7 +118,7 @@ class Muon(GoStep, _originals.Muon):
 
     @torch.no_grad()
     def _step_matrices(self, rows: list[tuple[Any, ...]], columns: tuple[str | None, ...], scalars: Any) -> None:
-        """A group's step: its momentum in Go, the matrix products in torch, the update in Go."""
+        """Step a group: the momentum in Go, the matrix products in torch, the update in Go."""
         momentum, nesterov, lr, weight_decay, eps, a, b, c, steps, adjustment = scalars
         orthogonalize = ((a, b, c), steps, eps)
         for batch in _batches(rows):
@@ -130,7 +130,7 @@ class Muon(GoStep, _originals.Muon):
             self._half("MuonMomentum", given, columns, (momentum, nesterov))
             if n == 1:
                 update.copy_(_newton_schulz(update, *orthogonalize))
-            elif _batch_is_exact(update.shape, orthogonalize[0], *_ways()):
+            elif _batch_is_exact(update.shape, orthogonalize[0], *_settings()):
                 update.copy_(_newton_schulz_batch(update, *orthogonalize))
             else:
                 for matrix in update:
@@ -148,7 +148,7 @@ class Muon(GoStep, _originals.Muon):
 
 
 def _as_index(steps: Any) -> int:
-    """The number of steps; too large a one if it is none, which torch then refuses."""
+    """The number of steps; 100, which is too large, if it is not an integer. torch raises the error."""
     try:
         return operator.index(steps)
     except TypeError:
@@ -156,9 +156,9 @@ def _as_index(steps: Any) -> int:
 
 
 def _batches(rows: list[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
-    """Rows of small parameters of one shape together, others alone."""
+    """Group the rows of small parameters by shape; other rows are alone."""
     params = [row[0] for row in rows]
-    shared = _share_memory(rows)  # then their order matters
+    shared = _share_memory(rows)  # in this case the order matters
     together: dict[object, list[tuple[Any, ...]]] = {}
     for i, (row, p) in enumerate(zip(rows, params, strict=True)):
         small = p.is_contiguous() and p.numel() <= _SMALL and not shared
@@ -171,7 +171,7 @@ def _batches(rows: list[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
 
 
 def _share_memory(rows: list[tuple[Any, ...]]) -> bool:
-    """Whether a parameter or a momentum shares memory with a tensor of another row, or with its own gradient."""
+    """Whether a parameter or momentum buffer shares memory with another row, or with its own gradient."""
     ranges = sorted(
         (t.data_ptr(), t.data_ptr() + t.numel() * t.element_size(), written)
         for p, g, _, momentum, *_ in rows
@@ -202,18 +202,17 @@ def _newton_schulz_batch(x: Tensor, coefficients: tuple[float, float, float], st
     return x.mT if tall else x
 
 
-def _ways() -> tuple[object, ...]:
-    """What decides how torch multiplies matrices, beside their shapes."""
+def _settings() -> tuple[object, ...]:
+    """The settings that decide how torch multiplies matrices."""
     return torch.get_num_threads(), torch.backends.mkldnn.enabled, torch.is_autocast_enabled("cpu")
 
 
 @functools.lru_cache(maxsize=4096)
-def _batch_is_exact(shape: torch.Size, coefficients: tuple[float, float, float], *ways: object) -> bool:
-    """Whether a batch's products have the bits of their matrices' own, here and now.
+def _batch_is_exact(shape: torch.Size, coefficients: tuple[float, float, float], *settings: object) -> bool:
+    """Whether a batched product is exact: bit-for-bit that of single matrices, with the current settings.
 
-    torch may sum them in another order, or fuse what it adds to them. So they are tried out on matrices whose products
-    cancel, but for what rounding has left, and that is another number in another order; and on sums of a product and
-    a matrix that cancel each other.
+    torch may sum a batch in another order, or fuse an addition into it. So it is tried out with matrices whose products
+    cancel except for rounding errors, which depend on the order, and with a product and an added matrix that cancel.
     """
     n, m, k = shape[0], min(shape[1:]), max(shape[1:])
     a, b, c = coefficients
@@ -229,8 +228,8 @@ def _batch_is_exact(shape: torch.Size, coefficients: tuple[float, float, float],
         rights = torch.cat([right, -right, normal(n, rest, cols)], 1)
         return lefts[:, :, order].contiguous(), rights[:, order].contiguous()
 
-    def laid_out(x: Tensor) -> list[Tensor]:
-        """As it comes, and as the transpose of a tall matrix."""
+    def with_strides(x: Tensor) -> list[Tensor]:
+        """The tensor as it is, and with the strides of a transposed matrix."""
         return [x, x.mT.contiguous().mT]
 
     def exact(start: Tensor, left: Tensor, right: Tensor, beta: float, alpha: float) -> bool:
@@ -242,22 +241,22 @@ def _batch_is_exact(shape: torch.Size, coefficients: tuple[float, float, float],
         return (product * (-alpha / (beta or 1))).bfloat16()
 
     left, right = cancelling(m, k, m)
-    for x, y in zip(laid_out(left), laid_out(right.mT), strict=True):
+    for x, y in zip(with_strides(left), with_strides(right.mT), strict=True):
         if not torch.equal(x @ y.mT, torch.stack([p @ q.T for p, q in zip(x, y, strict=True)])):
             return False
     left, right = cancelling(m, m, m)
     if not exact(normal(n, m, m), left, right, b, c):
         return False
     left, right = cancelling(m, m, k)
-    starts = laid_out(normal(n, m, k))
-    if not all(exact(start, left, x, a, 1) for start, x in zip(starts, laid_out(right), strict=True)):
+    starts = with_strides(normal(n, m, k))
+    if not all(exact(start, left, x, a, 1) for start, x in zip(starts, with_strides(right), strict=True)):
         return False
     for _ in range(1 + _TRIED // (n * m * m)):
         left, right = normal(n, m, m), normal(n, m, m)
         if not exact(opposite(left, right, b, c), left, right, b, c):
             return False
         right = normal(n, m, k)
-        starts = laid_out(opposite(left, right, a, 1))
-        if not all(exact(start, left, x, a, 1) for start, x in zip(starts, laid_out(right), strict=True)):
+        starts = with_strides(opposite(left, right, a, 1))
+        if not all(exact(start, left, x, a, 1) for start, x in zip(starts, with_strides(right), strict=True)):
             return False
     return True

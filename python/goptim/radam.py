@@ -11,11 +11,11 @@ from goptim._step import GoStep
 
 
 class RAdam(GoStep, _originals.RAdam):
-    r"""torch.optim.RAdam with its update in Go: the same arguments, state and bits.
+    r"""torch.optim.RAdam with its update in Go: the same arguments, state and exact results.
 
-    The state of a parameter is ``step``, ``exp_avg`` and ``exp_avg_sq``. Parameters are float32 or float64 tensors
-    of any shape on the CPU; others are updated by torch's own step. ``foreach`` is accepted and checked as torch
-    does; Go's one path serves all.
+    The state of a parameter is ``step``, ``exp_avg`` and ``exp_avg_sq``. Float32 and float64 parameters of any shape on
+    the CPU run in Go; others fall back to torch. ``foreach`` is accepted and checked as in torch, and has no effect in
+    Go.
 
     .. math::
         g_t &\leftarrow \pm\nabla f_t(\theta_{t-1}) + \lambda\theta_{t-1}

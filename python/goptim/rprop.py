@@ -11,11 +11,10 @@ from goptim._step import GoStep
 
 
 class Rprop(GoStep, _originals.Rprop):
-    r"""torch.optim.Rprop with its update in Go: the same arguments, state and bits.
+    r"""torch.optim.Rprop with its update in Go: the same arguments, state and exact results.
 
-    The state of a parameter is ``step``, ``prev`` and ``step_size``. Parameters are float32 or float64 tensors of
-    any shape on the CPU; others are updated by torch's own step. ``foreach`` is accepted and checked as torch does;
-    Go's one path serves all.
+    The state of a parameter is ``step``, ``prev`` and ``step_size``. Float32 and float64 parameters of any shape on the
+    CPU run in Go; others fall back to torch. ``foreach`` is accepted and checked as in torch, and has no effect in Go.
 
     .. math::
         \eta_t &\leftarrow \min(\max(\eta_{t-1} f, \Gamma_{\min}), \Gamma_{\max}), \quad f = \eta_+, \eta_-, 1

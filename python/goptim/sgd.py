@@ -11,12 +11,12 @@ from goptim._step import GoStep
 
 
 class SGD(GoStep, _originals.SGD):
-    r"""torch.optim.SGD with its update in Go: the same arguments, state (``momentum_buffer``) and bits.
+    r"""torch.optim.SGD with its update in Go: the same arguments, state (``momentum_buffer``) and exact results.
 
-    Parameters are float32 or float64 tensors of any shape on the CPU; others are updated by torch's own step.
-    Gradients are dense, or, without momentum and weight decay, sparse COO tensors over a parameter's first dimension,
-    as ``torch.nn.Embedding(…, sparse=True)`` makes them; other sparse ones are torch's. ``foreach`` and ``fused`` are
-    accepted and checked as torch does; Go's one path serves all.
+    Float32 and float64 parameters of any shape on the CPU run in Go; others fall back to torch. Gradients are dense,
+    or, without momentum and weight decay, COO tensors that are sparse in the first dimension, as
+    ``torch.nn.Embedding(…, sparse=True)`` creates; with other sparse gradients, a parameter falls back to torch.
+    ``foreach`` and ``fused`` are accepted and checked as in torch, and have no effect in Go.
 
     .. math::
         g_t &\leftarrow \pm\nabla f_t(\theta_{t-1}) + \lambda\theta_{t-1} \\

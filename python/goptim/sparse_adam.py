@@ -11,12 +11,11 @@ from goptim._step import GoStep
 
 
 class SparseAdam(GoStep, _originals.SparseAdam):
-    r"""torch.optim.SparseAdam with its update in Go: the same arguments, state and bits.
+    r"""torch.optim.SparseAdam with its update in Go: the same arguments, state and exact results.
 
-    The state of a parameter is ``step``, a Python int, ``exp_avg`` and ``exp_avg_sq``. Gradients are sparse COO tensors
-    over a parameter's first dimension, as ``torch.nn.Embedding(…, sparse=True)`` makes them, coalesced or not; rows
-    that come more than once are added up in Go. Parameters are contiguous float32 or float64 tensors on the CPU;
-    others are updated by torch's own step.
+    The state of a parameter is ``step``, a Python int, ``exp_avg`` and ``exp_avg_sq``. Gradients are COO tensors that
+    are sparse in the first dimension, as ``torch.nn.Embedding(…, sparse=True)`` creates, coalesced or not. Go sums
+    repeated rows. Contiguous float32 and float64 parameters on the CPU run in Go; others fall back to torch.
 
     .. math::
         m_t &\leftarrow m_{t-1} + (1-\beta_1)(g_t - m_{t-1}),
@@ -45,7 +44,7 @@ class SparseAdam(GoStep, _originals.SparseAdam):
         return self.scalars(group)
 
     def _init_group(self, group: dict[str, Any]) -> None:
-        """Make states as torch's step makes them."""
+        """Create states as torch's step does."""
         for p in group["params"]:
             self.state[p]["step"] = 0
             for key in ("exp_avg", "exp_avg_sq"):

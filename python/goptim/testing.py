@@ -1,4 +1,4 @@
-"""Tools to hold goptim, or a whole training run, against torch bit for bit.
+"""Tools to compare goptim, or a whole training run, with torch bit for bit.
 
 ::
 
@@ -33,12 +33,13 @@ _BITS = {
 
 @contextlib.contextmanager
 def ieee_sqrt() -> Iterator[None]:
-    """Within it, ``Tensor.sqrt`` and ``Tensor.sqrt_`` are rounded correctly, as IEEE 754 asks.
+    """A context in which ``Tensor.sqrt`` and ``Tensor.sqrt_`` round correctly, as IEEE 754 requires.
 
-    The builds of torch on PyPI take the square roots of float32 and float64 tensors on the CPU from Intel's MKL, which
+    The builds of torch on PyPI compute square roots of float32 and float64 tensors on the CPU with Intel's MKL, which
     is one ulp off for up to one value in six, differently on AMD and Intel. goptim, torch's fused optimizers, and
-    builds of torch without MKL round correctly; so does torch's for-loop within this context. It is for the whole
-    process, not for one thread, and needs NumPy. Of a DTensor, each process takes the roots of its part.
+    builds of torch without MKL round correctly, and in this context so does torch's for-loop. The context applies to
+    the whole process, not to one thread, and needs NumPy. Each process computes the roots of its local shard of a
+    DTensor.
     """
     import numpy as np
 
@@ -63,13 +64,13 @@ def ieee_sqrt() -> Iterator[None]:
 
 
 def assert_bit_equal(actual: Any, expected: Any, name: str = "") -> None:
-    """Raise AssertionError unless both hold the same bits.
+    """Raise AssertionError unless both are bit-for-bit equal.
 
     Args:
-        actual, expected: tensors of any shape, numbers, or mappings and sequences of such, as deep as they go: a
-            model's or an optimizer's ``state_dict()``, say. Tensors must also agree in dtype and shape, zeros in their
-            sign; a NaN equals any other NaN.
-        name: what the message calls them.
+        actual, expected: tensors of any shape, numbers, or nested mappings and sequences of them, such as the
+            ``state_dict()`` of a model or an optimizer. Tensors must also agree in dtype and shape, and zeros in their
+            sign. A NaN equals any other NaN.
+        name: their name in the message.
     """
     if isinstance(expected, Tensor):
         if not isinstance(actual, Tensor):
@@ -110,21 +111,23 @@ def assert_bit_equal(actual: Any, expected: Any, name: str = "") -> None:
 
 
 def ulp_distance(a: Tensor, b: Tensor) -> int:
-    """How many representable numbers apart a and b are, at most over all elements.
+    """The largest distance between elements of a and b, in representable numbers.
 
     Args:
-        a, b: tensors of one floating-point dtype and one shape. Two NaNs are 0 apart, zeros of either sign too; a NaN
-            and a number as far apart as their bits.
+        a, b: tensors with the same floating-point dtype and shape. The distance of two NaNs, and of zeros with
+            different signs, is 0. The distance of a NaN and a number is that of their bits.
     """
     if a.dtype != b.dtype or a.shape != b.shape or a.dtype not in _BITS:
-        raise ValueError(f"expected two tensors of one floating-point dtype and shape, got {a.dtype} and {b.dtype}")
+        raise ValueError(
+            f"expected two tensors with the same floating-point dtype and shape, got {a.dtype} and {b.dtype}"
+        )
     both_nan = a.isnan() & b.isnan()
     gap = (_ordered(a) - _ordered(b)).abs()
     return int(gap[~both_nan].max()) if (~both_nan).any() else 0
 
 
 def _ordered(x: Tensor) -> Tensor:
-    """Integers in the order of the floats they stand for, one apart where the floats are neighbours."""
+    """Integers in the order of the floats. Adjacent floats map to consecutive integers."""
     bits = x.detach().contiguous().view(_BITS[x.dtype]).to(torch.int64)
     lowest = torch.iinfo(_BITS[x.dtype]).min
     return torch.where(bits < 0, lowest - bits, bits)

@@ -1,7 +1,7 @@
-"""What the tests of other packages share: one training run, once with torch.optim and once with goptim.
+"""Fixtures of the tests with other packages: a training run, once with torch.optim and once with goptim.
 
-Warnings of other packages are not ours to fix, so that a run with torch.optim may warn; a run with goptim may only
-warn of what that did.
+A run with torch.optim may warn, because goptim cannot fix other packages. A run with goptim may only give the same
+warnings.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session):
-    """Under GOPTIM_NO_SKIPS a test that is skipped, or a whole file of them, is a failure."""
+    """With GOPTIM_NO_SKIPS, a skipped test or file is a failure."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if os.environ.get("GOPTIM_NO_SKIPS") and reporter and reporter.stats.get("skipped"):
         reporter.write_line("GOPTIM_NO_SKIPS: tests were skipped", red=True)
@@ -41,7 +41,7 @@ def pytest_sessionfinish(session):
 
 
 class Counts:
-    """What optimizers had to step, and what Go stepped of it."""
+    """Counts the parameters with a gradient, and those that ran in Go."""
 
     def __init__(self):
         self.asked = self.rows = self.lbfgs_steps = self.lbfgs_calls = 0
@@ -71,9 +71,9 @@ class Counts:
 
 @pytest.fixture
 def both(monkeypatch, tmp_path, threads):
-    """Runs train(optim, folder), which returns what to compare: with torch.optim's classes, and with ours.
+    """Runs train(optim, folder) with torch.optim's classes and with goptim's, and compares the results.
 
-    All parameters that had a gradient in a step of goptim's must have gone to Go.
+    All parameters with a gradient must have run in Go.
     """
 
     def counted(train, optim, folder, **kwargs):

@@ -11,9 +11,9 @@ RECIPES = Path(__file__).parents[2] / "docs" / "recipes"
 
 
 def load(name):
-    """A module of another package; a file that asks for one that is not installed is skipped."""
+    """Import a module of another package. A test file is skipped if it is not installed."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # packages warn of each other at import
+        warnings.simplefilter("ignore")  # packages warn about each other at import
         return pytest.importorskip(name, reason=f"needs {name.partition('.')[0]}: `make test-integrations` installs it")
 
 

@@ -1,4 +1,4 @@
-"""Accelerator of accelerate, which wraps an optimizer and steps it when gradients are complete."""
+"""accelerate's Accelerator, which wraps an optimizer and steps it when gradients are accumulated."""
 
 import pickle
 
@@ -23,7 +23,7 @@ def fresh_state():
 
 
 def forget():
-    """An Accelerator's settings are the whole process's, until this."""
+    """Resets an Accelerator's settings, which are global."""
     state.AcceleratorState._reset_state(reset_partial_state=True)
     state.GradientState._reset_state()
 
@@ -128,7 +128,7 @@ def test_schedulers(both, schedule, accumulation):
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch 2.9 and later have Muon")
 def test_two_optimizers(both):
-    """Muon for matrices, AdamW for what is left."""
+    """Muon for matrices, AdamW for other parameters."""
 
     def run(optim, folder):
         accelerator = make_accelerator()
@@ -151,7 +151,7 @@ def test_two_optimizers(both):
     ("name", "keywords"), [("AdamW", {"lr": 1e-2}), ("SGD", {"lr": 1e-2, "momentum": 0.9}), ("Adafactor", {"lr": 1e-2})]
 )
 def test_resume(both, name, keywords):
-    """A resumed run ends as one that was not interrupted."""
+    """A resumed run has the same result as an uninterrupted one."""
     chosen = {"name": name, "keywords": keywords}
 
     def run(optim, folder):
@@ -165,14 +165,14 @@ def test_resume(both, name, keywords):
 
 @pytest.mark.parametrize("optim", [torch.optim, goptim], ids=["torch", "goptim"])
 @pytest.mark.parametrize("name", ["AdamW", "Adafactor"])
-def test_a_checkpoint_of_one_goes_on_with_the_other(both, tmp_path, optim, name):
+def test_a_checkpoint_of_one_continues_with_the_other(both, tmp_path, optim, name):
     with ieee_sqrt():
         whole = train(optim, tmp_path, name=name)
         train(optim, tmp_path, name=name, epochs=1, save=tmp_path / "checkpoint")
     assert_bit_equal(both(train, name=name, epochs=1, resume=tmp_path / "checkpoint"), whole)
 
 
-def test_a_pickled_wrapper_goes_on(both):
+def test_a_pickled_wrapper_continues(both):
     def run(optim, folder):
         accelerator = make_accelerator()
         model = make_model()

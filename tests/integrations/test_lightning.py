@@ -1,4 +1,4 @@
-"""Trainer of lightning, which wraps optimizers in classes derived from theirs and steps them with a closure."""
+"""lightning's Trainer, which wraps optimizers in derived classes and steps them with a closure."""
 
 import logging
 import warnings
@@ -68,7 +68,7 @@ class Module(lightning.LightningModule):
 
 
 class Manual(Module):
-    """Two optimizers, each stepped when its loss has been computed; the second every other time."""
+    """Two optimizers, each stepped after its loss is computed, the second one every other time."""
 
     def __init__(self, configure):
         super().__init__(configure)
@@ -117,7 +117,9 @@ def scheduled(optim, net):
 
 def on_plateau(optim, net):
     optimizer = adamw(optim, net)
-    scheduler = optim.lr_scheduler.ReduceLROnPlateau(optimizer, mode="max", patience=0)  # what falls is a plateau
+    scheduler = optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer, mode="max", patience=0
+    )  # a decreasing metric counts as a plateau
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "loss"}}
 
 
@@ -206,7 +208,7 @@ def test_learning_rate_monitor(both):
 @pytest.mark.parametrize("search", [None, "strong_wolfe"])
 @pytest.mark.parametrize("precision", ["32-true", "64-true", "bf16-mixed"])
 def test_lbfgs(both, search, precision):
-    """Lightning hands its closure over."""
+    """Lightning passes its closure."""
 
     class Full(Module):
         def training_step(self, batch, _):
@@ -225,7 +227,7 @@ def test_lbfgs(both, search, precision):
 
 @pytest.mark.parametrize("configure", [adamw, momentum, scheduled])
 def test_resume(both, configure):
-    """A resumed run ends as one that was not interrupted."""
+    """A resumed run has the same result as an uninterrupted one."""
 
     def run(optim, folder):
         keep = callbacks.ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)
@@ -239,7 +241,7 @@ def test_resume(both, configure):
 
 
 @pytest.mark.parametrize("optim", [torch.optim, goptim], ids=["torch", "goptim"])
-def test_a_checkpoint_of_one_goes_on_with_the_other(both, tmp_path, optim):
+def test_a_checkpoint_of_one_continues_with_the_other(both, tmp_path, optim):
     keep = callbacks.ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
     with ieee_sqrt(), warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""Packages with optimizers of their own, derived from torch's, beside `goptim.patch()`: nothing of theirs changes."""
+"""`goptim.patch()` does not change other packages' optimizers that are derived from torch's."""
 
 import contextlib
 
@@ -60,11 +60,11 @@ def test_optimizers_of_optimi_and_schedulefree(name, dtype):
         return cls(model.parameters(), lr=0.01)
 
     stepped = assert_same(make, dtype)
-    assert stepped or dtype is not torch.float32 or name == "optimi.StableAdamW"  # which needs a GPU where triton is
+    assert stepped or dtype is not torch.float32 or name == "optimi.StableAdamW"  # needs a GPU if triton is installed
 
 
 def assert_same(make, dtype):
-    """With the patch the same bits; or the same error, as where a package asks for a GPU or for another package."""
+    """The same exact result with the patch; or the same error, for example if a package needs a GPU."""
     outcomes = []
     for patched in (False, True):
         try:
@@ -96,7 +96,7 @@ def test_timms_own_optimizers(name):
 
 
 def test_optimi_has_triton_and_no_gpu():
-    """What it asks of the machine when it is imported and built under a patch."""
+    """It is imported and constructed with a patch, on a machine with triton and without a GPU."""
     pytest.importorskip("triton")
     assert not torch.cuda.is_available()
     with goptim.patch():

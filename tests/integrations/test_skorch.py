@@ -1,4 +1,4 @@
-"""skorch: nets that are scikit-learn's estimators, and take an optimizer's class and arguments."""
+"""skorch: nets as scikit-learn estimators, with an optimizer's class and arguments."""
 
 import pickle
 
@@ -94,7 +94,7 @@ def test_callbacks(both, name, make):
 
 @pytest.mark.parametrize("search", [None, "strong_wolfe"])
 def test_lbfgs(both, search):
-    """skorch hands its closure over, as it does to every optimizer."""
+    """skorch passes its closure to every optimizer."""
     options = {"lr": 0.5, "batch_size": -1, "optimizer__line_search_fn": search, "optimizer__max_iter": 4}
     with sums_in_our_order():
         both(train, name="LBFGS", max_epochs=3, **options)
@@ -133,7 +133,7 @@ def score_where_it_trained(net, x, y):
 
 
 def test_jobs(both):
-    """SGD, for the processes that scikit-learn starts take square roots as torch is installed."""
+    """Only SGD, because the processes that scikit-learn starts use the square roots of the installed torch."""
 
     def run(optim, folder):
         net = make_net(optim.SGD, optimizer__momentum=0.9, module__dropout=0.0)
@@ -193,7 +193,7 @@ def test_learning_rate_of_a_net_that_has_trained(both, name):
 @pytest.mark.parametrize(("name", "options"), [("AdamW", {}), ("SGD", {"optimizer__momentum": 0.9}), ("Adafactor", {})])
 @pytest.mark.parametrize("by", ["pickle", "files"])
 def test_resume(both, name, options, by):
-    """A net that was saved and loaded goes on as one that was not."""
+    """A saved and loaded net continues like the original."""
 
     def run(optim, folder):
         net = make_net(getattr(optim, name), **options).fit(*digits())
@@ -216,7 +216,7 @@ def test_resume(both, name, options, by):
 
 @pytest.mark.parametrize("optim", [torch.optim, goptim], ids=["torch", "goptim"])
 @pytest.mark.parametrize("name", ["AdamW", "Adafactor"])
-def test_a_net_of_one_goes_on_with_the_other(both, tmp_path, optim, name):
+def test_a_net_of_one_continues_with_the_other(both, tmp_path, optim, name):
     with ieee_sqrt():
         torch.manual_seed(3)
         saved = make_net(getattr(optim, name)).fit(*digits())

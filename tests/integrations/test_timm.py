@@ -1,4 +1,4 @@
-"""timm: its registry of optimizers, which holds torch.optim's classes, its groups, schedulers and wrappers."""
+"""timm: its registry of optimizers, which has torch.optim's classes, and its groups, schedulers and wrappers."""
 
 import contextlib
 
@@ -42,7 +42,7 @@ def make_loader(n=12, size=16):
 
 
 def patched(optim):
-    """timm is asked by name, as its users do: what it then builds is goptim's under a patch alone."""
+    """Create an optimizer by name, as users of timm do. It is goptim's only with a patch."""
     return goptim.patch() if optim is goptim else contextlib.nullcontext()
 
 
@@ -72,7 +72,7 @@ def train(optim, folder, opt="adamw", make=make_vit, epochs=2, **options):
     return model.state_dict(), optimizer.state_dict()
 
 
-def test_what_timm_takes_from_torch():
+def test_classes_from_torch():
     assert {"adam", "adamw", "sgd", "momentum", "nadam", "radamw", "rmsprop", "adagrad"} <= set(TAKEN)
 
 
@@ -106,7 +106,7 @@ def test_resnet(both, opt, layout):
 
 @pytest.mark.parametrize("opt", ["lookahead_adamw", "lookahead_sgd", "lookahead_radam"])
 def test_lookahead(both, opt):
-    """Its slow weights lie in the state of the optimizer that it wraps."""
+    """Its slow weights are in the state of the wrapped optimizer."""
     _, state = both(train, opt=opt, epochs=5)
     assert "lookahead_slow_buff" in state["state"][0]
 
@@ -186,7 +186,7 @@ def test_adaptive_gradient_clipping(both):
 
 @pytest.mark.parametrize("optim", [torch.optim, goptim], ids=["torch", "goptim"])
 @pytest.mark.parametrize("opt", ["adamw", "lookahead_sgd"])
-def test_a_checkpoint_of_one_goes_on_with_the_other(both, tmp_path, optim, opt):
+def test_a_checkpoint_of_one_continues_with_the_other(both, tmp_path, optim, opt):
     file = tmp_path / "checkpoint.pt"
 
     def whole():
@@ -216,7 +216,7 @@ def test_a_checkpoint_of_one_goes_on_with_the_other(both, tmp_path, optim, opt):
 
 @pytest.fixture
 def registry(monkeypatch):
-    """What a test registers is forgotten after it."""
+    """Removes what a test registers."""
     monkeypatch.setattr(factory.default_registry, "_optimizers", dict(factory.default_registry._optimizers))
 
 

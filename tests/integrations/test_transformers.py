@@ -1,4 +1,4 @@
-"""Trainer of transformers."""
+"""transformers' Trainer."""
 
 import shutil
 
@@ -92,7 +92,7 @@ def test_optimizers(both):
 
 
 def test_a_run_of_torch_optim_by_name(both):
-    """optim="adamw_torch" is what Trainer takes when it is told nothing; ours has that one's arguments."""
+    """optim="adamw_torch" is Trainer's default. goptim's optimizer has the same arguments."""
 
     def run(optim, folder):
         if optim.AdamW is torch.optim.AdamW:
@@ -141,7 +141,7 @@ def test_adafactor_schedule(both):
 
 @pytest.mark.parametrize("name", ["AdamW", "SGD"])
 def test_resume(both, name):
-    """A resumed run ends as one that was not interrupted."""
+    """A resumed run has the same result as an uninterrupted one."""
     keywords = {"lr": 1e-3} | ({"momentum": 0.9} if name == "SGD" else {})
     saves = {"name": name, "keywords": keywords, "save_strategy": "steps", "save_steps": 3}
 
@@ -154,7 +154,7 @@ def test_resume(both, name):
     torch.testing.assert_close(resumed, whole, rtol=0, atol=0)
 
 
-def test_a_checkpoint_of_torch_optim_goes_on_with_goptim(both, tmp_path):
+def test_a_checkpoint_of_torch_optim_continues_with_goptim(both, tmp_path):
     saves = {"save_strategy": "steps", "save_steps": 3}
     train(torch.optim, tmp_path / "first", **saves)
 

@@ -1,4 +1,4 @@
-"""In the way of PyTorch's MNIST example: a small convolutional network on scanned digits."""
+"""A small convolutional network on scanned digits, similar to PyTorch's MNIST example."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""Learns embeddings of items from the sequences that they come in, with checkpoints: run again to go on."""
+"""Learns embeddings of items from sequences, with checkpoints. Run it again to continue."""
 
 import argparse
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Fits a curve with optimizers that it has got in every way there is."""
+"""Fits a curve with optimizers that are imported in many ways."""
 
 import functools
 import sys
@@ -11,7 +11,7 @@ from torch.optim.rmsprop import RMSprop
 
 
 class Lookahead(torch.optim.AdamW):
-    """AdamW that goes half of the way every fifth step."""
+    """AdamW that moves back half of the way every fifth step."""
 
     def __init__(self, params, **kwargs):
         super().__init__(params, **kwargs)

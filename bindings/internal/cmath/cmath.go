@@ -1,4 +1,4 @@
-// Package cmath calls the C library where its bits matter.
+// Package cmath calls functions of the C library whose exact results are required.
 package cmath
 
 /*
@@ -7,5 +7,5 @@ package cmath
 */
 import "C"
 
-// Pow is C's pow, which Python's ** on floats is too. math.Pow differs from it in the last bits.
+// Pow is C's pow, which Python's ** uses for floats. math.Pow differs in the last bits.
 func Pow(x, y float64) float64 { return float64(C.pow(C.double(x), C.double(y))) }

@@ -9,7 +9,7 @@ import (
 	"github.com/goptim/goptim/bindings/internal/cmath"
 )
 
-// Each is Python's x ** y, the float64 nearest to the exact power; math.Pow gives a neighbour of it.
+// Each result is Python's x ** y, the float64 nearest to the exact power. math.Pow returns an adjacent one.
 func TestPowHasPythonsBits(t *testing.T) {
 	for _, c := range []struct{ x, y, want float64 }{
 		{0.9, 4, 0x1.4fec56d5cfaadp-01},

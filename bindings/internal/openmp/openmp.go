@@ -1,7 +1,7 @@
-// Package openmp runs Go on the threads of the process's OpenMP, those of torch's other work.
+// Package openmp runs Go on the process's OpenMP threads, which torch also uses.
 //
-// After torch's parallel operations these spin for milliseconds, in wait for the next, on the cores that a thread of
-// Go's would have to share with them. As the next, a step starts at once.
+// After a parallel operation of torch they spin for milliseconds to wait for the next one, and would share their cores with
+// Go's threads. A step on the same threads starts immediately.
 package openmp
 
 /*
@@ -28,21 +28,21 @@ var (
 	procs            = runtime.GOMAXPROCS(0) // guarded by mu
 )
 
-// Use makes the functions GOMP_parallel and omp_get_thread_num at two addresses what Team uses; 0 for none.
+// Use sets the addresses of the functions GOMP_parallel and omp_get_thread_num for Team; 0 for none.
 //
-// The process's threads are its own affair, whatever Go has counted: the variable GOMAXPROCS, a limit of the cgroup, or
-// the CPUs that the main thread may use, which is a single one where OpenMP binds its threads.
+// The number of threads is independent of Go's limit, which comes from the variable GOMAXPROCS, the control group, or the CPUs of
+// the main thread. This is a single CPU if OpenMP binds its threads.
 func Use(gompParallel, ompGetThreadNum uintptr) {
 	mu.Lock()
 	defer mu.Unlock()
 	number.Store(ompGetThreadNum)
 	parallel.Store(gompParallel)
 	procs = max(procs, int(C.sysconf(C._SC_NPROCESSORS_CONF)))
-	runtime.GOMAXPROCS(procs) // even if it is as many: Go then stops adapting the number by itself
+	runtime.GOMAXPROCS(procs) // also if it does not change the number, since Go then stops adjusting it
 }
 
-// Reserve starts threads of Go's at the same time. They wait for work when it returns, and Go uses no more of them at the
-// same time until Team does.
+// Reserve starts threads of Go's runtime, which are idle when it returns. Go does not use more of them concurrently until Team
+// does.
 func Reserve(threads int) {
 	mu.Lock()
 	defer mu.Unlock()
@@ -53,7 +53,7 @@ func Reserve(threads int) {
 	for range threads {
 		started.Add(1)
 		done.Go(func() {
-			runtime.LockOSThread() // for the others to take threads of their own
+			runtime.LockOSThread() // forces the others onto other threads
 			defer runtime.UnlockOSThread()
 			started.Done()
 			<-begin
@@ -64,7 +64,7 @@ func Reserve(threads int) {
 	done.Wait()
 }
 
-// allow has Go run on as many as threads threads at the same time.
+// allow lets Go run on the given number of threads concurrently.
 func allow(threads int) {
 	if threads > procs {
 		procs = threads
@@ -72,8 +72,8 @@ func allow(threads int) {
 	}
 }
 
-// Team runs work on threads of OpenMP, as goptim.Table wants it; nil if there is no OpenMP to use. The threads compute in
-// the rounding mode of the caller's, and flush subnormal numbers to zero if that does.
+// Team returns a goptim.Team that runs on OpenMP's threads; nil if there is no OpenMP. The threads use the caller's rounding mode
+// and treatment of subnormal numbers.
 func Team() func(threads int, work func(thread int)) {
 	if parallel.Load() == 0 || number.Load() == 0 {
 		return nil

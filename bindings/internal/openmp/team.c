@@ -3,10 +3,10 @@
 
 #include "_cgo_export.h"
 
-/* The control bits of a thread's floating-point state: how it rounds, and whether subnormal numbers count as zero. */
+/* The control bits of a thread's floating-point state: rounding mode, and whether subnormal numbers are treated as zero. */
 #if defined(__x86_64__)
 typedef unsigned Floats;
-enum { FLAGS = 0x3f }; /* of MXCSR: what has happened so far */
+enum { FLAGS = 0x3f }; /* the exception flags of MXCSR */
 static Floats get_floats(void) { return __builtin_ia32_stmxcsr() & ~FLAGS; }
 static void set_floats(Floats x) { __builtin_ia32_ldmxcsr(x); }
 #elif defined(__aarch64__)
@@ -24,9 +24,9 @@ static Floats get_floats(void) { return 0; }
 static void set_floats(Floats x) { (void)x; }
 #endif
 
-/* goptim_enter comes before every call of Go, and does something in a thread that has not called Go yet. Go's runtime
- * unblocks SIGCHLD and SIGPROF there, and leaves them so, which is undone. And no signal comes until the goroutine that
- * Go keeps for the thread has a stack on which handlers can run. */
+/* goptim_enter is called before every call into Go, and acts only on the first one of a thread. Go's runtime unblocks SIGCHLD
+ * and SIGPROF in the thread, which is undone. Signals are blocked until the goroutine of the thread has a stack that is large
+ * enough for signal handlers. */
 void goptim_enter(void)
 {
 	static __thread int known;
@@ -42,7 +42,7 @@ void goptim_enter(void)
 /* GOMP_parallel of GNU's libgomp, https://gcc.gnu.org/onlinedocs/libgomp/Implementing-PARALLEL-construct.html */
 typedef void Parallel(void (*function)(void *), void *data, unsigned threads, unsigned flags);
 
-/* omp_get_thread_num of OpenMP's API: 0 for the caller's. */
+/* omp_get_thread_num of OpenMP's API: 0 in the calling thread. */
 typedef int Number(void);
 
 typedef struct {

@@ -1,9 +1,9 @@
 // Package room makes the stack of a goroutine large enough for signal handlers.
 //
-// A C program's handler that was installed without SA_ONSTACK runs on the stack that its signal finds in use. During a
-// call of Go that is a goroutine's, which begins with a few kilobytes of the heap and has no guard page.
+// A handler in C that was installed without SA_ONSTACK runs on the current stack. During a call into Go this is the stack of a
+// goroutine, which initially has a few kilobytes on the heap and no guard page.
 package room
 
-// Make grows the stack of the current goroutine until 256 KiB of it are free. The stack keeps its size if the variable
-// GODEBUG has gcshrinkstackoff=1.
+// Make grows the stack of the current goroutine until 256 KiB are free. With GODEBUG=gcshrinkstackoff=1 the stack keeps its
+// size.
 func Make()

@@ -1,6 +1,6 @@
 #include "textflag.h"
 
 // func Make()
-// The frame is what makes the room: the assembler begins a function with a check that its frame fits on the stack.
+// The large frame grows the stack: the assembler inserts a check that the frame fits on the stack.
 TEXT ·Make(SB), 0, $262144-0
 	RET

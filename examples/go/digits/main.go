@@ -1,4 +1,4 @@
-// Digits trains logistic regression on scikit-learn's 1797 scanned digits of 8 x 8 pixels, with the gradient in plain Go:
+// Digits trains logistic regression on scikit-learn's 1797 scanned digits of 8 x 8 pixels, with a gradient written in Go:
 //
 //	go run ./examples/go/digits [-optimizer AdamW] [-epochs 30]
 package main
@@ -20,7 +20,7 @@ import (
 	"github.com/goptim/goptim/goptim/schedule"
 )
 
-// digits are 64 pixels from 0 to 16 and the digit, a row an image: the test set of E. Alpaydin & C. Kaynak, "Optical
+// digits has one row per image, with 64 pixels from 0 to 16 and the digit: the test set of E. Alpaydin & C. Kaynak, "Optical
 // Recognition of Handwritten Digits", UCI Machine Learning Repository (1998), CC BY 4.0, as in scikit-learn.
 //
 //go:embed digits.csv.gz
@@ -28,7 +28,7 @@ var digits []byte
 
 const pixels, classes, batch = 64, 10, 64
 
-// An image is its pixels, from 0 to 1, and its digit.
+// An image has pixels from 0 to 1, and its digit.
 type image struct {
 	x     [pixels]float32
 	digit int
@@ -43,7 +43,7 @@ func main() {
 	}
 }
 
-// train returns the share of the test images that it recognizes at last.
+// train returns the final accuracy on the test images.
 func train(optimizer string, epochs int, report func(format string, a ...any)) (accuracy float64, err error) {
 	images, err := read()
 	if err != nil {
@@ -83,7 +83,7 @@ func train(optimizer string, epochs int, report func(format string, a ...any)) (
 	return accuracy, nil
 }
 
-// build makes an optimizer whose weight decays and whose bias does not, and what sets its learning rate to a share.
+// build returns an optimizer with weight decay for the weight but not for the bias, and a function that scales its learning rate.
 func build(optimizer string, weight, bias *goptim.Param[float32]) (goptim.Optimizer, func(share float64), error) {
 	type params = []*goptim.Param[float32]
 	switch optimizer {
@@ -108,7 +108,7 @@ func build(optimizer string, weight, bias *goptim.Param[float32]) (goptim.Optimi
 	return nil, nil, fmt.Errorf("no optimizer %q", optimizer)
 }
 
-// gradient puts the gradients of the mean cross entropy beside the parameters, and returns the loss's sum.
+// gradient stores the gradients of the mean cross entropy in the parameters, and returns the sum of the losses.
 func gradient(images []image, weight, bias *goptim.Param[float32]) (loss float64) {
 	clear(weight.Grad)
 	clear(bias.Grad)

@@ -1,4 +1,4 @@
-// Leastsquares fits a decay, a·exp(-b·t) + c, to measurements with L-BFGS, by gonum's Minimize and by gonum's own methods:
+// Leastsquares fits a decay, a·exp(-b·t) + c, to measurements with gonum's Minimize: with goptim's L-BFGS and gonum's methods:
 //
 //	go run ./examples/go/leastsquares
 package main
@@ -25,7 +25,7 @@ var truth = []float64{2.5, 1.3, 0.5}
 
 func decay(x []float64, t float64) float64 { return x[0]*math.Exp(-x[1]*t) + x[2] }
 
-// measure makes measurements of the truth, with noise.
+// measure returns noisy measurements of the truth.
 func measure(n int) []measurement {
 	random := rand.New(rand.NewPCG(1, 2))
 	all := make([]measurement, n)
@@ -69,7 +69,7 @@ func main() {
 	} {
 		result, err := fit(m.method)
 		how := fmt.Sprint(result.Status)
-		if err != nil { // gonum's line searches give up where rounding leaves nothing to gain
+		if err != nil { // gonum's line searches fail if rounding prevents an improvement
 			how = err.Error()
 		}
 		fmt.Fprintf(w, "%s\t%.4f\t%d\t%s\n", m.name, result.X, result.GradEvaluations, how)

@@ -16,7 +16,7 @@ func TestFit(t *testing.T) {
 	ours, err := fit(&gonumopt.LBFGS{LBFGSOptions: goptim.LBFGSOptions{StrongWolfe: true}})
 	require.NoError(t, err)
 	assert.InDeltaSlice(t, truth, ours.X, .05)
-	gonums, _ := fit(&optimize.BFGS{}) // whose line search may give up at the minimum
+	gonums, _ := fit(&optimize.BFGS{}) // its line search may fail at the minimum
 	assert.InDeltaSlice(t, gonums.X, ours.X, 1e-6)
 	main()
 }

@@ -1,6 +1,6 @@
-// Package cpow has C's pow, which is what Python's x ** y calls, bit for bit.
+// Package cpow implements C's pow, which Python's x ** y calls, bit for bit.
 //
-// It is a Go form of math/pow.c of ARM's optimized-routines by Szabolcs Nagy,
+// It is a port of math/pow.c of ARM's optimized-routines by Szabolcs Nagy,
 // which is also glibc's pow since 2.28. The tables, copyright and MIT license are
 // in table.go.
 package cpow
@@ -11,10 +11,10 @@ const (
 	inf    = 0x7ff << 52 // the bits of +Inf, and the exponent's mask
 	one    = 0x3ff << 52 // the bits of 1
 	sign   = 1 << 63     // the sign's bit
-	quiet  = 1 << 51     // the bit that tells a quiet NaN from a signaling one
+	quiet  = 1 << 51     // the bit that is set in a quiet NaN and not in a signaling one
 	logOff = 0x3fe6955500000000
 
-	// log(2) in two parts, the first with 11 zeros at its end.
+	// log(2) in two parts, the first with 11 trailing zeros.
 	ln2Hi = 0x1.62e42fefa38p-1
 	ln2Lo = 0x1.ef35793c7673p-45
 
@@ -33,7 +33,7 @@ const (
 	negLn2Hi = -0x1.62e42fefap-8
 	negLn2Lo = -0x1.cf79abc9e3b3ap-47
 
-	// shift rounds what is added to it to an integer, in its lowest bits.
+	// Adding shift rounds a number to an integer, in the lowest bits.
 	shift = 0x1.8p+52
 
 	// exp(r) = 1 + r + c2*r**2 + ... for |r| < log(2)/256.
@@ -43,12 +43,12 @@ const (
 	c5 = 0x1.1111167a4d017p-7
 )
 
-// Pow returns x**y as C's pow does: each bit, of NaNs too, is that of glibc's pow
+// Pow returns x**y. The result, including NaNs, is bit-for-bit that of glibc's pow
 // (since 2.28; compared with 2.36) on x86-64 with FMA and AVX2.
 //
-// Optimizers need it for beta ** t, which Python leaves to C: [math.Pow] takes
-// another way (repeated squaring), and for .999 ** t nearly always differs in the
-// last bits.
+// Optimizers need it for beta ** t, which Python computes with C's pow. [math.Pow]
+// uses repeated squaring, and for .999 ** t it nearly always differs in the last
+// bits.
 //
 // It computes exp(y*log(x)). log(x) = k*log(2) + log(c) + log(1+r), with c from a
 // table, is a sum of two floats with a relative error below 1.3*2**-68; exp is
@@ -57,9 +57,10 @@ const (
 // such tables P. T. P. Tang, ACM TOMS 15 (1989) pp. 144-157 for exp and 16 (1990)
 // pp. 378-400 for log.
 //
-// As that is not always the nearest float, equal bits need equal operations: those
-// fused are the ones that gcc fuses in glibc's __pow_fma, by its machine code, and
-// the other products are converted to float64, which keeps Go from fusing them.
+// The result is not always the nearest float, so the operations must be the same.
+// The fused ones are those that gcc fuses in glibc's __pow_fma, according to its
+// machine code. The other products are converted to float64, which prevents Go
+// from fusing them.
 //
 // Special cases are those of [math.Pow] and of C23 F.10.4.4.
 func Pow(x, y float64) float64 {
@@ -94,7 +95,7 @@ func Pow(x, y float64) float64 {
 	return exp(e, math.FMA(y, lo, math.FMA(y, hi, -e)), neg)
 }
 
-// limit reports whether i is 0, ±Inf or NaN.
+// limit reports whether the float with the bits i is 0, ±Inf or NaN.
 func limit(i uint64) bool { return 2*i-1 >= 2*inf-1 }
 
 // odd reports whether y is an odd integer.
@@ -107,13 +108,13 @@ func signaling(x float64) bool {
 	return math.IsNaN(x) && math.Float64bits(x)&quiet == 0
 }
 
-// powLimit is Pow where x or y is 0, ±Inf or NaN.
+// powLimit is Pow if x or y is 0, ±Inf or NaN.
 func powLimit(x, y float64) float64 {
 	ax := math.Abs(x)
 	switch {
 	case y == 0 && !signaling(x), x == 1 && !signaling(y):
 		return 1
-	case math.IsNaN(x) && odd(y): // glibc forms -(x*x) where x has a sign
+	case math.IsNaN(x) && odd(y): // glibc computes -(x*x) if x is negative
 		return math.Float64frombits(math.Float64bits(x)&^sign | quiet)
 	case math.IsNaN(x):
 		return math.Float64frombits(math.Float64bits(x) | quiet)
@@ -134,8 +135,9 @@ func powLimit(x, y float64) float64 {
 	return ax
 }
 
-// log returns the logarithm of the positive float with the bits ix as a sum. A
-// subnormal's ix has a negative exponent that runs into the sign.
+// log returns the logarithm of the positive float with the bits ix, as a sum of
+// two floats. For a subnormal, ix has a negative exponent that overflows into the
+// sign.
 func log(ix uint64) (hi, lo float64) {
 	// x = 2**k * z, and r = z/c - 1 is exact.
 	d := ix - logOff
@@ -143,7 +145,7 @@ func log(ix uint64) (hi, lo float64) {
 	k := float64(int64(d) >> 52)
 	r := math.FMA(math.Float64frombits(ix-d&(0xfff<<52)), t.invc, -1)
 
-	// s = k*log(2) + log(c) + r + a0*r**2, and lo0 to lo3 are what rounding lost.
+	// s = k*log(2) + log(c) + r + a0*r**2, and lo0 to lo3 are the rounding errors.
 	s0 := math.FMA(k, ln2Hi, t.logc)
 	s1 := s0 + r
 	ar := float64(a0 * r)
@@ -162,7 +164,7 @@ func log(ix uint64) (hi, lo float64) {
 	return hi, s - hi + lo
 }
 
-// exp returns exp(x+tail), negative where neg is the sign's bit.
+// exp returns exp(x+tail), negated if neg is the sign bit.
 func exp(x, tail float64, neg uint64) float64 {
 	ax := math.Abs(x)
 	switch {
@@ -192,8 +194,8 @@ func exp(x, tail float64, neg uint64) float64 {
 	return math.FMA(scale, p, scale)
 }
 
-// expFar is s*(1+p) where it may overflow or, if not large, underflow. The
-// exponent of s may have run into the sign.
+// expFar is s*(1+p) if it may overflow or, if not large, underflow. The exponent
+// of s may have overflowed into the sign.
 func expFar(s uint64, p float64, large bool) float64 {
 	if large {
 		scale := math.Float64frombits(s - 1009<<52)
@@ -203,7 +205,7 @@ func expFar(s uint64, p float64, large bool) float64 {
 	sp := float64(scale * p)
 	y := scale + sp
 	if math.Abs(y) < 1 {
-		// Subnormal: adding 1 rounds once to the bits that will be left.
+		// Subnormal: adding 1 rounds once to the remaining bits.
 		u := math.Copysign(1, y)
 		lo := scale - y + sp
 		hi := u + y

@@ -15,7 +15,7 @@ import (
 )
 
 // oracle reads all x, then as many y, and writes all x**y of the C library. It
-// asks C and not Python's x ** y, which raises or gives a complex number for some.
+// calls C's pow and not Python's x ** y, which may raise or return a complex number.
 const oracle = `
 import array, ctypes, sys
 try:
@@ -28,14 +28,14 @@ n = len(v) // 2
 sys.stdout.buffer.write(array.array("d", map(pow, v[:n], v[n:])).tobytes())
 `
 
-// Glibc's pow gives plainZ for plainX**plainY where it runs without FMA only.
+// Glibc's pow returns plainZ for plainX**plainY only without FMA.
 const (
 	plainX = .9
 	plainY = 348
 	plainZ = 0x1.12ee395586fb6p-53
 )
 
-// cPow is x**y by the C library. It skips the test where that is no oracle.
+// cPow is the C library's x**y. It skips the test if the C library is not a valid oracle.
 func cPow(t *testing.T, x, y []float64) []float64 {
 	t.Helper()
 	python, err := exec.LookPath("python3")
@@ -70,7 +70,7 @@ func TestPowEqualsC(t *testing.T) {
 		begin, end int
 	}
 	var groups []group
-	// add adds the points f(0), f(1), ... f(n-1) under a name.
+	// add adds the points f(0), f(1), ... f(n-1) with a name.
 	add := func(name string, n int, f func(i int) (x, y float64)) {
 		groups = append(groups, group{name, len(x), len(x) + n})
 		for i := range n {
@@ -78,7 +78,7 @@ func TestPowEqualsC(t *testing.T) {
 			x, y = append(x, a), append(y, b)
 		}
 	}
-	// within returns a y that brings x**y near 2**e.
+	// within returns a y with x**y near 2**e.
 	within := func(x, e float64) float64 { return e / math.Log2(math.Abs(x)) }
 	anyFloat := func() float64 { return math.Float64frombits(rnd.Uint64()) }
 	between := func(lo, hi float64) float64 { return lo + (hi-lo)*rnd.Float64() }
@@ -157,7 +157,7 @@ func TestPowEqualsC(t *testing.T) {
 	t.Logf("%d points", len(x))
 }
 
-// TestPow holds Pow to values of glibc 2.36 on x86-64 with FMA.
+// TestPow compares Pow with values of glibc 2.36 on x86-64 with FMA.
 func TestPow(t *testing.T) {
 	for _, v := range []struct{ x, y, want float64 }{
 		{.9, 1, .9},
@@ -178,7 +178,7 @@ func TestPow(t *testing.T) {
 		{1.0000001, 1e9, 0x1.349445c228792p+144},
 		{0x1.fffffffefb82ep-1, -0x1.117fd7903804fp+42, 0x1.fc5333c5a7901p+802},
 		{0x1.fffffffffffffp+52, -1, 0x1.0000000000001p-53},
-		// Large and subnormal ones, and beyond.
+		// Large and subnormal results, overflow and underflow.
 		{3, 646, 0x1.d906a378b5987p+1023},
 		{10, 308, 0x1.1ccf385ebc8ap+1023},
 		{-7, 365, math.Inf(-1)},
@@ -189,7 +189,7 @@ func TestPow(t *testing.T) {
 		{-3, -679, math.Copysign(0, -1)},
 		{0x1.6adb2b4e8b0dap-1023, -0x1.3a2fb6f537c54p-1, 0x1.5dc7d2e7657e7p+627},
 		{0x1p-1074, .3, 0x1.bdb8cdadbe161p-323},
-		// Negative, zero and infinite ones.
+		// Negative, zero and infinite operands.
 		{-1.5, -201, -0x1.571cc4af3309bp-118},
 		{0, 0, 1},
 		{0, -2, math.Inf(1)},

@@ -26,10 +26,10 @@
 
 package cpow
 
-// logTab has for each of 128 parts of [0x1.69555p-1, 0x1.69555p+0), which are equal
-// in their bits, a c near the part's middle, as 1/c and log(c) = logc + logcTail.
-// 1/c has at most 8 significant bits, which makes r = z/c - 1 exact, and logc ends
-// in zeros, which makes k*ln2Hi + logc exact.
+// logTab divides [0x1.69555p-1, 0x1.69555p+0) into 128 parts with the same number of
+// floats. It has a c near the middle of each part, as 1/c and log(c) = logc + logcTail.
+// 1/c has at most 8 significant bits, which makes r = z/c - 1 exact, and logc has
+// trailing zeros, which makes k*ln2Hi + logc exact.
 //
 // The values are __pow_log_data.tab of glibc 2.36 (read from Debian 12's libm).
 var logTab = [128]struct{ invc, logc, logcTail float64 }{

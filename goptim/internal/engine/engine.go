@@ -12,14 +12,14 @@ import (
 	"github.com/goptim/goptim/goptim/internal/heap"
 )
 
-// A Pass is what one optimizer does to its rows. Update works on one part of them; calls for disjoint parts run at the
-// same time, in any order, and the result does not depend on how rows are split.
+// A Pass updates the rows of one optimizer. Update processes one part of them. Calls for disjoint parts run concurrently and
+// in any order, and the result does not depend on how rows are split.
 type Pass interface {
 	Update(p Part)
 }
 
-// A Preparer is a Pass that changes memory of rows, as scalar states, at the first element of a row. Prepare does all of
-// that before rows are updated in another order than their own. Without a call of Prepare they are updated in order.
+// A Preparer is a Pass that changes memory of rows, such as scalar states, at the first element of a row. Prepare makes all of
+// these changes before rows are updated in a different order. Without a call of Prepare, rows are updated in their order.
 type Preparer interface {
 	Pass
 	Prepare()
@@ -31,10 +31,10 @@ func prepare(p Pass) {
 	}
 }
 
-// A Part is a stretch of rows laid end to end: from element Lo of row First up to element Hi of row Last.
+// A Part is a range of the concatenated rows: from element Lo of row First up to element Hi of row Last.
 type Part struct{ First, Lo, Last, Hi int }
 
-// Of is which elements of a row, of n in all, are in the part.
+// Of returns the range of elements of a row, which has n elements, that the part contains.
 func (p Part) Of(row, n int) (lo, hi int) {
 	hi = n
 	if row == p.First {
@@ -47,25 +47,25 @@ func (p Part) Of(row, n int) (lo, hi int) {
 }
 
 const (
-	// alone is the number of elements below which waking a second thread costs more than it saves.
-	alone = 1 << 19
-	// minChunk keeps the cost of taking a chunk small beside its work.
+	// minParallel is the smallest number of elements for two threads. Below it, waking a thread costs more than it saves.
+	minParallel = 1 << 19
+	// minChunk makes the cost of taking a chunk small compared with its work.
 	minChunk = 1 << 14
-	// maxAlone bounds how long a kernel runs on a single thread until its goroutine can be stopped: a kernel has no place
-	// for that, signals that would stop it anywhere are off in the extension, and Go's collector stops all goroutines.
-	maxAlone = 1 << 22
-	// chunksPerThread lets a thread that wakes late, or loses its core, leave the rest to the others.
+	// maxSerial bounds how long a kernel on a single thread delays Go's garbage collector, which stops all goroutines.
+	// A kernel has no preemption points, and preemption by signals is off in the extension.
+	maxSerial = 1 << 22
+	// chunksPerThread lets other threads take the work of a thread that wakes up late or loses its core.
 	chunksPerThread = 32
 )
 
-// A Team calls work on as many as threads threads at the same time, one of them the caller's, and returns when every
-// call has returned. A call is given its thread's number, from 0, so that a thread has the same elements at every step:
-// they are in its caches, or in the memory of its socket. Negative numbers stand for threads without one.
+// A Team calls work concurrently on up to the given number of threads, including the caller's, and returns when all calls have
+// returned. A call gets the number of its thread, from 0, so that a thread gets the same elements in every step: they are in
+// its caches, or in the memory of its socket. A negative number stands for an unnumbered thread.
 type Team func(threads int, work func(thread int))
 
-// Run applies p to every element of rows on the caller's thread and up to threads-1 others, and returns when all
-// is done: on those of team, or on workers of its own if that is nil. Workers compute with the caller's rounding mode and
-// treatment of subnormal numbers; a team does so by itself. A panic in p becomes an error.
+// Run applies p to every element of rows on the caller's thread and up to threads-1 others, and returns when it is done. The
+// others are those of team, or workers of this package if team is nil. Workers use the caller's rounding mode and treatment
+// of subnormal numbers; a team must do so itself. A panic in p becomes an error.
 func Run(p Pass, rows []Row, threads int, team Team) error {
 	total := 0
 	for i := range rows {
@@ -75,25 +75,25 @@ func Run(p Pass, rows []Row, threads int, team Team) error {
 		prepare(p)
 		return nil
 	}
-	if threads < 2 || total < alone || !workers.mu.TryLock() {
-		return runAlone(p, rows, total)
+	if threads < 2 || total < minParallel || !workers.mu.TryLock() {
+		return runSerial(p, rows, total)
 	}
 	defer workers.mu.Unlock()
 	return workers.run(p, rows, total, threads, team)
 }
 
-// Each calls do(i) for every i from 0 to n-1, on the caller's thread and up to threads-1 others, in order of their
-// beginning, and returns when all have returned. A panic in do becomes an error.
+// Each calls do(i) for every i from 0 to n-1 on the caller's thread and up to threads-1 others, and returns when all calls have
+// returned. The calls start in order. A panic in do becomes an error.
 func Each(n, threads int, team Team, do func(i int)) error {
 	if threads < 2 || n < 2 || !workers.mu.TryLock() {
-		return eachAlone(n, do)
+		return eachSerial(n, do)
 	}
 	defer workers.mu.Unlock()
 	workers.job.each, workers.job.count, workers.job.shared = do, n, true
 	return workers.start(min(threads, n), team)
 }
 
-func eachAlone(n int, do func(i int)) (err error) {
+func eachSerial(n int, do func(i int)) (err error) {
 	defer recovered(&err)
 	for i := range n {
 		do(i)
@@ -101,15 +101,15 @@ func eachAlone(n int, do func(i int)) (err error) {
 	return nil
 }
 
-func runAlone(p Pass, rows []Row, total int) (err error) {
+func runSerial(p Pass, rows []Row, total int) (err error) {
 	defer recovered(&err)
-	if total <= maxAlone {
+	if total <= maxSerial {
 		last := len(rows) - 1
 		p.Update(Part{Last: last, Hi: int(rows[last].N)})
 		return nil
 	}
 	for first, lo := 0, 0; first < len(rows); {
-		last, hi := reach(rows, first, lo)
+		last, hi := partEnd(rows, first, lo)
 		p.Update(Part{First: first, Lo: lo, Last: last, Hi: hi})
 		if first, lo = last, hi; hi == int(rows[last].N) {
 			first, lo = last+1, 0
@@ -118,16 +118,16 @@ func runAlone(p Pass, rows []Row, total int) (err error) {
 	return nil
 }
 
-// reach is where a part ends that begins at element lo of row first and has maxAlone elements, if there are so many.
-func reach(rows []Row, first, lo int) (last, hi int) {
-	room := lo + maxAlone
+// partEnd returns the end of a part that begins at element lo of row first and has up to maxSerial elements.
+func partEnd(rows []Row, first, lo int) (last, hi int) {
+	room := lo + maxSerial
 	for last = first; last < len(rows)-1 && room > int(rows[last].N); last++ {
 		room -= int(rows[last].N)
 	}
 	return last, min(room, int(rows[last].N))
 }
 
-// recovered turns a panic into an error with the place it came from, unless that is for want of memory.
+// recovered turns a panic into an error with its stack trace, or without one if the system has no memory.
 func recovered(err *error) {
 	if e := recover(); e != nil {
 		if size, ok := e.(heap.Error); ok {
@@ -138,24 +138,24 @@ func recovered(err *error) {
 	}
 }
 
-// workers is the process's pool. One step has it at a time; a step that finds it taken runs alone.
+// workers is the pool of the process. One step uses it at a time; a concurrent step runs on its own thread.
 var workers pool
 
 type pool struct {
-	mu    sync.Mutex
-	bells []*event
-	job   job
+	mu      sync.Mutex
+	wakeups []*event
+	job     job
 }
 
 func (w *pool) run(p Pass, rows []Row, total, threads int, team Team) error {
 	if w.job.plan(p, rows, total, threads) {
-		return runAlone(p, rows, total)
+		return runSerial(p, rows, total)
 	}
 	prepare(p)
 	return w.start(threads, team)
 }
 
-// start has threads work on the job.
+// start runs the job on the threads, and waits for its end.
 func (w *pool) start(threads int, team Team) error {
 	j := &w.job
 	if team != nil {
@@ -164,47 +164,47 @@ func (w *pool) start(threads int, team Team) error {
 		return j.wait()
 	}
 	threads = min(threads, runtime.GOMAXPROCS(0))
-	for i := len(w.bells) + 1; i < threads; i++ {
-		bell := new(event)
-		w.bells = append(w.bells, bell)
-		go w.serve(bell, i)
+	for i := len(w.wakeups) + 1; i < threads; i++ {
+		wakeup := new(event)
+		w.wakeups = append(w.wakeups, wakeup)
+		go w.serve(wakeup, i)
 	}
 	j.floats.Store(uint64(fpstate.Get()))
 	j.start(threads)
-	for _, bell := range w.bells[:threads-1] {
-		bell.ring()
+	for _, wakeup := range w.wakeups[:threads-1] {
+		wakeup.signal()
 	}
 	j.work(0)
 	return j.wait()
 }
 
-// serve is a worker's life: it waits in the kernel, on a thread of its own, for there it wakes in a few
-// microseconds where a goroutine behind a channel takes seventy.
-func (w *pool) serve(bell *event, thread int) {
+// serve is the loop of a worker. It waits in the system kernel on its own thread, which wakes up in a few microseconds. A
+// goroutine that receives from a channel takes seventy.
+func (w *pool) serve(wakeup *event, thread int) {
 	runtime.LockOSThread()
 	debug.SetPanicOnFault(true)
 	own := fpstate.Get()
-	for rung := uint32(0); ; {
-		rung = bell.wait(rung)
+	for seen := uint32(0); ; {
+		seen = wakeup.wait(seen)
 		w.job.workAsCaller(thread)
 		fpstate.Set(own)
 	}
 }
 
-// A job is the work of one step, cut into chunks of the rows' elements laid end to end. Every thread has a share of
-// them, one behind the other, and then takes what is left of the others'.
+// A job is the work of one step, divided into chunks of the rows' concatenated elements. Each thread has a contiguous share of
+// the chunks, and then steals from the shares of other threads.
 type job struct {
 	pass   Pass
 	rows   []Row
-	each   func(i int) // what to do with a chunk, if not to update rows
-	shared bool        // chunks have an order, and there is one share of all
-	ends   []int       // ends[i] is where row i ends among all elements
+	each   func(i int) // processes a chunk instead of the pass, if not nil
+	shared bool        // whether all chunks are in one share, so that they start in order
+	ends   []int       // ends[i] is the end of row i in the concatenated elements
 	ranges Ranges
 	chunk  int
 	count  int
-	floats atomic.Uint64 // the fpstate.State of the caller's thread, for workers
+	floats atomic.Uint64 // the fpstate.State of the caller's thread
 	shares [maxShares]share
-	active atomic.Int64 // how many shares there are
+	active atomic.Int64 // the number of shares
 	undone atomic.Int64
 	done   event
 	failed atomic.Pointer[error]
@@ -212,15 +212,15 @@ type job struct {
 
 const maxShares = 256
 
-// A share is the chunks from first up to end. Left counts down those to take. A worker that wakes after the end finds
-// it below zero and touches nothing; what the chunks mean is written before left is set.
+// A share contains the chunks from first up to end. Left counts the remaining ones. A worker that wakes up late finds a negative
+// count and does nothing. All other fields are written before left is set.
 type share struct {
 	left       atomic.Int64
 	first, end int
-	_          [5]int64 // a cache line of its own
+	_          [5]int64 // fills a cache line
 }
 
-// plan lays the rows out. It reports whether they must run in order on one thread, because two of them share memory.
+// plan divides the rows into chunks. It reports whether they must run in order on one thread because they share memory.
 func (j *job) plan(p Pass, rows []Row, total, threads int) (ordered bool) {
 	j.ends = j.ends[:0]
 	end := 0
@@ -255,7 +255,7 @@ func (j *job) start(threads int) {
 	}
 }
 
-// work takes chunks, of the thread's own share and then of the others', until none is left.
+// work processes chunks of the thread's share and then of the other shares until none is left.
 func (j *job) work(thread int) {
 	shares := int(j.active.Load())
 	thread = max(thread, 0)
@@ -264,7 +264,7 @@ func (j *job) work(thread int) {
 	}
 }
 
-// workAsCaller is work with the caller's floating-point state, in which it leaves the thread.
+// workAsCaller is like work, but sets the thread's floating-point state to the caller's.
 func (j *job) workAsCaller(thread int) {
 	shares := int(j.active.Load())
 	for i := range shares {
@@ -272,7 +272,7 @@ func (j *job) workAsCaller(thread int) {
 	}
 }
 
-// empty takes chunks of a share until none is left. The caller's state is known once a chunk is taken, as all of a job is.
+// empty processes chunks of a share until none is left. The caller's state is valid after a chunk is taken, like all of the job.
 func (j *job) empty(s *share, asCaller bool) {
 	for {
 		left := s.left.Add(-1)
@@ -286,12 +286,12 @@ func (j *job) empty(s *share, asCaller bool) {
 			j.failed.CompareAndSwap(nil, &err)
 		}
 		if j.undone.Add(-1) == 0 {
-			j.done.ring()
+			j.done.signal()
 		}
 	}
 }
 
-// update applies the pass to one chunk: parts of one row or several.
+// update applies the pass to one chunk, which contains parts of one or more rows.
 func (j *job) update(chunk int) (err error) {
 	defer recovered(&err)
 	if j.each != nil {
@@ -309,7 +309,7 @@ func (j *job) update(chunk int) (err error) {
 	return nil
 }
 
-// spins is how often wait looks before it sleeps: about ten microseconds, the end of a chunk on another core.
+// spins is the number of checks before wait sleeps. They take about ten microseconds, as long as the end of a chunk elsewhere.
 const spins = 1 << 14
 
 func (j *job) wait() error {
@@ -317,8 +317,8 @@ func (j *job) wait() error {
 		if i < spins {
 			continue
 		}
-		if heard := j.done.n.Load(); j.undone.Load() != 0 {
-			j.done.wait(heard)
+		if seen := j.done.n.Load(); j.undone.Load() != 0 {
+			j.done.wait(seen)
 		}
 	}
 	j.pass, j.rows, j.each, j.shared = nil, nil, nil, false

@@ -18,7 +18,7 @@ import (
 	"github.com/goptim/goptim/goptim/internal/fpstate"
 )
 
-// counting adds one to every element of its rows' columns of counts, and panics at one row.
+// counting adds one to every element of its rows' counts, and panics at one row.
 type counting struct {
 	counts [][]int32
 	panics int // the row that panics; -1 for none
@@ -36,7 +36,7 @@ func (c *counting) Update(p Part) {
 	}
 }
 
-// rowsOf makes rows of the sizes, each with a parameter of its own, and a pass that counts updates.
+// rowsOf returns rows with the given sizes and separate parameters, and a pass that counts updates.
 func rowsOf(sizes ...int) ([]Row, *counting) {
 	rows, pass := make([]Row, len(sizes)), &counting{panics: -1}
 	for i, n := range sizes {
@@ -68,9 +68,9 @@ func TestEveryElementOnce(t *testing.T) {
 		"none":          {},
 		"empty":         {0, 0},
 		"small":         {1, 0, 5},
-		"one":           {alone},
-		"one and a bit": {alone + 1},
-		"uneven":        {0, 3, alone, 0, 0, 1, 2*alone + 77, 0},
+		"one":           {minParallel},
+		"one and a bit": {minParallel + 1},
+		"uneven":        {0, 3, minParallel, 0, 0, 1, 2*minParallel + 77, 0},
 		"many":          many,
 	} {
 		for _, threads := range []int{0, 1, 2, 3, 16} {
@@ -86,7 +86,7 @@ func TestEveryElementOnce(t *testing.T) {
 }
 
 func TestPanicIsAnError(t *testing.T) {
-	for _, n := range []int{5, 4 * alone} {
+	for _, n := range []int{5, 4 * minParallel} {
 		rows, pass := rowsOf(1, n, 1)
 		pass.panics = 1
 		err := Run(pass, rows, 2, nil)
@@ -101,7 +101,7 @@ func TestStepsAtTheSameTime(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 4 {
 		wg.Go(func() {
-			rows, pass := rowsOf(alone, 3, alone)
+			rows, pass := rowsOf(minParallel, 3, minParallel)
 			for i := range int32(20) {
 				if assert.NoError(t, Run(pass, rows, 2, nil)) {
 					requireEachOnce(t, pass, i+1)
@@ -112,7 +112,7 @@ func TestStepsAtTheSameTime(t *testing.T) {
 	wg.Wait()
 }
 
-// inOrder records the rows it is given; it is not safe for two threads.
+// inOrder records the rows that it updates. It is not safe for concurrent use.
 type inOrder struct{ rows []int }
 
 func (p *inOrder) Update(part Part) {
@@ -122,8 +122,8 @@ func (p *inOrder) Update(part Part) {
 }
 
 func TestOverlappingRowsRunInOrder(t *testing.T) {
-	rows, pass := rowsOf(2*alone, alone, 1)
-	rows[1].Param = rows[0].Param + 4*alone
+	rows, pass := rowsOf(2*minParallel, minParallel, 1)
+	rows[1].Param = rows[0].Param + 4*minParallel
 	var p inOrder
 	require.NoError(t, Run(&p, rows, 2, nil))
 	assert.Equal(t, []int{0, 1, 2}, p.rows)
@@ -179,14 +179,14 @@ func TestEvent(t *testing.T) {
 	go func() { heard <- e.wait(0) }()
 	select {
 	case n := <-heard:
-		require.Failf(t, "wait", "it returned %d before a ring", n)
+		require.Failf(t, "wait", "it returned %d before a signal", n)
 	case <-time.After(5 * time.Millisecond):
 	}
-	e.ring()
+	e.signal()
 	assert.Equal(t, uint32(1), <-heard)
-	e.ring()
-	e.ring()
-	assert.Equal(t, uint32(3), e.wait(1), "rings while nobody waits")
+	e.signal()
+	e.signal()
+	assert.Equal(t, uint32(3), e.wait(1), "signals while nobody waits")
 }
 
 func TestTick(t *testing.T) {
@@ -212,7 +212,7 @@ func TestNumbers(t *testing.T) {
 }
 
 func TestTeam(t *testing.T) {
-	rows, pass := rowsOf(alone, 3, alone)
+	rows, pass := rowsOf(minParallel, 3, minParallel)
 	var asked int
 	team := func(threads int, work func(thread int)) {
 		asked = threads
@@ -231,16 +231,16 @@ func TestTeam(t *testing.T) {
 	require.ErrorContains(t, Run(pass, rows, 2, team), "panic")
 }
 
-// starts records where the parts of one row begin, in order; it is not safe for two threads.
+// starts records the starts of the parts of one row, in order. It is not safe for concurrent use.
 type starts struct{ at []int }
 
 func (s *starts) Update(p Part) { s.at = append(s.at, p.Lo) }
 
-// TestAThreadBeginsWithItsShare has one thread of a team come, as if the others were late: it takes its own stretch of the
-// elements, which is the same at every step, and then the others'.
-func TestAThreadBeginsWithItsShare(t *testing.T) {
+// TestThreadBeginsWithItsShare starts one thread of a team, as if the others were late. It processes its own share of the
+// elements, which is the same in every step, and then the other shares.
+func TestThreadBeginsWithItsShare(t *testing.T) {
 	const threads = 4
-	rows, _ := rowsOf(8 * alone)
+	rows, _ := rowsOf(8 * minParallel)
 	for thread := -1; thread < threads; thread++ {
 		for range 2 {
 			var pass starts
@@ -276,17 +276,17 @@ func TestEach(t *testing.T) {
 	require.NoError(t, Each(10, 2, nil, func(int) {}), "after a panic")
 }
 
-// TestLongRowsAreSplit has one thread: the parts of long rows come in order, and none holds the collector up for long.
+// TestLongRowsAreSplit uses one thread. The parts of long rows come in order, and none delays the garbage collector for long.
 func TestLongRowsAreSplit(t *testing.T) {
-	rows, counts := rowsOf(3, 2*maxAlone+1, 0, maxAlone-1, 0, 7, 0)
+	rows, counts := rowsOf(3, 2*maxSerial+1, 0, maxSerial-1, 0, 7, 0)
 	var pass starts
 	require.NoError(t, Run(&pass, rows, 1, nil))
-	assert.Equal(t, []int{0, maxAlone - 3, 2*maxAlone - 3, maxAlone - 4}, pass.at)
+	assert.Equal(t, []int{0, maxSerial - 3, 2*maxSerial - 3, maxSerial - 4}, pass.at)
 	require.NoError(t, Run(counts, rows, 1, nil))
 	requireEachOnce(t, counts, 1)
 }
 
-// states records the floating-point state of whoever updates a part.
+// states records the floating-point states of the updating threads.
 type states struct {
 	mu   sync.Mutex
 	seen map[fpstate.State]int
@@ -304,7 +304,7 @@ func (s *states) Update(Part) {
 	s.seen[fpstate.Get()]++
 }
 
-func TestWorkersComputeAsTheCaller(t *testing.T) {
+func TestWorkersUseCallersFloatingPointState(t *testing.T) {
 	flush, ok := map[string]fpstate.State{"amd64": 0x8040, "arm64": 1 << 24}[runtime.GOARCH]
 	if !ok {
 		t.Skip("the state is not known on this architecture")
@@ -312,7 +312,7 @@ func TestWorkersComputeAsTheCaller(t *testing.T) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	before := fpstate.Get()
-	rows, _ := rowsOf(4 * alone)
+	rows, _ := rowsOf(4 * minParallel)
 	for _, state := range []fpstate.State{before, before | flush, before} {
 		pass := states{seen: map[fpstate.State]int{}, wait: make(chan struct{})}
 		fpstate.Set(state)

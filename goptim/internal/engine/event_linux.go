@@ -6,7 +6,7 @@ import (
 	"unsafe"
 )
 
-// An event is a bell that one thread waits for in the kernel.
+// An event wakes up one thread that waits in the system kernel.
 type event struct{ n atomic.Uint32 }
 
 const (
@@ -14,18 +14,18 @@ const (
 	futexWake = 1 | 128
 )
 
-// ring wakes the waiting thread, now or when it comes to wait.
-func (e *event) ring() {
+// signal wakes up the waiting thread, now or when it begins to wait.
+func (e *event) signal() {
 	e.n.Add(1)
 	syscall.RawSyscall6(syscall.SYS_FUTEX, uintptr(unsafe.Pointer(&e.n)), futexWake, 1, 0, 0, 0)
 }
 
-// wait returns the count of rings once it is not heard.
-func (e *event) wait(heard uint32) uint32 {
+// wait returns the number of signals as soon as it differs from seen.
+func (e *event) wait(seen uint32) uint32 {
 	for {
-		if n := e.n.Load(); n != heard {
+		if n := e.n.Load(); n != seen {
 			return n
 		}
-		syscall.Syscall6(syscall.SYS_FUTEX, uintptr(unsafe.Pointer(&e.n)), futexWait, uintptr(heard), 0, 0, 0)
+		syscall.Syscall6(syscall.SYS_FUTEX, uintptr(unsafe.Pointer(&e.n)), futexWait, uintptr(seen), 0, 0, 0)
 	}
 }

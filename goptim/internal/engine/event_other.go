@@ -7,32 +7,32 @@ import (
 	"sync/atomic"
 )
 
-// An event is a bell that one goroutine waits for.
+// An event wakes up one waiting goroutine.
 type event struct {
 	n    atomic.Uint32
 	once sync.Once
-	bell chan struct{}
+	wake chan struct{}
 }
 
-func (e *event) init() { e.bell = make(chan struct{}, 1) }
+func (e *event) init() { e.wake = make(chan struct{}, 1) }
 
-// ring wakes the waiting goroutine, now or when it comes to wait.
-func (e *event) ring() {
+// signal wakes up the waiting goroutine, now or when it begins to wait.
+func (e *event) signal() {
 	e.once.Do(e.init)
 	e.n.Add(1)
 	select {
-	case e.bell <- struct{}{}:
+	case e.wake <- struct{}{}:
 	default:
 	}
 }
 
-// wait returns the count of rings once it is not heard.
-func (e *event) wait(heard uint32) uint32 {
+// wait returns the number of signals as soon as it differs from seen.
+func (e *event) wait(seen uint32) uint32 {
 	e.once.Do(e.init)
 	for {
-		if n := e.n.Load(); n != heard {
+		if n := e.n.Load(); n != seen {
 			return n
 		}
-		<-e.bell
+		<-e.wake
 	}
 }

@@ -6,17 +6,17 @@ import (
 	"slices"
 )
 
-// Ranges are memory that rows read and write. Rows may be stepped at the same time, or in another order than their own,
-// unless what one of them writes is memory of another one.
+// Ranges are the memory that rows read and write. Rows may be stepped concurrently or in another order unless one of them writes
+// memory of another one.
 type Ranges struct {
 	all, spare []memory
 }
 
-// A memory is from lo up to hi>>2. The two lowest bits of hi are its use.
+// A memory is a range from lo up to hi>>2. The two lowest bits of hi are its use.
 type memory struct{ lo, hi uint64 }
 
-// The uses of memory. Scalar states change before all columns, in the order of the rows, so they may share memory with
-// each other, but not with a column.
+// The uses of memory. Scalar states change before all tensors, in the order of the rows. They may therefore overlap each other,
+// but not a tensor.
 const (
 	read uint64 = iota
 	written
@@ -24,13 +24,13 @@ const (
 	uses = 3
 )
 
-// Reset forgets all ranges.
+// Reset removes all ranges.
 func (r *Ranges) Reset() { r.all = r.all[:0] }
 
-// Read adds so many bytes that are read.
+// Read adds a range that is read.
 func (r *Ranges) Read(address uintptr, bytes int) { r.add(address, bytes, read) }
 
-// Write adds so many bytes that are written.
+// Write adds a range that is written.
 func (r *Ranges) Write(address uintptr, bytes int) { r.add(address, bytes, written) }
 
 func (r *Ranges) add(address uintptr, bytes int, use uint64) {
@@ -39,7 +39,7 @@ func (r *Ranges) add(address uintptr, bytes int, use uint64) {
 	}
 }
 
-// AddRows adds the columns and the scalar states of rows.
+// AddRows adds the tensors and the scalar states of rows.
 func (r *Ranges) AddRows(rows []Row) {
 	r.all = slices.Grow(r.all, len(rows)*(3+States))
 	for i := range rows {
@@ -68,10 +68,10 @@ func (r *Ranges) AddRows(rows []Row) {
 	}
 }
 
-// Shared reports whether two ranges share a byte, and one of them is a written column, or one of the two a scalar state.
+// Shared reports whether two ranges overlap, and one is a written tensor or exactly one is a scalar state.
 func (r *Ranges) Shared() bool {
 	r.sort()
-	var ends [uses]uint64 // of the ranges so far, by their use
+	var ends [uses]uint64 // the largest end of the ranges so far, by use
 	for _, m := range r.all {
 		use := m.hi & 3
 		switch use {
@@ -93,7 +93,7 @@ func (r *Ranges) Shared() bool {
 	return false
 }
 
-// sort sorts the ranges by their beginnings: many by radix, which takes a third of the time that comparing takes.
+// sort sorts the ranges by their start. A radix sort of many ranges takes a third of the time of a comparison sort.
 func (r *Ranges) sort() {
 	const few, digit = 256, 11
 	sorted, differ := true, uint64(0)

@@ -1,4 +1,4 @@
-// Package engine takes the rows of one optimizer step and spreads their elements over threads.
+// Package engine distributes the elements of the rows of an optimizer step over threads.
 package engine
 
 import (
@@ -12,7 +12,7 @@ import (
 // A DType is the type of a row's elements.
 type DType uint8
 
-// The numbers are part of the layout of a Row.
+// The values are part of the layout of a Row.
 const (
 	None DType = iota
 	Float32
@@ -29,7 +29,7 @@ func (d DType) String() string {
 	return fmt.Sprintf("dtype %d", uint8(d))
 }
 
-// Size is the size of an element in bytes.
+// Size returns the size of an element in bytes.
 func (d DType) Size() int {
 	if d == Float32 {
 		return 4
@@ -37,69 +37,68 @@ func (d DType) Size() int {
 	return 8
 }
 
-// States is how many states a row has room for.
+// States is the largest number of states of a row.
 const States = 3
 
-// A Row is one parameter: the addresses of its columns, each of N elements. Callers in other languages fill tables
-// of it, so its layout is fixed: eight 64-bit words. The engine never keeps a row after the step.
+// A Row has the addresses of the tensors of one parameter, each with N elements. Callers in other languages fill tables of rows,
+// so the layout is fixed: eight 64-bit words. The engine does not keep rows after a step.
 type Row struct {
 	N     int64
 	Kind  Kind
 	Param uintptr
 	Grad  uintptr
-	Step  uintptr         // of one number: how many steps this parameter has seen; 0 for optimizers that do not count
-	State [States]uintptr // of a column, or of one number; 0 for none
+	Step  uintptr         // address of the scalar step count; 0 if the optimizer does not have one
+	State [States]uintptr // addresses of state tensors or scalar states; 0 for none
 }
 
-// A Kind packs a row's small facts: the elements' dtype in bits 0 to 7, the dtype of Step in bits 8 to 15, First in bit
-// 16, and from bit 32 on eight bits for the dtype of each state that is one number.
+// A Kind packs the properties of a row: the dtype of the elements in bits 0 to 7, the dtype of Step in bits 8 to 15, First in bit
+// 16, and from bit 32 on eight bits per state for the dtype of a scalar state.
 type Kind uint64
 
-// First marks a row whose state holds nothing yet.
+// First marks a row whose state is uninitialized.
 const First Kind = 1 << 16
 
-// NumberKind is what a state that is one number adds to the Kind of its row.
+// NumberKind returns the bits of a Kind for a scalar state.
 func NumberKind(state int, d DType) Kind { return Kind(d) << (32 + 8*state) }
 
-// A Layout is what an optimizer needs in its rows.
+// A Layout describes the rows of an optimizer.
 type Layout struct {
-	Counts bool        // a step
-	State  [States]Use // its states
+	Counts bool        // whether a row has a step count
+	State  [States]Use // how each state is used
 }
 
-// A Use is what a state is.
+// A Use is the form of a state.
 type Use uint8
 
-// A state is unused, a column of the parameter's length, or one number.
+// A state is unused, a tensor with as many elements as the parameter, or a scalar.
 const (
 	Unused Use = iota
 	Column
 	Number
 )
 
-// KindOf is the Kind of a row of elements, counted by a step.
+// KindOf returns the Kind of a row with the given dtypes of the elements and of the step count.
 func KindOf(elements, step DType) Kind { return Kind(elements) | Kind(step)<<8 }
 
-// DType is the type of the row's elements.
+// DType returns the dtype of the row's elements.
 func (r *Row) DType() DType { return DType(r.Kind) }
 
 func (r *Row) stepDType() DType { return DType(r.Kind >> 8) }
 
-// NumberDType is the type of state i, which is one number.
+// NumberDType returns the dtype of scalar state i.
 func (r *Row) NumberDType(i int) DType { return DType(r.Kind >> (32 + 8*i)) }
 
-// First reports whether the row's state holds nothing yet.
+// First reports whether the row's state is uninitialized.
 func (r *Row) First() bool { return r.Kind&First != 0 }
 
-// Prefetch asks for the beginnings of the row's columns, as many cache lines as the processor's own prefetcher leaves to
-// be asked for.
+// Prefetch prefetches the first cache lines of the row's tensors, as many as the hardware prefetcher does not cover.
 func (r *Row) Prefetch() {
 	const most = 4
 	lines := min(int(uint64(r.N)*uint64(r.DType())/16)+1, most)
 	kernel.Prefetch((*[3 + States]uintptr)(unsafe.Pointer(&r.Param))[:], lines)
 }
 
-// Check reports what is wrong with a row for an optimizer of a layout.
+// Check returns an error if a row is invalid for a layout.
 func (r *Row) Check(l Layout) error {
 	size := int64(8)
 	switch r.DType() {
@@ -152,7 +151,7 @@ func checkNumber(what string, a uintptr, d DType) error {
 	return checkAddress(what, a, 1)
 }
 
-// checkAddress refuses what cannot be memory of the process: the first page, and what wraps around.
+// checkAddress rejects addresses that are not valid in any process: the first page, and ranges that wrap around.
 func checkAddress(what string, a uintptr, bytes int64) error {
 	if a < 4096 || a > math.MaxInt64-uintptr(bytes) {
 		return fmt.Errorf("address %#x of %s", a, what)
@@ -160,22 +159,22 @@ func checkAddress(what string, a uintptr, bytes int64) error {
 	return nil
 }
 
-// Steps is how many steps the row has seen, which must be a layout's that counts.
+// Steps returns the step count of a row whose layout has one.
 func (r *Row) Steps() float64 { return number(r.Step, r.stepDType()) }
 
-// SetSteps sets how many steps the row has seen.
+// SetSteps sets the step count.
 func (r *Row) SetSteps(t float64) { setNumber(r.Step, r.stepDType(), t) }
 
-// Tick counts one more step, in the dtype of the row's step as torch does, and returns the new count.
+// Tick increments the step count in its dtype, as torch does, and returns it.
 func (r *Row) Tick() float64 {
 	t := number(r.Step, r.stepDType()) + 1
 	return setNumber(r.Step, r.stepDType(), t)
 }
 
-// Number is state i, which is one number.
+// Number returns scalar state i.
 func (r *Row) Number(i int) float64 { return number(r.State[i], r.NumberDType(i)) }
 
-// SetNumber sets state i, which is one number, and returns it as rounded to its dtype.
+// SetNumber sets scalar state i and returns the value rounded to its dtype.
 func (r *Row) SetNumber(i int, x float64) float64 { return setNumber(r.State[i], r.NumberDType(i), x) }
 
 func number(a uintptr, d DType) float64 {
@@ -194,7 +193,7 @@ func setNumber(a uintptr, d DType, x float64) float64 {
 	return x
 }
 
-// View gives elements lo to hi of a row's columns; nil for a state that the layout has no column of.
+// View returns elements lo to hi of a row's tensors. A state is nil if it is not a tensor in the layout.
 func View[T any](r *Row, l Layout, lo, hi int) (param, grad []T, states [States][]T) {
 	for i, use := range l.State {
 		if use == Column {
@@ -208,6 +207,5 @@ func column[T any](address uintptr, lo, hi int) []T {
 	return unsafe.Slice((*T)(Pointer(address)), hi)[lo:]
 }
 
-// Pointer makes a pointer of an address that Go's collector does not move: memory of another language, or Go memory
-// that the caller keeps alive.
+// Pointer converts an address to a pointer. The address must be foreign memory, or Go memory that the caller keeps alive.
 func Pointer(address uintptr) unsafe.Pointer { return *(*unsafe.Pointer)(unsafe.Pointer(&address)) }

@@ -1,8 +1,8 @@
-// Package fpstate reads and sets how the current thread computes with floating-point numbers: the rounding mode, and
-// whether subnormal numbers count as zero.
+// Package fpstate reads and sets the floating-point state of the current thread: the rounding mode, and whether subnormal
+// numbers are treated as zero.
 //
-// The operating system keeps this state for each thread. A goroutine that relies on it must be locked to its thread.
+// Each thread of the operating system has its own state. A goroutine that relies on it must be locked to its thread.
 package fpstate
 
-// A State holds the control bits of a thread: of MXCSR on amd64, of FPCR on arm64, none elsewhere.
+// A State has the control bits of a thread: those of MXCSR on amd64 and of FPCR on arm64, and none on other architectures.
 type State uint64

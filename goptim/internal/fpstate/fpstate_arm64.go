@@ -3,7 +3,7 @@ package fpstate
 // Get returns the state of the current thread.
 func Get() State { return State(fpcr()) }
 
-// Set changes the state of the current thread.
+// Set sets the state of the current thread.
 func Set(s State) { setFPCR(uint64(s)) }
 
 func fpcr() uint64

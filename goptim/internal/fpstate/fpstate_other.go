@@ -2,8 +2,8 @@
 
 package fpstate
 
-// Get returns the state of the current thread, where it is known how to read it.
+// Get returns 0 on this architecture.
 func Get() State { return 0 }
 
-// Set changes the state of the current thread, where it is known how to do so.
+// Set does nothing on this architecture.
 func Set(State) {}

@@ -10,7 +10,7 @@ import (
 	"github.com/goptim/goptim/goptim/internal/fpstate"
 )
 
-// flush makes subnormal numbers zero, as operands and as results.
+// flush treats subnormal operands and results as zero.
 var flush = map[string]fpstate.State{"amd64": 0x8040, "arm64": 1 << 24}
 
 //go:noinline
@@ -23,7 +23,7 @@ func TestSet(t *testing.T) {
 	}
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	const smallest = 0x1p-1022 // of the normal numbers
+	const smallest = 0x1p-1022 // normal number
 	before := fpstate.Get()
 	assert.Equal(t, 0x1p-1023, half(smallest))
 	fpstate.Set(before | bits)

@@ -9,8 +9,8 @@ import (
 	"github.com/goptim/goptim/goptim/internal/kernel"
 )
 
-// TestAgainstLane compares every kernel with its one-lane copy, bit for bit but for the payload of a NaN, at every length,
-// on values of all sizes and on those that an operation on vectors treats apart.
+// TestAgainstLane compares every kernel with its one-lane copy, bit for bit except for the payload of a NaN, at every length,
+// with values of all magnitudes and special values.
 func TestAgainstLane(t *testing.T) {
 	onCopies(t,
 		func(t *testing.T, k kernels) { against[float32](t, k, 1e38, 1e-40) },

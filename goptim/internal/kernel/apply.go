@@ -8,11 +8,11 @@ import (
 // Float is the type of elements.
 type Float interface{ ~float32 | ~float64 }
 
-// A Func applies one step with the scalars h to columns of one length, a multiple of the lanes of a vector: the
-// parameter, the gradient, which it only reads, and the states, nil where there is none.
+// A Func applies one step with the scalars h to buffers of the same length, a multiple of the lanes of a vector: the
+// parameter, the gradient, which it only reads, and the states, which may be nil.
 type Func[S any, T Float] func(h *S, p, g []T, s [3][]T)
 
-// widest is the number of elements in the widest vector, of float32 in 512 bits.
+// widest is the number of float32 elements in a vector of 512 bits.
 const widest = 16
 
 // Lanes is the number of elements in a vector.
@@ -20,7 +20,7 @@ func Lanes[T Float]() int { return max(1, bits/8/int(unsafe.Sizeof(T(0)))) }
 
 var bits = VectorBits()
 
-// Apply applies a step to columns of any length. What does not fill a vector goes through a copy that does.
+// Apply applies a step to buffers of any length. The tail is processed in a copy that fills a vector.
 func Apply[S any, T Float](f Func[S, T], h *S, p, g []T, s [3][]T) {
 	rest := len(p) % Lanes[T]()
 	whole := len(p) - rest
@@ -57,6 +57,5 @@ func applyRest[S any, T Float](f Func[S, T], h *S, p, g []T, s [3][]T, whole int
 	}
 }
 
-// padding holds a vector of every column. It is pooled because what a call through a function value is given escapes to the
-// heap.
+// padding has one vector per buffer. It is pooled because arguments of a call through a function value escape to the heap.
 var padding = sync.Pool{New: func() any { return new([5][widest]float64) }}

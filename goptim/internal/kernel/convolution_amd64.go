@@ -9,8 +9,8 @@ import (
 	"unsafe"
 )
 
-// AdafactorConvolutions is f32.AdafactorSmall for 3 x 3 matrices, as most convolutions are, where they lie in memory. It
-// takes some of the first ones and says how many; none where it cannot.
+// AdafactorConvolutions is f32.AdafactorSmall for contiguous 3 x 3 matrices, the most common size of convolutions. It processes
+// some of the first matrices and returns their number, which may be 0.
 func AdafactorConvolutions[T Float](h *Adafactor, u, g, row, col []T) int {
 	n := min(len(g)/(9*16), blocks)
 	if unsafe.Sizeof(T(0)) != 4 || n == 0 {
@@ -29,16 +29,16 @@ func AdafactorConvolutions[T Float](h *Adafactor, u, g, row, col []T) int {
 	return 16 * n
 }
 
-// blocks is how many times 16 matrices are taken at a time: means first and then updates, each in a loop of its own
-// that is short enough for the CPU to look a few times ahead, over what the first cache holds.
+// blocks is the number of groups of 16 matrices per block: first the means and then the updates, in separate loops whose bodies
+// are short enough for the CPU to look a few iterations ahead. A block fits in the L1 cache.
 const blocks = 16
 
-// factors are col_var, as a vector for each of the columns of 16 matrices, and row_var's means.
+// factors are col_var, a vector per column of 16 matrices, and row_var's means.
 var factors = sync.Pool{New: func() any { return new([blocks][4]f32x16) }}
 
-// A nine holds permutations for 16 matrices in 9 vectors. Dealt, they have a row in every lane: the first elements of 16
-// rows in a vector, the second, the third, and so on with the next rows. The same once more, and they have a matrix in
-// every lane. A row's matrix is in lane rows of the latter.
+// A nine has permutations for 16 matrices in 9 vectors. Distributed once, they have a row per lane: a vector of the first
+// elements of 16 rows, of the second, of the third, and so on with the next rows. Distributed again, they have a matrix per lane.
+// The lane of a row's matrix is in rows.
 type nine struct {
 	deal, collect [2][3]archsimd.Uint32x16
 	rows          [3]archsimd.Uint32x16
@@ -66,15 +66,15 @@ var nines = sync.OnceValue(func() *nine {
 
 type f32x16 = archsimd.Float32x16
 
-// threeOf deals or collects the elements of three vectors.
+// threeOf distributes or collects the elements of three vectors.
 func threeOf(x, y, z f32x16, c *[2][3]archsimd.Uint32x16) (f32x16, f32x16, f32x16) {
 	return x.ConcatPermute(y, c[0][0]).ConcatPermute(z, c[1][0]),
 		x.ConcatPermute(y, c[0][1]).ConcatPermute(z, c[1][1]),
 		x.ConcatPermute(y, c[0][2]).ConcatPermute(z, c[1][2])
 }
 
-// means moves row_var and col_var, deals the gradient to u, and reports whether products of row_var and col_var and their
-// quotients by the mean are far from overflow.
+// means updates row_var and col_var, distributes the gradient to u, and reports whether the products of row_var and col_var
+// and their quotients by the mean are far from overflow.
 func (c *nine) means(h *Adafactor, f *[blocks][4]f32x16, u, g, row, col unsafe.Pointer, n int) bool {
 	w, zero := archsimd.BroadcastFloat32x16(float32(h.W.W)), archsimd.BroadcastFloat32x16(0)
 	fromX := archsimd.BroadcastFloat32x16(float32(h.W.FromX)).Greater(zero)
@@ -106,15 +106,15 @@ func (c *nine) means(h *Adafactor, f *[blocks][4]f32x16, u, g, row, col unsafe.P
 	return moderate == math.MaxUint16
 }
 
-// toMean moves x to the mean of three squares.
+// toMean moves x towards the mean of three squares.
 func toMean(x, sum, three, w f32x16, fromX archsimd.Mask32x16) f32x16 {
 	root := sum.Sqrt()
 	mean := root.Mul(root).Div(three)
 	return mean.Sub(x).MulAdd(w, x.IfElse(fromX, mean))
 }
 
-// updates writes the unclipped updates over the dealt gradient. If moderate, it divides by the means in a quicker way with
-// the same bits: see Divisor, and Adafactor for the conditions.
+// updates replaces the distributed gradient by the unclipped updates. If moderate, it divides by the means in a faster way with
+// the same exact result: see Divisor, and Adafactor for the conditions.
 func (c *nine) updates(h *Adafactor, f *[blocks][4]f32x16, u, row unsafe.Pointer, n int, moderate bool) {
 	sgn, least := archsimd.BroadcastFloat32x16(float32(h.Sign)), archsimd.BroadcastFloat32x16(float32(h.EpsSq))
 	one := archsimd.BroadcastFloat32x16(1)
@@ -141,13 +141,13 @@ func (c *nine) updates(h *Adafactor, f *[blocks][4]f32x16, u, row unsafe.Pointer
 	}
 }
 
-// quotient is x/y, by 1/y.
+// quotient is x/y, computed with 1/y.
 func quotient(x, y, by f32x16) f32x16 {
 	q := x.Mul(by)
 	return q.Neg().MulAdd(y, x).MulAdd(by, q)
 }
 
-// sum3 is the sum of three squares of a column, as torch adds them.
+// sum3 is the sum of three squares of a column, in torch's order.
 func sum3(x, y, z f32x16, fused bool) f32x16 {
 	if fused {
 		return z.MulAdd(z, y.MulAdd(y, x.Mul(x)))

@@ -2,5 +2,5 @@
 
 package kernel
 
-// AdafactorConvolutions takes no matrices here.
+// AdafactorConvolutions processes no matrices on this architecture.
 func AdafactorConvolutions[T Float](*Adafactor, []T, []T, []T, []T) int { return 0 }

@@ -13,7 +13,7 @@ import (
 	"github.com/goptim/goptim/goptim/internal/kernel/f32x1"
 )
 
-// TestAdafactorConvolutions holds matrices taken 16 at a time against one after the other, and the guard values behind.
+// TestAdafactorConvolutions compares groups of 16 matrices with single matrices, and checks the guard values after them.
 func TestAdafactorConvolutions(t *testing.T) {
 	const guard = 1.2345e-6
 	random := rand.New(rand.NewPCG(1, 2))
@@ -44,7 +44,7 @@ func TestAdafactorConvolutions(t *testing.T) {
 						return x
 					})
 					small := 1.
-					if eps1 < 0x1p-30 && n%16 == 15 { // products of variances underflow
+					if eps1 < 0x1p-30 && n%16 == 15 { // so that products of variances underflow
 						small = 1e-11
 						for i := range g[:9*n] {
 							g[i] *= 1e-11
@@ -75,7 +75,7 @@ func requireSameBits(t *testing.T, want, got []float32, what string) {
 	t.Helper()
 	for i := range want {
 		if want[i] != want[i] && got[i] != got[i] {
-			continue // which of two NaNs goes on is the instruction's choice
+			continue // the instruction decides which of two NaNs it returns
 		}
 		require.Equal(t, math.Float32bits(want[i]), math.Float32bits(got[i]), "%s: element %d is %v, expected %v", what, i, got[i], want[i])
 	}

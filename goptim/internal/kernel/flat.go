@@ -8,22 +8,22 @@ import (
 // LBFGS holds the scalars of a pass of L-BFGS.
 type LBFGS struct{ A, B float64 }
 
-// SumLanes is the most lanes of a sum: those of float32.
+// SumLanes is the largest number of lanes of a sum, that of float32.
 const SumLanes = 32
 
-// Most is the place of the largest absolute value among Sums.
+// Most is the index of the largest absolute value in Sums.
 const Most = 3
 
 type (
-	// Columns are parts of flat vectors, of one length; those that a pass writes come first.
+	// Columns are parts of flat vectors of the same length. Those that a pass writes come first.
 	Columns[T Float] [6][]T
-	// Sums are the lanes of what a pass sums up, and at Most of the largest absolute value.
+	// Sums are the lanes of a pass's sums, and at index Most of the largest absolute value.
 	Sums[T Float] [4][SumLanes]T
-	// A FlatFunc is a pass over columns of one length, a multiple of the lanes of a sum.
+	// A FlatFunc is a pass over vectors of the same length, a multiple of the lanes of a sum.
 	FlatFunc[T Float] func(h *LBFGS, c *Columns[T], out *Sums[T])
 )
 
-// Scratch is the memory of ApplyFlat, on the heap as padding is.
+// Scratch is the scratch memory of ApplyFlat, on the heap like padding.
 type Scratch[T Float] struct {
 	h       LBFGS
 	columns Columns[T]
@@ -31,8 +31,8 @@ type Scratch[T Float] struct {
 	sums    Sums[T]
 }
 
-// ApplyFlat applies a pass to columns of any length, of which the first few are written, and returns its sums: lanes are
-// added in an order that depends on nothing but the length.
+// ApplyFlat applies a pass to vectors of any length, of which the first few are written, and returns its sums. The order in
+// which lanes are added depends only on the length.
 func ApplyFlat[T Float](f FlatFunc[T], h LBFGS, c Columns[T], written int, s *Scratch[T]) [4]float64 {
 	defer s.forget()
 	group := 128 / int(unsafe.Sizeof(T(0)))
@@ -71,11 +71,10 @@ func ApplyFlat[T Float](f FlatFunc[T], h LBFGS, c Columns[T], written int, s *Sc
 	return total
 }
 
-// forget drops the addresses of columns: what is pooled must not hold any to memory that is not Go's, where Go's own may
-// lie one day.
+// forget clears the addresses of the vectors. Pooled memory must not contain foreign addresses, where Go may allocate later.
 func (s *Scratch[T]) forget() { s.columns = Columns[T]{} }
 
-// fold adds the lanes of every sum, halves upon each other.
+// fold adds the lanes of every sum, one half to the other repeatedly.
 func fold[T Float](s *Sums[T], group int) (total [4]float64) {
 	for i := range Most {
 		var lanes [SumLanes]float64
@@ -95,7 +94,7 @@ func fold[T Float](s *Sums[T], group int) (total [4]float64) {
 	return total
 }
 
-// Maximum is the larger of two numbers, or NaN if one is.
+// Maximum returns the larger of two numbers, or NaN if one is NaN.
 func Maximum(a, b float64) float64 {
 	if a > b || math.IsNaN(a) {
 		return a

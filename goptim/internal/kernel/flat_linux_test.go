@@ -15,8 +15,8 @@ import (
 
 func TestFlat(t *testing.T) { onCopies(t, testFlat[float32], testFlat[float64]) }
 
-// testFlat runs every pass at every length, on columns that begin or end where memory does: the columns and the sums are
-// those of one element at a time, and nothing else is written.
+// testFlat runs every pass at every length, on vectors at the start or end of a page of memory. The vectors and the sums must be
+// those of one element at a time, and nothing else may be written.
 func testFlat[T kernel.Float](t *testing.T, k kernels) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	const guard = 12345

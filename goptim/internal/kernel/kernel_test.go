@@ -13,17 +13,17 @@ import (
 	"github.com/goptim/goptim/goptim/internal/kernel"
 )
 
-// registry holds the kernels by the names of their package and of their own: those of f32 and f64, the one-lane copies
-// and, on amd64, those for vectors of 256 bits, among them f32x8, the source of all. `make generate` lists them.
+// registry has the kernels by package and name: those of f32 and f64, the one-lane copies and, on amd64, those for vectors of
+// 256 bits, including f32x8, the source of all. `make generate` writes the list.
 var registry = map[string]map[string]any{}
 
-// kernels are those of one package, for vectors of so many bits.
+// kernels are the kernels of one package, for one vector width.
 type kernels struct {
 	byName map[string]any
 	bits   int
 }
 
-// onCopies runs a test on the kernels that this process uses, and in one with wider vectors also on those for 256 bits.
+// onCopies runs a test on the kernels that this process uses, and with wider vectors also on those for 256 bits.
 func onCopies(t *testing.T, float32s, float64s func(t *testing.T, k kernels)) {
 	run := func(name string, bits int, test func(t *testing.T, k kernels)) {
 		t.Run(name, func(t *testing.T) { test(t, kernels{registry[name], bits}) })
@@ -56,7 +56,7 @@ func funcOf[S any, T kernel.Float](k kernels, name string) kernel.Func[S, T] {
 	return k.named(name).(func(*S, []T, []T, [3][]T))
 }
 
-// A variant is one way through a kernel: how many columns it takes, of which the second is the gradient, and the call. Its
+// A variant is one path through a kernel: the number of its buffers, of which the second one is the gradient, and the call. Its
 // name begins with the kernel's.
 type variant[T kernel.Float] struct {
 	name    string
@@ -66,13 +66,13 @@ type variant[T kernel.Float] struct {
 
 func kernelOf(name string) string { return strings.Fields(name)[0] }
 
-// builder makes the variants of a package's kernels.
+// builder collects the variants of a package's kernels.
 type builder[T kernel.Float] struct {
 	kernels  kernels
 	variants []variant[T]
 }
 
-// add adds a variant with the scalars h. A wrap changes what the kernel is given.
+// add adds a variant with the scalars h. A wrap changes the kernel's arguments.
 func add[S any, T kernel.Float](b *builder[T], name string, columns int, h S, wraps ...func(kernel.Func[S, T]) kernel.Func[S, T]) {
 	f := funcOf[S, T](b.kernels, kernelOf(name))
 	for _, wrap := range wraps {
@@ -85,7 +85,7 @@ func add[S any, T kernel.Float](b *builder[T], name string, columns int, h S, wr
 	}})
 }
 
-// addRows adds a variant of a kernel of rows, which is given the columns in two parts of one length, and the rest.
+// addRows adds a variant of a kernel of rows, whose buffers are passed in two parts of the same length, and the rest.
 func addRows[S any, T kernel.Float](b *builder[T], name string, columns int, h S) {
 	var f kernel.RowsFunc[S, T] = b.kernels.named(kernelOf(name)).(func(*S, []T, [3][]T, []kernel.Part[T], int))
 	b.variants = append(b.variants, variant[T]{name, columns, func(c [][]T) {
@@ -98,7 +98,7 @@ func addRows[S any, T kernel.Float](b *builder[T], name string, columns int, h S
 	}})
 }
 
-// fromSecond gives a kernel its columns from the second state on, fromThird from the third.
+// fromSecond passes the buffers from the second state on to a kernel, fromThird those from the third on.
 func fromSecond[S any, T kernel.Float](f kernel.Func[S, T]) kernel.Func[S, T] {
 	return func(h *S, p, g []T, s [3][]T) { f(h, p, g, [3][]T{nil, s[0], s[1]}) }
 }
@@ -107,12 +107,12 @@ func fromThird[S any, T kernel.Float](f kernel.Func[S, T]) kernel.Func[S, T] {
 	return func(h *S, p, g []T, s [3][]T) { f(h, p, g, [3][]T{nil, nil, s[0]}) }
 }
 
-// withGrad gives a kernel its gradient for states, which it only reads.
+// withGrad passes the gradient to a kernel as its states, which it only reads.
 func withGrad[S any, T kernel.Float](f kernel.Func[S, T]) kernel.Func[S, T] {
 	return func(h *S, p, g []T, _ [3][]T) { f(h, p, g, [3][]T{g, g, g}) }
 }
 
-// variants are those of the kernels of a package. Each kernel needs one at least, but for those with tests of their own.
+// variants returns the variants of a package's kernels. Each kernel needs at least one, except those with separate tests.
 func variants[T kernel.Float](k kernels) []variant[T] {
 	coupledTo := kernel.CoupledOf(false, .01)
 	adam := kernel.Adam{
@@ -127,7 +127,7 @@ func variants[T kernel.Float](k kernels) []variant[T] {
 	first := sgd
 	first.First = 1
 	adagrad := kernel.Adagrad{Coupled: coupledTo, Step: -.1, Eps: 1e-8}
-	loud := adagrad // without weight decay, some squares would be lost in the sum
+	loud := adagrad // without weight decay, some squares would not change the sum
 	loud.Sign = 100
 	adadelta := kernel.Adadelta{Coupled: coupledTo, Rho: .9, C: .1, Eps: 1e-6, Step: -1}
 	adamax := kernel.Adamax{Coupled: coupledTo, C1: kernel.WeightOf[T](.1), Beta2: .3, Eps: 1e-8, Step: -.1}
@@ -196,7 +196,7 @@ func variants[T kernel.Float](k kernels) []variant[T] {
 	return b.variants
 }
 
-// flats are the passes of L-BFGS, and how many columns they have, of which the first few are written.
+// flats are the passes of L-BFGS, with the number of their vectors and of those that are written, which come first.
 var flats = []struct {
 	name             string
 	columns, written int
@@ -210,11 +210,11 @@ var flats = []struct {
 	{"LBFGSMove", 3, 1},
 }
 
-// longest is beyond three of the widest vectors of float32, and a few more elements.
+// longest is a few elements more than three of the widest vectors of float32.
 const longest = 3*16 + 5
 
-// fill makes every element of every column another number, the same in every run; all but the parameter are positive, so
-// that roots are numbers and no sign turns, and maxima are so small that every step raises them.
+// fill sets every element of every buffer to a different number, the same in every run. All but the parameter are positive, so
+// that square roots are not NaN and no sign changes, and maxima are so small that every step increases them.
 func fill[T kernel.Float](columns [][]T) {
 	for k, c := range columns {
 		for i := range c {
@@ -231,8 +231,8 @@ func fill[T kernel.Float](columns [][]T) {
 
 func TestGuards(t *testing.T) { onCopies(t, testGuards[float32], testGuards[float64]) }
 
-// testGuards runs every kernel on columns between guard values, at every length and alignment: it must write all
-// elements, nothing beside them, and not the gradient.
+// testGuards runs every kernel on buffers between guard values, at every length and alignment. It must write all elements,
+// nothing outside the buffers, and not the gradient.
 func testGuards[T kernel.Float](t *testing.T, k kernels) {
 	const guard, around = 12345, 17
 	for _, v := range variants[T](k) {
@@ -272,8 +272,8 @@ func testGuards[T kernel.Float](t *testing.T, k kernels) {
 
 func TestSplit(t *testing.T) { onCopies(t, testSplit[float32], testSplit[float64]) }
 
-// testSplit compares every kernel on whole columns with the same kernel on each element alone: the bits do not depend on
-// how the elements fall into vectors.
+// testSplit compares every kernel on whole buffers with the same kernel on single elements. The results must not depend on how
+// the elements are grouped in vectors.
 func testSplit[T kernel.Float](t *testing.T, k kernels) {
 	for _, v := range variants[T](k) {
 		for n := range longest + 1 {
@@ -304,9 +304,9 @@ func TestVectorBits(t *testing.T) {
 
 func bytes[T kernel.Float](n int) int { return n * int(unsafe.Sizeof(T(0))) }
 
-// TestQuotient compares the division without the divider with the CPU's: for square roots that take every path, and
-// divisors from the most usual to the ends of what is not extreme. Adam's kernel is the way in: with exp_avg_sq
-// given and beta2 of 1, a gradient of 0, exp_avg of 1 and a step of 1, the parameter becomes 1 / (sqrt(v)/by).
+// TestQuotient compares the division by a constant with the CPU's, for square roots that cover every path, and for divisors
+// from the most common ones to the limits of what is not extreme. It calls Adam's kernel: with beta2 of 1, a gradient of 0,
+// exp_avg of 1 and a step of 1, the parameter becomes 1 / (sqrt(v)/by) for v in exp_avg_sq.
 func TestQuotient(t *testing.T) { onCopies(t, testQuotient[float32], testQuotient[float64]) }
 
 func testQuotient[T kernel.Float](t *testing.T, k kernels) {
@@ -348,9 +348,9 @@ func TestPrefetchOfWrongAddressesIsHarmless(t *testing.T) {
 	}
 }
 
-// TestEveryKernelIsTested names the list that a kernel is missing from.
+// TestEveryKernelIsTested reports kernels that are missing from the lists of variants and passes.
 func TestEveryKernelIsTested(t *testing.T) {
-	tested := map[string]bool{"AdafactorSmall": true} // by TestAdafactorSmall
+	tested := map[string]bool{"AdafactorSmall": true} // tested by TestAdafactorSmall
 	for _, v := range variants[float32](single[float32]()) {
 		tested[kernelOf(v.name)] = true
 	}

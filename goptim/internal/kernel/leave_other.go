@@ -2,5 +2,5 @@
 
 package kernel
 
-// Leave ends a stretch of vector code; here that costs nothing.
+// Leave does nothing on this architecture.
 func Leave() {}

@@ -13,8 +13,8 @@ import (
 
 func TestPageEnds(t *testing.T) { onCopies(t, testPageEnds[float32], testPageEnds[float64]) }
 
-// testPageEnds runs every kernel on columns whose last byte is the last of a mapped page, and on columns whose first is
-// the first of one: reading a byte further faults.
+// testPageEnds runs every kernel on buffers that end at the end of a mapped page, and on buffers that begin at the start of one.
+// Any access outside them faults.
 func testPageEnds[T kernel.Float](t *testing.T, k kernels) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	for _, v := range variants[T](k) {
@@ -39,7 +39,7 @@ func testPageEnds[T kernel.Float](t *testing.T, k kernels) {
 	}
 }
 
-// fencedPage is a page of memory between two that cannot be touched.
+// fencedPage returns a page of memory between two inaccessible pages.
 func fencedPage(t *testing.T) []byte {
 	size := syscall.Getpagesize()
 	memory, err := syscall.Mmap(-1, 0, 3*size, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_ANON|syscall.MAP_PRIVATE)

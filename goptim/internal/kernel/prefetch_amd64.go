@@ -1,7 +1,7 @@
 package kernel
 
-// Prefetch asks for cache lines of 64 bytes from every address on. They come to the second cache, which waits for more
-// lines at a time than the first. A wrong address does no harm.
+// Prefetch prefetches cache lines of 64 bytes from every address on into the L2 cache, which supports more outstanding lines
+// than L1. An invalid address has no effect.
 //
 //go:noescape
 func Prefetch(addresses []uintptr, lines int)

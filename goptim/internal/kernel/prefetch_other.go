@@ -2,5 +2,5 @@
 
 package kernel
 
-// Prefetch asks for cache lines of 64 bytes from every address on, where the machine can be asked.
+// Prefetch does nothing on this architecture.
 func Prefetch(addresses []uintptr, lines int) {}

@@ -5,17 +5,17 @@ import (
 	"unsafe"
 )
 
-// A Part is a stretch of a row: where it begins in the columns, and its gradient.
+// A Part is a part of a row: its start in the buffers, and its gradient.
 type Part[T Float] struct {
 	At   int
 	Grad []T
 }
 
-// A RowsFunc applies one step with the scalars h to parts of columns, one after the other: to n elements of each, a
-// multiple of the lanes of a vector. A call for every row would take as long as the arithmetic on it.
+// A RowsFunc applies one step with the scalars h to parts of buffers, one after another: to n elements of each, a multiple of
+// the lanes of a vector. A call per row would take as long as its arithmetic.
 type RowsFunc[S any, T Float] func(h *S, p []T, s [3][]T, parts []Part[T], n int)
 
-// ApplyRows applies a step to parts of any length. What does not fill a vector goes through a copy that does.
+// ApplyRows applies a step to parts of any length. The tail is processed in a copy that fills a vector.
 func ApplyRows[S any, T Float](f RowsFunc[S, T], h *S, p []T, s [3][]T, parts []Part[T], n int) {
 	whole := n - n%Lanes[T]()
 	if whole > 0 {
@@ -39,7 +39,7 @@ func applyPartsRest[S any, T Float](f RowsFunc[S, T], h *S, p []T, s [3][]T, par
 	}
 	memory := singles.Get().(*[1]Part[float64])
 	defer singles.Put(memory)
-	single := (*[1]Part[T])(unsafe.Pointer(memory)) // of the same layout
+	single := (*[1]Part[T])(unsafe.Pointer(memory)) // has the same memory layout
 	one := func(h *S, p, g []T, s [3][]T) {
 		single[0] = Part[T]{Grad: g}
 		f(h, p, s, single[:], len(p))
@@ -48,5 +48,5 @@ func applyPartsRest[S any, T Float](f RowsFunc[S, T], h *S, p []T, s [3][]T, par
 	single[0] = Part[T]{}
 }
 
-// singles are for one part each, pooled as padding is.
+// singles are slices of one part, pooled like padding.
 var singles = sync.Pool{New: func() any { return new([1]Part[float64]) }}

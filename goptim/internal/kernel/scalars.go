@@ -2,17 +2,17 @@ package kernel
 
 import "math"
 
-// The scalars of one step, derived in float64 from an optimizer's options, in torch's order, once for many rows.
-// Flags are numbers too, 0 or 1: a kernel spreads all over its vectors alike.
+// The scalars of one step are computed in float64 from an optimizer's options, in torch's order, once for many rows. Flags are
+// the numbers 0 and 1, because a kernel broadcasts all scalars in the same way.
 
-// Coupled are the scalars of a gradient with the weight decay that is coupled to it.
+// Coupled has the scalars of a gradient with coupled weight decay.
 type Coupled struct {
 	Sign        float64 // -1 to maximize
-	Couples     float64 // flag: WeightDecay is added to the gradient
-	WeightDecay float64 // -0 for none: the product with it changes no sum
+	Couples     float64 // flag: add WeightDecay to the gradient
+	WeightDecay float64 // -0 for none, since adding a product with it does not change a sum
 }
 
-// CoupledOf are those of most optimizers.
+// CoupledOf returns the scalars that most optimizers use.
 func CoupledOf(maximize bool, weightDecay float64) Coupled {
 	if weightDecay == 0 {
 		weightDecay = math.Copysign(0, -1)
@@ -20,10 +20,10 @@ func CoupledOf(maximize bool, weightDecay float64) Coupled {
 	return Coupled{Sign: Sign(maximize), Couples: Flag(weightDecay != 0), WeightDecay: weightDecay}
 }
 
-// Adam holds those of Adam, AdamW and AMSGrad.
+// Adam has the scalars of Adam, AdamW and AMSGrad.
 type Adam struct {
 	Coupled
-	Decay     float64 // decoupled: 1 - lr*weight_decay; 1 where there is none
+	Decay     float64 // decoupled: 1 - lr*weight_decay; 1 for none
 	C1        Weight  // 1 - beta1
 	Beta2, C2 float64 // beta2, 1 - beta2
 	Step      float64 // -lr / (1 - beta1^t)
@@ -31,24 +31,24 @@ type Adam struct {
 	Eps       float64
 }
 
-// SGD holds those of SGD.
+// SGD has the scalars of SGD.
 type SGD struct {
 	Coupled
-	First    float64 // flag: the buffer holds nothing yet
+	First    float64 // flag: the buffer is uninitialized
 	Momentum float64
 	C        float64 // 1 - dampening
 	Nesterov float64 // flag
 	Step     float64 // -lr
 }
 
-// Adagrad holds those of Adagrad.
+// Adagrad has the scalars of Adagrad.
 type Adagrad struct {
 	Coupled
 	Step float64 // -lr / (1 + (t-1)*lr_decay)
 	Eps  float64
 }
 
-// Adadelta holds those of Adadelta.
+// Adadelta has the scalars of Adadelta.
 type Adadelta struct {
 	Coupled
 	Rho, C float64 // rho, 1 - rho
@@ -56,7 +56,7 @@ type Adadelta struct {
 	Step   float64 // -lr
 }
 
-// Adamax holds those of Adamax.
+// Adamax has the scalars of Adamax.
 type Adamax struct {
 	Coupled
 	C1    Weight // 1 - beta1
@@ -65,7 +65,7 @@ type Adamax struct {
 	Step  float64 // -lr / (1 - beta1^t)
 }
 
-// ASGD holds those of averaged SGD.
+// ASGD has the scalars of averaged SGD.
 type ASGD struct {
 	Coupled
 	Decay    float64 // 1 - lambd*eta
@@ -74,10 +74,10 @@ type ASGD struct {
 	Averages float64 // flag: Mu is not 1
 }
 
-// NAdam holds those of NAdam.
+// NAdam has the scalars of NAdam.
 type NAdam struct {
 	Coupled
-	Decay        float64 // decoupled: 1 - lr*weight_decay; 1 where there is none
+	Decay        float64 // decoupled: 1 - lr*weight_decay; 1 for none
 	C1           Weight  // 1 - beta1
 	Beta2, C2    float64 // beta2, 1 - beta2
 	BC2          float64 // 1 - beta2^t
@@ -85,21 +85,21 @@ type NAdam struct {
 	StepG, StepM float64 // of the gradient and of exp_avg
 }
 
-// RAdam holds those of RAdam.
+// RAdam has the scalars of RAdam.
 type RAdam struct {
 	Coupled
-	Decay     float64 // decoupled: 1 - lr*weight_decay; 1 where there is none
+	Decay     float64 // decoupled: 1 - lr*weight_decay; 1 for none
 	C1        Weight  // 1 - beta1
 	Beta2, C2 float64 // beta2, 1 - beta2
 	BC1       float64 // 1 - beta1^t
 	LR        float64
-	Rectified float64 // flag: the variance is tractable, and what follows is used
+	Rectified float64 // flag: the variance is tractable, and the following fields are used
 	BC2Sqrt   float64 // sqrt(1 - beta2^t)
 	Eps       float64
 	Rect      float64 // the rectification
 }
 
-// RMSprop holds those of RMSprop.
+// RMSprop has the scalars of RMSprop.
 type RMSprop struct {
 	Coupled
 	Alpha, C float64 // alpha, 1 - alpha
@@ -109,16 +109,16 @@ type RMSprop struct {
 	Step     float64 // -lr
 }
 
-// Rprop holds those of Rprop.
+// Rprop has the scalars of Rprop.
 type Rprop struct {
 	Sign        float64 // -1 to maximize
-	Plus, Minus float64 // factors of the step size where the sign of the gradient stays, and where it changes
-	EtaMinus    float64 // a gradient whose factor is this one is dropped
-	Unusual     float64 // flag: these are not exactly the gradients whose sign changes, or Min or Max is NaN
+	Plus, Minus float64 // factors of the step size if the sign of the gradient stays the same, and if it changes
+	EtaMinus    float64 // a gradient with this factor is set to 0
+	Unusual     float64 // flag: other gradients have this factor too, or Min or Max is NaN
 	Min, Max    float64 // of the step size
 }
 
-// SparseAdam holds those of SparseAdam.
+// SparseAdam has the scalars of SparseAdam.
 type SparseAdam struct {
 	Sign   float64 // -1 to maximize
 	C1, C2 float64 // 1 - beta1, 1 - beta2
@@ -126,9 +126,9 @@ type SparseAdam struct {
 	Step   float64 // -lr * sqrt(1 - beta2^t) / (1 - beta1^t)
 }
 
-// Adafactor holds those of Adafactor, and of one matrix or row at a time. For AdafactorRow, Mean is between 2^-30 and
-// 2^60, products of row_var and col_var are at most 2^60, and EpsSq is at least 2^-60: where a remainder of its division
-// underflows, the quotient is less than EpsSq then.
+// Adafactor has the scalars of Adafactor, and of one matrix or row at a time. For AdafactorRow, Mean is between 2^-30
+// and 2^60, products of row_var and col_var are at most 2^60, and EpsSq is at least 2^-60. So if the remainder of a division
+// underflows, the quotient is less than EpsSq.
 type Adafactor struct {
 	Sign       float64 // -1 to maximize
 	W          Weight  // t^beta2_decay
@@ -136,46 +136,46 @@ type Adafactor struct {
 	EpsSq      float64 // eps1^2
 	Rows, Cols float64 // of a matrix
 	Fused      float64 // flag: see reduce.Order
-	N          float64 // how many squares a mean is of
+	N          float64 // number of squares in a mean
 	Row        float64 // a row's row_var
-	Mean       float64 // that of row_var, at least eps1
-	Decay      float64 // 1 - lr*weight_decay; 1 where there is none
+	Mean       float64 // mean of row_var, at least eps1
+	Decay      float64 // 1 - lr*weight_decay; 1 for none
 	Step       float64 // of the clipped update
 }
 
-// HFAdafactor holds those of Hugging Face's Adafactor, and of one matrix or row at a time.
+// HFAdafactor has the scalars of Hugging Face's Adafactor, and of one matrix or row at a time.
 type HFAdafactor struct {
 	Eps1      float64
 	Beta2, C2 float64 // 1 - t^decay_rate, and 1 minus that
 	Mean      float64 // of exp_avg_sq_row
 	Row       float64 // a row's factor
-	Clip      float64 // what the update is divided by
+	Clip      float64 // divisor of the update
 	LR        float64
 	Beta1, C1 float64 // beta1, 1 - beta1
-	Decays    float64 // flag: there is a weight decay
+	Decays    float64 // flag: apply weight decay
 	Decay     float64 // -weight_decay * lr
 }
 
-// None holds none.
+// None has no scalars.
 type None struct{}
 
-// MuonMomentum holds those of Muon before its update is made orthogonal.
+// MuonMomentum has the scalars of Muon before the orthogonalization.
 type MuonMomentum struct {
 	C        Weight // 1 - momentum
 	Momentum Weight
 	Nesterov float64 // flag
 }
 
-// MuonUpdate holds those of Muon after that.
+// MuonUpdate has the scalars of Muon after the orthogonalization.
 type MuonUpdate struct {
 	Decay float64 // 1 - lr*weight_decay
 	Step  float64 // -lr, adjusted to the shape
 }
 
-// Combine holds the factors of four columns.
+// Combine has the factors of four vectors.
 type Combine struct{ A [4]float64 }
 
-// Flag is a flag among scalars.
+// Flag converts a flag to a scalar.
 func Flag(on bool) float64 {
 	if on {
 		return 1
@@ -183,16 +183,16 @@ func Flag(on bool) float64 {
 	return 0
 }
 
-// Sign is the factor of the gradient.
+// Sign returns the factor of the gradient.
 func Sign(maximize bool) float64 { return 1 - 2*Flag(maximize) }
 
-// A Weight is lerp's, with the end that torch starts from: x for |w| < 0.5, else end.
+// A Weight is the weight of lerp, and the operand that torch starts from: x for |w| < 0.5, else end.
 type Weight struct {
 	W     float64
 	FromX float64 // flag
 }
 
-// WeightOf is the weight w for elements of type T.
+// WeightOf returns the weight w for elements of type T.
 func WeightOf[T Float](w float64) Weight {
 	if t := T(w); t <= -0.5 || t >= 0.5 {
 		return Weight{W: float64(t - 1)} // 0, not -0, for 1
@@ -200,17 +200,17 @@ func WeightOf[T Float](w float64) Weight {
 	return Weight{W: w, FromX: 1}
 }
 
-// A Divisor divides square roots by one number without the CPU's divider, for which Adam's other operations wait, and
-// with a division's bits: Brisebarre, Muller & Raina, "Accelerating Correctly Rounded Floating-Point Division when the
-// Divisor Is Known in Advance", IEEE Transactions on Computers 53 (2004), section 1. A root is far from where the
-// remainder would underflow, unless the divisor is Extreme.
+// A Divisor divides square roots by a constant without the CPU's divider, for which Adam's other operations wait. The result is
+// rounded as a division: Brisebarre, Muller & Raina, "Accelerating Correctly Rounded Floating-Point Division when the
+// Divisor Is Known in Advance", IEEE Transactions on Computers 53 (2004), section 1. The
+// remainder of a root does not underflow unless the divisor is Extreme.
 type Divisor struct {
 	By    float64
 	Recip float64 // 1 / By, rounded to the elements' type once
 }
 
-// DivisorOf is the divisor x for elements of type T.
+// DivisorOf returns the divisor x for elements of type T.
 func DivisorOf[T Float](x float64) Divisor { return Divisor{By: x, Recip: float64(1 / T(x))} }
 
-// Extreme reports whether only a division will do.
+// Extreme reports whether a true division is required.
 func (d *Divisor) Extreme() bool { return !(d.By >= 0x1p-40 && d.By <= 0x1p40) }

@@ -7,10 +7,10 @@ import (
 	"unsafe"
 )
 
-// Matrices are transposed in registers, by tiles of 128 bits: four elements of four matrices, or two of two in float64. A
-// wider vector takes several side by side. Tiles of 256 bits, whose halves have to be brought together, save 5% of the time.
+// Matrices are transposed in registers, in tiles of 128 bits: four elements of four matrices, or two of two in float64. A wider
+// vector has several tiles. Tiles of 256 bits, whose halves must be combined, would save 5% of the time.
 
-// tilesAcross lays matrices side by side, as Transpose does, as long as they fill vectors, and returns how many.
+// tilesAcross interleaves matrices like Transpose, as long as they fill vectors, and returns their number.
 func tilesAcross[T Float](dst, src unsafe.Pointer, size, n int) int {
 	w, bytes, tile := Lanes[T](), int(unsafe.Sizeof(T(0))), tileOf[T](size)
 	for range n / w {
@@ -36,7 +36,7 @@ func tilesBack[T Float](dst, src unsafe.Pointer, size, n int) int {
 	return n - n%w
 }
 
-// A tile lays some matrices of a size side by side, in vectors of w elements, and back.
+// A tile interleaves matrices of a size in vectors of w elements, and reverses it.
 type tile struct {
 	matrices     int
 	across, back func(dst, src unsafe.Pointer, size, w int)
@@ -54,10 +54,10 @@ func tileOf[T Float](size int) tile {
 	return tile{4, foursAcross, foursBack}
 }
 
-// next is where the tile after that at element i begins: the last one takes some elements of the one before once more.
+// next returns the start of the tile after that at element i. The last tile may overlap the one before.
 func next(i, side, size int) int { return max(i+1, min(i+side, size-side)) }
 
-// foursAcross takes tiles of four elements of four matrices.
+// foursAcross processes tiles of four elements of four matrices.
 func foursAcross(dst, src unsafe.Pointer, size, w int) {
 	size4, w4 := 4*size, 4*w
 	for i := 0; i <= size-4; i = next(i, 4, size) {
@@ -83,10 +83,10 @@ func transpose4(a, b, c, d archsimd.Uint32x4) (_, _, _, _ archsimd.Uint32x4) {
 		abHi.InterleaveLo(cdHi).ReshapeToUint32s(), abHi.InterleaveHi(cdHi).ReshapeToUint32s()
 }
 
-// triplesAcross is for four matrices of three elements, abca bcab cabc.
+// triplesAcross processes four matrices of three elements, abca bcab cabc.
 func triplesAcross(dst, src unsafe.Pointer, _, w int) {
 	x, y, z := *four(src, 0), *four(src, 16), *four(src, 32)
-	ab, bc := y.ConcatPermuteScalars(2, 3, 5, 6, z), x.ConcatPermuteScalars(1, 2, 4, 5, y) // aabb of the latter two, bcbc of the others
+	ab, bc := y.ConcatPermuteScalars(2, 3, 5, 6, z), x.ConcatPermuteScalars(1, 2, 4, 5, y) // aabb of y and z, bcbc of x and y
 	*four(dst, 0) = x.ConcatPermuteScalars(0, 3, 4, 6, ab)
 	*four(dst, 4*w) = bc.ConcatPermuteScalars(0, 2, 5, 7, ab)
 	*four(dst, 8*w) = bc.ConcatPermuteScalars(1, 3, 4, 7, z)
@@ -100,7 +100,7 @@ func triplesBack(dst, src unsafe.Pointer, _, w int) {
 	*four(dst, 32) = ca.ConcatPermuteScalars(1, 3, 5, 7, bc)
 }
 
-// pairsAcross is for four matrices of two elements.
+// pairsAcross processes four matrices of two elements.
 func pairsAcross(dst, src unsafe.Pointer, _, w int) {
 	x, y := *four(src, 0), *four(src, 16)
 	*four(dst, 0), *four(dst, 4*w) = x.ConcatPermuteScalars(0, 2, 4, 6, y), x.ConcatPermuteScalars(1, 3, 5, 7, y)
@@ -111,7 +111,7 @@ func pairsBack(dst, src unsafe.Pointer, _, w int) {
 	*four(dst, 0), *four(dst, 16) = a.InterleaveLo(b), a.InterleaveHi(b)
 }
 
-// twosAcross takes tiles of two elements of two matrices, of float64.
+// twosAcross processes tiles of two float64 elements of two matrices.
 func twosAcross(dst, src unsafe.Pointer, size, w int) {
 	for i := 0; i <= size-2; i = next(i, 2, size) {
 		a, b := *two(src, i), *two(src, i+size)

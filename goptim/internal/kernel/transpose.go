@@ -2,26 +2,26 @@ package kernel
 
 import "unsafe"
 
-// A Transpose lays as many matrices as a vector has lanes side by side: the first elements of all, then the second, a
-// vector apart; and behind them the next as many.
+// A Transpose interleaves as many matrices as a vector has lanes: a vector of their first elements, then of the second, and so
+// on. The next matrices follow.
 type Transpose[T Float] struct {
 	rows, cols int
 	middle     []T
 	shuffle    *shuffle
 }
 
-// TransposeOf is that for matrices of rows x cols. It needs memory in the middle, for as many elements.
+// TransposeOf returns the Transpose for matrices of rows x cols. It needs scratch memory for as many elements.
 func TransposeOf[T Float](rows, cols int, middle []T) Transpose[T] {
 	return Transpose[T]{rows, cols, middle[:rows*cols*Lanes[T]()], shuffleOf[T](rows, cols)}
 }
 
-// Across lays n matrices side by side. Where the last ones are less than lanes, the last of all fills the rest.
+// Across interleaves n matrices. If the last group is incomplete, the last matrix fills it.
 func (t *Transpose[T]) Across(dst, src []T, n int) {
 	w, size := Lanes[T](), t.rows*t.cols
 	dst, src = dst[:(n+w-1)/w*w*size], src[:n*size]
 	m := 0
 	switch {
-	case size == 1 || w == 1: // they do already
+	case size == 1 || w == 1: // they already are
 		m = copy(dst, src) / size
 	case t.shuffle != nil:
 		for ; m+w <= n; m += w {
@@ -40,7 +40,7 @@ func (t *Transpose[T]) Across(dst, src []T, n int) {
 	}
 }
 
-// across lays no more matrices than lanes side by side.
+// across interleaves at most as many matrices as there are lanes.
 func across[T Float](dst, src []T, size int) {
 	n, w := len(src)/size, len(dst)/size
 	for j := range size {

@@ -8,12 +8,11 @@ import (
 	"unsafe"
 )
 
-// shuffled is up to which size records are moved by permutations of vectors.
+// shuffled is the largest size of records that are moved by permutations of vectors.
 const shuffled = 7
 
-// A shuffle deals the elements of size vectors to size others in turn, and collects them again. Each vector it makes is
-// a chain of permutations, of what there is already and of one more of the others; four chains go side by side, for one
-// waits for itself.
+// A shuffle distributes the elements of size vectors to size others in turn, and collects them again. Each result is a chain of
+// permutations, each of the partial result and one more input. Four chains are interleaved to hide their latency.
 type shuffle struct {
 	deal, collect [shuffled + 1][][4]archsimd.Uint32x16
 }
@@ -31,7 +30,7 @@ var shuffles = sync.OnceValue(func() *shuffle {
 	return s
 })
 
-// chains are the indices of the permutations that bring every element from where it is.
+// chains returns the indices of the permutations, given the source of every element.
 func chains(size int, from func(to int) int) [][4]archsimd.Uint32x16 {
 	const w = 16
 	var all [][4]archsimd.Uint32x16
@@ -41,7 +40,7 @@ func chains(size int, from func(to int) int) [][4]archsimd.Uint32x16 {
 			for i := first; i < min(first+4, size); i++ {
 				var index [w]uint32
 				for lane := range index {
-					index[lane] = uint32(lane) // what has been found, or is still to come
+					index[lane] = uint32(lane) // elements that are already in place, or come later
 					switch at := from(i*w + lane); {
 					case at/w == k:
 						index[lane] = uint32(w + at%w)
@@ -57,7 +56,7 @@ func chains(size int, from func(to int) int) [][4]archsimd.Uint32x16 {
 	return all
 }
 
-// shuffleOf is what moves matrices of a shape; nil if nothing does it faster than one element after the other.
+// shuffleOf returns the shuffle for matrices of a shape; nil if moving single elements is as fast.
 func shuffleOf[T Float](rows, cols int) *shuffle {
 	if unsafe.Sizeof(T(0)) != 4 || rows > shuffled || cols > shuffled || rows*cols == 1 {
 		return nil
@@ -65,7 +64,7 @@ func shuffleOf[T Float](rows, cols int) *shuffle {
 	return shuffles()
 }
 
-// across deals the elements of matrices to their columns, and these to their rows.
+// across distributes the elements of matrices to their columns, and these to their rows.
 func (s *shuffle) across(dst, src, middle unsafe.Pointer, rows, cols int) {
 	switch {
 	case cols == 1:
@@ -91,8 +90,8 @@ func (s *shuffle) back(dst, src, middle unsafe.Pointer, rows, cols int) {
 	}
 }
 
-// permute makes n times size vectors of size others. All lie a number of vectors apart: dstStep and srcStep from one to
-// the next, dstNext and srcNext from the first of one time to that of the next.
+// permute computes size vectors from size others, n times. Distances are in vectors: dstStep and srcStep between consecutive
+// vectors, dstNext and srcNext between the first ones of consecutive repetitions.
 func permute(chains [][4]archsimd.Uint32x16, size, n int, dst unsafe.Pointer, dstNext, dstStep int, src unsafe.Pointer, srcNext, srcStep int) {
 	if size == 3 { // most convolutions
 		y0, y1, y2 := chains[0][0], chains[0][1], chains[0][2]

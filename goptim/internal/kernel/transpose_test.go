@@ -16,7 +16,7 @@ func TestTranspose(t *testing.T) {
 	t.Run("float64", testTranspose[float64])
 }
 
-// testTranspose lays matrices of every small shape side by side, some vectors of them, and back.
+// testTranspose interleaves matrices of every small shape, some vectors of them, and reverses it.
 func testTranspose[T kernel.Float](t *testing.T) {
 	const guard = -1
 	w := kernel.Lanes[T]()
@@ -50,7 +50,7 @@ func TestAdafactorSmall(t *testing.T) {
 	onCopies(t, testAdafactorSmall[float32], testAdafactorSmall[float64])
 }
 
-// testAdafactorSmall compares matrices one a lane, two vectors of them, with one after the other, as large ones are taken.
+// testAdafactorSmall compares two vectors of matrices, one per lane, with single matrices, processed like large ones.
 func testAdafactorSmall[T kernel.Float](t *testing.T, k kernels) {
 	of := funcOf[kernel.Adafactor, T]
 	small, mean, product := of(k, "AdafactorSmall"), of(single[T](), "AdafactorMean"), of(single[T](), "AdafactorProduct")
@@ -96,7 +96,7 @@ func testAdafactorSmall[T kernel.Float](t *testing.T, k kernels) {
 					want = append(want, [3][]T{u, row, col})
 				}
 				u := slices.Clone(g)
-				small(h, u, u, [3][]T{row, col}) // over the gradient
+				small(h, u, u, [3][]T{row, col}) // overwrites the gradient
 				kernel.Leave()
 				for m, x := range want {
 					require.Equal(t, x, [3][]T{one(u, m), one(row, m), one(col, m)}, "%d x %d, matrix %d, fused %v", rows, cols, m, fused)

@@ -1,10 +1,9 @@
-// Package kernel is what the kernels of its subfolders share.
+// Package kernel is the common code of the kernels in its subfolders.
 package kernel
 
 import "slices"
 
-// OfWidth is the copy of a kernel for vectors of VectorBits, of its copies for this system's widths; single where there
-// are no vectors.
+// OfWidth selects the copy of a kernel for vectors of VectorBits, or single if there are no vectors.
 func OfWidth[F any](single F, copies ...F) F {
 	if i := slices.Index(widths, bits); i >= 0 {
 		return copies[i]

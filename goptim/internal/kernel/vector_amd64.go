@@ -9,17 +9,17 @@ import (
 	"strings"
 )
 
-// There are no kernels for 128 bits. A CPU that has FMA but not AVX2, as AMD's of 2012 to 2014, takes one element at a time;
-// torch does not use FMA there, so that no kernel would have its bits.
+// There are no kernels for 128 bits. CPUs with FMA but without AVX2, AMD's of 2012 to 2014, process one element at a time.
+// torch does not use FMA there, so no kernel would have its exact results.
 var widths = []int{256, 512}
 
-// VectorBits is the width of the vectors that kernels use; 0 if the CPU has no AVX2, or GODEBUG=simd=0 asks for none.
+// VectorBits is the vector width of the kernels; 0 if the CPU does not have AVX2, or if GODEBUG=simd=0.
 func VectorBits() int { return vectorBits }
 
 var vectorBits = chosen(os.Getenv("GODEBUG"), simd.Emulated(), simd.VectorBitSize(), archsimd.X86.FMA(), archsimd.X86.AVX2(), archsimd.X86.AVX512())
 
-// chosen is the width that GODEBUG asks package simd for, or 256 for 128; else the widest that the CPU has. Package simd's
-// own default is half that or less on a CPU without VPCLMULQDQ, as Intel's before Ice Lake; kernels do not need it.
+// chosen returns the width that GODEBUG sets, or 256 instead of 128; by default the largest width of the CPU. Package simd's
+// default is at most half of it on CPUs without VPCLMULQDQ, such as Intel's before Ice Lake. Kernels do not need it.
 func chosen(godebug string, emulated bool, bits int, fma, avx2, avx512 bool) int {
 	asked := false
 	for setting := range strings.SplitSeq(godebug, ",") {

@@ -6,7 +6,7 @@ import "simd"
 
 var widths = []int{128}
 
-// VectorBits is the width of the vectors that kernels use; 0 if GODEBUG=simd=0 asks for none.
+// VectorBits is the vector width of the kernels; 0 if GODEBUG=simd=0.
 func VectorBits() int {
 	if simd.Emulated() {
 		return 0

@@ -4,5 +4,5 @@ package kernel
 
 var widths []int
 
-// VectorBits is 0: kernels take one element at a time.
+// VectorBits is 0: kernels process one element at a time.
 func VectorBits() int { return 0 }

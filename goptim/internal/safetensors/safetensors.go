@@ -16,40 +16,40 @@ import (
 	"unicode/utf8"
 )
 
-// A Tensor is an array in row-major order; no dimensions make one number.
+// A Tensor is an array in row-major order. Without dimensions it is a scalar.
 type Tensor struct {
 	Name  string
-	DType string // as F32
+	DType string // for example F32
 	Shape []int
 	Data  []byte // little-endian
 }
 
-// A File is what a safetensors file holds.
+// A File is the content of a safetensors file.
 type File struct {
 	Metadata map[string]string
 	Tensors  []Tensor
 }
 
-// maxHeader is the longest header in bytes, as of the format's reference implementation.
+// maxHeader is the maximal size of a header in bytes, as in the format's reference implementation.
 const maxHeader = 100_000_000
 
-// metadata is the key of the header that is no tensor.
+// metadata is the key in the header that is not a tensor.
 const metadata = "__metadata__"
 
-// bits is the size of an element.
+// bits are the sizes of elements.
 var bits = map[string]int{
 	"BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "U16": 16, "I16": 16, "F16": 16, "BF16": 16,
 	"U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64, "C64": 64,
 }
 
-// An entry is a tensor in the header.
+// An entry is the header's entry of a tensor.
 type entry struct {
 	DType   string `json:"dtype"`
 	Shape   []int  `json:"shape"`
 	Offsets []int  `json:"data_offsets"`
 }
 
-// WriteTo writes the file. It puts wider elements first, so that all are aligned.
+// WriteTo writes the file. Wider elements come first, so that all are aligned.
 func (f *File) WriteTo(w io.Writer) (int64, error) {
 	tensors := slices.Clone(f.Tensors)
 	slices.SortStableFunc(tensors, func(a, b Tensor) int {
@@ -127,7 +127,7 @@ func (t Tensor) Check() error {
 	return nil
 }
 
-// sizeOf is the bytes of a tensor.
+// sizeOf returns the size of a tensor in bytes.
 func sizeOf(dtype string, shape []int) (int, error) {
 	width, ok := bits[dtype]
 	if !ok {
@@ -143,7 +143,7 @@ func sizeOf(dtype string, shape []int) (int, error) {
 	return size, nil
 }
 
-// Parse reads a file. The tensors' data is part of it.
+// Parse reads a file. The tensors' data are slices of it.
 func Parse(file []byte) (*File, error) {
 	if len(file) < 8 {
 		return nil, fmt.Errorf("%d bytes: %w", len(file), io.ErrUnexpectedEOF)
@@ -199,7 +199,7 @@ func Parse(file []byte) (*File, error) {
 	return f, nil
 }
 
-// decode takes an object of exactly the fields of an entry; encoding/json would take names in other cases, and null.
+// decode accepts an object with exactly the fields of an entry. encoding/json would also accept other letter cases and null.
 func (e *entry) decode(object json.RawMessage) error {
 	fields := map[string]any{"dtype": &e.DType, "shape": &e.Shape, "data_offsets": &e.Offsets}
 	err := Members(object, func(key string, value json.RawMessage) error {
@@ -218,7 +218,7 @@ func (e *entry) decode(object json.RawMessage) error {
 	return err
 }
 
-// Decode takes a value in JSON that is not null and no list with a null, which encoding/json would pass over.
+// Decode decodes a JSON value, and rejects null and lists with null, which encoding/json would ignore.
 func Decode(value json.RawMessage, to any) error {
 	if isNull(value) {
 		return errors.New("null")
@@ -232,7 +232,7 @@ func Decode(value json.RawMessage, to any) error {
 
 func isNull(value json.RawMessage) bool { return string(bytes.TrimSpace(value)) == "null" }
 
-// Members calls do for the members of an object in JSON, whose keys must be distinct.
+// Members calls do for each member of a JSON object, whose keys must be distinct.
 func Members(object []byte, do func(key string, value json.RawMessage) error) error {
 	if !bytes.HasPrefix(object, []byte("{")) || !utf8.Valid(object) {
 		return errors.New("not an object in JSON")

@@ -10,7 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// file is header and data as a file.
+// file returns a file with a header and data.
 func file(header string, data ...byte) []byte {
 	return slices.Concat(binary.LittleEndian.AppendUint64(nil, uint64(len(header))), []byte(header), data)
 }
@@ -91,7 +91,7 @@ func TestRefuses(t *testing.T) {
 	}
 }
 
-// FuzzParse has what Parse accepts come back from a round trip.
+// FuzzParse checks that what Parse accepts survives a round trip.
 func FuzzParse(f *testing.F) {
 	for _, bad := range refused {
 		f.Add(bad)

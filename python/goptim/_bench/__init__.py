@@ -1,4 +1,4 @@
-"""``python -m goptim bench``: what a step costs on this machine, beside torch's paths and the memory's own speed."""
+"""``python -m goptim bench``: the time of a step on this machine, compared with torch and the memory bound."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     """Add ``bench`` to the subcommands of ``python -m goptim``."""
     parser = commands.add_parser(
         "bench",
-        help="measure what a step costs here, beside torch's",
-        description="Measure what a step of goptim costs on this machine, beside torch's paths and a pass over the "
-        "same memory without arithmetic. All take turns in one process, with gradients freshly allocated before every "
-        "step; a figure is the best of all rounds, a ratio above 1 says that goptim is faster. At the end it says "
-        "whether the machine was quiet enough.",
+        help="measure the time of a step, compared with torch",
+        description="Measure the time of a step of goptim on this machine, compared with torch's implementations and a "
+        "pass over the same memory without arithmetic. All take turns in one process, with gradients freshly allocated "
+        "before every step. A figure is the best of all rounds; above 1, goptim is faster. The last line says whether "
+        "the machine was quiet enough.",
     )
     parser.add_argument(
         "--training",
         action="store_true",
-        help="measure instead what share of a training iteration the step takes, and what goptim gains of it",
+        help="measure training iterations instead: the share that the step takes, and the speedup",
     )
     parser.add_argument("--optimizer", nargs="+", choices=subjects.OPTIMIZERS, metavar="NAME", help=_optimizers())
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
@@ -38,11 +38,16 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         type=_listed(subjects.shapes_of),
         action=_Flat,
         metavar="NAME",
-        help=f"of {', '.join(subjects.SHAPES)}, or package.module:attribute, which is a torch.nn.Module, what returns "
-        "one, or a list of shapes; by default each optimizer has its own",
+        help=f"of {', '.join(subjects.SHAPES)}, or package.module:attribute, which is a torch.nn.Module, a function or "
+        "class that returns one, or a list of shapes; the default depends on the optimizer",
     )
     parser.add_argument(
-        "--threads", nargs="+", type=_listed(_at_least(1)), action=_Flat, metavar="N", help="default: 1 and torch's own"
+        "--threads",
+        nargs="+",
+        type=_listed(_at_least(1)),
+        action=_Flat,
+        metavar="N",
+        help="default: 1, and torch's number of threads",
     )
     parser.add_argument(
         "--against",
@@ -50,24 +55,32 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         type=_listed(_one_of(AGAINST)),
         action=_Flat,
         metavar="PATH",
-        help=f"of {', '.join(AGAINST)}; default: {','.join(USUAL)}. What compiling took is not part of a step",
+        help=f"of {', '.join(AGAINST)}; default: {','.join(USUAL)}. Compilation time is not part of a step",
     )
     parser.add_argument(
-        "--rounds", type=_at_least(1), default=30, metavar="N", help="of 16M elements, of small tensors four times more"
+        "--rounds",
+        type=_at_least(1),
+        default=30,
+        metavar="N",
+        help="for 16M elements; up to four times more for small tensors",
     )
     parser.add_argument(
         "--patience",
         type=_seconds,
         default=10.0,
         metavar="S",
-        help="seconds of a row for each contender: one whose step takes longer is left out; default: 10",
+        help="seconds per row and implementation; one whose step takes longer is left out; default: 10",
     )
     parser.add_argument(
-        "--scale", type=_share, default=1.0, metavar="X", help="shrink all shapes, as 0.001, to see whether it works"
+        "--scale",
+        type=_share,
+        default=1.0,
+        metavar="X",
+        help="shrink all shapes, for a quick check that everything works: 0.001",
     )
     parser.add_argument("--json", type=_file(".json"), metavar="FILE", help="write everything that was measured")
     parser.add_argument(
-        "--plot", type=_file(".png", ".svg", ".pdf"), metavar="FILE", help="draw the ratios; needs matplotlib"
+        "--plot", type=_file(".png", ".svg", ".pdf"), metavar="FILE", help="plot the speedups; needs matplotlib"
     )
     parser.add_argument(
         "--update",
@@ -75,8 +88,8 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         type=_page,
         default=[],
         metavar="PAGE#MARK",
-        help="put the table in a page, between <!-- MARK --> and <!-- end -->; MARK ending in 'brief' has the large "
-        "tensors alone, on all threads",
+        help="put the table in a page, between <!-- MARK --> and <!-- end -->; if MARK ends in 'brief', only the rows "
+        "of large tensors on all threads",
     )
     parser.set_defaults(call=lambda options: _bench(parser, options))
 
@@ -95,14 +108,14 @@ def _optimizers() -> str:
 
 
 class _Flat(argparse.Action):
-    """Makes one list of the lists that arguments with commas give."""
+    """Joins the lists of comma-separated arguments into one."""
 
     def __call__(self, parser: object, namespace: argparse.Namespace, values: Any, option: object = None) -> None:
         setattr(namespace, self.dest, [value for part in values for value in part])
 
 
 def _listed(parse: Callable[[str], _T]) -> Callable[[str], list[_T]]:
-    """Parses what stands between commas."""
+    """A parser of comma-separated values."""
 
     def parts(text: str) -> list[_T]:
         try:

@@ -1,5 +1,5 @@
-/* The memory bound of an optimizer step: a pass over the same bytes that reads every column and writes all but the
- * gradient, with no arithmetic to speak of. columns[0] is the parameter, columns[1] the gradient, the others state. */
+/* The memory bound of an optimizer step: a pass over the same bytes that reads every tensor and writes all but the
+ * gradient, with one XOR as its only arithmetic. columns[0] is the parameter, columns[1] the gradient, the others state. */
 #include <stddef.h>
 #include <stdint.h>
 

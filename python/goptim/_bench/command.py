@@ -1,4 +1,4 @@
-"""The subcommand: what to measure, in which order, and where its results go."""
+"""The subcommand: selects what to measure, and prints and writes the results."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ TRAINED = ("AdamW", "NAdam", "Adafactor")  # by default
 
 
 class Refused(Exception):
-    """The arguments ask for what cannot be."""
+    """The arguments cannot be combined, or need something that is not installed."""
 
 
 class Progress:
-    """A bar on stderr where tqdm is installed, and lines on stdout that do not disturb it."""
+    """A progress bar on stderr if tqdm is installed, and lines on stdout."""
 
     def __init__(self, total: int) -> None:
         self.bar: Any = None
@@ -49,10 +49,10 @@ class Progress:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measure, and print, write and draw what was asked.
+    """Measure, and print, write and plot the results.
 
     Raises:
-        Refused: before anything was measured.
+        Refused: before anything is measured.
     """
     if options.plot and not importlib.util.find_spec("matplotlib"):
         raise Refused("--plot needs matplotlib, which is not installed: pip install matplotlib")
@@ -99,12 +99,12 @@ def _step(options: argparse.Namespace) -> None:
 
 
 def _rows(options: argparse.Namespace) -> list[steps.Row]:
-    """What to measure, in order."""
+    """The rows to measure, in order."""
     dtype = getattr(torch, options.dtype)
     names = options.optimizer or list(subjects.OPTIMIZERS)
     if options.shapes and "Muon" in names and not all(shapes.matrices for shapes in options.shapes):
         if options.optimizer:
-            raise Refused("Muon takes matrices: --shapes matrices or small-matrices")
+            raise Refused("Muon supports only matrices: --shapes matrices or small-matrices")
         names.remove("Muon")
     return [
         steps.Row(name, shapes.scaled(options.scale), threads, dtype)
@@ -117,12 +117,12 @@ def _rows(options: argparse.Namespace) -> list[steps.Row]:
 def _train(options: argparse.Namespace) -> None:
     for flag, value in (("--shapes", options.shapes), ("--against", options.against), ("--plot", options.plot)):
         if value:
-            raise Refused(f"{flag} is not for --training, whose models and contenders are its own")
+            raise Refused(f"{flag} cannot be used with --training, which has its own models and implementations")
     names = options.optimizer or TRAINED
     if "Muon" in names:
-        raise Refused("Muon takes matrices, and the models of --training have others")
+        raise Refused("Muon supports only matrices, and the models of --training have other parameters")
     if options.dtype not in ("float32", "bfloat16"):
-        raise Refused("the models of --training are of float32 or bfloat16")
+        raise Refused("--training supports float32 and bfloat16")
     rows = [
         training.Row(model, name, threads)
         for threads in options.threads or [torch.get_num_threads()]
@@ -143,7 +143,7 @@ def _train(options: argparse.Namespace) -> None:
 
 
 class Report:
-    """What a run prints and keeps, row by row."""
+    """Prints and collects the rows of a run."""
 
     def __init__(self, options: argparse.Namespace, head: list[str], notes: list[str]) -> None:
         self.options, self.head, self.notes = options, head, notes
@@ -159,7 +159,7 @@ class Report:
         measure: Callable[[Any, Callable[[], None]], str],
         title: Callable[[Any], str],
     ) -> list[Any]:
-        """Measure rows and print their lines; give those that could be, up to an interruption."""
+        """Measure rows and print their lines. Return the measured rows; an interrupt ends the run early."""
         done = []
         progress = Progress(total)
         progress.print("\n".join(self.head))
@@ -182,7 +182,7 @@ class Report:
         return done
 
     def end(self, rows: Sequence[Any], threads: int, spreads: Sequence[float], large: Callable[[Any], bool]) -> None:
-        """Print what is to be said below the table, and write what was asked for."""
+        """Print the notes below the table, and write the requested files."""
         said = conditions.judged(self.watch, self.conditions, threads, spreads)
         notes = list(dict.fromkeys([*self.notes, *(note for row in rows for note in row.notes)]))
         print("\n" + "\n".join([said, *(f"- {note}" for note in notes)]), flush=True)
@@ -214,20 +214,21 @@ class Report:
 
 def _conditions(options: argparse.Namespace) -> str:
     line = conditions.sentence(conditions.conditions(), getattr(torch, options.dtype))
-    return line if options.scale == 1 else f"{line[:-1]}; all shapes at {options.scale:g} of their size."
+    return line if options.scale == 1 else f"{line[:-1]}; all shapes scaled by {options.scale:g}."
 
 
 def brief(row: steps.Row, rows: Sequence[steps.Row]) -> bool:
-    """Whether a brief table has this row: an optimizer's first shapes that are large, on all threads."""
+    """Whether a brief table has this row: the optimizer's first large shapes, on all threads."""
     first = next((other for other in rows if other.optimizer == row.optimizer and other.shapes.large), None)
     return first is not None and row.shapes == first.shapes and row.threads == max(other.threads for other in rows)
 
 
 def compile_times(rows: Sequence[steps.Row]) -> list[str]:
-    """What the compiled steps' compilation took, which is not in any figure."""
+    """A note with the compilation times, which the figures exclude."""
     times = [row.compile_seconds for row in rows if row.compile_seconds is not None]
     if not times:
         return []
     return [
-        f"compile: compiling took up to {max(times):.1f} s for a step, {sum(times):.1f} s in all, in no figure above"
+        f"compile: compilation took up to {max(times):.1f} s per step, {sum(times):.1f} s in total; the figures above "
+        "exclude it"
     ]

@@ -1,4 +1,4 @@
-"""What a benchmark ran on, and whether the machine was quiet enough for its figures to be trusted."""
+"""The machine that a benchmark ran on, and whether it was quiet enough to trust the figures."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ import torch
 import goptim
 from goptim import _native
 
-# From where on a machine is called busy. Quiet ones stayed an order of magnitude below the first two.
-OTHERS = 0.05  # of all cores' time, taken by other processes
-STOLEN = 0.02  # of all cores' time, taken by other virtual machines
-SPREAD = 1.5  # of a pass over memory, the median's time to the best one's
-ENOUGH = 1.0  # seconds; /proc/stat counts in hundredths, so of less nothing can be said
-LOAD = 0.5  # processes beyond our threads, where there is no /proc/stat
+# Above these limits a machine is busy. Quiet machines stayed an order of magnitude below the first two.
+OTHERS = 0.05  # share of all cores' time used by other processes
+STOLEN = 0.02  # share of all cores' time used by other virtual machines
+SPREAD = 1.5  # median time of a pass over memory, divided by the best
+ENOUGH = 1.0  # seconds; /proc/stat counts in hundredths, which is too coarse for less
+LOAD = 0.5  # load average in excess of the benchmark's threads, if there is no /proc/stat
 
 
 def conditions() -> dict[str, Any]:
@@ -38,7 +38,7 @@ def conditions() -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "system": platform.platform(),
-        # What changes the cost of torch's temporaries.
+        # These variables change the cost of torch's temporaries.
         "allocator": {k: v for k, v in os.environ.items() if k.startswith("MALLOC_") or k in _ALLOCATORS},
         "load_before": load_average(),
     }
@@ -56,28 +56,28 @@ def _cpu() -> str:
 
 
 def load_average() -> float:
-    """Of the last minute; -1 where the system does not say."""
+    """The load average of the last minute; -1 if the system does not provide it."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else -1.0
 
 
 def sentence(found: dict[str, Any], dtype: torch.dtype) -> str:
-    """The conditions in a line above a table, as Markdown."""
+    """The line of conditions above a table, as Markdown."""
     allocator = "".join(f"; {k}={v}" for k, v in found["allocator"].items())
     return (
         f"{found['cpu']}, {found['cores']} cores, {found['torch_vectors']}; torch {found['torch']}; "
         f"goptim {found['goptim']} with {found['go']} and vectors of {found['go_vector_bits']} bits; "
-        f"{str(dtype).removeprefix('torch.')}{allocator}; load average {found['load_before']:.1f} when it began."
+        f"{str(dtype).removeprefix('torch.')}{allocator}; load average {found['load_before']:.1f} at the start."
     )
 
 
 @dataclass
 class Watch:
-    """What the CPUs did in all blocks of ``with watch():`` together, in seconds."""
+    """CPU seconds used by others during all ``with watch():`` blocks."""
 
     seconds: float = 0.0
-    others: float = 0.0  # of other processes
-    stolen: float = 0.0  # of other virtual machines
-    known: bool = True  # whether the system tells
+    others: float = 0.0  # other processes
+    stolen: float = 0.0  # other virtual machines
+    known: bool = True  # whether the system provides them
 
     @contextlib.contextmanager
     def __call__(self) -> Iterator[None]:
@@ -94,7 +94,7 @@ class Watch:
 
 
 def _cpu_times() -> tuple[float, float, float] | None:
-    """Seconds of all processes, of this one, and stolen, since ever."""
+    """CPU seconds since boot: of all processes, of this process, and stolen by other virtual machines."""
     try:
         fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
         user, nice, system, _idle, _wait, interrupts, soft, stolen = (
@@ -106,50 +106,50 @@ def _cpu_times() -> tuple[float, float, float] | None:
 
 
 def why_busy(watch: Watch, cores: int, threads: int, load_after: float, spreads: Sequence[float] = ()) -> list[str]:
-    """Why the figures are not to be trusted; empty if the machine was quiet.
+    """The reasons not to trust the figures; empty if the machine was quiet.
 
     Args:
-        watch: what the CPUs did while it measured.
-        cores: how many the machine has.
-        threads: the most that were asked for.
-        load_after: the load average at the end, judged where the system does not tell what the CPUs did.
-        spreads: for each row of large tensors, how many times its best time the memory bound's median took.
+        watch: the CPU time during the measurement.
+        cores: the machine's number of cores.
+        threads: the benchmark's largest number of threads.
+        load_after: the load average at the end, used if the system does not provide CPU times.
+        spreads: for each row of large tensors, the memory bound's median time divided by its best.
     """
     reasons = []
     if not watch.known:
         if load_after > threads + LOAD:
-            reasons.append(f"the load average was {load_after:.1f} at the end, with {threads} threads of its own")
+            reasons.append(f"the load average was {load_after:.1f} at the end, and the benchmark had {threads} threads")
     elif watch.seconds >= ENOUGH:
         everything = cores * watch.seconds
         if watch.others > OTHERS * everything:
             taken = watch.others / watch.seconds
-            reasons.append(f"other processes took {taken:.2f} of {cores} cores ({OTHERS:.0%} of all are tolerated)")
+            reasons.append(f"other processes used {taken:.2f} of {cores} cores (the limit is {OTHERS:.0%})")
         if watch.stolen > STOLEN * everything:
             share = watch.stolen / everything
-            reasons.append(f"other virtual machines took {share:.1%} of the cores' time ({STOLEN:.0%} is tolerated)")
+            reasons.append(f"other virtual machines used {share:.1%} of the cores' time (the limit is {STOLEN:.0%})")
     wide = sum(spread > SPREAD for spread in spreads)
     if 3 * wide > len(spreads):
         reasons.append(
-            f"memory's own speed changed: in {wide} of {len(spreads)} rows of large tensors, a median pass took more "
-            f"than {SPREAD} times the best one"
+            f"the memory bandwidth varied: in {wide} of {len(spreads)} rows of large tensors, the median pass took "
+            f"more than {SPREAD} times the best pass"
         )
     return reasons
 
 
 def judged(watch: Watch, found: dict[str, Any], threads: int, spreads: Sequence[float] = ()) -> str:
-    """Note the end of a run in its conditions, and say whether the machine was quiet."""
+    """Complete the conditions at the end of a run, and return the line below the table."""
     found["load_after"] = load_average()
     found["busy"] = why_busy(watch, found["cores"] or 1, threads, found["load_after"], spreads)
-    return f"{verdict(found['busy'], watch)} Load average {found['load_after']:.1f} when it ended."
+    return f"{verdict(found['busy'], watch)} Load average {found['load_after']:.1f} at the end."
 
 
 def verdict(reasons: list[str], watch: Watch) -> str:
-    """What to say below a table about the machine."""
+    """The sentence below a table about the machine."""
     if reasons:
         return f"**The machine was too busy to trust these figures**: {'; '.join(reasons)}."
     if not watch.known:
-        return "The system does not tell what other processes did; the load average was low."
+        return "The system does not provide the CPU time of other processes; the load average was low."
     if watch.seconds < ENOUGH:
-        return f"Too short to say whether the machine was busy: {watch.seconds:.1f} s."
+        return f"The measurement was too short to tell whether the machine was busy: {watch.seconds:.1f} s."
     others, stolen = max(0.0, watch.others) / watch.seconds, watch.stolen / watch.seconds
-    return f"The machine was quiet: other processes took {others:.2f} cores, other virtual machines {stolen:.2f}."
+    return f"The machine was quiet: other processes used {others:.2f} cores, other virtual machines {stolen:.2f}."

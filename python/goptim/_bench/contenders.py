@@ -1,4 +1,4 @@
-"""Who takes a step: goptim, torch's paths, torch's compiled step, DeepSpeed, and a pass over the same memory."""
+"""The implementations that are compared: goptim, torch's, torch's compiled step, DeepSpeed, and the memory bound."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from torch.optim import Optimizer
 import goptim
 from goptim._bench import subjects
 
-# torch's paths, by the flags that ask for them.
+# torch's implementations, with the flags that select them.
 PATHS: dict[str, dict[str, bool]] = {
     "for": {"foreach": False, "fused": False},
     "foreach": {"foreach": True},
@@ -41,20 +41,20 @@ TITLES = {
     "fused": "fused",
     "compile": "compiled",
     "deepspeed": "DeepSpeed",
-    "bound": "memory's speed",
+    "bound": "share of bandwidth",
 }
-COMPILED = 200  # tensors: a step of more takes many minutes to compile
-# DeepSpeed sets it, and then torch's own steps load NVML each time: small ones take twice as long.
+COMPILED = 200  # tensors; a step of more takes many minutes to compile
+# DeepSpeed sets this variable, which makes torch load NVML in each step: small steps take twice as long.
 NVML = "PYTORCH_NVML_BASED_CUDA_CHECK"
 
 
 class Missing(Exception):
-    """There is no such contender here. The message says why; it is empty where torch itself has none."""
+    """An implementation does not exist here. The message is the reason; it is empty if torch does not have one."""
 
 
 @dataclass
 class Contender:
-    """An optimizer with its own parameters, and the call that is timed."""
+    """An optimizer with its own parameters, and the call to time."""
 
     optimizer: Optimizer
     parameters: list[Tensor]
@@ -62,10 +62,10 @@ class Contender:
 
 
 def build(path: str, subject: subjects.Optimizer, parameters: list[Tensor]) -> Contender:
-    """A contender with these parameters.
+    """An implementation of an optimizer, with these parameters.
 
     Raises:
-        Missing: it has no such optimizer, or is not installed.
+        Missing: there is no such implementation, or it is not installed.
     """
     optimizer: Optimizer
     if path == "goptim":
@@ -88,17 +88,17 @@ def _compiled(optimizer: Optimizer, tensors: int) -> Callable[[], object]:
         raise Missing(f"compile: a step of more than {COMPILED} tensors would take many minutes to compile")
     from torch import _dynamo
 
-    logging.getLogger("torch._dynamo").setLevel(logging.ERROR)  # it warns of the hooks that every step has
-    _dynamo.reset()  # it stops compiling a step after a few optimizers
+    logging.getLogger("torch._dynamo").setLevel(logging.ERROR)  # it warns about the hooks of every step
+    _dynamo.reset()  # otherwise it stops compiling steps after a few optimizers
     step: Callable[[], object] = torch.compile(lambda: optimizer.step(), fullgraph=False)
     return step
 
 
 def _deepspeed(subject: subjects.Optimizer, parameters: list[Tensor]) -> Optimizer:
     if "deepspeed" not in sys.modules and importlib.util.find_spec("deepspeed") is None:
-        raise Missing("deepspeed: not measured, for it is not installed: pip install deepspeed")
+        raise Missing("deepspeed: not measured because it is not installed: pip install deepspeed")
     if subject.deepspeed is None:
-        raise Missing("deepspeed: it has an equal of Adam, AdamW and Adagrad alone; its Lion has none here")
+        raise Missing("deepspeed: only Adam, AdamW and Adagrad have a counterpart")
     module, name, options = subject.deepspeed
     with _same_environment(NVML):
         cls = getattr(importlib.import_module(module), name)
@@ -106,14 +106,14 @@ def _deepspeed(subject: subjects.Optimizer, parameters: list[Tensor]) -> Optimiz
     defaults = {k: torchs[k].default for k in inspect.signature(cls).parameters if k in torchs}
     options = {**defaults, **subject.options, **options}
     if parameters[0].dtype != torch.float32:
-        options["fp32_optimizer_states"] = False  # as all others
+        options["fp32_optimizer_states"] = False  # as in all other implementations
     optimizer: Optimizer = cls(parameters, **options)
     return optimizer
 
 
 @contextlib.contextmanager
 def _same_environment(name: str) -> Iterator[None]:
-    """Undo what happens to a variable."""
+    """Restore an environment variable at the end."""
     before = os.environ.get(name)
     try:
         yield
@@ -126,7 +126,7 @@ def _same_environment(name: str) -> Iterator[None]:
 
 @functools.cache
 def bound_library() -> tuple[ctypes.CDLL | None, str]:
-    """The pass over memory, compiled now; None, and why, where that cannot be."""
+    """The compiled pass over memory and an empty string; or None and the reason why it cannot be compiled."""
     chosen = os.environ.get("CC", "")
     compilers = [shlex.split(text) for text in (chosen, "gcc", "clang", "cc") if text]
     failure = "there is no C compiler: set CC, or install gcc or clang"
@@ -145,13 +145,14 @@ def bound_library() -> tuple[ctypes.CDLL | None, str]:
                 failure = f"{compiler[0]} cannot compile it: {said}"
             except (OSError, subprocess.SubprocessError) as e:
                 failure = f"{compiler[0]} cannot compile it: {e}"
-    return None, f"the memory bound is missing, for {failure}"
+    return None, f"the memory bound is missing: {failure}"
 
 
 def bound_of(library: ctypes.CDLL, optimizer: Optimizer, threads: int) -> Callable[[], None]:
-    """The pass over what the optimizer's next step reads and writes, for where pages lie makes a tenth of a time.
+    """A pass over the memory that the optimizer's next step reads and writes.
 
-    Adafactor's states are left out: most have a number for a row or column.
+    It uses the same addresses, since page placement changes times by a tenth. Adafactor's states are left out: most
+    have one element per row or column of the parameter.
     """
     columns, words, n_columns = array("Q"), array("q"), 0
     for p in optimizer.param_groups[0]["params"]:

@@ -1,4 +1,4 @@
-"""The ratios as bars. matplotlib is imported by this module alone."""
+"""A bar plot of the speedups. No other module imports matplotlib."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from typing import Any
 from goptim._bench.contenders import TITLES
 from goptim._bench.steps import Row
 
-# Okabe & Ito's colours, which remain apart for the colour-blind.
+# Okabe & Ito's palette, which is safe for colour-blind readers.
 COLOURS = {"for": "#0072B2", "foreach": "#56B4E9", "fused": "#E69F00", "compile": "#CC79A7", "deepspeed": "#009E73"}
 MEMORY, INK, PALE, GRID, BAND = "#D55E00", "#24292f", "#57606a", "#d0d7de", "#f3f5f7"
 BAR = 0.125  # inches
 
 
 def draw(out: Path, rows: Sequence[Row], against: Sequence[str], subtitle: str, by_shapes: bool, busy: bool) -> None:
-    """Draw rows on the most threads: a panel of large tensors beside one of small ones, or one for each list of shapes.
+    """Plot the rows with the most threads: a panel of large and one of small tensors, or one panel per list of shapes.
 
     Args:
-        out: the file.
-        rows: what was measured.
-        against: the contenders, in order.
-        subtitle: what it ran on.
-        by_shapes: whether each list of shapes gets a panel; else an optimizer has one row in a panel.
-        busy: whether the figures are not to be trusted, which is drawn too.
+        out: the file to write.
+        rows: the measured rows.
+        against: the other implementations, in order.
+        subtitle: the machine.
+        by_shapes: whether each list of shapes has a panel; otherwise an optimizer has one row per panel.
+        busy: whether to add a warning that the figures are unreliable.
     """
     importlib.import_module("matplotlib").use("agg")
     plt: Any = importlib.import_module("matplotlib.pyplot")
@@ -47,7 +47,7 @@ def draw(out: Path, rows: Sequence[Row], against: Sequence[str], subtitle: str, 
         grid[0][0].set_ylim(len(names) - 0.5, -0.5)
         many = f"{threads} threads" if threads > 1 else "1 thread"
         dtype = rows[0].json()["dtype"]
-        x, title = 0.12 / width, "The time of a step, as a multiple of goptim's"
+        x, title = 0.12 / width, "Time per step, relative to goptim"
         figure.text(x, 1 - 0.3 / height, title, fontsize=14, fontweight="bold")
         figure.text(x, 1 - 0.54 / height, f"{subtitle}; {dtype}, {many}", fontsize=9, color=PALE)
         if busy:
@@ -70,7 +70,7 @@ def draw(out: Path, rows: Sequence[Row], against: Sequence[str], subtitle: str, 
 
 
 def _panels(rows: Sequence[Row], by_shapes: bool) -> dict[str, list[Row]]:
-    """Rows by the title of their panel."""
+    """The rows of each panel, keyed by its title."""
     panels: dict[str, list[Row]] = {}
     if by_shapes:
         for row in rows:
@@ -90,10 +90,10 @@ def _panels(rows: Sequence[Row], by_shapes: bool) -> dict[str, list[Row]]:
 
 
 def _draw_panel(axes: Any, title: str, rows: dict[int, Row], shown: Sequence[str]) -> None:
-    """Bars from 1, where goptim is, and the memory's line; rows by their places."""
+    """Draw bars that start at 1, and lines at the memory bound. ``rows`` maps positions to rows."""
     ratios = [ratio for row in rows.values() for path in (*shown, "bound") if (ratio := row.ratio(path)) is not None]
     low, high = min([0.6, *ratios]) * 0.85, max([2.0, *ratios])
-    high *= (high / low) ** 0.12  # for the figures behind the bars
+    high *= (high / low) ** 0.12  # space for the figures after the bars
     axes.set(xscale="log", xlim=(low, high))
     axes.set_title(title, fontsize=10.5, fontweight="bold", loc="left")
     slot = 0.84 / max(2, len(shown))
@@ -128,7 +128,7 @@ def _draw_panel(axes: Any, title: str, rows: dict[int, Row], shown: Sequence[str
             linewidth=2,
             solid_capstyle="butt",
             zorder=4,
-            label="the same memory, no arithmetic",
+            label="memory bound",
         )
     steps = (1, 2, 5) if high < 500 * low else (1,)
     ticks = [t for power in range(-4, 5) for step in steps if low <= (t := step * 10.0**power) <= high]

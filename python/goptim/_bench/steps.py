@@ -1,4 +1,4 @@
-"""A step of every contender, interleaved round by round in one process."""
+"""Times the steps of all implementations, interleaved in one process."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from goptim._bench import contenders, subjects
 from goptim._bench.conditions import Watch
 from goptim._bench.contenders import Contender, Missing
 
-LEAST = 5  # rounds of a contender, however slow, if there is patience for them
-SLOW = 0.5  # seconds after which a contender has had its share of a row's time: it sits out some rounds
+LEAST = 5  # rounds of an implementation, however slow, if --patience allows
+SLOW = 0.5  # seconds per row and implementation; slower implementations skip some rounds
 WARM_UP = 2
 
 
 @dataclass
 class Row:
-    """One optimizer on one list of shapes with so many threads."""
+    """One optimizer, one list of shapes and one number of threads."""
 
     optimizer: str
     shapes: subjects.Shapes
@@ -40,19 +40,19 @@ class Row:
 
     @property
     def title(self) -> str:
-        """What messages call it."""
+        """Its name in messages."""
         return f"{self.optimizer}, {self.shapes.title}, {self.threads} thread{'s' if self.threads > 1 else ''}"
 
     def best(self, path: str) -> float:
         return min(self.seconds[path])
 
     def ratio(self, path: str) -> float | None:
-        """How many times goptim's time; None for a contender that has none."""
+        """The best time divided by goptim's; None if the implementation does not exist."""
         return self.best(path) / self.best("goptim") if path in self.seconds else None
 
     @property
     def spread(self) -> float | None:
-        """Of the memory bound on large tensors, the median to the best."""
+        """The memory bound's median time divided by its best; None for small tensors."""
         times = self.seconds.get("bound") if self.shapes.large else None
         return statistics.median(times) / min(times) if times else None
 
@@ -75,19 +75,19 @@ class Row:
 
 
 class TooSlow(Exception):
-    """A step takes longer than there is patience for."""
+    """A step takes longer than --patience allows."""
 
     def __init__(self, seconds: float, patience: float, least: str = "") -> None:
         super().__init__(f"a step takes {least}{seconds:.2g} s here, and --patience is {patience:g}")
 
 
 def rounds_of(shapes: subjects.Shapes, rounds: int) -> int:
-    """More of small tensors, fewer of large ones."""
+    """The number of rounds: more for small tensors, fewer for large ones."""
     return max(2, round(rounds * min(4.0, max(1 / 8, (1 << 24) / shapes.elements))))
 
 
 def turns_of(seconds: float, rounds: int, patience: float) -> int:
-    """In how many of a row's rounds a contender steps, whose step takes so long."""
+    """The number of rounds in which an implementation steps, given the seconds of one step."""
     least = max(1, min(LEAST, int(patience / seconds)))
     return min(rounds, max(least, int(SLOW / seconds)))
 
@@ -95,11 +95,11 @@ def turns_of(seconds: float, rounds: int, patience: float) -> int:
 def measure(
     row: Row, against: Sequence[str], rounds: int, patience: float, watch: Watch, advance: Callable[[], object]
 ) -> None:
-    """Fill a row with the seconds that each contender took in each of its rounds.
+    """Fill a row with the seconds of each step of each implementation.
 
     Raises:
-        MemoryError: there is not enough for all contenders.
-        TooSlow: goptim's step takes more than ``patience`` seconds. Others that do are left out of the row.
+        MemoryError: there is not enough memory for all implementations.
+        TooSlow: goptim's step takes more than ``patience`` seconds. Other implementations are left out in this case.
     """
     torch.set_num_threads(row.threads)
     torch.manual_seed(0)
@@ -110,7 +110,9 @@ def measure(
         _try_a_part(subject, max(gradients, key=torch.Tensor.numel), row.shapes.elements, patience)
     found = dict(_warm(row, subject, ["goptim", *against], gradients, patience))
     ours = found["goptim"][0]
-    library = None if row.optimizer == "Muon" else contenders.bound_library()[0]  # products are not bound by memory
+    library = (
+        None if row.optimizer == "Muon" else contenders.bound_library()[0]
+    )  # matrix products are not limited by memory bandwidth
     turns = {path: turns_of(seconds, rounds, patience) for path, (_, seconds) in found.items()}
     if library is not None:
         turns["bound"] = rounds
@@ -118,11 +120,11 @@ def measure(
     order, shuffle = list(turns), random.Random(0).shuffle
     with watch():
         for i in range(rounds):
-            shuffle(order)  # so that nobody always follows the same one
+            shuffle(order)  # so that no implementation always follows the same one
             for path in order:
                 n = turns[path]
                 if (i + 1) * n // rounds == i * n // rounds:
-                    continue  # a slow one's turns are spread over all rounds
+                    continue  # the steps of a slow implementation are spread over all rounds
                 contender = found[path][0] if path in found else ours
                 with _fresh(contender, gradients):
                     step = contender.step
@@ -132,15 +134,15 @@ def measure(
                     step()
                     row.seconds[path].append(time.perf_counter() - start)
                     if path == "bound":
-                        step()  # the second time restores the values
+                        step()  # the second pass restores the values
             advance()
 
 
 def _try_a_part(subject: subjects.Optimizer, largest: torch.Tensor, elements: int, patience: float) -> None:
-    """Step a quarter of a tensor, so that nobody waits minutes to learn that a step takes minutes.
+    """Step a quarter of a tensor, to find out quickly whether a step takes too long.
 
-    The time of all elements is at least in proportion: that of Muon's matrix products grows faster. It is the second
-    step's, for the first prepares what others share.
+    The time of a step grows at least in proportion to the elements; with Muon's matrix products it grows faster. The
+    second step counts, since the first one does work that is shared by later steps.
     """
     part = [largest[: max(1, len(largest) // 4)].contiguous()]
     contender = contenders.build("goptim", subject, [part[0].clone().requires_grad_()])
@@ -151,7 +153,7 @@ def _try_a_part(subject: subjects.Optimizer, largest: torch.Tensor, elements: in
 
 
 def _time(contender: Contender, gradients: list[torch.Tensor]) -> float:
-    """The seconds of a step."""
+    """The seconds that a step takes."""
     with _fresh(contender, gradients):
         start = time.perf_counter()
         contender.step()
@@ -161,7 +163,7 @@ def _time(contender: Contender, gradients: list[torch.Tensor]) -> float:
 def _warm(
     row: Row, subject: subjects.Optimizer, paths: Sequence[str], gradients: list[torch.Tensor], patience: float
 ) -> Iterator[tuple[str, tuple[Contender, float]]]:
-    """Build contenders and have each take its first steps; give the seconds of the last."""
+    """Build the implementations and take their first steps. Yield each with the seconds of the last step."""
     for path in paths:
         try:
             contender = contenders.build(path, subject, [g.clone().requires_grad_() for g in gradients])
@@ -186,13 +188,13 @@ def _warm(
             with _fresh(contender, gradients):
                 reasons = Counter(r.reason for r in goptim.explain(contender.optimizer) if r.to != "go")
             row.in_go = len(gradients) - reasons.total()
-            taken = (f"torch takes {n} of {len(gradients)} tensors: {why}" for why, n in reasons.items())
+            taken = (f"{n} of {len(gradients)} tensors fall back to torch: {why}" for why, n in reasons.items())
             row.notes += [f"{row.optimizer}: goptim: {text}" for text in taken]
         yield path, (contender, times[-1])
 
 
 def _said(e: BaseException) -> str:
-    """An error in a line, with its cause: DeepSpeed says there why its C++ could not be compiled."""
+    """An error in one line, with its cause, which is where DeepSpeed reports compiler errors."""
     first = next(iter(str(e).strip().splitlines()), "")
     said = f"{type(e).__name__}: {textwrap.shorten(first, 240)}"
     return f"{said} ({_said(e.__cause__)})" if e.__cause__ else said
@@ -200,7 +202,7 @@ def _said(e: BaseException) -> str:
 
 @contextlib.contextmanager
 def _fresh(contender: Contender, gradients: list[torch.Tensor]) -> Iterator[None]:
-    """Gradients that were allocated just now, as a backward pass leaves them."""
+    """Give the parameters freshly allocated gradients, as a backward pass does."""
     for p, gradient in zip(contender.parameters, gradients, strict=True):
         p.grad = gradient.clone()
     yield
@@ -209,12 +211,12 @@ def _fresh(contender: Contender, gradients: list[torch.Tensor]) -> Iterator[None
 
 
 def _check_memory(gradients: list[torch.Tensor], against: Sequence[str]) -> None:
-    """Raise before the system would have to kill something."""
-    need = sum(g.nbytes for g in gradients) * (3 * (1 + len(against)) + 4)  # and a slow step's temporaries
+    """Raise MemoryError before the system runs out of memory."""
+    need = sum(g.nbytes for g in gradients) * (3 * (1 + len(against)) + 4)  # includes temporaries
     with contextlib.suppress(OSError, StopIteration, ValueError):
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = 1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable:")))
         if need > free:
             raise MemoryError(
-                f"about {need / 2**30:.1f} GiB are needed, and {free / 2**30:.1f} are free: name fewer in --against"
+                f"about {need / 2**30:.1f} GiB are needed, and {free / 2**30:.1f} are free: list fewer in --against"
             )

@@ -1,4 +1,4 @@
-"""What is measured: optimizers, and the shapes of the parameters that they step."""
+"""The measured optimizers, and the shapes of their parameters."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Optimizer:
-    """A class of torch.optim with the arguments that it is measured with.
+    """A class of torch.optim and its arguments.
 
-    Its equal in DeepSpeed, if it has one, is a module, a class, and the arguments that torch's does not have.
+    ``deepspeed`` is the module and class of the counterpart in DeepSpeed, if any, and the arguments that torch's class
+    does not have.
     """
 
     cls: str
@@ -62,7 +63,7 @@ def _resnet50() -> list[Shape]:
 
 
 def _gpt2() -> list[Shape]:
-    """The parameters of transformers' GPT-2 small, in order; its head is the embedding again."""
+    """The parameters of transformers' GPT-2 small, in order. The head shares the embedding's weights."""
     width = 768
     norm: list[Shape] = [(width,), (width,)]
     attention: list[Shape] = [(width, 3 * width), (3 * width,), (width, width), (width,)]
@@ -72,7 +73,7 @@ def _gpt2() -> list[Shape]:
 
 @dataclass(frozen=True)
 class Shapes:
-    """The parameters of a step, and what tables call them."""
+    """The shapes of the parameters of a step, and their title in tables."""
 
     title: str
     shapes: tuple[Shape, ...]
@@ -84,7 +85,7 @@ class Shapes:
 
     @property
     def large(self) -> bool:
-        """Whether a step is bound by memory, not by the way to its tensors."""
+        """Whether memory bandwidth limits a step, rather than per-tensor overhead."""
         return self.elements / self.scale >= len(self.shapes) << 15
 
     @property
@@ -92,7 +93,7 @@ class Shapes:
         return all(len(shape) == 2 for shape in self.shapes)
 
     def scaled(self, scale: float) -> Shapes:
-        """With the first dimensions shrunk."""
+        """The same shapes with their first dimensions scaled."""
         shapes = tuple((max(1, int(n * scale)), *rest) for n, *rest in (shape or (1,) for shape in self.shapes))
         return self if scale == 1 else Shapes(self.title, shapes, scale)
 
@@ -111,7 +112,7 @@ _EVERY_SIZE = ("SGD", "SGD momentum", "AdamW", "AdamW amsgrad")
 
 
 def default_shapes(optimizer: str) -> list[Shapes]:
-    """What an optimizer is measured on: many sizes for the most used, a large and a small one for others."""
+    """The default shapes of an optimizer: all sizes for the most common ones, a large and a small one for others."""
     if optimizer == "Muon":
         names = ["matrices", "small-matrices"]
     elif optimizer == "Adafactor":
@@ -122,10 +123,10 @@ def default_shapes(optimizer: str) -> list[Shapes]:
 
 
 def shapes_of(text: str) -> Shapes:
-    """The shapes of a name, or of ``module:attribute``: a module, what returns one when called, or a list of shapes.
+    """The shapes of a name, or of ``module:attribute``: a module, a callable that returns one, or a list of shapes.
 
     Raises:
-        ValueError: there is no such thing, or it is something else.
+        ValueError: the name is unknown, or the attribute does not exist or is something else.
     """
     if text in SHAPES:
         return SHAPES[text]
@@ -153,7 +154,7 @@ def shapes_of(text: str) -> Shapes:
 
 
 def _shapes(found: Any) -> tuple[Shape, ...]:
-    """Empty where it is neither a module with parameters nor a list of shapes."""
+    """The shapes of a module's parameters or of a list; empty for anything else."""
     if isinstance(found, torch.nn.Module):
         return tuple(tuple(p.shape) for p in found.parameters() if p.requires_grad)
     try:

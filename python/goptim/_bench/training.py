@@ -1,4 +1,4 @@
-"""A training iteration: what share of it the step takes, with torch's optimizer and with goptim's."""
+"""Times training iterations, and the share of the step, with torch's optimizers and goptim's."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WARM_UP = 3
 
 @dataclass(frozen=True)
 class Model:
-    """A network, and the loss of a batch. Built with a scale, it is smaller."""
+    """A network and its loss. ``build`` takes a scale and returns a network and a batch."""
 
     title: str
     build: Callable[[float], tuple[nn.Module, tuple[Tensor, ...]]]
@@ -33,30 +33,32 @@ class Model:
 
 @dataclass
 class Row:
-    """One model trained with one optimizer, torch's and goptim's."""
+    """One model, one optimizer and one number of threads."""
 
     model: Model
     optimizer: str
     threads: int
     parameters: int = 0
     tensors: int = 0
-    times: dict[str, list[tuple[float, float]]] = field(default_factory=dict)  # of iterations, and of their steps
+    times: dict[str, list[tuple[float, float]]] = field(
+        default_factory=dict
+    )  # seconds of iterations and of their steps
     notes: list[str] = field(default_factory=list)
 
     def iteration(self, path: str) -> float:
-        """The lower quartile of the seconds of an iteration."""
+        """The lower quartile of the iterations' seconds."""
         return _quartile([iteration for iteration, _ in self.times[path]])
 
     def step(self, path: str) -> float:
-        """The lower quartile of the seconds of a step."""
+        """The lower quartile of the steps' seconds."""
         return _quartile([step for _, step in self.times[path]])
 
     def share(self, path: str) -> float:
-        """What part of an iteration the step takes."""
+        """The step's share of an iteration."""
         return self.step(path) / self.iteration(path)
 
     def gain(self, path: str) -> float:
-        """How many times as long an iteration takes as with goptim."""
+        """The time of an iteration divided by its time with goptim."""
         return self.iteration(path) / self.iteration("goptim")
 
     def json(self) -> dict[str, Any]:
@@ -118,10 +120,10 @@ class _Block(nn.Module):
             nn.Conv2d(width, width, 3, 1, 1, bias=False),
             nn.BatchNorm2d(width),
         )
-        self.way = nn.Identity() if inputs == width else nn.Conv2d(inputs, width, 1, stride, bias=False)
+        self.shortcut = nn.Identity() if inputs == width else nn.Conv2d(inputs, width, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.relu(self.body(x) + self.way(x))
+        return torch.relu(self.body(x) + self.shortcut(x))
 
 
 def _convnet(scale: float) -> tuple[nn.Module, tuple[Tensor, ...]]:
@@ -138,7 +140,7 @@ def _convnet(scale: float) -> tuple[nn.Module, tuple[Tensor, ...]]:
 
 
 def _policy(scale: float) -> tuple[nn.Module, tuple[Tensor, ...]]:
-    """A policy as reinforcement learning has it for small control tasks."""
+    """A policy network for small control tasks of reinforcement learning."""
     width = _scaled(64, scale)
     model = nn.Sequential(nn.Linear(8, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 4))
     return model, (torch.randn(64, 8), torch.randint(4, (64,)))
@@ -161,14 +163,14 @@ MODELS = (
 
 
 def rounds_of(model: Model, rounds: int) -> int:
-    """More of small models."""
+    """The number of rounds: more for small models."""
     return max(2, round(rounds * model.rounds))
 
 
 def measure(
     row: Row, rounds: int, dtype: torch.dtype, scale: float, watch: Watch, advance: Callable[[], object]
 ) -> None:
-    """Fill a row with the seconds of each contender's iterations, which take turns."""
+    """Fill a row with the seconds of the iterations of each implementation, interleaved."""
     torch.set_num_threads(row.threads)
     torch.manual_seed(0)
     built, batch = row.model.build(scale)

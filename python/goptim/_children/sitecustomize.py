@@ -1,7 +1,7 @@
-"""Patches torch.optim in the Python processes that a program started by ``python -m goptim run`` starts.
+"""Patches torch.optim in the child processes of a program under ``python -m goptim run``.
 
-The variable PYTHONPATH begins with this folder there, so that Python imports this file at its start. Nothing is patched
-until the process imports torch, and goptim is not imported before. Another ``sitecustomize`` is imported as ever.
+Their PYTHONPATH begins with this folder, so Python imports this file when it starts. The patch waits until the process
+imports torch, and goptim is not imported earlier. Another ``sitecustomize`` is imported as usual.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import sys
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # to import typing would take longer than all the rest
+if TYPE_CHECKING:  # importing typing would take longer than everything else
     from collections.abc import Callable, Sequence
     from importlib.machinery import ModuleSpec
     from types import ModuleType
@@ -21,7 +21,7 @@ _FOLDER = os.path.dirname(os.path.abspath(__file__))
 
 
 class _Finder:
-    """Has modules patched when they have been imported: torch, and goptim, which imports torch first."""
+    """Calls _patch after the import of torch, or of goptim, which imports torch first."""
 
     def __init__(self) -> None:
         self.names = {"torch", "goptim"}
@@ -51,22 +51,22 @@ def _call_after(loader: Any, then: Callable[[], None]) -> None:
 
 def _patch() -> None:
     if "goptim" in sys.modules and not hasattr(sys.modules["goptim"], "patch"):
-        return  # goptim is being imported, which comes back here
+        return  # goptim is being imported, and this function is called again afterwards
     package = os.path.dirname(os.path.dirname(_FOLDER))
-    sys.path.append(package)  # where the parent has goptim from, unless this process has it from elsewhere
+    sys.path.append(package)  # the parent's goptim, unless this process has another one
     try:
         import goptim
 
         goptim.patch()
     except ImportError as e:
-        print(f"goptim run: torch.optim stays as it is in process {os.getpid()}: {e}", file=sys.stderr)
+        print(f"goptim run: torch.optim is not patched in process {os.getpid()}: {e}", file=sys.stderr)
     finally:
         if package in sys.path:
             del sys.path[len(sys.path) - 1 - sys.path[::-1].index(package)]
 
 
 def _import_next() -> None:
-    """Import the sitecustomize that Python would have found without this folder."""
+    """Import the sitecustomize that Python would find without this folder."""
     ours = sys.modules.pop(__name__)
     try:
         importlib.import_module(__name__)

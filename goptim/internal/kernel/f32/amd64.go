@@ -11,7 +11,7 @@ import (
 	"github.com/goptim/goptim/goptim/internal/kernel/f32x8"
 )
 
-// Every kernel is its copy for the vectors that this process uses.
+// Each variable is the copy of a kernel for the vectors that this process uses.
 var (
 	Adadelta           = kernel.OfWidth(f32x1.Adadelta, f32x8.Adadelta, f32x16.Adadelta)
 	AdafactorMean      = kernel.OfWidth(f32x1.AdafactorMean, f32x8.AdafactorMean, f32x16.AdafactorMean)

@@ -10,7 +10,7 @@ import (
 	"github.com/goptim/goptim/goptim/internal/kernel/f32x4"
 )
 
-// Every kernel is its copy for the vectors that this process uses.
+// Each variable is the copy of a kernel for the vectors that this process uses.
 var (
 	Adadelta           = kernel.OfWidth(f32x1.Adadelta, f32x4.Adadelta)
 	AdafactorMean      = kernel.OfWidth(f32x1.AdafactorMean, f32x4.AdafactorMean)

@@ -8,7 +8,7 @@ import (
 	"github.com/goptim/goptim/goptim/internal/kernel/f32x1"
 )
 
-// Every kernel is its copy for the vectors that this process uses.
+// Each variable is the copy of a kernel for the vectors that this process uses.
 var (
 	Adadelta           = f32x1.Adadelta
 	AdafactorMean      = f32x1.AdafactorMean

@@ -11,7 +11,7 @@ import (
 // Shazeer & Stern, "Adafactor: Adaptive Learning Rates with Sublinear Memory Cost", arXiv:1804.04235, Algorithms 4
 // and 5, as torch computes them.
 
-// AdafactorMean moves row_var or col_var (p) to the mean of h.N squares, of which g is the sum.
+// AdafactorMean moves row_var or col_var (p) towards the mean of h.N squares, whose sum is g.
 func AdafactorMean(h *kernel.Adafactor, p, g []float32, s [3][]float32) {
 	c, n := weight{set(h.W.W), flag(h.W.FromX)}, set(h.N)
 	for i := 0; i < len(p); i += lanes {
@@ -20,8 +20,8 @@ func AdafactorMean(h *kernel.Adafactor, p, g []float32, s [3][]float32) {
 }
 
 // AdafactorRow writes the unclipped update of a row to p, from its gradient and col_var. It divides by row_var's mean
-// without the CPU's divider, for which the roots wait, and with a division's bits: see kernel.Divisor, and
-// kernel.Adafactor for what it may be given.
+// without the CPU's divider, for which the square roots wait, and is rounded as a division: see kernel.Divisor, and
+// kernel.Adafactor for the conditions.
 func AdafactorRow(h *kernel.Adafactor, p, g []float32, s [3][]float32) {
 	sgn, row, least, one := set(h.Sign), set(h.Row), set(h.EpsSq), set(1)
 	minus, recip := set(-h.Mean), one.Div(set(h.Mean))
@@ -43,7 +43,7 @@ func AdafactorProduct(h *kernel.Adafactor, p, g []float32, s [3][]float32) {
 	}
 }
 
-// AdafactorVector writes the unclipped update of a vector to p, and moves its variance.
+// AdafactorVector writes the unclipped update of a vector to p, and updates its variance.
 func AdafactorVector(h *kernel.Adafactor, p, g []float32, s [3][]float32) {
 	sgn, c, least, one := set(h.Sign), weight{set(h.W.W), flag(h.W.FromX)}, set(h.EpsSq), set(1)
 	variance := s[0]
@@ -55,13 +55,13 @@ func AdafactorVector(h *kernel.Adafactor, p, g []float32, s [3][]float32) {
 	}
 }
 
-// AdafactorSingles is for matrices of one element each: it moves row_var and col_var, and writes the unclipped updates to p.
+// AdafactorSingles processes matrices of one element: it updates row_var and col_var, and writes the unclipped updates to p.
 func AdafactorSingles(h *kernel.Adafactor, p, g []float32, s [3][]float32) {
 	sgn, c, eps, least, one := set(h.Sign), weight{set(h.W.W), flag(h.W.FromX)}, set(h.Eps1), set(h.EpsSq), set(1)
 	row, col := s[0], s[1]
 	for i := 0; i < len(p); i += lanes {
 		d := at(g, i).Mul(sgn)
-		mean := d.Mul(d) // torch's, the square of this one's root, is the same number, also where it underflows
+		mean := d.Mul(d) // torch squares the root of this, which is the same number, also if it underflows
 		r, k := lerp(*at(row, i), mean, c), lerp(*at(col, i), mean, c)
 		*at(row, i) = r
 		*at(col, i) = k
@@ -69,8 +69,8 @@ func AdafactorSingles(h *kernel.Adafactor, p, g []float32, s [3][]float32) {
 	}
 }
 
-// AdafactorSmall is for small matrices, as many at a time as a vector has lanes, one a lane, with their elements one vector
-// after the other. It moves row_var and col_var, and writes the unclipped updates to p, which may be the gradient.
+// AdafactorSmall processes small matrices, one per lane, with consecutive elements in consecutive vectors. It updates row_var
+// and col_var, and writes the unclipped updates to p, which may be the gradient.
 func AdafactorSmall(h *kernel.Adafactor, p, g []float32, s [3][]float32) {
 	rows, cols := int(h.Rows), int(h.Cols)
 	if rows == 3 && cols == 3 {
@@ -89,7 +89,7 @@ func AdafactorSmall(h *kernel.Adafactor, p, g []float32, s [3][]float32) {
 		}
 		for j := range cols {
 			var sum vector
-			if cols == 1 { // torch takes the only column for a row
+			if cols == 1 { // torch treats the only column as a row
 				sum = sumSquares(g, 0, w, rows, fused)
 			} else {
 				sum = sumColumn(g, j*w, cols*w, rows, fused)
@@ -108,7 +108,7 @@ func AdafactorSmall(h *kernel.Adafactor, p, g []float32, s [3][]float32) {
 	}
 }
 
-// convolutions is AdafactorSmall for 3 x 3 matrices, as most convolutions are.
+// convolutions is AdafactorSmall for 3 x 3 matrices, the most common size of convolutions.
 func convolutions(h *kernel.Adafactor, p, g []float32, s [3][]float32) {
 	c, fused := weight{set(h.W.W), flag(h.W.FromX)}, flag(h.Fused)
 	sgn, eps, least, one, three := set(h.Sign), set(h.Eps1), set(h.EpsSq), set(1), set(3)
@@ -138,7 +138,7 @@ func convolutions(h *kernel.Adafactor, p, g []float32, s [3][]float32) {
 	}
 }
 
-// AdafactorStep moves the parameter by the update g.
+// AdafactorStep subtracts the update g from the parameter.
 func AdafactorStep(h *kernel.Adafactor, p, g []float32, s [3][]float32) {
 	decay, step := set(h.Decay), set(h.Step)
 	for i := 0; i < len(p); i += lanes {
@@ -146,21 +146,21 @@ func AdafactorStep(h *kernel.Adafactor, p, g []float32, s [3][]float32) {
 	}
 }
 
-// inFlight is how many sums torch has in flight; see package reduce, whose orders sumSquares and sumFew are.
+// inFlight is the number of torch's concurrent sums; see package reduce, whose orders sumSquares and sumFew use.
 const inFlight = 32 / int(unsafe.Sizeof(float32(0)))
 
-// meanSquare is torch's mean of n squares, which goes through their norm.
+// meanSquare is torch's mean of n squares, computed from their norm.
 func meanSquare(sum, n vector) vector {
 	root := sum.Sqrt()
 	return root.Mul(root).Div(n)
 }
 
-// atLeast is torch's clamp by a minimum, which keeps a NaN.
+// atLeast is torch's clamp with a minimum, which keeps a NaN.
 func atLeast(x, least vector) vector {
 	return x.Max(least).ToBits().Or(nan(x)).BitsToFloat32()
 }
 
-// rootless is 1 over the root of v, which torch rounds twice.
+// rootless is the reciprocal of the square root of v, which torch rounds twice.
 func rootless(v, least, one vector) vector {
 	return one.Div(atLeast(v, least).Sqrt())
 }
@@ -200,7 +200,7 @@ func sumColumn(x []float32, first, stride, n int, fused bits) vector {
 	return sum
 }
 
-// sumFew adds up n vectors, less than four times as many as there are in flight.
+// sumFew adds n vectors, fewer than four times inFlight.
 func sumFew(x []float32, stride, n int) vector {
 	if n < inFlight {
 		var sum vector

@@ -9,10 +9,10 @@ import (
 	"github.com/goptim/goptim/goptim/internal/kernel/f32x1"
 )
 
-// Adam applies one step of Adam or AdamW to exp_avg and exp_avg_sq; of AMSGrad, if there is a third state, to that,
-// max_exp_avg_sq, too.
+// Adam applies one step of Adam or AdamW to exp_avg and exp_avg_sq, and of AMSGrad if there is a third state,
+// max_exp_avg_sq.
 func Adam(h *kernel.Adam, p, g []float32, s [3][]float32) {
-	if h.BC2Sqrt.Extreme() { // beyond what quotient takes
+	if h.BC2Sqrt.Extreme() { // quotient does not support this
 		f32x1.Adam(h, p, g, s)
 		return
 	}
@@ -20,7 +20,7 @@ func Adam(h *kernel.Adam, p, g []float32, s [3][]float32) {
 		usualAdam(h, p, g, s)
 		return
 	}
-	// Each scalar is a variable of its own, which stays in a register; as fields of a struct all would be in memory.
+	// Each scalar is a separate variable, which stays in a register. Fields of a struct would be in memory.
 	sgn, coupled, wd, decay := set(h.Sign), flag(h.Couples), set(h.WeightDecay), set(h.Decay)
 	c1, beta2, c2, step := weight{set(h.C1.W), flag(h.C1.FromX)}, set(h.Beta2), set(h.C2), set(h.Step)
 	bc2, eps := divisor{set(h.BC2Sqrt.By), set(-h.BC2Sqrt.By), set(h.BC2Sqrt.Recip), set(math.MaxFloat32)}, set(h.Eps)
@@ -46,8 +46,8 @@ func Adam(h *kernel.Adam, p, g []float32, s [3][]float32) {
 	}
 }
 
-// usualAdam has so few scalars that none leaves its register, for twice the speed in cache. It is a function because the
-// compiler converts what one of two loops needs behind the branch, by SSE, which costs some 50 ns once AVX has begun.
+// usualAdam has so few scalars that all stay in registers, which doubles its speed in cache. It is a separate function because
+// otherwise the compiler converts scalars after the branch, with SSE, which costs about 50 ns after an AVX instruction.
 func usualAdam(h *kernel.Adam, p, g []float32, s [3][]float32) {
 	sgn, decay, c1, beta2, c2, step := set(h.Sign), set(h.Decay), set(h.C1.W), set(h.Beta2), set(h.C2), set(h.Step)
 	bc2, eps := divisor{set(h.BC2Sqrt.By), set(-h.BC2Sqrt.By), set(h.BC2Sqrt.Recip), set(math.MaxFloat32)}, set(h.Eps)
@@ -64,7 +64,7 @@ func usualAdam(h *kernel.Adam, p, g []float32, s [3][]float32) {
 
 // moments and adamStep are Kingma & Ba, arXiv:1412.6980, Algorithm 1; with decay, Loshchilov & Hutter,
 // arXiv:1711.05101, Algorithm 2; with the maximum between them, Reddi, Kale & Kumar, "On the Convergence of Adam and
-// Beyond", Algorithm 2 (AMSGrad). One line a torch operation.
+// Beyond", Algorithm 2 (AMSGrad). One line per torch operation.
 
 func moments(p, g, m, v, sign vector, coupled bits, wd vector, c1 weight, beta2, c2 vector) (_, _ vector) {
 	g = decayed(p, g, sign, coupled, wd)

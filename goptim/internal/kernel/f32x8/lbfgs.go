@@ -8,16 +8,16 @@ import (
 	"github.com/goptim/goptim/goptim/internal/kernel"
 )
 
-// The passes of L-BFGS over flat vectors, which also sum: element i of a column is added to lane i%group, so that a sum
-// does not depend on the width of vectors. A sweep over the columns takes the lanes that fill two vectors; or four, in
-// the passes over the history, for which there are registers with all widths but the widest, where two are all lanes.
-// With 256 bits that is half the sweeps, and each reads whole lines of memory: half the time, from memory.
+// The passes of L-BFGS over flat vectors, which also compute sums. Element i is added to lane i%group, so a sum does not depend
+// on the width of the CPU's vectors. A sweep processes the lanes of two vectors. In the passes over the history it processes
+// those of four, except with the widest vectors, where two have all lanes. With 256 bits this halves the number of sweeps,
+// and each reads whole cache lines, which takes half the time if the data is in memory.
 
-// group is the number of lanes of a sum, those of two of the widest vectors. Columns are a multiple of it long.
+// group is the number of lanes of a sum, those of two of the widest vectors. The length of a vector is a multiple of it.
 const group = 128 / int(unsafe.Sizeof(float32(0)))
 
-// LBFGSFirst sets the first direction: d = -g, and keeps g. It sums |g| and g·g.
-// The columns are d, the kept gradient, g.
+// LBFGSFirst computes the first direction d = -g, and stores g. It sums |g| and g·g. The vectors are d, the stored gradient,
+// and g.
 func LBFGSFirst(h *kernel.LBFGS, c *kernel.Columns[float32], out *kernel.Sums[float32]) {
 	zero := zeros()
 	d, kept, g := c[0], c[1], c[2]
@@ -38,8 +38,8 @@ func LBFGSFirst(h *kernel.LBFGS, c *kernel.Columns[float32], out *kernel.Sums[fl
 	}
 }
 
-// LBFGSPair makes a pair of the history, y = g - kept and s = A*last, and sets d = -g and keeps g. It sums y·s, y·y and
-// s·g. The columns are y, s, d, the kept gradient, g, the last direction, which may be d.
+// LBFGSPair computes a pair of the history, y = g - stored and s = A*last, sets d = -g, and stores g. It sums y·s, y·y and s·g.
+// The vectors are y, s, d, the stored gradient, g, and the last direction, which may be d.
 func LBFGSPair(h *kernel.LBFGS, c *kernel.Columns[float32], out *kernel.Sums[float32]) {
 	zero, t := zeros(), set(h.A)
 	y, s, d, kept, g, last := c[0], c[1], c[2], c[3], c[4], c[5]
@@ -63,7 +63,7 @@ func LBFGSPair(h *kernel.LBFGS, c *kernel.Columns[float32], out *kernel.Sums[flo
 	}
 }
 
-// LBFGSDot sums x·y and finds the largest |x|. The columns are x, y.
+// LBFGSDot sums x·y and finds the largest |x|. The vectors are x and y.
 func LBFGSDot(h *kernel.LBFGS, c *kernel.Columns[float32], out *kernel.Sums[float32]) {
 	zero := zeros()
 	x, y := c[0], c[1]
@@ -93,13 +93,13 @@ func LBFGSDot(h *kernel.LBFGS, c *kernel.Columns[float32], out *kernel.Sums[floa
 	}
 }
 
-// dotMost adds x·y to dot, and takes |x| into most.
+// dotMost adds x·y to dot, and updates the maximum with |x|.
 func dotMost(x, y *vector, dot, most vector) (vector, vector) {
 	return y.MulAdd(*x, dot), maximum(most, abs(*x))
 }
 
-// LBFGSAxpy is a step of the two-loop recursion, r += A*x, and sums the next one's r·y. It finds the largest |r|.
-// The columns are r, x, y.
+// LBFGSAxpy is a step of the two-loop recursion, r += A*x. It sums r·y for the next step, and finds the largest |r|. The
+// vectors are r, x and y.
 func LBFGSAxpy(h *kernel.LBFGS, c *kernel.Columns[float32], out *kernel.Sums[float32]) {
 	zero, alpha := zeros(), set(h.A)
 	r, x, y := c[0], c[1], c[2]
@@ -129,15 +129,15 @@ func LBFGSAxpy(h *kernel.LBFGS, c *kernel.Columns[float32], out *kernel.Sums[flo
 	}
 }
 
-// axpyDot is r += alpha*x, and dotMost of that and y.
+// axpyDot computes r += alpha*x, and dotMost of r and y.
 func axpyDot(r, x, y *vector, alpha, dot, most vector) (vector, vector) {
 	z := axpy(*r, *x, alpha)
 	*r = z
 	return y.MulAdd(z, dot), maximum(most, abs(z))
 }
 
-// LBFGSTurn ends the first loop and begins the second, r = (r + A*x) * B, and sums r·x, as both are about one pair.
-// The columns are r, x.
+// LBFGSTurn ends the first loop and begins the second, r = (r + A*x) * B, and sums r·x, as both use the same pair. The vectors
+// are r and x.
 func LBFGSTurn(h *kernel.LBFGS, c *kernel.Columns[float32], out *kernel.Sums[float32]) {
 	zero, alpha, scale := zeros(), set(h.A), set(h.B)
 	r, x := c[0], c[1]
@@ -163,14 +163,14 @@ func LBFGSTurn(h *kernel.LBFGS, c *kernel.Columns[float32], out *kernel.Sums[flo
 	}
 }
 
-// turnDot is r = (r + alpha*x) * scale, and adds r·x to dot.
+// turnDot computes r = (r + alpha*x) * scale, and adds r·x to dot.
 func turnDot(r, x *vector, alpha, scale, dot vector) vector {
 	z := axpy(*r, *x, alpha).Mul(scale)
 	*r = z
 	return x.MulAdd(z, dot)
 }
 
-// LBFGSScale is the recursion without a history, r *= B. It sums r·y and finds the largest |r|. The columns are r, y.
+// LBFGSScale is the recursion without a history, r *= B. It sums r·y and finds the largest |r|. The vectors are r and y.
 func LBFGSScale(h *kernel.LBFGS, c *kernel.Columns[float32], out *kernel.Sums[float32]) {
 	zero, scale := zeros(), set(h.B)
 	r, y := c[0], c[1]
@@ -187,7 +187,7 @@ func LBFGSScale(h *kernel.LBFGS, c *kernel.Columns[float32], out *kernel.Sums[fl
 	}
 }
 
-// LBFGSMove is p = x + A*d. The columns are p, x, which may be p, d.
+// LBFGSMove computes p = x + A*d. The vectors are p, x, which may be p, and d.
 func LBFGSMove(h *kernel.LBFGS, c *kernel.Columns[float32], out *kernel.Sums[float32]) {
 	alpha := set(h.A)
 	p, x, d := c[0], c[1], c[2]

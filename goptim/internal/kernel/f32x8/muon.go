@@ -4,7 +4,7 @@ package f32x8
 
 import "github.com/goptim/goptim/goptim/internal/kernel"
 
-// MuonMomentum moves the momentum, a state, to the gradient, and makes p the update that is to be orthogonalized.
+// MuonMomentum moves the momentum, a state, towards the gradient, and writes the update before orthogonalization to p.
 func MuonMomentum(h *kernel.MuonMomentum, p, g []float32, s [3][]float32) {
 	c, momentum, nesterov := weight{set(h.C.W), flag(h.C.FromX)}, weight{set(h.Momentum.W), flag(h.Momentum.FromX)}, flag(h.Nesterov)
 	buf := s[0]
@@ -16,7 +16,7 @@ func MuonMomentum(h *kernel.MuonMomentum, p, g []float32, s [3][]float32) {
 	}
 }
 
-// MuonUpdate lets the parameter decay, and moves it by the orthogonalized update g.
+// MuonUpdate applies weight decay and the orthogonalized update g to the parameter.
 func MuonUpdate(h *kernel.MuonUpdate, p, g []float32, s [3][]float32) {
 	decay, step := set(h.Decay), set(h.Step)
 	for i := 0; i < len(p); i += lanes {
@@ -28,7 +28,7 @@ func moved(p, update, decay, step vector) vector {
 	return axpy(p.Mul(decay), update, step)
 }
 
-// Combine adds four columns to p, each with a factor: a part of a row of a product of matrices, whose rows they are.
+// Combine adds four vectors to p, each with a factor: a part of a row of a matrix product.
 func Combine(h *kernel.Combine, p, g []float32, s [3][]float32) {
 	a0, a1, a2, a3 := set(h.A[0]), set(h.A[1]), set(h.A[2]), set(h.A[3])
 	s0, s1, s2 := s[0], s[1], s[2]

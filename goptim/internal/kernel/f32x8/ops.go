@@ -1,7 +1,7 @@
 //go:build goexperiment.simd && amd64
 
-// Package f32x8 holds the arithmetic of the optimizers on float32 elements, in vectors of eight. It is the source of all
-// kernels: `make generate` writes their copies for float64, for other vectors and for one element at a time.
+// Package f32x8 has the arithmetic of the optimizers on float32 elements, in vectors of eight. It is the source of all
+// kernels: `make generate` creates the copies for float64, for other vectors and for single elements.
 package f32x8
 
 import (
@@ -10,33 +10,33 @@ import (
 	"unsafe"
 )
 
-// The copies differ in the types and constants of this file, which the other files use by name. Kernels use methods of
-// vectors that are one instruction each in archsimd: a call of another one, as Abs or IfElse, leaves a NOP behind.
+// The copies differ in the types and constants of this file, which the other files use by name. Kernels use only vector methods
+// that are one instruction in archsimd. A call of another one, such as Abs or IfElse, leaves a NOP.
 
 type (
 	vector = archsimd.Float32x8
-	bits   = archsimd.Uint32x8 // of a vector; where a comparison holds, all bits of a lane are set, which make a NaN, too
+	bits   = archsimd.Uint32x8 // of a vector; a comparison sets all bits of a lane if it is true, which is also a NaN
 )
 
-// lanes is the number of elements in a vector. The columns that a kernel is given are all of one length, a multiple of
-// lanes: see kernel.Apply.
+// lanes is the number of elements in a vector. All buffers of a kernel have the same length, a multiple of lanes: see
+// kernel.Apply.
 const lanes = 8
 
-// at points to the vector that begins at element i of a column: *at(p, i) loads it, and *at(p, i) = x stores x. It does not
-// check i as a slice expression does, which took the larger part of a loop. Kernels reach columns by it alone, so that a
-// copy may convert elements of another type where it loads and stores them. It is a pointer because a function that loads
-// or stores would leave a NOP behind in lines that do nothing else.
+// at points to the vector that begins at element i of a buffer: *at(p, i) loads it, and *at(p, i) = x stores x. Unlike a slice
+// expression it does not check i, which took most of the time of a loop. Kernels access buffers only with it, so a copy could
+// convert elements of another type at loads and stores. It is a pointer because a function that loads or stores would leave
+// a NOP in lines without other operations.
 //
 //go:nocheckptr
 func at(s []float32, i int) *vector {
 	return (*vector)(unsafe.Add(unsafe.Pointer(unsafe.SliceData(s)), uintptr(i)*unsafe.Sizeof(s[0])))
 }
 
-// torch's elementwise operations in torch's argument order, rounded as its AVX2 and AVX-512 builds round them:
+// torch's elementwise operations in torch's argument order, rounded as in its AVX2 and AVX-512 builds:
 // a product that feeds a sum is fused, a division is a true division, a scalar is rounded to the element type once.
 
 func set(x float64) vector                 { return archsimd.BroadcastFloat32x8(float32(x)) }
-func zeros() (z vector)                    { return z } // what set(0) makes by an instruction of SSE
+func zeros() (z vector)                    { return z } // set(0) would use an SSE instruction
 func axpy(x, y, alpha vector) vector       { return y.MulAdd(alpha, x) }
 func addcmul(x, a, b, value vector) vector { return value.Mul(a).MulAdd(b, x) }
 func addcdiv(x, a, b, value vector) vector { return x.Add(value.Mul(a).Div(b)) }
@@ -49,21 +49,21 @@ func signs() bits                          { return set(math.Copysign(0, -1)).To
 
 type divisor struct{ by, minus, recip, most vector }
 
-// quotient is root/by. In vectors the divisor must not be extreme, see kernel.Divisor.
+// quotient is root/by. In vectors the divisor must not be extreme: see kernel.Divisor.
 func quotient(root vector, k divisor) vector {
 	if lanes == 1 {
 		return root.Div(k.by)
 	}
-	q := root.Mul(k.recip).Min(k.most) // of infinity, a number, so that it remains infinite
+	q := root.Mul(k.recip).Min(k.most) // finite for an infinite root, so that the result is infinite
 	return q.MulAdd(k.minus, root).MulAdd(k.recip, q)
 }
 
-// choose is a where on is set, else b.
+// choose is a if on is set, else b.
 func choose(on bits, a, b vector) vector {
 	return a.ToBits().Xor(b.ToBits()).And(on).Xor(b.ToBits()).BitsToFloat32()
 }
 
-// maximum keeps a NaN of either side; Max keeps that of one, no matter which.
+// maximum keeps a NaN of either operand; Max keeps that of one, and which one is undefined.
 func maximum(a, b vector) vector {
 	return a.Max(b).ToBits().Or(nan(a)).Or(nan(b)).BitsToFloat32()
 }
@@ -77,11 +77,11 @@ func lerp(x, end vector, k weight) vector {
 	return end.Sub(x).MulAdd(k.w, choose(k.fromX, x, end))
 }
 
-// flag is set in all lanes or in none. Choosing by it costs less than a branch, which would keep two copies of a value.
+// flag is set in all lanes or in none. Choosing by it is cheaper than a branch, which would keep two copies of a value.
 func flag(x float64) bits { return above(set(x), zeros()) }
 
-// decayed is the gradient that descends, with the weight decay that is coupled to it, if any: else the product is -0,
-// which changes no sum, for p counts as 0 and wd is -0.
+// decayed is the signed gradient with coupled weight decay. Without weight decay, p is replaced by 0 and wd is -0, so the
+// product is -0, which does not change the sum.
 func decayed(p, g, sign vector, coupled bits, wd vector) vector {
 	return p.ToBits().And(coupled).BitsToFloat32().MulAdd(wd, g.Mul(sign))
 }

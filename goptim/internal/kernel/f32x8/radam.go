@@ -13,7 +13,7 @@ func RAdam(h *kernel.RAdam, p, g []float32, s [3][]float32) {
 	sgn, coupled, wd, decay := set(h.Sign), flag(h.Couples), set(h.WeightDecay), set(h.Decay)
 	c1, beta2, c2 := weight{set(h.C1.W), flag(h.C1.FromX)}, set(h.Beta2), set(h.C2)
 	one, bc1, lr, bc2, eps, rect := set(1), set(h.BC1), set(h.LR), set(h.BC2Sqrt), set(h.Eps), set(h.Rect)
-	rectifies := math.Float64bits(h.Rectified) != 0 // a number would be compared in the loop, with SSE beside AVX: up to twenty times slower
+	rectifies := math.Float64bits(h.Rectified) != 0 // comparing a float in the loop would mix SSE and AVX: up to twenty times slower
 	m, v := s[0], s[1]
 	for i := 0; i < len(p); i += lanes {
 		x := *at(p, i)

@@ -4,8 +4,8 @@ package f32x8
 
 import "github.com/goptim/goptim/goptim/internal/kernel"
 
-// RMSprop applies one step of RMSprop to square_avg; to momentum_buffer, if there is a second state; and to
-// grad_avg, if there is a third (centered).
+// RMSprop applies one step of RMSprop to square_avg, to momentum_buffer if there is a second state, and to grad_avg if there is
+// a third one (centered).
 func RMSprop(h *kernel.RMSprop, p, g []float32, s [3][]float32) {
 	if s[1] != nil && s[2] != nil && h.Couples == 0 && h.Centre.FromX != 0 {
 		centred(h, p, g, s)
@@ -36,7 +36,7 @@ func RMSprop(h *kernel.RMSprop, p, g []float32, s [3][]float32) {
 	}
 }
 
-// centred is RMSprop with momentum and grad_avg, in the usual case: see usualAdam.
+// centred is the usual case of RMSprop with momentum and grad_avg: see usualAdam.
 func centred(h *kernel.RMSprop, p, g []float32, s [3][]float32) {
 	sgn, alpha, c, centre, eps := set(h.Sign), set(h.Alpha), set(h.C), set(h.Centre.W), set(h.Eps)
 	minus, momentum, step := set(-1), set(h.Momentum), set(h.Step)

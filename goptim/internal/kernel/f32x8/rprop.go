@@ -19,7 +19,7 @@ func Rprop(h *kernel.Rprop, p, g []float32, s [3][]float32) {
 	one, minus, etaMinus := set(1).ToBits(), set(-1).ToBits(), set(h.EtaMinus)
 	toPlus, toMinus := set(h.Plus).ToBits().Xor(one), set(h.Minus).ToBits().Xor(one)
 	prev, size := s[0], s[1]
-	flip := sgn.ToBits().Xor(one) // a product would flush what prev keeps
+	flip := sgn.ToBits().Xor(one) // a product would flush subnormal numbers of prev
 	for i := 0; i < len(p); i += lanes {
 		d := at(g, i).ToBits().Xor(flip).BitsToFloat32()
 		turned := d.Mul(*at(prev, i))
@@ -27,7 +27,7 @@ func Rprop(h *kernel.Rprop, p, g []float32, s [3][]float32) {
 		factor := above(turned, zero).And(toPlus).Xor(back.And(toMinus)).Xor(one).BitsToFloat32()
 		z := at(size, i).Mul(factor)
 		isNaN := nan(z)
-		if lanes == 1 { // as torch has it: the same unless the factors are unusual
+		if lanes == 1 { // as in torch; other lanes are the same unless the factors are unusual
 			back = equal(factor, etaMinus)
 			isNaN = isNaN.Or(nan(low)).Or(nan(high))
 		}
@@ -39,7 +39,7 @@ func Rprop(h *kernel.Rprop, p, g []float32, s [3][]float32) {
 	}
 }
 
-// against is -1 for a positive number, 1 for a negative one, and -0, which zero is, for a zero and for a NaN.
+// against is -1 for a positive number, 1 for a negative one, and -0 (the value of zero) for a zero and for a NaN.
 func against(x, zero vector, one, minus bits) vector {
 	return above(x, zero).And(one).Xor(above(zero, x).And(minus)).Xor(zero.ToBits()).BitsToFloat32()
 }

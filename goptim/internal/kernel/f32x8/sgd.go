@@ -8,7 +8,7 @@ import (
 	"github.com/goptim/goptim/goptim/internal/kernel"
 )
 
-// SGD applies one step of SGD; with momentum, if there is a state, which is the buffer.
+// SGD applies one step of SGD, with momentum if there is a state, the momentum buffer.
 func SGD(h *kernel.SGD, p, g []float32, s [3][]float32) {
 	if s[0] == nil {
 		plainSGD(h, p, g)
@@ -31,7 +31,7 @@ func SGD(h *kernel.SGD, p, g []float32, s [3][]float32) {
 	}
 }
 
-// plainSGD has no momentum. It is a function as usualAdam is.
+// plainSGD has no momentum. It is a separate function for the same reason as usualAdam.
 func plainSGD(h *kernel.SGD, p, g []float32) {
 	sgn, coupled, wd, step := set(h.Sign), flag(h.Couples), set(h.WeightDecay), set(h.Step)
 	for i := 0; i < len(p); i += lanes {
@@ -40,8 +40,8 @@ func plainSGD(h *kernel.SGD, p, g []float32) {
 	}
 }
 
-// copySGD is the first step without weight decay: the buffer is a copy of the gradient, whose subnormal numbers stay where
-// arithmetic flushes them to zero.
+// copySGD is the first step without weight decay: the buffer is a copy of the gradient, including subnormal numbers, which
+// arithmetic may flush to zero.
 func copySGD(h *kernel.SGD, p, g, buf []float32) {
 	nesterov, flip := flag(h.Nesterov), set(h.Sign).ToBits().And(signs())
 	momentum, step := set(h.Momentum), set(h.Step)

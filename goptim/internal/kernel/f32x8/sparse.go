@@ -4,7 +4,7 @@ package f32x8
 
 import "github.com/goptim/goptim/goptim/internal/kernel"
 
-// SparseSGD applies one step of SGD, without weight decay and momentum, for every part.
+// SparseSGD applies one step of SGD, without weight decay and momentum, to every part.
 func SparseSGD(h *kernel.SGD, p []float32, s [3][]float32, parts []kernel.Part[float32], n int) {
 	sgn, step := set(h.Sign), set(h.Step)
 	for _, r := range parts {
@@ -14,7 +14,7 @@ func SparseSGD(h *kernel.SGD, p []float32, s [3][]float32, parts []kernel.Part[f
 	}
 }
 
-// SparseAdagrad applies one step of Adagrad, without weight decay, to sum for every part.
+// SparseAdagrad applies one step of Adagrad, without weight decay, to every part and its sum.
 func SparseAdagrad(h *kernel.Adagrad, p []float32, s [3][]float32, parts []kernel.Part[float32], n int) {
 	sgn, step, eps := set(h.Sign), set(h.Step), set(h.Eps)
 	sum := s[0]
@@ -28,7 +28,7 @@ func SparseAdagrad(h *kernel.Adagrad, p []float32, s [3][]float32, parts []kerne
 	}
 }
 
-// SparseAdam applies one step of lazy Adam to exp_avg and exp_avg_sq for every part.
+// SparseAdam applies one step of lazy Adam to every part and its exp_avg and exp_avg_sq.
 func SparseAdam(h *kernel.SparseAdam, p []float32, s [3][]float32, parts []kernel.Part[float32], n int) {
 	sgn, c1, c2, eps, step := set(h.Sign), set(h.C1), set(h.C2), set(h.Eps), set(h.Step)
 	m, v := s[0], s[1]
@@ -44,7 +44,7 @@ func SparseAdam(h *kernel.SparseAdam, p []float32, s [3][]float32, parts []kerne
 	}
 }
 
-// toward moves an average to x, each operation rounded: torch does it on the values of sparse tensors.
+// toward moves an average towards x and rounds each operation, as torch does on the values of sparse tensors.
 func toward(avg, x, c vector) vector { return x.Sub(avg).Mul(c).Add(avg) }
 
 // Accumulate adds the gradient of every part to p.

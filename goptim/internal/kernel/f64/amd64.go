@@ -11,7 +11,7 @@ import (
 	"github.com/goptim/goptim/goptim/internal/kernel/f64x8"
 )
 
-// Every kernel is its copy for the vectors that this process uses.
+// Each variable is the copy of a kernel for the vectors that this process uses.
 var (
 	Adadelta           = kernel.OfWidth(f64x1.Adadelta, f64x4.Adadelta, f64x8.Adadelta)
 	AdafactorMean      = kernel.OfWidth(f64x1.AdafactorMean, f64x4.AdafactorMean, f64x8.AdafactorMean)

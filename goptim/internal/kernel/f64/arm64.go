@@ -10,7 +10,7 @@ import (
 	"github.com/goptim/goptim/goptim/internal/kernel/f64x2"
 )
 
-// Every kernel is its copy for the vectors that this process uses.
+// Each variable is the copy of a kernel for the vectors that this process uses.
 var (
 	Adadelta           = kernel.OfWidth(f64x1.Adadelta, f64x2.Adadelta)
 	AdafactorMean      = kernel.OfWidth(f64x1.AdafactorMean, f64x2.AdafactorMean)

@@ -8,7 +8,7 @@ import (
 	"github.com/goptim/goptim/goptim/internal/kernel/f64x1"
 )
 
-// Every kernel is its copy for the vectors that this process uses.
+// Each variable is the copy of a kernel for the vectors that this process uses.
 var (
 	Adadelta           = f64x1.Adadelta
 	AdafactorMean      = f64x1.AdafactorMean

@@ -1,5 +1,5 @@
-// Package lane stands in for package archsimd where there are no vectors, or GOEXPERIMENT=simd is off: vectors of one
-// element, with the names and roundings of those methods that the kernels use.
+// Package lane replaces package archsimd on CPUs without vectors and in builds without GOEXPERIMENT=simd. Its vectors have one
+// element, and the methods that the kernels use have the same names and rounding.
 package lane
 
 import "math"
@@ -54,7 +54,7 @@ func BroadcastFloat32x1(x float32) Float32x1 { return Float32x1{x} }
 
 func (a Float32x1) Add(b Float32x1) Float32x1 { return Float32x1{a.x + b.x} }
 func (a Float32x1) Sub(b Float32x1) Float32x1 { return Float32x1{a.x - b.x} }
-func (a Float32x1) Mul(b Float32x1) Float32x1 { return Float32x1{float32(a.x * b.x)} } // without the conversion Go may fuse
+func (a Float32x1) Mul(b Float32x1) Float32x1 { return Float32x1{float32(a.x * b.x)} } // without the conversion, Go may fuse the product
 func (a Float32x1) Div(b Float32x1) Float32x1 { return Float32x1{a.x / b.x} }
 func (a Float32x1) Sqrt() Float32x1           { return Float32x1{float32(math.Sqrt(float64(a.x)))} }
 func (a Float32x1) Max(b Float32x1) Float32x1 { return Float32x1{max(a.x, b.x)} }
@@ -63,15 +63,15 @@ func (a Float32x1) Greater(b Float32x1) Mask  { return a.x > b.x }
 func (a Float32x1) Equal(b Float32x1) Mask    { return a.x == b.x }
 func (a Float32x1) NotEqual(b Float32x1) Mask { return a.x != b.x }
 
-// MulAdd is a*b + c rounded once. The product is exact in float64; the sum is rounded to odd there, so that rounding it
-// again to float32 is as if it had never been rounded (Boldo & Melquiond, "Emulation of FMA and correctly rounded sums:
+// MulAdd is a*b + c rounded once. The product is exact in float64. The sum is rounded to odd there, so rounding it again to
+// float32 gives the same result as a single rounding (Boldo & Melquiond, "Emulation of FMA and correctly rounded sums:
 // proved algorithms using rounding to odd", 2008).
 func (a Float32x1) MulAdd(b, c Float32x1) Float32x1 {
 	p, z := float64(a.x)*float64(b.x), float64(c.x)
 	p = float64(p)
 	s := p + z
 	t := s - p
-	lost := (p - (s - t)) + (z - t) // what the sum rounded away
+	lost := (p - (s - t)) + (z - t) // the rounding error of the sum
 	if bits := math.Float64bits(s); lost != 0 && bits&1 == 0 && !math.IsInf(s, 0) {
 		if (lost > 0) == (s > 0) {
 			s = math.Float64frombits(bits + 1)

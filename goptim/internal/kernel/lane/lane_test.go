@@ -10,8 +10,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestFMA32 compares the float32 fused multiply-add with exact arithmetic, where rounding twice would show most: sums
-// that lie close to the middle between two float32.
+// TestFMA32 compares the float32 fused multiply-add with exact arithmetic, for sums close to the middle between two float32,
+// where rounding twice is most likely to differ.
 func TestFMA32(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
 	twice := 0
@@ -20,7 +20,7 @@ func TestFMA32(t *testing.T) {
 		b := math.Float32frombits(random.Uint32()&0x00ffffff | 0x3f000000)
 		c := math.Float32frombits(random.Uint32())
 		if random.IntN(2) == 0 {
-			// a*b is half a unit in the last place of c, less a trace that float64 has no room for.
+			// a*b is half a unit in the last place of c, minus a difference that float64 cannot represent.
 			k := float32(1+random.IntN(200)) * 0x1p-23
 			a, b = 0x1p-24*(1+k), 1-k
 			c = math.Float32frombits(random.Uint32()&0x007fffff | 0x3f800000)

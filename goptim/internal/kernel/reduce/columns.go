@@ -7,26 +7,26 @@ import (
 	"github.com/goptim/goptim/goptim/internal/kernel"
 )
 
-// Columns adds up the columns of a matrix that comes row by row, as torch's sum over the last dimension but one: most
-// columns in one cascade over the rows; the last ones, which do not fill four vectors, in four, which take every fourth
-// row each.
+// Columns sums the columns of a matrix that is added row by row, in the order of torch's sum over the second last dimension:
+// most columns in one cascade over the rows; the last ones, which do not fill four vectors, in four cascades, each with
+// every fourth row.
 type Columns[T kernel.Float] struct {
 	rows     int
 	straight cascadeOf[T]
 	rest     [4]cascadeOf[T]
 }
 
-// A cascadeOf is one cascade for several columns side by side.
+// A cascadeOf is one cascade for several adjacent columns.
 type cascadeOf[T kernel.Float] struct {
 	power, taken int
 	levels       [4][]T
 }
 
-// Begin is for a matrix of rows x columns.
+// Begin starts the sums of a matrix of rows x columns.
 func (c *Columns[T]) Begin(rows, columns int) {
 	unit := 4 * lanesOf[T]()
 	if columns < unit/4 {
-		unit = 4 // torch takes one element for a vector here
+		unit = 4 // torch treats one element as a vector here
 	}
 	c.rows = rows
 	rest := columns % unit
@@ -43,7 +43,7 @@ func (c *cascadeOf[T]) begin(rows, columns int) {
 	}
 }
 
-// Add takes the next row, which is that numbered i.
+// Add adds row i. Rows must be added in order.
 func (c *Columns[T]) Add(i int, row []T) {
 	n := len(c.straight.levels[0])
 	c.straight.add(row[:n])
@@ -51,7 +51,7 @@ func (c *Columns[T]) Add(i int, row []T) {
 	case n == len(row):
 	case i < c.rows&^3:
 		c.rest[i%4].add(row[n:])
-	default: // behind the last four, when all else has been added
+	default: // after the last four rows, when all other sums are complete
 		c.rest[0].finish()
 		addTo(c.rest[0].levels[0], row[n:])
 	}
@@ -76,7 +76,7 @@ func (c *cascadeOf[T]) add(row []T) {
 	}
 }
 
-// finish adds the levels to the first; more than once is as good as once.
+// finish adds the levels to the first one. It may be called more than once.
 func (c *cascadeOf[T]) finish() {
 	for _, level := range c.levels[1:] {
 		addTo(c.levels[0], level)
@@ -84,7 +84,7 @@ func (c *cascadeOf[T]) finish() {
 	}
 }
 
-// Sums writes what there is to sums.
+// Sums writes the current sums to sums.
 func (c *Columns[T]) Sums(sums []T) {
 	c.straight.finish()
 	n := copy(sums, c.straight.levels[0])

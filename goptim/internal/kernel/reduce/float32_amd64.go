@@ -9,7 +9,7 @@ import (
 	"github.com/goptim/goptim/goptim/internal/kernel"
 )
 
-// at is where the vector that begins at element i lies.
+// at points to the vector that begins at element i.
 //
 //go:nocheckptr
 func atFloat32(x *float32, i int) *archsimd.Float32x8 {
@@ -33,7 +33,7 @@ func addSquaresFloat32(lanes *[widest]float32, x []float32, fused bool) {
 	kernel.Leave()
 }
 
-// matrixSquaresFloat32 takes four rows at a time, as long as there are, and returns how many it has taken.
+// matrixSquaresFloat32 processes groups of four rows, and returns the number of processed rows.
 func matrixSquaresFloat32(x, rows, columns []float32, o Order) int {
 	c := len(columns)
 	var lanes [4][widest]float32

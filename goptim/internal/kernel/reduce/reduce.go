@@ -1,5 +1,5 @@
-// Package reduce adds up in the orders in which torch adds up on a CPU with AVX2, so that norms and means have torch's
-// bits. The orders do not depend on the width of this machine's vectors: torch compiles its sums for 256 bits.
+// Package reduce computes sums in the order in which torch computes them on a CPU with AVX2, so norms and means are bit-for-bit
+// equal to torch's. The order does not depend on the machine's vector width: torch compiles its sums for 256 bits.
 package reduce
 
 import (
@@ -10,14 +10,14 @@ import (
 	"github.com/goptim/goptim/goptim/internal/kernel"
 )
 
-// An Order is what torch leaves to its compiler, and what differs between its builds.
+// An Order is the part of the order that depends on torch's compiler.
 type Order struct {
-	// Fused is whether every square is fused into its sum, as in torch 2.6; else only the last few of a norm are, as
-	// in torch 2.15.
+	// Fused is whether every square is fused into its sum, as in torch 2.6. Otherwise only the last few of a norm are, as in
+	// torch 2.15.
 	Fused bool
 }
 
-// Grain is how many elements of one sum torch gives to a thread at least.
+// Grain is the smallest number of elements of a sum that torch assigns to a thread.
 const Grain = 32768
 
 // widest is the number of lanes of the widest sum, that of float32.
@@ -25,8 +25,8 @@ const widest = 8
 
 func lanesOf[T kernel.Float]() int { return 32 / int(unsafe.Sizeof(T(0))) }
 
-// SumSquares is the square of torch.linalg.vector_norm(x), before its root: as many sums as there are lanes, added in
-// order, and then the rest.
+// SumSquares is torch.linalg.vector_norm(x) before the square root: a sum per lane, then these sums in order, and then the
+// tail.
 func SumSquares[T kernel.Float](x []T, o Order) T {
 	var lanes [widest]T
 	w := lanesOf[T]()
@@ -35,7 +35,7 @@ func SumSquares[T kernel.Float](x []T, o Order) T {
 	return finish(&lanes, x[whole:], o)
 }
 
-// finish adds the lanes of a norm's sum, and the squares of what did not fill them.
+// finish adds the lanes of a norm's sum, and the squares of the tail.
 func finish[T kernel.Float](lanes *[widest]T, rest []T, o Order) T {
 	sum := lanes[0]
 	for _, lane := range lanes[1:lanesOf[T]()] {
@@ -77,11 +77,11 @@ func addSquare[T kernel.Float](sum, x T, o Order) T {
 	return sum + T(x*x)
 }
 
-// MatrixSquares writes the sum of the squares of every row of a matrix to rows, and of every column to columns: as
-// torch.linalg.vector_norm does over the last dimension and over the one before it.
+// MatrixSquares writes the sums of squares of the rows of a matrix to rows, and of its columns to columns, in the order of
+// torch.linalg.vector_norm over the last and the second last dimension.
 func MatrixSquares[T kernel.Float](x []T, rows, columns []T, o Order) {
 	c, w := len(columns), lanesOf[T]()
-	if c == 1 { // torch takes the only column for a row
+	if c == 1 { // torch treats the only column as a row
 		for i, x := range x {
 			rows[i] = T(x * x)
 		}
@@ -106,7 +106,7 @@ func MatrixSquares[T kernel.Float](x []T, rows, columns []T, o Order) {
 	}
 }
 
-// Mean is torch's mean of x, computed by as many as threads threads, between which torch cuts a long sum.
+// Mean is torch's mean of x with the given number of threads, over which torch divides a long sum.
 func Mean[T kernel.Float](x []T, threads int) T {
 	n := len(x)
 	parts := min(threads, (n+Grain-1)/Grain)
@@ -121,7 +121,7 @@ func Mean[T kernel.Float](x []T, threads int) T {
 	return Sum(sums) / T(n)
 }
 
-// Sum is torch's sum of a row: lanes of four vectors in flight, in a cascade of four levels.
+// Sum is torch's sum of a row: the lanes of four concurrent vectors, in a cascade of four levels.
 func Sum[T kernel.Float](x []T) T {
 	w := lanesOf[T]()
 	if len(x) < w {
@@ -152,8 +152,8 @@ func add[T kernel.Float](sum *[widest]T, x []T) {
 	}
 }
 
-// cascade adds rows of four vectors of w elements. A level that is full is added to the next, so that small numbers
-// meet small ones.
+// cascade adds rows of four vectors of w elements. A full level is added to the next one, so that numbers of similar size are
+// added.
 func cascade[T kernel.Float](sums *[4][widest]T, x []T, w int) {
 	const levels = 4
 	var level [levels][4][widest]T
@@ -201,7 +201,7 @@ func addFours[T kernel.Float](sums *[4][widest]T, x []T, w int) {
 	}
 }
 
-// LevelPower is how many rows, as a power of two, the first level of a cascade over rows takes.
+// LevelPower is the binary logarithm of the number of rows in the first level of a cascade over rows.
 func LevelPower(rows int) int {
 	if rows < 2 {
 		return 4
@@ -209,7 +209,7 @@ func LevelPower(rows int) int {
 	return max(4, bits.Len(uint(rows-1))/4)
 }
 
-// Sqrt is the correctly rounded root.
+// Sqrt is the correctly rounded square root.
 func Sqrt[T kernel.Float](x T) T { return T(math.Sqrt(float64(x))) }
 
 // fma is a*b + c, rounded once.
@@ -219,7 +219,7 @@ func fma[T kernel.Float](a, b, c T) T {
 	}
 	p := float64(a) * float64(b) // exact
 	s := p + float64(c)
-	// Rounding s again is as if it had never been rounded, unless it lies between two float32 or is subnormal there.
+	// Rounding s again gives the same result as a single rounding, unless s is halfway between two float32 or subnormal there.
 	if math.Float64bits(s)&(1<<29-1) != 1<<28 && math.Abs(s) >= 0x1p-126 {
 		return T(s)
 	}

@@ -4,5 +4,5 @@ package reduce
 
 import "github.com/goptim/goptim/goptim/internal/kernel"
 
-// vectors is whether there are vectors of 256 bits.
+// vectors is whether the CPU has vectors of 256 bits.
 var vectors = kernel.VectorBits() >= 256

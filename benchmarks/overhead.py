@@ -1,9 +1,9 @@
-"""Print where a step of small tensors spends its time: AdamW, float32, 64 elements each, one thread.
+"""Print where a step of small tensors spends its time: AdamW, float32, 64 elements per tensor, one thread.
 
-    python benchmarks/way.py [--tensors 1 20 1000] [--seconds 0.5] [--update docs/performance.md]
+    python benchmarks/overhead.py [--tensors 1 20 1000] [--seconds 0.5] [--update docs/performance.md]
 
-Every part is timed alone, with all it touches in the cache; a figure is the best of many runs. Beside what goptim does
-stands what it does it instead of.
+Each part is timed separately, with all of its memory in the cache. A figure is the best of many runs. A row that begins
+with an ellipsis, or that names a function of torch, is the slower alternative to what goptim does.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from goptim._bench import pages
 
 
 def microseconds(run: Callable[[], object], seconds: float) -> float:
-    """The best time of a call, by batches of a tenth of a millisecond or more."""
+    """The best time of a call, measured in batches of at least a tenth of a millisecond."""
     run()
     start = time.perf_counter()
     run()
@@ -46,7 +46,7 @@ def with_gradients(n: int) -> list[torch.Tensor]:
 
 
 def parts(n: int, seconds: float) -> dict[str, float]:
-    """Each part's time for n tensors, by its name."""
+    """The time of each part for n tensors, keyed by its name in the table."""
     ours = goptim.AdamW(with_gradients(n))
     fused = torch.optim.AdamW(with_gradients(n), fused=True)
     loop = torch.optim.AdamW(with_gradients(n), foreach=False)
@@ -73,18 +73,18 @@ def parts(n: int, seconds: float) -> dict[str, float]:
             "goptim's step": ours.step,
             "torch's fused step": fused.step,
             "torch's for-loop": loop.step,
-            "the record for profilers": lambda: _step._end_record(_step._begin_record("Optimizer.step#AdamW.step")),
-            "… as torch leaves it": recorded,
-            "the table: addresses, with every check": lambda: ours._go(groups, -1),
-            "… through torch's functions": through_torch,
-            "version counters by torch's increment_version": lambda: torch.autograd.graph.increment_version(written),
+            "profiler record": lambda: _step._end_record(_step._begin_record("Optimizer.step#AdamW.step")),
+            "… with torch's record_function": recorded,
+            "the table of addresses, with all checks": lambda: ours._go(groups, -1),
+            "… with torch's Python API": through_torch,
+            "version counters with torch's increment_version": lambda: torch.autograd.graph.increment_version(written),
             "the table, version counters, and Go: checks, scalars, arithmetic": lambda: ours._go(groups),
         }.items()
     }
 
 
 def lines(tensors: Sequence[int], seconds: float) -> Iterator[str]:
-    yield f"{_core.Version()}, torch {torch.__version__}; load average {os.getloadavg()[0]:.1f} when it began."
+    yield f"{_core.Version()}, torch {torch.__version__}; load average {os.getloadavg()[0]:.1f} at the start."
     yield ""
     found = [parts(n, seconds) for n in tensors]
     yield f"| µs | {' | '.join(f'{n} x 64' for n in tensors)} |"
@@ -97,13 +97,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tensors", nargs="+", type=int, default=[1, 20, 1000])
     parser.add_argument("--seconds", type=float, default=0.5, help="for each figure")
-    parser.add_argument("--update", type=Path, metavar="PAGE", help="put the table between its <!-- way --> marks")
+    parser.add_argument("--update", type=Path, metavar="PAGE", help="put the table between its <!-- overhead --> marks")
     args = parser.parse_args()
     torch.set_num_threads(1)
     table = "\n".join(lines(args.tensors, args.seconds))
     print(table)
     if args.update:
-        pages.put(args.update, "way", table)
+        pages.put(args.update, "overhead", table)
 
 
 if __name__ == "__main__":
