@@ -51,6 +51,13 @@ type hfRow struct {
 
 // stepHFAdafactor steps groups one after the other. It takes the options unchecked, as transformers do.
 func stepHFAdafactor(options []hfAdafactorOptions, extra [][]float64, c steps.Call) error {
+	if len(options) > 1 && !c.OnlyCheck { // check all groups before the first write
+		check := c
+		check.OnlyCheck = true
+		if err := stepHFAdafactor(options, extra, check); err != nil {
+			return err
+		}
+	}
 	g := c.Groups
 	for i := range options {
 		o := &options[i]

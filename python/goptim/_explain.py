@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from goptim import _native, hf
+from goptim import _native
 from goptim._eligible import PLAIN, SHARED, reason_compiling, reason_of_optimizer
 from goptim._parts import TORCH, Part
 from goptim._step import GoStep
@@ -91,8 +91,6 @@ def explain(optimizer: Optimizer) -> Explanation:
         ask = _ask_parts(optimizer)
     elif isinstance(optimizer, LBFGS):
         ask = _ask_lbfgs(optimizer)
-    elif isinstance(optimizer, hf.Adafactor):
-        ask = _ask_hf(optimizer)
     else:
         kind = type(optimizer)
         raise TypeError(f"explain: expected an optimizer of goptim, got a {kind.__module__}.{kind.__qualname__}")
@@ -143,15 +141,6 @@ def _ask_parts(optimizer: GoStep) -> _Ask:
         why = why_all or part(i).reason_of_group or _why_lazy(p)
         why = why or part(i).reason_of(p, _gradient(p, optimizer.dense), optimizer.state.get(p, {}))
         return SHARED if why is None and p.grad is not None and codes().get((i, j)) == TORCH else why
-
-    return ask
-
-
-def _ask_hf(optimizer: hf.Adafactor) -> _Ask:
-    def ask(i: int, j: int, p: Tensor) -> str | None:
-        group: dict[str, Any] = optimizer.param_groups[i]
-        reason_of_group = optimizer._reason_of_group(group) or _why_lazy(p)
-        return optimizer._reason_of(p, _gradient(p), group, f"parameter {j} of group {i}", reason_of_group)
 
     return ask
 

@@ -63,7 +63,7 @@ class GoStep(Optimizer):
     """Whether an element's update depends on no other element, so that a part of a parameter can be stepped alone."""
 
     form: ClassVar[int] = 0
-    """The form of gather.c's rows: 0 of elementwise optimizers, 1 of Adafactor."""
+    """The form of gather.c's rows: 0 of elementwise optimizers, 1 of Adafactor, 2 of hf.Adafactor."""
 
     part_class: ClassVar[type[Part]] = Part
 

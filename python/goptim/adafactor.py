@@ -18,7 +18,7 @@ from goptim._step import GoStep
 _HUGGING_FACE = {"clip_threshold", "decay_rate", "beta1", "scale_parameter", "relative_step", "warmup_init"}
 
 
-class _FactoredPart(Part):
+class FactoredPart(Part):
     """A part whose states have an element per row and per column of a parameter's matrices, or are vectors."""
 
     def _reason_of_parameter(self, p: Tensor) -> str | None:
@@ -66,7 +66,7 @@ class Adafactor(GoStep, _originals.Adafactor):
     twin = _originals.Adafactor
     form = 1
     elementwise = False
-    part_class = _FactoredPart
+    part_class = FactoredPart
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         foreign = sorted(_HUGGING_FACE & kwargs.keys())
