@@ -17,6 +17,7 @@ type class[O any] struct {
 	// variant is another class of torch, whose objects are those that have the flag set.
 	variant, flag string
 	uncounted     bool // the optimizer does not count its steps
+	integer       bool // the step of a state is a Python int
 	states        []state
 	check         func(o *O) error // what ranges cannot say
 	encodings     map[string]any   // of options in JSON that have an encoding of their own, by torch's name
@@ -30,6 +31,8 @@ type class[O any] struct {
 type state struct {
 	key     string
 	scalar  bool    // one number, instead of one for every element
+	of      string  // another shape than the parameter's: see steps.State
+	given   bool    // the caller of a binding hands it over with a row
 	when    string  // the option that asks for the state, by not being zero; empty: it is always there
 	above   bool    // the option asks by being above zero
 	initial float64 // its value at first
@@ -43,7 +46,7 @@ func (c class[O]) described() class[O] {
 	c.fields = fieldsOf(reflect.TypeFor[O](), c.encodings)
 	for i := range c.states {
 		s := &c.states[i]
-		s.asks, s.first = c.field(s.when), c.field(s.from)
+		s.asks, s.first = c.field(s.when), c.field(s.from) // a word after the options is no field
 	}
 	c.flagged = c.field(c.flag)
 	for _, f := range c.fields {
@@ -54,12 +57,15 @@ func (c class[O]) described() class[O] {
 	return c
 }
 
-// field is the option under a key of torch; nil for no key.
+// field is the option under a key of torch; nil if there is none.
 func (c *class[O]) field(key string) *field {
 	if key == "" {
 		return nil
 	}
-	return &c.fields[slices.IndexFunc(c.fields, func(f field) bool { return f.key == key })]
+	if i := slices.IndexFunc(c.fields, func(f field) bool { return f.key == key }); i >= 0 {
+		return &c.fields[i]
+	}
+	return nil
 }
 
 // nameOf is torch's class for the options.
@@ -120,9 +126,9 @@ func (c *class[O]) layout(o *O) engine.Layout {
 		switch {
 		case s.asks != nil && !s.asked(s.asks.get(unsafe.Pointer(o), 0)):
 		case s.scalar:
-			l.State[i] = engine.Number
+			l.Set(i, engine.Scalar)
 		default:
-			l.State[i] = engine.Column
+			l.Set(i, engine.Column)
 		}
 	}
 	return l
@@ -142,7 +148,7 @@ func (c *class[O]) initial(o *O, i int) float64 {
 func (c *class[O]) kind() *steps.Kind {
 	k := &steps.Kind{
 		Name: c.name, Classes: map[string]map[string]float64{c.name: {}}, Flags: []string{}, Extra: []string{},
-		Counts: !c.uncounted, States: []steps.State{}, Row: steps.Elementwise,
+		Counts: !c.uncounted, Integer: c.integer, States: []steps.State{},
 	}
 	if c.variant != "" {
 		k.Classes = map[string]map[string]float64{c.name: {c.flag: 0}, c.variant: {c.flag: 1}}
@@ -160,7 +166,7 @@ func (c *class[O]) kind() *steps.Kind {
 		}
 	}
 	for _, s := range c.states {
-		k.States = append(k.States, steps.State{Key: s.key, Scalar: s.scalar, When: s.when, Above: s.above})
+		k.States = append(k.States, steps.State{Key: s.key, Scalar: s.scalar, Of: s.of, When: s.when, Above: s.above, Given: s.given})
 	}
 	return k
 }
