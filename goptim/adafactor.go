@@ -238,10 +238,14 @@ func (s *adafactorStep) begin() error {
 // tryOut looks for an error that depends on the elements: a factor of the update that float32 cannot hold. That can be
 // only where the step is larger than the parameter, or the least scale of a parameter is as large.
 func (s *adafactorStep) tryOut(i int) {
-	of, row := &s.scalars[i], s.rows[i]
-	if row.DType() != engine.Float32 || !(math.Abs(of.rho) > 1 || of.eps2 > math.MaxFloat32) {
-		return
+	of := &s.scalars[i]
+	if s.rows[i].DType() == engine.Float32 && (math.Abs(of.rho) > 1 || of.eps2 > math.MaxFloat32) {
+		s.updateCopy(of, s.rows[i])
 	}
+}
+
+// updateCopy steps a row in memory of its own.
+func (s *adafactorStep) updateCopy(of *adafactorScalars, row engine.Row) {
 	err := engine.Each(1, 1, nil, func(int) {
 		shape, lengths := matricesOf(&row), [3]int{ofVector: int(row.N)}
 		if shape.rows != 0 {
