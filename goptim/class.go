@@ -1,7 +1,9 @@
 package goptim
 
 import (
+	"cmp"
 	"errors"
+	"fmt"
 	"reflect"
 	"slices"
 	"unsafe"
@@ -35,6 +37,7 @@ type state struct {
 	given   bool    // the caller of a binding hands it over with a row
 	when    string  // the option that asks for the state, by not being zero; empty: it is always there
 	above   bool    // the option asks by being above zero
+	word    string  // for bindings: a word after the options that asks for the state, by not being zero
 	initial float64 // its value at first
 	from    string  // the option that is its value at first
 
@@ -46,7 +49,7 @@ func (c class[O]) described() class[O] {
 	c.fields = fieldsOf(reflect.TypeFor[O](), c.encodings)
 	for i := range c.states {
 		s := &c.states[i]
-		s.asks, s.first = c.field(s.when), c.field(s.from) // a word after the options is no field
+		s.asks, s.first = c.field(s.when), c.field(s.from)
 	}
 	c.flagged = c.field(c.flag)
 	for _, f := range c.fields {
@@ -57,15 +60,16 @@ func (c class[O]) described() class[O] {
 	return c
 }
 
-// field is the option under a key of torch; nil if there is none.
+// field is the option under a key of torch; nil for no key.
 func (c *class[O]) field(key string) *field {
 	if key == "" {
 		return nil
 	}
-	if i := slices.IndexFunc(c.fields, func(f field) bool { return f.key == key }); i >= 0 {
-		return &c.fields[i]
+	at := slices.IndexFunc(c.fields, func(f field) bool { return f.key == key })
+	if at < 0 {
+		panic(fmt.Sprintf("%s has no option %s", c.name, key))
 	}
-	return nil
+	return &c.fields[at]
 }
 
 // nameOf is torch's class for the options.
@@ -149,6 +153,7 @@ func (c *class[O]) kind() *steps.Kind {
 	k := &steps.Kind{
 		Name: c.name, Classes: map[string]map[string]float64{c.name: {}}, Flags: []string{}, Extra: []string{},
 		Counts: !c.uncounted, Integer: c.integer, States: []steps.State{},
+		Defaults: map[string]string{}, Ranges: map[string]string{},
 	}
 	if c.variant != "" {
 		k.Classes = map[string]map[string]float64{c.name: {c.flag: 0}, c.variant: {c.flag: 1}}
@@ -161,12 +166,18 @@ func (c *class[O]) kind() *steps.Kind {
 		if f.kind == reflect.Bool {
 			k.Flags = append(k.Flags, f.key)
 		}
+		if f.defaultTag != "" {
+			k.Defaults[f.key] = f.defaultTag
+		}
+		if f.rangeTag != "" {
+			k.Ranges[f.key] = f.rangeTag
+		}
 		if f.absent {
 			k.Classes[c.name][f.key] = 0
 		}
 	}
 	for _, s := range c.states {
-		k.States = append(k.States, steps.State{Key: s.key, Scalar: s.scalar, Of: s.of, When: s.when, Above: s.above, Given: s.given})
+		k.States = append(k.States, steps.State{Key: s.key, Scalar: s.scalar, Of: s.of, When: cmp.Or(s.when, s.word), Above: s.above, Given: s.given})
 	}
 	return k
 }

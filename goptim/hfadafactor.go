@@ -34,7 +34,7 @@ var _ = factoredClass(class[hfAdafactorOptions]{
 	integer: true,
 	states: []state{
 		{key: "exp_avg_sq_row", of: steps.OfRows}, {key: "exp_avg_sq_col", of: steps.OfCols}, {key: "exp_avg_sq", of: steps.OfVector},
-		hfExpAvg: {key: "exp_avg", when: hasBeta1},
+		hfExpAvg: {key: "exp_avg", word: hasBeta1},
 		hfRMS:    {key: "RMS", scalar: true, given: true}, // a new one at every step
 	},
 }, stepHFAdafactor, fusedNorms, hasBeta1)

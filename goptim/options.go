@@ -27,6 +27,8 @@ type field struct {
 	length        int          // of an array; 0 for a single value
 	defaults      []float64
 	ranges        []interval
+	defaultTag    string
+	rangeTag      string
 	null, initial bool
 	absent        bool
 	encoding      reflect.Type // of the value in JSON
@@ -43,6 +45,7 @@ func fieldsOf(options reflect.Type, encodings map[string]any) (all []field) {
 			key: key, name: member.Name, offset: member.Offset, kind: member.Type.Kind(), size: member.Type.Size(),
 			null: flags == "null", initial: flags == "initial", absent: flags == "absent", encoding: member.Type,
 		}
+		f.defaultTag, f.rangeTag = member.Tag.Get("default"), member.Tag.Get("range")
 		if f.kind == reflect.Array {
 			f.length = member.Type.Len()
 			f.kind, f.size = member.Type.Elem().Kind(), member.Type.Elem().Size()
@@ -52,12 +55,12 @@ func fieldsOf(options reflect.Type, encodings map[string]any) (all []field) {
 		if as, ok := encodings[key]; ok {
 			f.encoding = reflect.TypeOf(as)
 		}
-		for _, text := range strings.Fields(member.Tag.Get("default")) {
+		for _, text := range strings.Fields(f.defaultTag) {
 			x, err := strconv.ParseFloat(text, 64)
 			must(err == nil, options, f.name, "default")
 			f.defaults = append(f.defaults, x)
 		}
-		for _, text := range strings.Fields(member.Tag.Get("range")) {
+		for _, text := range strings.Fields(f.rangeTag) {
 			r, ok := parseInterval(text)
 			if text == "-" { // any
 				r, ok = interval{low: math.NaN()}, true

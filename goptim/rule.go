@@ -27,6 +27,9 @@ func elementwiseSpec[O, S any](
 	c class[O], scalars func(o *O, n *now) S, f32 kernel.Func[S, float32], f64 kernel.Func[S, float64], extra ...string,
 ) *spec[O, S] {
 	s := &spec[O, S]{class: c.described(), scalarsOf: scalars, arithmetic: kernels[S]{f32, f64}}
+	if len(s.states) > engine.States {
+		panic(fmt.Sprintf("%s has %d states, expected at most %d", s.name, len(s.states), engine.States))
+	}
 	k := s.kind()
 	k.Extra = append(k.Extra, extra...)
 	k.Step, k.Spec = s.stepGroups, s

@@ -99,7 +99,7 @@ NEAREST = [
     ("_originals", ["test_patch.py"]),
     ("_files", ["test_safetensors.py"]),
     ("_state", ["test_safetensors.py", "test_damaged_states.py"]),
-    ("safetensors", ["test_safetensors.py"]),
+    ("safetensors", ["test_safetensors.py", "test_damaged_states.py"]),
     ("state.go", ["test_safetensors.py"]),
     ("stateful.go", ["test_safetensors.py"]),
     ("steps.go", ["test_bindings.py", "test_faults.py"]),

@@ -212,7 +212,7 @@ def test_torch_does_not_step_what_go_takes():
     p = normal((4, 5), torch.float32, 0).requires_grad_()
     opt = goptim.Adafactor([p])
     p.grad = torch.ones_like(p)
-    with mock.patch("goptim._step._undecorated", side_effect=AssertionError):
+    with mock.patch("goptim._step.undecorated_step", side_effect=AssertionError):
         opt.step()
 
 

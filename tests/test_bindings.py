@@ -3,6 +3,7 @@
 import ast
 import inspect
 import json
+import math
 import re
 import subprocess
 import sys
@@ -91,3 +92,51 @@ def test_kinds_have_room():
     for kind in KINDS:
         assert len(kind["scalars"]) + len(kind["extra"]) <= 16
         assert all(_core.Kind(name) == KINDS.index(kind) for name in kind["classes"])
+
+
+OPTIMIZERS = [k for k in KINDS if hasattr(torch.optim, k["name"])]
+every_optimizer = pytest.mark.parametrize("kind", OPTIMIZERS, ids=[k["name"] for k in OPTIMIZERS])
+
+# What Go refuses and torch does not.
+STRICTER = {("ASGD", "lambd"), ("ASGD", "alpha"), ("Rprop", "step_sizes")}
+
+
+def torchs(kind, **options):
+    return getattr(torch.optim, kind["name"])([torch.nn.Parameter(torch.ones(1))], **{"lr": 0.1} | options)
+
+
+@every_optimizer
+def test_defaults_are_torchs(kind):
+    defaults = getattr(torch.optim, kind["name"])([torch.nn.Parameter(torch.ones(1))]).defaults
+    for key, text in kind["defaults"].items():
+        theirs = defaults[key] if isinstance(defaults[key], tuple) else (defaults[key],)
+        assert tuple(map(float, text.split())) == theirs, key
+
+
+@every_optimizer
+def test_ranges_are_torchs(kind):
+    """torch accepts the ends of a range that are of it, and refuses those that are not, and what is beyond an end."""
+    for key, text in kind["ranges"].items():
+        usual = torchs(kind).defaults[key]
+        intervals = text.split()
+        if isinstance(usual, tuple) and len(intervals) == 1:
+            intervals *= len(usual)
+        for i, interval in enumerate(intervals):
+            if interval == "-":  # any number
+                continue
+            for end, beyond, bracket in zip(
+                interval[1:-1].split(","), (-math.inf, math.inf), (interval[0], interval[-1]), strict=True
+            ):
+                x = float(end)
+                refused = [x] * (bracket in "()") + [math.nextafter(x, beyond)] * (not math.isinf(x))
+                if bracket in "[]":
+                    torchs(kind, **with_element(key, usual, i, x))
+                for y in refused if (kind["name"], key) not in STRICTER else ():
+                    with pytest.raises(ValueError, match=r"nvalid|should be"):
+                        torchs(kind, **with_element(key, usual, i, y))
+
+
+def with_element(key, usual, i, x):
+    if not isinstance(usual, tuple):
+        return {key: x}
+    return {key: (*usual[:i], x, *usual[i + 1 :])}

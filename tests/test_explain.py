@@ -9,7 +9,7 @@ from test_dropin import NAMES, TAKEN, WITH_STATE, Logged, Operations, Quiet, lea
 from torch.nn import Parameter
 
 import goptim
-from goptim import _native, _originals, _step
+from goptim import _native, _originals, _parts
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse invariant checks")
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Sparse invariant checks")
 def watched(monkeypatch):
     """What each step has counted: how many parameters for Go, and why others are torch's."""
     seen = []
-    monkeypatch.setattr(_step, "watch", lambda opt, n, reasons: seen.append((n, sorted(reasons))))
+    monkeypatch.setattr(_parts, "watch", lambda opt, n, reasons: seen.append((n, sorted(reasons))))
     return seen
 
 

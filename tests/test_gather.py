@@ -311,7 +311,7 @@ def test_no_reference_is_leaked(name):
     states = [t for state in opt.state.values() for t in (state, *state.values())]
     watched = [*params, sparse, *grads, *states, opt.state, keys, types, params, hostile, missing, _native.layout()]
     p = params[0]
-    row = opt._part(opt, 0, opt.param_groups[0], opt._ask(opt.param_groups[0]))._row(p, p.grad, opt.state[p])
+    row = opt.part_class(opt, 0, opt.param_groups[0], opt._ask(opt.param_groups[0]))._row(p, p.grad, opt.state[p])
     watched += [row, *(t for t in row if t is not None)]
 
     def many(times):

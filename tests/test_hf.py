@@ -283,3 +283,27 @@ def test_memory_shared_by_what_go_and_torch_step(order):
         return [(p.detach(), opt.state[p]) for p in params]
 
     assert_bit_equal(make(goptim.hf.Adafactor), make(transformers.Adafactor))
+
+
+def test_a_gradient_that_is_the_parameters_memory():
+    def make(cls):
+        p = torch.nn.Parameter(normal((6, 5), torch.float32, 0))
+        p.grad = p.detach()
+        opt = cls([p], lr=0.1, relative_step=False, weight_decay=0.3)
+        with ieee_sqrt():
+            for _ in range(3):
+                opt.step()
+        return p.detach(), opt.state[p]
+
+    assert_bit_equal(make(goptim.hf.Adafactor), make(transformers.Adafactor))
+
+
+def test_a_gradient_without_its_memory_is_refused():
+    p = torch.nn.Parameter(torch.ones(6))
+    p.grad = torch.ones(6)
+    opt = goptim.hf.Adafactor([p])
+    p.grad.untyped_storage().resize_(8)
+    with pytest.raises(ValueError, match="the storage of its gradient has 8 bytes, expected at least 24"):
+        opt.step()
+    assert (p == 1).all()
+    assert p not in opt.state

@@ -30,7 +30,7 @@ from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import goptim
-from goptim import _core, _step
+from goptim import _core, _parts
 from goptim.testing import assert_bit_equal, ieee_sqrt
 
 CLASSES = (goptim.LBFGS, torch.optim.LBFGS)
@@ -587,7 +587,7 @@ def test_options_that_are_torchs(options, go, exact):
 def test_watch(monkeypatch):
     """goptim run is told once of every step, with a reason for each parameter that torch steps."""
     seen = []
-    monkeypatch.setattr(_step, "watch", lambda opt, n, reasons: seen.append((n, reasons)))
+    monkeypatch.setattr(_parts, "watch", lambda opt, n, reasons: seen.append((n, reasons)))
     params = [Parameter(torch.ones(3)), Parameter(torch.ones(2))]
     opt = goptim.LBFGS(params, max_iter=2)
 

@@ -52,7 +52,7 @@ def limit_files():
 
 def without_go(limit, why):
     report = _run._Report()
-    goptim._step.watch = report.add
+    goptim._parts.watch = report.add
     limit()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -13,7 +13,7 @@ from configurations import IN_TABLES
 
 import goptim
 from goptim import _step
-from goptim._step import _Part
+from goptim._parts import PYTHON, TORCH, Part
 from goptim.testing import ieee_sqrt
 
 
@@ -62,24 +62,24 @@ class CachesAddresses:
         return super()._go(tuple(rows), kind)
 
 
-class LayoutlessPart(_Part):
+class LayoutlessPart(Part):
     def sort(self, p, code):
-        super().sort(p, _step._PYTHON if code == _step._TORCH else code)
+        super().sort(p, PYTHON if code == TORCH else code)
 
-    def _why_not(self, p):
+    def _reason_of_parameter(self, p):
         gaps = "its elements have gaps between them, or overlap"
-        return None if (why := super()._why_not(p)) == gaps else why
+        return None if (why := super()._reason_of_parameter(p)) == gaps else why
 
-    def why_torch(self, p, g, state):
-        why = super().why_torch(p, g, state)
+    def reason_of(self, p, g, state):
+        why = super().reason_of(p, g, state)
         return None if why and why.endswith("laid out otherwise than the parameter") else why
 
 
 class IgnoresLayouts:
-    _part = LayoutlessPart
+    part_class = LayoutlessPart
 
     def _step_parts(self, groups, asked, codes):
-        super()._step_parts(groups, asked, codes.replace(bytes([_step._TORCH]), bytes([_step._PYTHON])))
+        super()._step_parts(groups, asked, codes.replace(bytes([TORCH]), bytes([PYTHON])))
 
 
 class ForgetsVersions:
@@ -114,12 +114,12 @@ class GoesOnWithoutState:
 
 class WritesBehindTracers:
     def step(self, closure=None):
-        why_torch, _step.why_torch = _step.why_torch, lambda optimizer: None
+        reason, _step.reason_of_optimizer = _step.reason_of_optimizer, lambda optimizer: None
         compiling, torch.compiler.is_compiling = torch.compiler.is_compiling, lambda: False
         try:
             return super().step(closure)
         finally:
-            _step.why_torch, torch.compiler.is_compiling = why_torch, compiling
+            _step.reason_of_optimizer, torch.compiler.is_compiling = reason, compiling
 
 
 class StatesAsTheyCome:

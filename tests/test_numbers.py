@@ -108,10 +108,10 @@ def test_numpys_numbers(name, of, watched):
 @pytest.fixture
 def watched(monkeypatch):
     """Of each step of ours, how many parameters went to Go, and why others went to torch."""
-    from goptim import _step
+    from goptim import _parts
 
     seen = []
-    monkeypatch.setattr(_step, "watch", lambda opt, n, reasons: seen.append((n, reasons)))
+    monkeypatch.setattr(_parts, "watch", lambda opt, n, reasons: seen.append((n, reasons)))
     return seen
 
 

@@ -51,7 +51,7 @@ class Twins:
         grads = gradients(self.params, self.steps) if grads is None else grads
         for p, q, g in zip(self.params, self.expected, grads, strict=True):
             p.grad, q.grad = g, None if g is None else g.clone()
-        with mock.patch("goptim._step._undecorated", side_effect=AssertionError("torch steps, where Go should")):
+        with mock.patch("goptim._step.undecorated_step", side_effect=AssertionError("torch steps, where Go should")):
             self.optimizer.step()
         with ieee_sqrt():
             self.oracle.step()

@@ -384,3 +384,18 @@ def test_commands_of_the_page_run(python, script, tmp_path):
         out, err = python(*words)
         assert out == "['--epochs', '3']\n"
         assert " ".join(err.split()) in " ".join(PAGE.split())
+
+
+@pytest.mark.parametrize(
+    ("option", "site", "stays"),
+    [("-s", "", False), ("-I", "", False), ("-S", "", True), ("-S", "import site; site.main()", False)],
+)
+def test_folder_for_children_stays_where_it_cannot_leave(option, site, stays):
+    """It is in PYTHONPATH, for the site module to find what takes it from sys.path."""
+    folder = Path(pythons.ROOT) / "python" / "goptim" / "_children"
+    program = f"import sys; {site}\nprint({str(folder)!r} in sys.path, 'goptim' in sys.modules)"
+    environment = {"PYTHONPATH": str(folder), "GOPTIM_RUN": sys.prefix}
+    done = subprocess.run(
+        [sys.executable, option, "-c", program], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert (done.stdout, done.stderr) == (f"{stays} False\n", "")

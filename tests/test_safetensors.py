@@ -646,3 +646,15 @@ def test_hyperparameters_that_are_numbers(tmp_path):
         with pytest.raises(TypeError, match=r"group 0: lr is .*, which a file cannot hold"):
             goptim.save_state(optimizer, path)
     assert path.read_bytes() == b"old"
+
+
+def test_pairs_keep_the_types_of_those_that_they_replace(tmp_path):
+    path, whole, real = tmp_path / "state", [int, float], [float, float]
+    goptim.save_state(goptim.Rprop([torch.ones(2)], step_sizes=(1, 50.5)), path)
+    for old, types in (((0, 0.9), whole), ([0, 0.9], whole), ((0.1, 0.9), real), (0, real), ((0, 1, 2), real)):
+        fresh = goptim.Rprop([torch.ones(2)])
+        fresh.param_groups[0]["step_sizes"] = old
+        goptim.load_state(fresh, path)
+        sizes = fresh.param_groups[0]["step_sizes"]
+        assert (list(sizes), list(map(type, sizes))) == ([1, 50.5], types)
+        assert type(sizes) is (list if isinstance(old, list) else tuple)

@@ -80,6 +80,9 @@ type Kind struct {
 	// Names are the texts that Options may be, and the numbers that stand for them; "" is None.
 	Names map[string]map[string]float64 `json:"names,omitempty"`
 	Extra []string                      `json:"extra"` // scalars after Options that are not of the group
+	// Defaults and Ranges are the tags of options in Go, by their keys.
+	Defaults map[string]string `json:"defaults"`
+	Ranges   map[string]string `json:"ranges"`
 
 	Counts  bool    `json:"counts"`  // a parameter's state has a step
 	Integer bool    `json:"integer"` // the step is a Python int

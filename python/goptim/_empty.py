@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from goptim import _sparse, _step
+from goptim import _sparse
+from goptim._fallback import undecorated_step
+from goptim._parts import Part
 
 
-class EmptyPart(_step._Part):
+class EmptyPart(Part):
     """One group's part of a step of an optimizer whose sparse gradients torch never skips."""
 
     def check_sparse(self, p: Tensor, g: Tensor) -> None:
@@ -22,15 +25,16 @@ class EmptyPart(_step._Part):
     def _try_torch(self, p: Tensor, g: Tensor) -> None:
         """Raise what torch raises, by its step of a parameter of one row."""
         n, width = min(1, g._nnz()), min(1, math.prod(p.shape[1:]))
+        twin: Any = self.optimizer.twin
         with torch.device("cpu"):
             q = torch.zeros(1, width, dtype=p.dtype)
             indices = torch.zeros(1, n, dtype=torch.int64)
             q.grad = torch.sparse_coo_tensor(indices, q[:n], q.shape, check_invariants=False)
-            optimizer = self.optimizer.twin([q])
+            optimizer = twin([q])
             optimizer.param_groups[0].update(
                 {key: value for key, value in self.group.items() if key not in ("params", "param_names")}
             )
             for key in self.numbers:
                 if key in (state := self.optimizer.state.get(p, {})):
                     optimizer.state[q][key] = state[key].clone()
-            _step._undecorated(self.optimizer.twin)(optimizer)
+            undecorated_step(twin)(optimizer)

@@ -13,7 +13,9 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from goptim import _native, hf
-from goptim._step import _PLAIN, _TORCH, WHY_SHARED, GoStep, _Part, why_compiling, why_torch
+from goptim._eligible import PLAIN, SHARED, reason_compiling, reason_of_optimizer
+from goptim._parts import TORCH, Part
+from goptim._step import GoStep
 from goptim.lbfgs import LBFGS
 
 _HEADINGS = ("parameter", "name", "shape", "dtype", "device", "to", "why")
@@ -122,12 +124,12 @@ def _rows(optimizer: Optimizer, ask: _Ask) -> Iterator[Row]:
 
 
 def _ask_parts(optimizer: GoStep) -> _Ask:
-    why_all = why_compiling() or why_torch(optimizer)
+    why_all = reason_compiling() or reason_of_optimizer(optimizer)
 
     @functools.cache
-    def part(i: int) -> _Part:
+    def part(i: int) -> Part:
         group = optimizer.param_groups[i]
-        return optimizer._part(optimizer, i, group, optimizer._with_floats(group, optimizer._ask(group)))
+        return optimizer.part_class(optimizer, i, group, optimizer._with_floats(group, optimizer._ask(group)))
 
     @functools.cache
     def codes() -> dict[tuple[int, int], int]:
@@ -141,9 +143,9 @@ def _ask_parts(optimizer: GoStep) -> _Ask:
         return dict(zip(places, answer, strict=True)) if type(answer) is bytes else {}
 
     def ask(i: int, j: int, p: Tensor) -> str | None:
-        why = why_all or part(i).why_group or _why_lazy(p)
-        why = why or part(i).why_torch(p, _gradient(p, optimizer.dense), optimizer.state.get(p, {}))
-        return WHY_SHARED if why is None and p.grad is not None and codes().get((i, j)) == _TORCH else why
+        why = why_all or part(i).reason_of_group or _why_lazy(p)
+        why = why or part(i).reason_of(p, _gradient(p, optimizer.dense), optimizer.state.get(p, {}))
+        return SHARED if why is None and p.grad is not None and codes().get((i, j)) == TORCH else why
 
     return ask
 
@@ -151,8 +153,8 @@ def _ask_parts(optimizer: GoStep) -> _Ask:
 def _ask_hf(optimizer: hf.Adafactor) -> _Ask:
     def ask(i: int, j: int, p: Tensor) -> str | None:
         group: dict[str, Any] = optimizer.param_groups[i]
-        why_group = optimizer._why_torch(group) or _why_lazy(p)
-        return optimizer._why_not(p, _gradient(p), group, f"parameter {j} of group {i}", why_group)
+        reason_of_group = optimizer._reason_of_group(group) or _why_lazy(p)
+        return optimizer._reason_of(p, _gradient(p), group, f"parameter {j} of group {i}", reason_of_group)
 
     return ask
 
@@ -160,7 +162,7 @@ def _ask_hf(optimizer: hf.Adafactor) -> _Ask:
 def _ask_lbfgs(optimizer: LBFGS) -> _Ask:
     @functools.cache
     def why() -> str | None:
-        return why_compiling() or optimizer._why_now()
+        return reason_compiling() or optimizer._current_reason()
 
     return lambda i, j, p: why()
 
@@ -173,7 +175,7 @@ def _gradient(p: Tensor, dense: bool = True) -> Tensor:
     """The gradient of a parameter, or as plain a one as it could have, in memory that is there."""
     if p.grad is not None:
         return p.grad
-    if type(p) not in _PLAIN:
+    if type(p) not in PLAIN:
         return p
     if dense or p.dim() == 0 or p.layout is not torch.strided or p.is_nested or p.is_quantized:
         return p.detach()

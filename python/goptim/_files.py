@@ -80,7 +80,9 @@ def _replace(name: bytes, chunks: Iterable[Any]) -> None:
             _replace_in(fds[0], os.path.basename(name), status, chunks)
         except OSError as e:
             if e.errno in _NO_NEW_FILE:
-                e.strerror = f"{e.strerror}: a new file beside it takes its place; this needs a folder that can be written"
+                e.strerror = (
+                    f"{e.strerror}: a new file beside it takes its place; this needs a folder that can be written"
+                )
             raise
     finally:
         for fd in fds:
@@ -116,7 +118,7 @@ def _replace_in(folder: int, name: bytes, status: os.stat_result | None, chunks:
             os.link(f"/proc/self/fd/{fds[0]}", temporary, dst_dir_fd=folder, follow_symlinks=True)
         os.replace(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
     except BaseException:
-        try:  # before any other call, after which another interrupt might come
+        try:  # noqa: SIM105  # before any other call, after which another interrupt might come
             os.unlink(temporary, dir_fd=folder)
         except FileNotFoundError:
             pass

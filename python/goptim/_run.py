@@ -18,7 +18,7 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from goptim import _native, _patch, _step, hf, lbfgs
+from goptim import _native, _parts, _patch, _step, hf, lbfgs
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -163,7 +163,7 @@ class _Report:
 
     def begin(self) -> None:
         """Count from now on, and print at exit, behind what the program itself prints there."""
-        _step.watch = self.add
+        _parts.watch = self.add
         register_optimizer_step_post_hook(self.add_foreign)
         atexit.register(self.print)
 

@@ -11,17 +11,18 @@ import torch
 from torch import Tensor
 
 from goptim import _originals
-from goptim._step import GoStep, _Part
+from goptim._parts import Part
+from goptim._step import GoStep
 
 # Arguments that transformers.Adafactor has, and torch.optim.Adafactor has not.
 _HUGGING_FACE = {"clip_threshold", "decay_rate", "beta1", "scale_parameter", "relative_step", "warmup_init"}
 
 
-class _FactoredPart(_Part):
+class _FactoredPart(Part):
     """A part whose states are a number for every row and every column of a parameter's matrices, or a vector."""
 
-    def _why_not(self, p: Tensor) -> str | None:
-        return super()._why_not(p) or why_not_factored(p)
+    def _reason_of_parameter(self, p: Tensor) -> str | None:
+        return super()._reason_of_parameter(p) or reason_not_factored(p)
 
     def _shapes(self, p: Tensor) -> dict[str, torch.Size]:
         if p.dim() < 2:
@@ -30,7 +31,7 @@ class _FactoredPart(_Part):
         return {"row_var": torch.Size([*batch, rows, 1]), "col_var": torch.Size([*batch, 1, cols])}
 
 
-def why_not_factored(p: Tensor) -> str | None:
+def reason_not_factored(p: Tensor) -> str | None:
     """Why Go does not take a parameter for Adafactor that it takes for others."""
     if p.numel() == 0:
         return "it has no elements"
@@ -64,7 +65,7 @@ class Adafactor(GoStep, _originals.Adafactor):
     twin = _originals.Adafactor
     form = 1
     elementwise = False
-    _part = _FactoredPart
+    part_class = _FactoredPart
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         foreign = sorted(_HUGGING_FACE & kwargs.keys())

@@ -29,7 +29,7 @@ class Adagrad(GoStep, _originals.Adagrad):
     """
 
     twin = _originals.Adagrad
-    _part = _empty.EmptyPart
+    part_class = _empty.EmptyPart
 
     def columns(self, group: dict[str, Any]) -> tuple[str | None, ...]:
         return ("sum",)

@@ -10,9 +10,22 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from goptim import _native, _numbers, _step
-from goptim._step import _PLAIN, _kind, _spans, _why_not, _why_not_grad, _why_shared, bump_versions, lacks_memory
-from goptim.adafactor import fused_norms, why_not_factored
+from goptim import _native, _numbers, _parts
+from goptim._eligible import (
+    PLAIN,
+    SHARED,
+    lacks_memory,
+    memory_of,
+    reason_compiling,
+    reason_of_gradient,
+    reason_of_numbers,
+    reason_of_optimizer,
+    reason_of_tensor,
+    reason_shared,
+)
+from goptim._kinds import kind_of
+from goptim._parts import bump_versions
+from goptim.adafactor import fused_norms, reason_not_factored
 
 _FORM = 2  # of gather.c's rows
 _HALF = (torch.float16, torch.bfloat16)  # stepped in float32
@@ -127,11 +140,11 @@ class Adafactor(Optimizer):
                 if ours and others and self._share_memory(ours, [p for p, _ in others]):
                     whys = {id(p): why for p, why in others}
                     params = {id(p): p for p in ours} | {id(p): p for p, _ in others}
-                    others[:] = [(p, whys.get(id(p), _step.WHY_SHARED)) for p in group["params"] if id(p) in params]
+                    others[:] = [(p, whys.get(id(p), SHARED)) for p in group["params"] if id(p) in params]
                     ours.clear()
-            if _step.watch is not None:
+            if _parts.watch is not None:
                 reasons = [why for _, _, others in work for _, why in others]
-                _step.watch(self, sum(len(ours) for _, ours, _ in work), reasons)
+                _parts.watch(self, sum(len(ours) for _, ours, _ in work), reasons)
             for group, ours, _ in work:
                 if _extreme(group):
                     self._go_step(ours, group, only_check=True)
@@ -144,14 +157,14 @@ class Adafactor(Optimizer):
 
     def _sort(self, index: int, group: dict[str, Any]) -> tuple[list[Tensor], list[tuple[Tensor, str]]]:
         """The parameters with a gradient: those that Go takes, and the others, with the reason."""
-        why_group = self._why_torch(group)
+        reason_of_group = self._reason_of_group(group)
         ours: list[Tensor] = []
         others: list[tuple[Tensor, str]] = []
         for i, p in enumerate(group["params"]):
             g = p.grad
             if g is None:
                 continue
-            why = self._why_not(p, g, group, f"parameter {i} of group {index}", why_group)
+            why = self._reason_of(p, g, group, f"parameter {i} of group {index}", reason_of_group)
             if why is None:
                 ours.append(p)
             else:
@@ -160,7 +173,7 @@ class Adafactor(Optimizer):
 
     def _share_memory(self, ours: list[Tensor], others: list[Tensor]) -> bool:
         """Whether parameters that Go takes share memory with those that it does not take, so that the order matters."""
-        spans = sorted((*span, i) for i, ps in enumerate((ours, others)) for p in ps for span in _spans(self, p))
+        spans = sorted((*span, i) for i, ps in enumerate((ours, others)) for p in ps for span in memory_of(self, p))
         ends = [[0, 0], [0, 0]]  # of the ones so far: of all, and of those that are written
         for start, end, written, i in spans:
             if start < ends[1 - i][not written]:
@@ -168,7 +181,7 @@ class Adafactor(Optimizer):
             ends[i] = [max(ends[i][0], end), max(ends[i][1], end if written else 0)]
         return False
 
-    def _why_torch(self, group: dict[str, Any]) -> str | None:
+    def _reason_of_group(self, group: dict[str, Any]) -> str | None:
         """Why Go takes nothing of a group; None if it may."""
         # With a relative step nothing reads lr, where transformers' AdafactorSchedule then leaves a tensor.
         unread = ("eps", "lr") if group["relative_step"] else ("eps",)
@@ -176,17 +189,19 @@ class Adafactor(Optimizer):
         if not all(x is None or _numbers.is_plain(x) for x in numbers):
             floats = _numbers.as_floats(tuple(x for x in numbers if x is not None))
             if floats is None or not _numbers.torch_accepts(Adafactor, group, _step_alone):
-                return _step.not_numbers(group)
+                return reason_of_numbers(group)
         if group["lr"] is None and not group["relative_step"]:
             return "its group has no lr"
-        return _step.why_compiling() or _step.why_torch(self)
+        return reason_compiling() or reason_of_optimizer(self)
 
-    def _why_not(self, p: Tensor, g: Tensor, group: dict[str, Any], name: str, why_group: str | None) -> str | None:
+    def _reason_of(
+        self, p: Tensor, g: Tensor, group: dict[str, Any], name: str, reason_of_group: str | None
+    ) -> str | None:
         """Why Go does not take a parameter; None if it does."""
         if g.is_sparse and p.grad is g:  # explain makes one up
             raise RuntimeError("Adafactor does not support sparse gradients.")
         state = self.state.get(p, {})
-        why = why_group or _why_not(p) or why_not_factored(p) or _why_not_grad(g)
+        why = reason_of_group or reason_of_tensor(p) or reason_not_factored(p) or reason_of_gradient(g)
         if why is not None:
             return why
         if g.dtype != p.dtype or not g.is_cpu or g.shape != p.shape or not g.is_contiguous():
@@ -208,7 +223,7 @@ class Adafactor(Optimizer):
             lack = lacks_memory(t)
             if lack is not None:
                 raise ValueError(f"Adafactor: {name}: the storage of {what} {lack}")
-        return _why_shared(tensors)
+        return reason_shared(tensors)
 
     def _make_states(self) -> None:
         """Make the states of new parameters, whoever steps them, in their order, as a state_dict shows it."""
@@ -254,8 +269,8 @@ class Adafactor(Optimizer):
             bump_versions([t for p, _, _, *states, _ in rows for t in (p, *states) if t is not None])
         core: Any = _native.core()
         threads, groups = -1 if only_check else torch.get_num_threads(), ((tuple(rows), (), scalars),)
-        kind = _kind("HFAdafactor")
-        done = core.step_groups(kind, _FORM, _native.layout(), _PLAIN, self.state, None, 0, groups, threads)
+        kind = kind_of("HFAdafactor")
+        done = core.step_groups(kind, _FORM, _native.layout(), PLAIN, self.state, None, 0, groups, threads)
         if type(done) is not int:
             raise RuntimeError("Adafactor: a parameter, its gradient or its state has changed during the step")
         for state, rms in after if not only_check else ():

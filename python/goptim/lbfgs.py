@@ -13,16 +13,10 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from goptim import _native, _numbers, _originals, _step
-from goptim._step import (
-    _DTYPES,
-    _PLAIN,
-    _copy_slot,
-    _slots,
-    _threads_after_fork,
-    _undecorated,
-    bump_versions,
-)
+from goptim import _native, _numbers, _originals, _parts
+from goptim._eligible import DTYPES, PLAIN, reason_of_optimizer
+from goptim._fallback import copy_slot, slots_of, threads_after_fork, undecorated_step
+from goptim._parts import bump_versions
 
 
 class LBFGS(_originals.LBFGS):
@@ -86,13 +80,13 @@ class LBFGS(_originals.LBFGS):
             RuntimeError: the closure has changed a parameter's or a gradient's number of elements or type on the way.
         """
         if torch.compiler.is_compiling():
-            return _undecorated(_originals.LBFGS)(self, closure)
-        why = self._why_torch() if callable(closure) else "its closure cannot be called"
+            return undecorated_step(_originals.LBFGS)(self, closure)
+        why = self._reason_before() if callable(closure) else "its closure cannot be called"
         if why is not None:
-            if _step.watch is not None:
-                _step.watch(self, 0, [why] * len(self._params))
-            with _threads_after_fork():
-                return _undecorated(_originals.LBFGS)(self, closure)
+            if _parts.watch is not None:
+                _parts.watch(self, 0, [why] * len(self._params))
+            with threads_after_fork():
+                return undecorated_step(_originals.LBFGS)(self, closure)
         with torch.no_grad():
             closure = torch.enable_grad()(closure)
             state = self.state[self._params[0]]
@@ -106,21 +100,21 @@ class LBFGS(_originals.LBFGS):
             first = closure()
             loss = float(first)
             state["func_evals"] += 1
-            why = run.why_torch(loss)
+            why = run.reason_of(loss)
             if why is not None:
                 state["func_evals"] -= 1
-                if _step.watch is not None:
-                    _step.watch(self, 0, [why] * len(self._params))
+                if _parts.watch is not None:
+                    _parts.watch(self, 0, [why] * len(self._params))
                 replay = _Replay(run, group, first, closure)
-                return _undecorated(_originals.LBFGS)(replay.stand_in, replay)
-            if _step.watch is not None:
-                _step.watch(self, len(self._params), [])
+                return undecorated_step(_originals.LBFGS)(replay.stand_in, replay)
+            if _parts.watch is not None:
+                _parts.watch(self, len(self._params), [])
             run.go(closure)
             return first
 
-    def _why_torch(self) -> str | None:
+    def _reason_before(self) -> str | None:
         """Why Go does not take a step, as far as is known before the closure runs; None if it does."""
-        why = _step.why_torch(self)
+        why = reason_of_optimizer(self)
         if why is not None:
             return why
         if torch.is_inference_mode_enabled():
@@ -129,7 +123,7 @@ class LBFGS(_originals.LBFGS):
             return "there is not one group with parameters"
         if self._options() is None:
             return "an argument is not a number, or out of range"
-        return _why_params(self._params)
+        return _reason_of_params(self._params)
 
     def _options(self) -> _Options | None:
         """The options as Go takes them; None if it does not."""
@@ -160,18 +154,18 @@ class LBFGS(_originals.LBFGS):
             return None
         return options
 
-    def _why_now(self) -> str | None:
+    def _current_reason(self) -> str | None:
         """Why Go would not take a step whose closure left the gradients and the state as they are."""
-        return self._why_torch() or _Run(self, self.state.get(self._params[0], {})).why_torch(0.0)
+        return self._reason_before() or _Run(self, self.state.get(self._params[0], {})).reason_of(0.0)
 
 
-def _why_params(params: list[Tensor]) -> str | None:
+def _reason_of_params(params: list[Tensor]) -> str | None:
     """Why Go does not take parameters; None if it does."""
     dtype, spans = params[0].dtype, []
-    if dtype not in _DTYPES:
+    if dtype not in DTYPES:
         return f"parameter 0 is {dtype}"
     for i, p in enumerate(params):
-        if not _is_flat(p, _PLAIN, dtype):
+        if not _is_flat(p, PLAIN, dtype):
             return f"parameter {i} is not a plain contiguous tensor on the CPU of {dtype}, as parameter 0"
         spans.append((p.data_ptr(), p.data_ptr() + p.numel() * p.element_size()))
     spans.sort()
@@ -219,7 +213,7 @@ class _Options(NamedTuple):
 
 def _step_alone(optimizer: Any) -> None:
     """A step by torch of an optimizer of one parameter, whose gradient does not change."""
-    _undecorated(_originals.LBFGS)(optimizer, lambda: 1.0)
+    undecorated_step(_originals.LBFGS)(optimizer, lambda: 1.0)
 
 
 @functools.cache
@@ -238,7 +232,7 @@ def _max_eval_bounds_searches() -> bool:
         x.grad = -2 * x
         return -float(x * x)
 
-    _undecorated(_originals.LBFGS)(optimizer, closure)
+    undecorated_step(_originals.LBFGS)(optimizer, closure)
     return evaluations < 10
 
 
@@ -253,9 +247,10 @@ class _Replay:
         self.optimizer = run.optimizer
         self.first = [first]
         self.closure = closure
-        self.stand_in: LBFGS = object.__new__(type(run.optimizer))
-        for slot in _slots(type(run.optimizer)):
-            _copy_slot(slot, run.optimizer, self.stand_in)
+        kind: Any = type(run.optimizer)
+        self.stand_in: LBFGS = object.__new__(kind)
+        for slot in slots_of(kind):
+            copy_slot(slot, run.optimizer, self.stand_in)
         params = run.params[:1]
         vars(self.stand_in).update(
             vars(run.optimizer), param_groups=[group], _params=params, state={params[0]: run.state}
@@ -364,9 +359,9 @@ class _Run:
         m.strong_wolfe = self.search
         m.max_search = 25 if self.search and not _max_eval_bounds_searches() else 0
 
-    def why_torch(self, loss: float) -> str | None:
+    def reason_of(self, loss: float) -> str | None:
         """Why Go does not take a step from what the first evaluation has left; None if it does."""
-        if not self._same_params() or _why_params(self.params) is not None:
+        if not self._same_params() or _reason_of_params(self.params) is not None:
             return "the closure has changed the parameters"
         if not self.see(loss):
             return _GRADIENTS
@@ -462,7 +457,7 @@ class _Run:
                     before_closure = self.segments[1::3]
                     if not self._same_params() or not self.see(loss):
                         raise RuntimeError(f"LBFGS: {self._what_has_changed()}")
-                    if self.segments[1::3] != before_closure and (why := _why_params(self.params)) is not None:
+                    if self.segments[1::3] != before_closure and (why := _reason_of_params(self.params)) is not None:
                         raise RuntimeError(f"LBFGS: {why}, since the closure ran")
                     self._see_state()
         finally:
@@ -592,7 +587,7 @@ class _Run:
         return (
             len(params) == len(self.params)
             and all(map(operator.is_, params, self.params))
-            and all(_is_flat(p, _PLAIN, self.dtype) and p.numel() == n for p, n in zip(params, self.sizes, strict=True))
+            and all(_is_flat(p, PLAIN, self.dtype) and p.numel() == n for p, n in zip(params, self.sizes, strict=True))
         )
 
     def _what_has_changed(self) -> str:
@@ -602,7 +597,7 @@ class _Run:
             return "the list of parameters has changed in the closure"
         for i, (p, n) in enumerate(zip(self.params, self.sizes, strict=True)):
             for what, t in (("parameter", p), ("the gradient of parameter", p.grad)):
-                if t is not None and (t.numel() != n or not _is_flat(t, _PLAIN, self.dtype)):
+                if t is not None and (t.numel() != n or not _is_flat(t, PLAIN, self.dtype)):
                     return (
                         f"{what} {i} has become {t.dtype} on {t.device}, {t.layout}, of shape {tuple(t.shape)} in the "
                         f"closure, expected {n} elements of {self.dtype} as before"

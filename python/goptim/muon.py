@@ -12,7 +12,9 @@ from torch import Tensor
 from torch.optim._muon import _adjust_lr, _zeropower_via_newtonschulz as _newton_schulz
 
 from goptim import _originals
-from goptim._step import GoStep, _Asked, _kind
+from goptim._kinds import kind_of
+from goptim._parts import Asked
+from goptim._step import GoStep
 
 # Go's numbers for the names (LRAdjustment in goptim/muon.go). torch leaves lr as it is under any other name.
 _ADJUSTMENTS = {None: 0, "original": 0, "match_rms_adamw": 1, "spectral_unclamped": 2}
@@ -73,7 +75,7 @@ class Muon(GoStep, _originals.Muon):
             _ADJUSTMENTS.get(group["adjust_lr_fn"], _NO_ADJUSTMENT),
         )
 
-    def _go(self, groups: tuple[_Asked, ...], kind: int | None = None, only_check: bool = False) -> Any:
+    def _go(self, groups: tuple[Asked, ...], kind: int | None = None, only_check: bool = False) -> Any:
         done = super()._go(groups, -1)  # to ask, before the first write
         if type(done) is int and kind != -1:
             work = [(group, list(self._rows(i, group))) for i, group in enumerate(groups)]
@@ -84,7 +86,7 @@ class Muon(GoStep, _originals.Muon):
                     self._step_matrices(rows, *group[1:])
         return done
 
-    def _rows(self, index: int, group: _Asked) -> Iterator[tuple[Any, ...]]:
+    def _rows(self, index: int, group: Asked) -> Iterator[tuple[Any, ...]]:
         """The rows of a group's parameters that have a gradient."""
         params, columns, _ = group
         for i, x in enumerate(params):
@@ -138,7 +140,7 @@ class Muon(GoStep, _originals.Muon):
     def _half(
         self, name: str, rows: tuple[Any, ...], columns: tuple[str | None, ...], scalars: tuple[Any, ...]
     ) -> None:
-        done = super()._go(((rows, columns, scalars),), _kind(name))
+        done = super()._go(((rows, columns, scalars),), kind_of(name))
         if type(done) is not int:
             raise RuntimeError(
                 f"{type(self).__name__}: a parameter, its gradient or its state has changed during the step"

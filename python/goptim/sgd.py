@@ -29,7 +29,7 @@ class SGD(GoStep, _originals.SGD):
     """
 
     twin = _originals.SGD
-    _part = _empty.EmptyPart
+    part_class = _empty.EmptyPart
     counts = False
     sums = False
 

@@ -1,0 +1,170 @@
+"""What runs in Go, and the reasons why the rest falls back to torch.
+
+A reason is a text for `explain` and the report of `run`; None means that Go steps. Nothing here changes anything.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from goptim import _dtensor, _native
+
+DTYPES = (torch.float32, torch.float64)
+
+# Of these, Go reads and writes the memory. A subclass may give torch's operations another meaning.
+PLAIN = (Tensor, torch.nn.Parameter)
+
+# Asked at every step, where the way to them through torch's modules would cost as much as the answer.
+dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
+
+_functorch: Callable[[], Any] = torch._C._functorch.peek_interpreter_stack
+
+# How a dict is read, which gather.c does without a call of these.
+_LOOKUPS = ("__getitem__", "__contains__", "__len__", "get")
+
+# Why a parameter is torch's that Go could step by itself.
+SHARED = "its memory is memory of another parameter, which torch steps"
+
+
+class Incompatible(str):
+    """A reason why Go does not take a parameter that torch will refuse too, or convert."""
+
+
+def reason_of_optimizer(optimizer: Optimizer) -> str | None:
+    """Why Go may not write to memory behind torch's back, which a tracer or a loss scaler must not miss."""
+    if _native.core() is None:
+        return _native.why_not()
+    if dispatch_modes():
+        return "a dispatch mode is active"
+    if _functorch() is not None:
+        return "functorch is active"
+    if getattr(optimizer, "grad_scale", None) is not None or getattr(optimizer, "found_inf", None) is not None:
+        return "a GradScaler hands its scale to the optimizer"
+    return reason_of_state(optimizer.state)
+
+
+def reason_compiling() -> str | None:
+    """Why a step that a compiler traces is torch's; a question of its own, for a compiler cannot trace the others."""
+    return "the step is being compiled" if torch.compiler.is_compiling() else None
+
+
+def reason_of_state(state: Any) -> str | None:
+    """Why Go does not take the states in a dict, of an optimizer or a parameter, which may read them in its own way."""
+    kind = type(state)
+    if kind is dict or kind is collections.defaultdict:
+        return None
+    if isinstance(state, dict) and any(getattr(kind, name) is not getattr(dict, name) for name in _LOOKUPS):
+        return f"its state is a {kind.__name__} that looks states up in its own way"
+    return None
+
+
+def reason_of_numbers(group: dict[str, Any]) -> str:
+    """Says which of a group's hyperparameters are not the numbers that Go needs."""
+    named = {key: value for key, value in group.items() if key not in ("params", "param_names")}
+    tensors = [
+        key
+        for key, value in named.items()
+        if any(isinstance(x, Tensor) for x in (value if isinstance(value, (tuple, list)) else [value]))
+    ]
+    if tensors:
+        return f"its group's {', '.join(tensors)} is a Tensor"
+    if isinstance(named.get("eps"), tuple) and None in named["eps"]:  # Adafactor's
+        return "its group's eps depends on the dtype, and there are several, or none that Go takes"
+    return "its group has an argument that is no number"
+
+
+def reason_of_tensor(p: Tensor) -> str | None:
+    """Why Go does not take a parameter; None if it does."""
+    if type(p) not in PLAIN:
+        return f"it is a {type(p).__name__}, not a plain tensor"
+    if p.layout is not torch.strided:
+        return f"it is {p.layout}"
+    if p.dtype not in DTYPES:
+        return f"it is {p.dtype}"
+    if not p.is_cpu:
+        return f"it is on {p.device}"
+    if p.is_nested:
+        return "it is a nested tensor"
+    if p.is_neg():
+        return "it is a negative view"
+    return None if is_dense(p) else "its elements have gaps between them, or overlap"
+
+
+def reason_of_gradient(g: Tensor) -> str | None:
+    """Why Go does not take a gradient, whatever its parameter is."""
+    if type(g) is not Tensor:
+        return f"its gradient is a {type(g).__name__}, not a plain tensor"
+    if g.layout is not torch.strided:
+        return f"its gradient is {g.layout}"
+    if g.is_nested:
+        return "its gradient is a nested tensor"
+    return "its gradient is a negative or conjugate view" if g.is_neg() or g.is_conj() else None
+
+
+def reason_unlike(p: Tensor, t: Tensor) -> str | None:
+    """Why Go does not take a gradient or a state beside its parameter, whose dtype and device it has."""
+    if type(t) is not (Tensor if type(p) in PLAIN else type(p)):
+        return f"is a {type(t).__name__}"
+    if type(p) not in PLAIN and (why := _dtensor.why_apart(p, t)) is not None:
+        return why
+    alike = t.is_contiguous() if t.shape != p.shape else same_strides(_dtensor.local(p), _dtensor.local(t))
+    return None if alike else "is laid out otherwise than the parameter"
+
+
+def reason_shared(tensors: list[tuple[str, Tensor]]) -> str | None:
+    """Why Go does not take a parameter whose tensors share memory: torch's operations see each other's writes there."""
+    spans = []
+    for what, t in tensors:
+        t = _dtensor.local(t)
+        if t.numel():
+            spans.append((t.data_ptr(), t.data_ptr() + t.numel() * t.element_size(), what))
+    for (start, _, what), (_, end, before) in itertools.combinations(sorted(spans, reverse=True), 2):
+        if start < end:
+            return f"memory of {before} is memory of {what}"
+    return None
+
+
+def memory_of(optimizer: Optimizer, p: Tensor) -> Iterator[tuple[int, int, bool]]:
+    """The memory of a parameter, its gradient and its state, and whether a step writes it."""
+    for t in (p, p.grad, *optimizer.state.get(p, {}).values()):
+        with contextlib.suppress(Exception):  # it may have no address
+            start = t.data_ptr()
+            last = sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True))
+            if t.numel() and start:
+                yield start, start + (last + 1) * t.element_size(), t is not p.grad
+
+
+def is_dense(t: Tensor) -> bool:
+    """Whether t's elements fill one stretch of memory, each once, in any order of dimensions."""
+    if t.is_contiguous() or t.numel() == 0:
+        return True
+    filled = 1
+    for stride, size in sorted((s, n) for s, n in zip(t.stride(), t.shape, strict=True) if n != 1):
+        if stride != filled:
+            return False
+        filled *= size
+    return True
+
+
+def same_strides(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors of one shape and dtype lie in memory alike."""
+    if a.data_ptr() == 0 or b.data_ptr() == 0:
+        return a.numel() == 0
+    pairs = zip(a.stride(), b.stride(), a.shape, strict=True)
+    return all(s == t or n == 1 for s, t, n in pairs)
+
+
+def lacks_memory(t: Tensor) -> str | None:
+    """What is wrong with the storage of a tensor that somebody has made too small for it, which torch would overrun."""
+    if type(t) not in PLAIN or not t.is_cpu or t._is_zerotensor():
+        return None
+    has, needs = t.untyped_storage().nbytes(), (int(t.storage_offset()) + t.numel()) * t.element_size()
+    return f"has {has} bytes, expected at least {needs}" if has < needs and is_dense(t) and t.numel() else None
