@@ -27,7 +27,6 @@ from goptim._kinds import kind_of
 from goptim._parts import bump_versions
 from goptim.adafactor import fused_norms, reason_not_factored
 
-_FORM = 2  # of gather.c's rows
 _HALF = (torch.float16, torch.bfloat16)  # stepped in float32
 
 
@@ -236,6 +235,7 @@ class Adafactor(Optimizer):
                     self.state[p] = {"step": 0, **zeros, "RMS": 0}
 
     def _go_step(self, params: list[Tensor], group: dict[str, Any], only_check: bool = False) -> None:
+        kind = kind_of("HFAdafactor")
         rows, after = [], []
         steps: dict[int, int] = {}
         for p in params:
@@ -243,34 +243,23 @@ class Adafactor(Optimizer):
             if not state:  # only to check
                 state = {"step": 0, **{key: torch.zeros(shape, dtype=p.dtype) for key, shape in shapes.items()}}
             rms = torch.empty((), dtype=p.dtype)
-            row, col = ("exp_avg_sq_row", "exp_avg_sq_col") if p.dim() > 1 else ("exp_avg_sq", None)
-            average = state["exp_avg"] if "exp_avg" in shapes else None
-            step = state["step"] + 1 + steps.get(id(state), 0)  # parameters may share a state
+            step = state["step"] + steps.get(id(state), 0)  # parameters may share a state
             steps[id(state)] = steps.get(id(state), 0) + 1
-            rows.append((p, g, rms, state[row], state[col] if col else None, average, step))
+            states = [state[s.key] if s.key in shapes else None for s in kind.states if s.key is not None]
+            rows.append((p, g, step, *states, rms, None))
             after.append((state, rms))
         if not rows:
             return
-        scalars = (
-            0.0 if group["relative_step"] else group["lr"],
-            *group["eps"],
-            group["clip_threshold"],
-            group["decay_rate"],
-            group["beta1"] or 0.0,
-            group["weight_decay"],
-            bool(group["scale_parameter"]),
-            bool(group["relative_step"]),
-            bool(group["warmup_init"]),
-            fused_norms(),
-            group["beta1"] is not None,
-        )
-        scalars = _numbers.as_floats(scalars) or scalars
+        lr, beta1 = 0.0 if group["relative_step"] else group["lr"], group["beta1"]
+        options = {**group, "lr": lr, "beta1": beta1 or 0.0}
+        floats = _numbers.as_floats(kind.numbers(options) or ())
+        options = kind.with_numbers(options, floats) if floats else options
         if not only_check and _native.layout() is None:
-            bump_versions([t for p, _, _, *states, _ in rows for t in (p, *states) if t is not None])
+            bump_versions([t for p, _, _, *states, _, _ in rows for t in (p, *states) if t is not None])
         core: Any = _native.core()
-        threads, groups = -1 if only_check else torch.get_num_threads(), ((tuple(rows), (), scalars),)
-        kind = kind_of("HFAdafactor")
-        done = core.step_groups(kind, _FORM, _native.layout(), PLAIN, self.state, None, 0, groups, threads)
+        groups = ((tuple(rows), options, (fused_norms(), beta1 is not None)),)
+        threads = -1 if only_check else torch.get_num_threads()
+        done = core.step_groups(kind.handle, _native.layout(), PLAIN, self.state, groups, threads)
         if type(done) is not int:
             raise RuntimeError("Adafactor: a parameter, its gradient or its state has changed during the step")
         for state, rms in after if not only_check else ():
