@@ -239,34 +239,32 @@ func (s *adafactorStep) begin() error {
 // only where the step is larger than the parameter, or the least scale of a parameter is as large.
 func (s *adafactorStep) tryOut(i int) {
 	of := &s.scalars[i]
-	if s.rows[i].DType() == engine.Float32 && (math.Abs(of.rho) > 1 || of.eps2 > math.MaxFloat32) {
-		s.updateCopy(of, s.rows[i])
+	if s.rows[i].DType() != engine.Float32 || !(math.Abs(of.rho) > 1 || of.eps2 > math.MaxFloat32) {
+		return
+	}
+	if err := engine.Each(1, 1, nil, func(int) { s.updateCopy(of, s.rows[i]) }); err != nil {
+		s.log.err = err
 	}
 }
 
-// updateCopy steps a row in memory of its own.
+// updateCopy updates a copy of a row, and logs an error of its factor.
 func (s *adafactorStep) updateCopy(of *adafactorScalars, row engine.Row) {
-	err := engine.Each(1, 1, nil, func(int) {
-		shape, lengths := matricesOf(&row), [3]int{ofVector: int(row.N)}
-		if shape.rows != 0 {
-			lengths = [3]int{shape.batch * shape.rows, shape.batch * shape.cols}
-		}
-		p := copied(row.Param, int(row.N))
-		row.Param = address(p)
-		var states [3][]float32
-		for k, n := range lengths {
-			if n > 0 {
-				states[k] = copied(row.State[k], n)
-				row.State[k] = address(states[k])
-			}
-		}
-		s.now.narrow(updateAdafactor(of, &row, &s.factorings, &adafactor32))
-		runtime.KeepAlive(p)
-		runtime.KeepAlive(states)
-	})
-	if err != nil {
-		s.log.err = err
+	shape, lengths := matricesOf(&row), [3]int{ofVector: int(row.N)}
+	if shape.rows != 0 {
+		lengths = [3]int{shape.batch * shape.rows, shape.batch * shape.cols}
 	}
+	p := copied(row.Param, int(row.N))
+	row.Param = address(p)
+	var states [3][]float32
+	for k, n := range lengths {
+		if n > 0 {
+			states[k] = copied(row.State[k], n)
+			row.State[k] = address(states[k])
+		}
+	}
+	s.now.narrow(updateAdafactor(of, &row, &s.factorings, &adafactor32))
+	runtime.KeepAlive(p)
+	runtime.KeepAlive(states)
 }
 
 // copied are n elements in memory of Go's.
