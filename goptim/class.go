@@ -1,6 +1,7 @@
 package goptim
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"reflect"
@@ -18,6 +19,7 @@ type class[O any] struct {
 	// variant is another class of torch, whose objects are those that have the flag set.
 	variant, flag string
 	uncounted     bool // the optimizer does not count its steps
+	integer       bool // the step of a state is a Python int
 	states        []state
 	check         func(o *O) error // what ranges cannot say
 	encodings     map[string]any   // of options in JSON that have an encoding of their own, by torch's name
@@ -31,8 +33,11 @@ type class[O any] struct {
 type state struct {
 	key     string
 	scalar  bool    // one number, instead of one for every element
+	of      string  // another shape than the parameter's: see steps.State
+	given   bool    // the caller of a binding hands it over with a row
 	when    string  // the option that asks for the state, by not being zero; empty: it is always there
 	above   bool    // the option asks by being above zero
+	word    string  // for bindings: a word after the options that asks for the state, by not being zero
 	initial float64 // its value at first
 	from    string  // the option that is its value at first
 
@@ -125,9 +130,9 @@ func (c *class[O]) layout(o *O) engine.Layout {
 		switch {
 		case s.asks != nil && !s.asked(s.asks.get(unsafe.Pointer(o), 0)):
 		case s.scalar:
-			l.State[i] = engine.Number
+			l.Set(i, engine.Scalar)
 		default:
-			l.State[i] = engine.Column
+			l.Set(i, engine.Column)
 		}
 	}
 	return l
@@ -147,7 +152,7 @@ func (c *class[O]) initial(o *O, i int) float64 {
 func (c *class[O]) kind() *steps.Kind {
 	k := &steps.Kind{
 		Name: c.name, Classes: map[string]map[string]float64{c.name: {}}, Flags: []string{}, Extra: []string{},
-		Counts: !c.uncounted, States: []steps.State{}, Row: steps.Elementwise,
+		Counts: !c.uncounted, Integer: c.integer, States: []steps.State{},
 		Defaults: map[string]string{}, Ranges: map[string]string{},
 	}
 	if c.variant != "" {
@@ -172,7 +177,7 @@ func (c *class[O]) kind() *steps.Kind {
 		}
 	}
 	for _, s := range c.states {
-		k.States = append(k.States, steps.State{Key: s.key, Scalar: s.scalar, When: s.when, Above: s.above})
+		k.States = append(k.States, steps.State{Key: s.key, Scalar: s.scalar, Of: s.of, When: cmp.Or(s.when, s.word), Above: s.above, Given: s.given})
 	}
 	return k
 }

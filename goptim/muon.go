@@ -133,7 +133,7 @@ func (m *Muon[T]) Check() error {
 		return err
 	}
 	m.log.begin()
-	m.row[0].Kind = engine.KindOf(dtype[T](), engine.None)
+	m.row[0].Types = engine.TypesOf(dtype[T](), engine.None)
 	for i, p := range m.params {
 		if p.Grad != nil {
 			m.now = now{row: &m.row[0], i: i, log: &m.log}
@@ -173,11 +173,12 @@ func (m *Muon[T]) Step() error {
 		m.update = slices.Grow(m.update[:0], len(p.Value))[:len(p.Value)]
 		m.row[0] = engine.Row{
 			N:     int64(len(p.Value)),
-			Kind:  engine.KindOf(dtype[T](), engine.None),
+			Types: engine.TypesOf(dtype[T](), engine.None),
 			Param: address(p.Value),
 			Grad:  address(p.Grad),
 			State: [engine.States]uintptr{address(m.momenta[i]), address(m.update)},
 		}
+		m.row[0].StateType = [engine.States]engine.DType{dtype[T](), dtype[T]()}
 		err := runMuon(m.toward(m.row[:]), threads, nil)
 		if err == nil {
 			err = m.orthogonalize(rows, cols, threads)
@@ -203,7 +204,7 @@ func (m *Muon[T]) orthogonalize(rows, cols, threads int) error {
 }
 
 // muonLayout is the layout of Muon's rows: momentum_buffer, and the update.
-var muonLayout = engine.Layout{State: [engine.States]engine.Use{engine.Column, engine.Column}}
+var muonLayout = engine.LayoutOf(false, engine.Column, engine.Column)
 
 // muonHalf registers a half of a step: its options, and what it does with a group whose states are momentum_buffer and
 // the update. It takes the options unchecked.
@@ -214,6 +215,7 @@ func muonHalf(name string, options []string, pass func(o *MuonOptions, rows []en
 		half.fields = append(half.fields, *muonClass.field(key))
 	}
 	k := half.kind()
+	k.States = append(k.States, steps.State{Key: "update", Given: true})
 	k.Name, k.Classes, k.Extra = name, map[string]map[string]float64{name: {}}, append(k.Extra, extra...)
 	if slices.Contains(options, "adjust_lr_fn") {
 		k.Names = map[string]map[string]float64{"adjust_lr_fn": {"": float64(AdjustOriginal)}}
@@ -307,14 +309,14 @@ func (p *muonPass) Update(part engine.Part) {
 		r := &p.rows[row]
 		lo, hi := part.Of(row, int(r.N))
 		if r.DType() == engine.Float32 {
-			param, grad, states := engine.View[float32](r, muonLayout, lo, hi)
+			param, grad, states := engine.View[float32](r, &muonLayout, lo, hi)
 			if p.moves {
 				kernel.Apply(f32.MuonUpdate, &p.movement, param, states[1], [3][]float32{})
 			} else {
 				kernel.Apply(f32.MuonMomentum, &p.momentum[0], states[1], grad, [3][]float32{states[0]})
 			}
 		} else {
-			param, grad, states := engine.View[float64](r, muonLayout, lo, hi)
+			param, grad, states := engine.View[float64](r, &muonLayout, lo, hi)
 			if p.moves {
 				kernel.Apply(f64.MuonUpdate, &p.movement, param, states[1], [3][]float64{})
 			} else {

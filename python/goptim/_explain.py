@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from goptim import _native
 from goptim._eligible import PLAIN, SHARED, reason_compiling, reason_of_optimizer
 from goptim._parts import TORCH, Part
-from goptim._step import GoStep
+from goptim._step import ASK, GoStep
 from goptim.lbfgs import LBFGS
 
 _HEADINGS = ("parameter", "name", "shape", "dtype", "device", "to", "why")
@@ -131,7 +131,7 @@ def _ask_parts(optimizer: GoStep) -> _Ask:
         """The codes of gather.c by group and index; empty if a group cannot be checked."""
         try:
             parts = [part(i) for i in range(len(optimizer.param_groups))]
-            answer = optimizer._go(tuple([x.given for x in parts]), -1)
+            answer = optimizer._go(tuple([x.given for x in parts]), ASK)
         except Exception:
             return {}
         places = [(i, j) for i, x in enumerate(parts) for j in range(len(x.params))]
@@ -139,7 +139,7 @@ def _ask_parts(optimizer: GoStep) -> _Ask:
 
     def ask(i: int, j: int, p: Tensor) -> str | None:
         why = why_all or part(i).reason_of_group or _why_lazy(p)
-        why = why or part(i).reason_of(p, _gradient(p, optimizer.dense), optimizer.state.get(p, {}))
+        why = why or part(i).reason_of(p, _gradient(p, not optimizer.kind.sparse), optimizer.state.get(p, {}))
         return SHARED if why is None and p.grad is not None and codes().get((i, j)) == TORCH else why
 
     return ask

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from goptim._kinds import Kind
 from goptim._parts import PYTHON, Asked
 from goptim._step import GoStep
 from goptim.adafactor import FactoredPart, fused_norms
@@ -127,6 +128,10 @@ class _HFPart(FactoredPart):
     def _shapes(self, p: Tensor) -> dict[str, torch.Size]:
         return _shapes(p, self.group)
 
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        return ()  # step is an int, and RMS is made anew
+
     @functools.cached_property
     def reason_of_group(self) -> str | None:
         if self.group["lr"] is None and not self.group["relative_step"]:
@@ -191,49 +196,37 @@ class Adafactor(GoStep, HFAdafactor):
     """
 
     twin = HFAdafactor
-    counts = False  # in Go: the state is an int, which Python counts
     elementwise = False
-    form = 2
     part_class = _HFPart
 
-    def columns(self, group: dict[str, Any]) -> tuple[str | None, ...]:
-        average = None if group["beta1"] is None else "exp_avg"
-        return ("exp_avg_sq_row", "exp_avg_sq_col", "exp_avg_sq", average)
+    def options(self, group: dict[str, Any]) -> dict[str, Any]:
+        options = super().options(group)
+        relative, beta1 = options["relative_step"], options["beta1"]
+        # With a relative step lr is unused, and transformers' AdafactorSchedule stores a tensor in it.
+        return {**options, "lr": 0.0 if relative else options["lr"], "beta1": 0.0 if beta1 is None else beta1}
 
-    def scalars(self, group: dict[str, Any]) -> tuple[Any, ...]:
-        relative, beta1 = bool(group["relative_step"]), group["beta1"]
-        return (
-            0.0 if relative else group["lr"],  # transformers' AdafactorSchedule leaves a tensor there
-            group["eps"][0],
-            group["eps"][1],
-            group["clip_threshold"],
-            group["decay_rate"],
-            0.0 if beta1 is None else beta1,
-            group["weight_decay"],
-            bool(group["scale_parameter"]),
-            relative,
-            bool(group["warmup_init"]),
-            fused_norms(),
-            beta1 is not None,
-        )
+    def extra(self, group: dict[str, Any]) -> tuple[Any, ...]:
+        return (fused_norms(), group["beta1"] is not None)
 
-    def _go(self, groups: tuple[Asked, ...], kind: int | None = None, only_check: bool = False) -> Any:
+    def _go(self, groups: tuple[Asked, ...], threads: int | None = None, kind: Kind | None = None) -> Any:
         given = [x for params, _, _ in groups for x in params]
         if not all(type(x) is tuple for x in given):
-            return bytes([PYTHON]) * len(given)  # gather.c does not know these states
-        times: collections.Counter[int] = collections.Counter()  # parameters may share a state
+            return bytes([PYTHON]) * len(given)  # rows need a tensor for the RMS
+        place = [s.key for s in self.kind.states].index(None)  # of the RMS, which Go writes
+        counted: collections.Counter[int] = collections.Counter()  # parameters may share a state
         after, asked = [], []
-        for params, _, scalars in groups:
+        for params, options, extra in groups:
             rows = []
-            for p, g, _, row, col, vector, average, _ in params:
+            for p, g, step, *states, new in params:
                 state, rms = self.state[p], torch.empty((), dtype=p.dtype)
-                times[id(state)] += 1
-                step = state["step"] + times[id(state)]
-                rows.append((p, g, rms, vector if row is None else row, col, average, step))
-                after.append((state, step, rms))
-            asked.append((tuple(rows), (), scalars))
-        done = super()._go(tuple(asked), kind, only_check)
-        if type(done) is int and kind is None and not only_check:
+                step += counted[id(state)]
+                counted[id(state)] += 1
+                states[place] = rms
+                rows.append((p, g, step, *states, new))
+                after.append((state, step + 1, rms))
+            asked.append((tuple(rows), options, extra))
+        done = super()._go(tuple(asked), threads, kind)
+        if type(done) is int and threads is None:
             for state, step, rms in after:
                 state["step"], state["RMS"] = step, rms
         return done
