@@ -216,4 +216,5 @@ func TestSparseRefuses(t *testing.T) {
 	require.ErrorIs(t, goptim.SparseAdamOptions{}.StepSparse(goptim.SparseTable{Rows: 1, Width: 1, N: 1}), goptim.ErrParam)
 	require.ErrorIs(t, goptim.AdagradOptions{}.StepSparse(goptim.SparseTable{Rows: 1, Width: 0}), goptim.ErrParam)
 	require.NoError(t, goptim.SGDOptions{}.StepSparse(goptim.SparseTable{Rows: 1, Width: 1}))
+	require.NoError(t, goptim.SGDOptions{}.StepSparse(goptim.SparseTable{Width: 1, N: 1}), "without rows, nothing is read")
 }
