@@ -140,7 +140,7 @@ def _description() -> list[dict[str, Any]]:
 
 
 @functools.cache
-def kind_of(cls: type[Optimizer] | str) -> Kind:
+def kind_of(cls: Any) -> Kind:
     """The kind of step of a class of torch.optim, or of a name that Go knows. The extension must be there."""
     name = cls if isinstance(cls, str) else cls.__name__
     for number, description in enumerate(_description()):
@@ -152,7 +152,7 @@ def kind_of(cls: type[Optimizer] | str) -> Kind:
 
 
 @functools.cache
-def sparse_kind_of(cls: type[Optimizer]) -> Kind | None:
+def sparse_kind_of(cls: Any) -> Kind | None:
     """The kind of step with sparse gradients of a class; None if it has none."""
     names = {name for description in _description() if description["sparse"] for name in description["classes"]}
     name = cls.__name__ if cls.__name__ in names else f"Sparse{cls.__name__}"
@@ -161,4 +161,4 @@ def sparse_kind_of(cls: type[Optimizer]) -> Kind | None:
 
 def _has_option(cls: type[Optimizer], key: str) -> bool:
     """Whether this version of torch has an option, for a class or one that it is derived from."""
-    return any(key in inspect.signature(c.__init__).parameters for c in cls.__mro__ if "__init__" in vars(c))
+    return any(key in inspect.signature(vars(c)["__init__"]).parameters for c in cls.__mro__ if "__init__" in vars(c))
