@@ -26,7 +26,7 @@ func Kind(name string) (int64, error) {
 	return int64(kind), err
 }
 
-// Describe says in JSON what Step has to be given: a list of steps.Kind, in the order of their numbers.
+// Describe says in JSON what Step has to be given: a steps.Description.
 func Describe() (string, error) { return steps.Describe() }
 
 // Step steps groups by a kind, from the address of the first steps.Group on, and returns the number of rows.

@@ -31,12 +31,11 @@ type AdafactorOptions struct {
 	Maximize    bool       `torch:"maximize"`
 }
 
-var adafactor = factoredClass(class[AdafactorOptions]{
-	name: "Adafactor",
-	// A matrix has the first two, a vector the third.
-	states:    []state{{key: "row_var"}, {key: "col_var"}, {key: "variance"}},
+var adafactorClass = factoredClass(class[AdafactorOptions]{
+	name:      "Adafactor",
+	states:    []state{{key: "row_var", of: steps.OfRows}, {key: "col_var", of: steps.OfCols}, {key: "variance", of: steps.OfVector}},
 	encodings: map[string]any{"eps": epsilons{}},
-}, steps.Factored, stepAdafactor, fusedNorms)
+}, stepAdafactor, fusedNorms)
 
 // Adafactor is the optimizer of Shazeer & Stern, "Adafactor: Adaptive Learning Rates with Sublinear Memory Cost",
 // arXiv:1804.04235, Algorithms 4 and 5. Its second moments have one element per row and one per column of each matrix. A
@@ -58,14 +57,14 @@ type adafactorState[T Float] struct {
 
 // NewAdafactor returns a new Adafactor for params. The error wraps ErrOption or ErrParam.
 func NewAdafactor[T Float](params []*Param[T], o AdafactorOptions) (*Adafactor[T], error) {
-	adafactor.setDefaults(&o)
+	adafactorClass.setDefaults(&o)
 	if o.Eps[0] == 0 {
 		o.Eps[0] = machineEpsilon[T]()
 	}
 	if o.Eps[1] == 0 {
 		o.Eps[1] = 1e-3
 	}
-	if err := errors.Join(adafactor.checkOptions(&o), checkParams("Adafactor", params)); err != nil {
+	if err := errors.Join(adafactorClass.checkOptions(&o), checkParams("Adafactor", params)); err != nil {
 		return nil, err
 	}
 	a := &Adafactor[T]{AdafactorOptions: o, params: slices.Clone(params), states: make([]adafactorState[T], len(params))}
@@ -106,7 +105,7 @@ func (a *Adafactor[T]) Check() error {
 }
 
 func (a *Adafactor[T]) checkParams() error {
-	if err := adafactor.checkOptions(&a.AdafactorOptions); err != nil {
+	if err := adafactorClass.checkOptions(&a.AdafactorOptions); err != nil {
 		return err
 	}
 	for i, p := range a.params {
@@ -136,8 +135,8 @@ func (a *Adafactor[T]) UnmarshalBinary(data []byte) error { return unmarshal(a, 
 
 func (a *Adafactor[T]) groups() []group   { return []group{a} }
 func (a *Adafactor[T]) usable() error     { return nil }
-func (a *Adafactor[T]) className() string { return adafactor.name }
-func (a *Adafactor[T]) options() []option { return adafactor.options(&a.AdafactorOptions) }
+func (a *Adafactor[T]) className() string { return adafactorClass.name }
+func (a *Adafactor[T]) options() []option { return adafactorClass.options(&a.AdafactorOptions) }
 func (a *Adafactor[T]) handles() []handle { return handlesOf(a.params) }
 func (a *Adafactor[T]) ordered() bool     { return false }
 
@@ -161,13 +160,15 @@ func (a *Adafactor[T]) gather(threads int) {
 		}
 		s := &a.states[i]
 		row := engine.Row{
-			N: int64(len(p.Value)), Kind: engine.KindOf(dtype[T](), engine.Float32),
+			N: int64(len(p.Value)), Types: engine.TypesOf(dtype[T](), engine.Float32),
 			Param: address(p.Value), Grad: address(p.Grad), Step: uintptr(unsafe.Pointer(&s.step)),
 		}
 		if s.shape.rows == 0 {
-			row.State[0] = address(s.variance)
+			row.State[ofVector], row.StateType[ofVector] = address(s.variance), dtype[T]()
 		} else {
-			row.State = [engine.States]uintptr{address(s.rowVar), address(s.colVar), s.shape.word()}
+			row.State[ofRows], row.State[ofCols] = address(s.rowVar), address(s.colVar)
+			row.StateType[ofRows], row.StateType[ofCols] = dtype[T](), dtype[T]()
+			row.Rows, row.Cols = uint32(s.shape.rows), uint32(s.shape.cols)
 		}
 		rows = append(rows, row)
 	}
@@ -176,9 +177,7 @@ func (a *Adafactor[T]) gather(threads int) {
 	s.threads, s.meanThreads, s.pow = threads, 1, cpow.Pow // one thread's means, so that the result does not depend on Workers
 }
 
-// stepAdafactor steps groups whose states are row_var and col_var, and in the place of the third the number of rows of a
-// matrix plus 2 to the power of 32 times that of columns; or variance, and 0 for the other two. It takes the options
-// unchecked, as torch's step does. On an error nothing has changed.
+// stepAdafactor steps groups. It does not check the options, as torch's step does not. On an error nothing has changed.
 func stepAdafactor(options []AdafactorOptions, extra [][]float64, c steps.Call) error {
 	s := &adafactorStep{options: options}
 	s.factorings = factoringsOf(c, extra[0])
@@ -250,13 +249,13 @@ func (s *adafactorStep) tryOut(i int) {
 
 // updateCopy updates a copy of a row, and logs an error of its factor.
 func (s *adafactorStep) updateCopy(of *adafactorScalars, row engine.Row) {
-	shape, lengths := matricesOf(&row), [2]int{int(row.N)}
+	shape, lengths := matricesOf(&row), [3]int{ofVector: int(row.N)}
 	if shape.rows != 0 {
-		lengths = [2]int{shape.batch * shape.rows, shape.batch * shape.cols}
+		lengths = [3]int{shape.batch * shape.rows, shape.batch * shape.cols}
 	}
 	p := copied(row.Param, int(row.N))
 	row.Param = address(p)
-	var states [2][]float32
+	var states [3][]float32
 	for k, n := range lengths {
 		if n > 0 {
 			states[k] = copied(row.State[k], n)
@@ -354,9 +353,9 @@ func updateAdafactor[T Float](of *adafactorScalars, r *engine.Row, f *factorings
 	*h = of.Adafactor
 	h.Fused = kernel.Flag(f.order.Fused)
 	if shape.rows == 0 {
-		kernel.Apply(k.vector, h, u, g, [3][]T{elements[T](r.State[0], n)})
+		kernel.Apply(k.vector, h, u, g, [3][]T{elements[T](r.State[ofVector], n)})
 	} else {
-		row, col := elements[T](r.State[0], shape.batch*shape.rows), elements[T](r.State[1], shape.batch*shape.cols)
+		row, col := elements[T](r.State[ofRows], shape.batch*shape.rows), elements[T](r.State[ofCols], shape.batch*shape.cols)
 		k.update(h, shape, p, u, g, row, col, f, s)
 	}
 	scale := of.eps2
@@ -493,14 +492,14 @@ func (a *Adafactor[T]) tensors(param int) []safetensors.Tensor {
 }
 
 func (a *Adafactor[T]) load(saved *savedGroup) (func(), error) {
-	o, err := adafactor.load(saved, a.AdafactorOptions)
+	o, err := adafactorClass.load(saved, a.AdafactorOptions)
 	if err != nil {
 		return nil, err
 	}
 	if math.IsNaN(o.Eps[0]) {
 		o.Eps[0] = machineEpsilon[T]()
 	}
-	if err := adafactor.checkOptions(o); err != nil {
+	if err := adafactorClass.checkOptions(o); err != nil {
 		return nil, err
 	}
 	states := make([]adafactorState[T], len(a.params))

@@ -1,6 +1,7 @@
 package goptim
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"reflect"
@@ -18,6 +19,7 @@ type class[O any] struct {
 	// variant is torch's class for options with the flag set.
 	variant, flag string
 	uncounted     bool // the optimizer does not have a step count
+	integer       bool // the step count of a state is a Python int
 	states        []state
 	check         func(o *O) error // checks that ranges cannot express
 	encodings     map[string]any   // types of options with a custom JSON encoding, by torch's name
@@ -31,8 +33,11 @@ type class[O any] struct {
 type state struct {
 	key     string
 	scalar  bool    // a scalar state, not a tensor
+	of      string  // its shape, if it differs from the parameter's: see steps.State
+	given   bool    // the caller of a binding passes it with a row
 	when    string  // the option that enables the state if it is not zero; empty: always enabled
 	above   bool    // the option enables the state only if it is positive
+	word    string  // for bindings: a word after the options that enables the state if it is not zero
 	initial float64 // its initial value
 	from    string  // the option that is its initial value
 
@@ -125,9 +130,9 @@ func (c *class[O]) layout(o *O) engine.Layout {
 		switch {
 		case s.asks != nil && !s.asked(s.asks.get(unsafe.Pointer(o), 0)):
 		case s.scalar:
-			l.State[i] = engine.Number
+			l.Set(i, engine.Scalar)
 		default:
-			l.State[i] = engine.Column
+			l.Set(i, engine.Column)
 		}
 	}
 	return l
@@ -147,7 +152,7 @@ func (c *class[O]) initial(o *O, i int) float64 {
 func (c *class[O]) kind() *steps.Kind {
 	k := &steps.Kind{
 		Name: c.name, Classes: map[string]map[string]float64{c.name: {}}, Flags: []string{}, Extra: []string{},
-		Counts: !c.uncounted, States: []steps.State{}, Row: steps.Elementwise,
+		Counts: !c.uncounted, Integer: c.integer, States: []steps.State{},
 		Defaults: map[string]string{}, Ranges: map[string]string{},
 	}
 	if c.variant != "" {
@@ -172,7 +177,7 @@ func (c *class[O]) kind() *steps.Kind {
 		}
 	}
 	for _, s := range c.states {
-		k.States = append(k.States, steps.State{Key: s.key, Scalar: s.scalar, When: s.when, Above: s.above})
+		k.States = append(k.States, steps.State{Key: s.key, Scalar: s.scalar, Of: s.of, When: cmp.Or(s.when, s.word), Above: s.above, Given: s.given})
 	}
 	return k
 }

@@ -38,36 +38,48 @@ func (p *Param[T]) matrices() (matrices, error) {
 		return matrices{}, nil
 	}
 	m := matrices{rows: p.Shape[len(p.Shape)-2], cols: p.Shape[len(p.Shape)-1]}
+	if max(m.rows, m.cols) > math.MaxInt32 {
+		return matrices{}, fmt.Errorf("shape %v, expected matrices of at most %d rows and columns: %w", p.Shape, math.MaxInt32, ErrParam)
+	}
 	m.batch = size / (m.rows * m.cols)
 	return m, nil
 }
 
-// word is the shape of a matrix in one word of a row.
-func (m matrices) word() uintptr { return uintptr(m.rows) | uintptr(m.cols)<<32 }
-
 // matricesOf is the shape of a row's parameter.
 func matricesOf(r *engine.Row) matrices {
-	word := uint64(r.State[2])
-	m := matrices{rows: int(word & (1<<32 - 1)), cols: int(word >> 32)}
+	m := matrices{rows: int(r.Rows), cols: int(r.Cols)}
 	if m.rows != 0 {
 		m.batch = int(r.N) / m.rows / m.cols
 	}
 	return m
 }
 
+// The states of a row: of matrices the first two, of a vector the third.
+const (
+	ofRows = iota
+	ofCols
+	ofVector
+)
+
 // checkFactored reports what is wrong with the states of a row of matrices or of a vector.
 func checkFactored(r *engine.Row) error {
 	if r.N == 0 {
 		return fmt.Errorf("no elements")
 	}
-	word := uint64(r.State[2])
-	rows, cols := int64(word&(1<<32-1)), int64(word>>32)
-	if word != 0 && (rows == 0 || cols == 0 || r.N/rows/cols*rows*cols != r.N) {
+	rows, cols := int64(r.Rows), int64(r.Cols)
+	if (rows != 0 || cols != 0) && (rows == 0 || cols == 0 || r.N/rows/cols*rows*cols != r.N) {
 		return fmt.Errorf("matrices of %d x %d in %d elements", rows, cols, r.N)
 	}
-	for i, a := range r.State[:2] {
-		if a < 4096 && (i == 0 || word != 0) {
-			return fmt.Errorf("address %#x of state %d", a, i)
+	first, end := ofRows, ofVector
+	if rows == 0 {
+		first, end = ofVector, ofVector+1
+	}
+	for k := first; k < end; k++ {
+		if r.State[k] < 4096 {
+			return fmt.Errorf("address %#x of state %d", r.State[k], k)
+		}
+		if r.StateType[k] != r.ParamType {
+			return fmt.Errorf("state %d of %v; expected %v", k, r.StateType[k], r.ParamType)
 		}
 	}
 	return nil
@@ -84,12 +96,12 @@ func (m matrices) small() bool {
 	return m.rows <= smallMatrix && m.cols <= smallMatrix && m.batch >= 8
 }
 
-// factoredClass registers an optimizer of batches of matrices, with rows of a form. A step is given the options of all
-// groups, and the words after them.
-func factoredClass[O any](c class[O], row string, step func(options []O, extra [][]float64, c steps.Call) error, extra ...string) *class[O] {
+// factoredClass registers an optimizer of batches of matrices. A step is given the options of all groups, and the words
+// after them.
+func factoredClass[O any](c class[O], step func(options []O, extra [][]float64, c steps.Call) error, extra ...string) *class[O] {
 	c = c.described()
 	k := c.kind()
-	k.Row, k.Extra, k.Spec = row, extra, &c
+	k.Extra, k.Spec = extra, &c
 	k.Step = func(call steps.Call) error {
 		var options []O
 		var extra [][]float64
@@ -165,10 +177,10 @@ func (f *factorings) shared(rows []engine.Row) bool {
 		f.ranges.Write(r.Param, int(r.N)*size)
 		f.ranges.Read(r.Grad, int(r.N)*size)
 		if shape.rows == 0 {
-			f.ranges.Write(r.State[0], int(r.N)*size)
+			f.ranges.Write(r.State[ofVector], int(r.N)*size)
 		} else {
-			f.ranges.Write(r.State[0], shape.batch*shape.rows*size)
-			f.ranges.Write(r.State[1], shape.batch*shape.cols*size)
+			f.ranges.Write(r.State[ofRows], shape.batch*shape.rows*size)
+			f.ranges.Write(r.State[ofCols], shape.batch*shape.cols*size)
 		}
 		if f.more != nil {
 			f.more(i)

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"math"
 	"sync"
-	"unsafe"
 
 	"github.com/goptim/goptim/goptim/internal/engine"
 	"github.com/goptim/goptim/goptim/internal/kernel"
@@ -31,26 +30,34 @@ type hfAdafactorOptions struct {
 }
 
 var _ = factoredClass(class[hfAdafactorOptions]{
-	name:      "HFAdafactor",
-	uncounted: true, // in Go: a row has the number of its step
-	states:    []state{{key: "exp_avg_sq_row"}, {key: "exp_avg_sq_col"}, {key: "exp_avg_sq"}, {key: "exp_avg", when: "beta1"}},
-}, steps.HF, stepHFAdafactor, fusedNorms, "has_beta1")
+	name:    "HFAdafactor",
+	integer: true,
+	states: []state{
+		{key: "exp_avg_sq_row", of: steps.OfRows}, {key: "exp_avg_sq_col", of: steps.OfCols}, {key: "exp_avg_sq", of: steps.OfVector},
+		hfExpAvg: {key: "exp_avg", word: hasBeta1},
+		hfRMS:    {key: "RMS", scalar: true, given: true}, // a new one at every step
+	},
+}, stepHFAdafactor, fusedNorms, hasBeta1)
 
-// An hfRow is one parameter of a table: ten 64-bit words.
-type hfRow struct {
-	n        int64
-	kind     engine.Kind
-	param    uintptr
-	grad     uintptr
-	step     int64   // the number of this step, from 1
-	rms      uintptr // of one element, which is written
-	row, col uintptr // exp_avg_sq_row and exp_avg_sq_col; or exp_avg_sq, and 0
-	expAvg   uintptr
-	shape    uintptr // rows of a matrix, plus 2 to the power of 32 times columns; 0 for a vector
-}
+// hasBeta1 is the name of a word of a call: whether beta1 is not None.
+const hasBeta1 = "has_beta1"
 
-// stepHFAdafactor steps groups one after the other. It takes the options unchecked, as transformers do.
+// The states after those of a matrix or vector.
+const (
+	hfExpAvg = iota + ofVector + 1
+	hfRMS
+)
+
+// stepHFAdafactor steps groups one after the other. It does not check the options, as transformers do not. It does not
+// count the step.
 func stepHFAdafactor(options []hfAdafactorOptions, extra [][]float64, c steps.Call) error {
+	if len(options) > 1 && !c.OnlyCheck { // check all groups before the first write
+		check := c
+		check.OnlyCheck = true
+		if err := stepHFAdafactor(options, extra, check); err != nil {
+			return err
+		}
+	}
 	g := c.Groups
 	for i := range options {
 		o := &options[i]
@@ -65,48 +72,49 @@ func stepHFAdafactor(options []hfAdafactorOptions, extra [][]float64, c steps.Ca
 
 // step steps a group. On an error nothing has changed.
 func (o *hfAdafactorOptions) step(g *steps.Group, f factorings, onlyCheck bool) error {
-	table := unsafe.Slice((*hfRow)(engine.Pointer(g.Table)), g.Rows)
-	rows := make([]engine.Row, len(table))
-	for i, r := range table {
-		rows[i] = engine.Row{
-			N: r.n, Kind: r.kind, Param: r.param, Grad: r.grad, State: [engine.States]uintptr{r.row, r.col, r.shape},
-		}
-		err := rows[i].Check(engine.Layout{})
-		if err == nil {
-			err = checkFactored(&rows[i])
-		}
-		if err == nil && (r.rms < 4096 || (o.averages && r.expAvg < 4096) || r.step < 1) {
-			err = fmt.Errorf("step %d, RMS at %#x, exp_avg at %#x", r.step, r.rms, r.expAvg)
-		}
-		if err != nil {
+	layout := engine.LayoutOf(true)
+	layout.Set(hfRMS, engine.Scalar)
+	if o.averages {
+		layout.Set(hfExpAvg, engine.Column)
+	}
+	rows, err := rowsOf(g, "HFAdafactor", layout)
+	if err != nil {
+		return err
+	}
+	for i := range rows {
+		if err := checkFactored(&rows[i]); err != nil {
 			return fmt.Errorf("row %d: %w: %w", i, err, ErrParam)
+		}
+		if t := rows[i].Steps(); !(t >= 0) {
+			return fmt.Errorf("row %d: step %v: %w", i, t, ErrParam)
 		}
 	}
 	f.do = func(i int) {
 		if rows[i].DType() == engine.Float32 {
-			updateHFAdafactor(o, &rows[i], &table[i], &f, &hfAdafactor32)
+			updateHFAdafactor(o, &rows[i], &f, &hfAdafactor32)
 		} else {
-			updateHFAdafactor(o, &rows[i], &table[i], &f, &hfAdafactor64)
+			updateHFAdafactor(o, &rows[i], &f, &hfAdafactor64)
 		}
 	}
 	f.more = func(i int) {
-		size := rows[i].DType().Size()
-		if f.ranges.Write(table[i].rms, size); o.averages {
-			f.ranges.Write(table[i].expAvg, int(rows[i].N)*size)
+		r := &rows[i]
+		f.ranges.Write(r.State[hfRMS], r.StateType[hfRMS].Size())
+		if o.averages {
+			f.ranges.Write(r.State[hfExpAvg], int(r.N)*r.DType().Size())
 		}
 	}
-	if err := o.checkScalars(rows, table, &f); err != nil || onlyCheck {
+	if err := o.checkScalars(rows, &f); err != nil || onlyCheck {
 		return err
 	}
 	return f.each(rows)
 }
 
 // checkScalars computes the scalars of all rows for their errors.
-func (o *hfAdafactorOptions) checkScalars(rows []engine.Row, table []hfRow, f *factorings) error {
+func (o *hfAdafactorOptions) checkScalars(rows []engine.Row, f *factorings) error {
 	var log scalarLog
 	n := now{log: &log, pow: f.pow}
 	for i := range rows {
-		n.row, n.i, n.t = &rows[i], i, float64(table[i].step)
+		n.row, n.i, n.t = &rows[i], i, rows[i].Steps()+1
 		if z := n.pow(n.t, o.DecayRate); math.IsInf(z, 0) && !math.IsInf(o.DecayRate, 0) {
 			n.fail("OverflowError", "%v to the power of %v is too large", n.t, o.DecayRate)
 		} else {
@@ -155,8 +163,8 @@ var (
 	}
 )
 
-func updateHFAdafactor[T Float](o *hfAdafactorOptions, r *engine.Row, at *hfRow, f *factorings, k *hfAdafactorKernels[T]) {
-	n, shape, t := int(r.N), matricesOf(r), float64(at.step)
+func updateHFAdafactor[T Float](o *hfAdafactorOptions, r *engine.Row, f *factorings, k *hfAdafactorKernels[T]) {
+	n, shape, t := int(r.N), matricesOf(r), r.Steps()+1
 	p, g := elements[T](r.Param, n), elements[T](r.Grad, n)
 	s := takeScratch[T](&k.scratches)
 	defer k.scratches.Put(s)
@@ -165,7 +173,7 @@ func updateHFAdafactor[T Float](o *hfAdafactorOptions, r *engine.Row, at *hfRow,
 	count := T(f.pow(float64(n), 0.5))
 	s.norm = reduce.Norm[T]{Order: f.order}
 	rms := s.norm.Of(p) / count
-	*(*T)(engine.Pointer(at.rms)) = rms
+	r.SetNumber(hfRMS, float64(rms))
 	lr, decay := o.rates(t, float64(rms), float64(T(o.Eps[1])), func(x float64) float64 { return float64(T(x)) })
 	beta2 := 1 - f.pow(t, o.DecayRate)
 	h := &s.hfAdafactor
@@ -175,9 +183,9 @@ func updateHFAdafactor[T Float](o *hfAdafactorOptions, r *engine.Row, at *hfRow,
 	}
 	s.norm = reduce.Norm[T]{Order: f.order}
 	if shape.rows == 0 {
-		kernel.Apply(k.vector, h, u, g, [3][]T{elements[T](r.State[0], n)})
+		kernel.Apply(k.vector, h, u, g, [3][]T{elements[T](r.State[ofVector], n)})
 	} else {
-		row, col := elements[T](r.State[0], shape.batch*shape.rows), elements[T](r.State[1], shape.batch*shape.cols)
+		row, col := elements[T](r.State[ofRows], shape.batch*shape.rows), elements[T](r.State[ofCols], shape.batch*shape.cols)
 		k.update(h, shape, u, g, row, col, f, s)
 	}
 	clip := s.norm.Of(u) / count / T(o.ClipThreshold)
@@ -187,7 +195,7 @@ func updateHFAdafactor[T Float](o *hfAdafactorOptions, r *engine.Row, at *hfRow,
 	h.Clip = float64(clip)
 	var expAvg []T
 	if o.averages {
-		expAvg = elements[T](at.expAvg, n)
+		expAvg = elements[T](r.State[hfExpAvg], n)
 	}
 	kernel.Apply(k.step, h, p, u, [3][]T{expAvg})
 }

@@ -29,7 +29,7 @@ type MuonOptions struct {
 	AdjustLR       LRAdjustment `torch:"adjust_lr_fn,null"`                               // to the shape of a matrix
 }
 
-var muon = class[MuonOptions]{
+var muonClass = class[MuonOptions]{
 	name:      "Muon",
 	uncounted: true,
 	states:    []state{{key: "momentum_buffer"}},
@@ -86,8 +86,8 @@ type Muon[T Float] struct {
 // NewMuon returns a new Muon for params, each a matrix by its Shape of two dimensions: a hidden layer's weight. The error wraps
 // ErrOption or ErrParam.
 func NewMuon[T Float](params []*Param[T], o MuonOptions) (*Muon[T], error) {
-	muon.setDefaults(&o)
-	if err := muon.checkOptions(&o); err != nil {
+	muonClass.setDefaults(&o)
+	if err := muonClass.checkOptions(&o); err != nil {
 		return nil, err
 	}
 	if err := checkParams("Muon", params); err != nil {
@@ -125,7 +125,7 @@ func (p *Param[T]) checkMatrix(i, elements int) error {
 
 // Check returns the error that Step would return for bad input.
 func (m *Muon[T]) Check() error {
-	err := muon.checkOptions(&m.MuonOptions)
+	err := muonClass.checkOptions(&m.MuonOptions)
 	for i, p := range m.params {
 		err = errors.Join(err, p.checkMatrix(i, len(m.momenta[i])))
 	}
@@ -133,7 +133,7 @@ func (m *Muon[T]) Check() error {
 		return err
 	}
 	m.log.begin()
-	m.row[0].Kind = engine.KindOf(dtype[T](), engine.None)
+	m.row[0].Types = engine.TypesOf(dtype[T](), engine.None)
 	for i, p := range m.params {
 		if p.Grad != nil {
 			m.now = now{row: &m.row[0], i: i, log: &m.log}
@@ -154,8 +154,8 @@ func (m *Muon[T]) UnmarshalBinary(data []byte) error { return unmarshal(m, data)
 
 func (m *Muon[T]) groups() []group   { return []group{m} }
 func (m *Muon[T]) usable() error     { return nil }
-func (m *Muon[T]) className() string { return muon.name }
-func (m *Muon[T]) options() []option { return muon.options(&m.MuonOptions) }
+func (m *Muon[T]) className() string { return muonClass.name }
+func (m *Muon[T]) options() []option { return muonClass.options(&m.MuonOptions) }
 func (m *Muon[T]) handles() []handle { return handlesOf(m.params) }
 func (m *Muon[T]) ordered() bool     { return false }
 
@@ -173,11 +173,12 @@ func (m *Muon[T]) Step() error {
 		m.update = slices.Grow(m.update[:0], len(p.Value))[:len(p.Value)]
 		m.row[0] = engine.Row{
 			N:     int64(len(p.Value)),
-			Kind:  engine.KindOf(dtype[T](), engine.None),
+			Types: engine.TypesOf(dtype[T](), engine.None),
 			Param: address(p.Value),
 			Grad:  address(p.Grad),
 			State: [engine.States]uintptr{address(m.momenta[i]), address(m.update)},
 		}
+		m.row[0].StateType = [engine.States]engine.DType{dtype[T](), dtype[T]()}
 		err := runMuon(m.toward(m.row[:]), threads, nil)
 		if err == nil {
 			err = m.orthogonalize(rows, cols, threads)
@@ -203,17 +204,18 @@ func (m *Muon[T]) orthogonalize(rows, cols, threads int) error {
 }
 
 // muonLayout is the layout of Muon's rows: momentum_buffer, and the update.
-var muonLayout = engine.Layout{State: [engine.States]engine.Use{engine.Column, engine.Column}}
+var muonLayout = engine.LayoutOf(false, engine.Column, engine.Column)
 
 // muonHalf registers a half of a step: its options, and what it does with a group whose states are momentum_buffer and
 // the update. It takes the options unchecked.
 func muonHalf(name string, options []string, pass func(o *MuonOptions, rows []engine.Row, extra []float64) muonPass, extra ...string) *steps.Kind {
-	half := muon
+	half := muonClass
 	half.fields = nil
 	for _, key := range options {
-		half.fields = append(half.fields, *muon.field(key))
+		half.fields = append(half.fields, *muonClass.field(key))
 	}
 	k := half.kind()
+	k.States = append(k.States, steps.State{Key: "update", Given: true})
 	k.Name, k.Classes, k.Extra = name, map[string]map[string]float64{name: {}}, append(k.Extra, extra...)
 	if slices.Contains(options, "adjust_lr_fn") {
 		k.Names = map[string]map[string]float64{"adjust_lr_fn": {"": float64(AdjustOriginal)}}
@@ -307,14 +309,14 @@ func (p *muonPass) Update(part engine.Part) {
 		r := &p.rows[row]
 		lo, hi := part.Of(row, int(r.N))
 		if r.DType() == engine.Float32 {
-			param, grad, states := engine.View[float32](r, muonLayout, lo, hi)
+			param, grad, states := engine.View[float32](r, &muonLayout, lo, hi)
 			if p.moves {
 				kernel.Apply(f32.MuonUpdate, &p.movement, param, states[1], [3][]float32{})
 			} else {
 				kernel.Apply(f32.MuonMomentum, &p.momentum[0], states[1], grad, [3][]float32{states[0]})
 			}
 		} else {
-			param, grad, states := engine.View[float64](r, muonLayout, lo, hi)
+			param, grad, states := engine.View[float64](r, &muonLayout, lo, hi)
 			if p.moves {
 				kernel.Apply(f64.MuonUpdate, &p.movement, param, states[1], [3][]float64{})
 			} else {
@@ -357,9 +359,9 @@ func (m *Muon[T]) tensors(param int) []safetensors.Tensor {
 }
 
 func (m *Muon[T]) load(saved *savedGroup) (func(), error) {
-	o, err := muon.load(saved, m.MuonOptions)
+	o, err := muonClass.load(saved, m.MuonOptions)
 	if err == nil {
-		err = muon.checkOptions(o)
+		err = muonClass.checkOptions(o)
 	}
 	if err != nil {
 		return nil, err

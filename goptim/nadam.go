@@ -57,7 +57,7 @@ func (o *NAdamOptions) scalars(n *now) kernel.NAdam {
 	mu := float64(beta1 * (1 - float64(0.5*n.realPower(0.96, n.t*o.MomentumDecay))))
 	next := beta1 * (1 - float64(0.5*n.realPower(0.96, (n.t+1)*o.MomentumDecay)))
 	factor := mu
-	if n.row.NumberDType(nadamMuProduct) == engine.Float32 {
+	if n.row.StateType[nadamMuProduct] == engine.Float32 {
 		factor = float64(float32(mu))
 	}
 	product := n.setNumber(nadamMuProduct, float64(n.row.Number(nadamMuProduct)*factor))

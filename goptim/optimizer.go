@@ -199,7 +199,7 @@ func (e *elementwise[T, O, S]) gather() (incomplete bool) {
 		s := &e.states[i]
 		row := engine.Row{
 			N:     int64(len(p.Value)),
-			Kind:  engine.KindOf(dtype[T](), engine.Float32),
+			Types: engine.TypesOf(dtype[T](), engine.Float32),
 			Param: address(p.Value),
 			Grad:  address(p.Grad),
 			Step:  uintptr(unsafe.Pointer(&s.step)),
@@ -208,14 +208,14 @@ func (e *elementwise[T, O, S]) gather() (incomplete bool) {
 			switch use {
 			case engine.Column:
 				if s.columns[k] == nil {
-					row.Kind |= engine.First
+					row.Flags |= engine.First
 				}
-				row.State[k] = address(s.columns[k])
-			case engine.Number:
+				row.State[k], row.StateType[k] = address(s.columns[k]), dtype[T]()
+			case engine.Scalar:
 				if !s.made {
 					s.numbers[k] = float32(e.rule.initial(e.rule.o, k))
 				}
-				row.Kind |= engine.NumberKind(k, engine.Float32)
+				row.AddScalar(k, engine.Float32)
 				row.State[k] = uintptr(unsafe.Pointer(&s.numbers[k]))
 			}
 		}

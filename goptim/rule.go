@@ -3,7 +3,6 @@ package goptim
 import (
 	"fmt"
 	"math"
-	"slices"
 	"sync"
 
 	"github.com/goptim/goptim/goptim/internal/engine"
@@ -22,7 +21,7 @@ type spec[O, S any] struct {
 // elementwiseSpec registers an elementwise optimizer.
 //
 // Its scalars are computed in float64 in torch's order, by the methods of now where Python or torch may raise an
-// exception. They depend on the row by its Kind and by its scalar states, which the function updates. Extra are words
+// exception. They depend on the row by its Types and by its scalar states, which the function updates. Extra are words
 // after the options in the calls of bindings; the only one that there is says now.wide.
 func elementwiseSpec[O, S any](
 	c class[O], scalars func(o *O, n *now) S, f32 kernel.Func[S, float32], f64 kernel.Func[S, float64], extra ...string,
@@ -115,7 +114,7 @@ func (p *pass[S]) begin(k kernels[S], rows []engine.Row) {
 // restore undoes until there is a commit.
 func (p *pass[S]) add(r rule[S], count int, n now) error {
 	layout := r.layout()
-	shared := !slices.Contains(layout.State[:], engine.Number)
+	shared := !layout.HasScalars()
 	last := math.NaN()
 	first := len(p.at)
 	n.log = &p.log
@@ -126,7 +125,7 @@ func (p *pass[S]) add(r rule[S], count int, n now) error {
 		if layout.Counts {
 			p.now.t = p.log.tick(p.rows, i)
 		}
-		if !shared || i == first || p.now.t != last || row.Kind != p.rows[i-1].Kind {
+		if !shared || i == first || p.now.t != last || !row.Types.Equal(&p.rows[i-1].Types) {
 			p.distinct = append(p.distinct, terms[S]{r.scalars(&p.now), layout})
 			last = p.now.t
 		}
@@ -212,19 +211,19 @@ func (p *pass[S]) Update(part engine.Part) {
 			return
 		}
 		r := &p.rows[row]
+		t := &p.distinct[p.at[row]]
 		if next := row + ahead; next <= part.Last {
-			p.rows[next].Prefetch()
+			p.rows[next].Prefetch(&t.layout)
 		}
 		lo, hi := part.Of(row, int(r.N))
 		if lo == hi {
 			continue
 		}
-		t := &p.distinct[p.at[row]]
 		if r.DType() == engine.Float32 {
-			param, grad, states := engine.View[float32](r, t.layout, lo, hi)
+			param, grad, states := engine.View[float32](r, &t.layout, lo, hi)
 			kernel.Apply(p.kernels.f32, &t.scalars, param, grad, states)
 		} else {
-			param, grad, states := engine.View[float64](r, t.layout, lo, hi)
+			param, grad, states := engine.View[float64](r, &t.layout, lo, hi)
 			kernel.Apply(p.kernels.f64, &t.scalars, param, grad, states)
 		}
 	}

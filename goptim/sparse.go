@@ -42,10 +42,9 @@ type sparseSpec[O, S any] struct {
 
 // A sparseRule is what is different with sparse gradients.
 type sparseRule struct {
-	name    string   // the optimizer's
-	sums    bool     // the gradients of one row are added up first; else each is a step of its own
-	zeros   []string // options that must be zero, or rows without a gradient would move
-	integer bool     // the step of a state is a Python int
+	name  string   // the optimizer's
+	sums  bool     // the gradients of one row are added up first; else each is a step of its own
+	zeros []string // options that must be zero, or rows without a gradient would move
 }
 
 // sparseSpecOf registers an optimizer of sparse gradients.
@@ -60,7 +59,7 @@ func sparseSpecOf[O, S any](
 	if k.Name != r.name {
 		k.Name, k.Classes = r.name, map[string]map[string]float64{r.name: {}}
 	}
-	k.Row, k.Sums, k.Zero, k.Step, k.Spec = steps.Sparse, r.sums, r.zeros, s.stepGroups, s
+	k.Sparse, k.Sums, k.Zero, k.Step, k.Spec = true, r.sums, r.zeros, s.stepGroups, s
 	steps.Register(k)
 	return s
 }
@@ -100,7 +99,7 @@ type sparse[T Float, O, S any] struct {
 
 type sparseState[T Float] struct {
 	step    float64
-	columns [engine.States][]T
+	columns [engine.Columns][]T
 }
 
 // begin makes an optimizer of a spec, of parameters and of options, of which zeros become defaults.
@@ -162,7 +161,7 @@ func (b *sparse[T, O, S]) Check() error {
 // checkScalars reports whether the scalars of a parameter's next step cannot be computed.
 func (b *sparse[T, O, S]) checkScalars(i int) error {
 	b.log.begin()
-	b.row.Kind = engine.KindOf(dtype[T](), engine.None)
+	b.row.Types = engine.TypesOf(dtype[T](), engine.None)
 	b.now = now{row: &b.row, i: i, log: &b.log, t: b.states[i].step + 1, pow: cpow.Pow}
 	if b.spec.scalarsOf(b.o, &b.now); b.log.err != nil {
 		return fmt.Errorf("goptim: %s: %w", b.spec.title(), b.log.err)
@@ -328,7 +327,7 @@ func (p *sparsePass[O, S]) begin(t *sparseRow) error {
 	}
 	// The engine splits the elements of the rows that have a gradient, as if they lay one after the other.
 	p.row[0] = engine.Row{
-		N: int64(p.rows.len()) * t.width, Kind: engine.KindOf(engine.DType(t.dtype), engine.None), Param: t.param, Grad: t.values,
+		N: int64(p.rows.len()) * t.width, Types: engine.TypesOf(engine.DType(t.dtype), engine.None), Param: t.param, Grad: t.values,
 		State: [engine.States]uintptr{t.state[0], t.state[1]},
 	}
 	return nil
@@ -473,8 +472,8 @@ func updateRows[O, S any, T Float](p *sparsePass[O, S], f kernel.RowsFunc[S, T],
 	t, r, width := &p.table, &p.rows, int(p.table.width)
 	size := int(t.rows) * width
 	param, values := elements[T](t.param, size), elements[T](t.values, int(t.n)*width)
-	columns := append(make([]uintptr, 0, 1+engine.States), t.param)
-	var states [engine.States][]T
+	columns := append(make([]uintptr, 0, 1+engine.Columns), t.param)
+	var states [engine.Columns][]T
 	for k, a := range t.state {
 		if a != 0 {
 			states[k] = elements[T](a, size)
@@ -543,7 +542,7 @@ func updateRows[O, S any, T Float](p *sparsePass[O, S], f kernel.RowsFunc[S, T],
 						sum[j] += g[j]
 					}
 				}
-				kernel.ApplyRows(accumulate, nil, sum, [engine.States][]T{}, b.adds[:k], whole)
+				kernel.ApplyRows(accumulate, nil, sum, [engine.Columns][]T{}, b.adds[:k], whole)
 			}
 			if p.negated { // by the kernel: but a zero may have the other sign than the sum of negated gradients
 				for j, x := range sum {

@@ -15,11 +15,12 @@ type SparseAdamOptions struct {
 }
 
 var sparseAdamClass = class[SparseAdamOptions]{
-	name:   "SparseAdam",
-	states: []state{{key: "exp_avg"}, {key: "exp_avg_sq"}},
+	name:    "SparseAdam",
+	integer: true,
+	states:  []state{{key: "exp_avg"}, {key: "exp_avg_sq"}},
 }.described()
 
-var sparseAdam = sparseSpecOf(&sparseAdamClass, sparseRule{name: "SparseAdam", sums: true, integer: true},
+var sparseAdam = sparseSpecOf(&sparseAdamClass, sparseRule{name: "SparseAdam", sums: true},
 	(*SparseAdamOptions).scalars, f32.SparseAdam, f64.SparseAdam)
 
 // SparseAdam is Adam (Kingma & Ba, arXiv:1412.6980, Algorithm 1) that updates only the rows that have a gradient, and

@@ -132,7 +132,7 @@ func (s *sparseSpec[O, S]) testSplits(t *testing.T) {
 	s.setDefaults(&o)
 	run := func(split bool, indices []int64, grad []float32) []float32 {
 		value := make([]float32, rows*width)
-		var columns [engine.States][]float32
+		var columns [engine.Columns][]float32
 		row := sparseRow{
 			param: address(value), values: address(grad), rows: int64(rows), width: int64(width), dtype: int64(engine.Float32),
 			indices: uintptr(unsafe.Pointer(unsafe.SliceData(indices))), n: int64(n), step: 3,

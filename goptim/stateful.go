@@ -57,7 +57,7 @@ func (e *elementwise[T, O, S]) tensors(param int) (all []safetensors.Tensor) {
 	for k := range e.rule.states {
 		if key := e.rule.states[k].key; s.columns[k] != nil {
 			all = append(all, tensorOf(key, shape, s.columns[k]))
-		} else if layout.State[k] == engine.Number {
+		} else if layout.State[k] == engine.Scalar {
 			all = append(all, scalarOf(key, s.numbers[k]))
 		}
 	}
@@ -87,7 +87,7 @@ func (e *elementwise[T, O, S]) load(saved *savedGroup) (func(), error) {
 			switch {
 			// One that options ask for is made at the first step that needs it.
 			case !s.has(kept.key) && (kept.when != "" || layout.State[k] == engine.Unused):
-			case layout.State[k] == engine.Number:
+			case layout.State[k] == engine.Scalar:
 				x, _ := s.number(kept.key)
 				to.numbers[k] = s.single(kept.key, x)
 			default:

@@ -9,11 +9,23 @@ import (
 	"github.com/goptim/goptim/internal/steps"
 )
 
+func init() {
+	steps.DescribeStruct[engine.Row]("Row")
+	steps.DescribeStruct[sparseRow]("SparseRow")
+	constants := map[string]int{
+		"States": engine.States, "First": int(engine.First), "FirstScalar": int(engine.FirstScalar),
+	}
+	for d := engine.None; d <= engine.Float16; d++ {
+		constants[d.String()] = int(d)
+	}
+	steps.DescribeConstants(constants)
+}
+
 // rowsOf views the table of a group and checks every row before anything is written.
 func rowsOf(g *steps.Group, optimizer string, l engine.Layout) ([]engine.Row, error) {
 	rows := unsafe.Slice((*engine.Row)(engine.Pointer(g.Table)), g.Rows)
 	for i := range rows {
-		if err := rows[i].Check(l); err != nil {
+		if err := rows[i].Check(&l); err != nil {
 			return nil, fmt.Errorf("goptim: %s: row %d: %w: %w", optimizer, i, err, ErrParam)
 		}
 	}

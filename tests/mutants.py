@@ -496,6 +496,7 @@ def nearest(tree: Tree, mutant: Mutant) -> Iterator[Stage]:
     words = [f"{of_class} and not widths and not stock"] if of_class else ["not widths and not stock"]
     if of_class:
         files = ["test_parity.py", "test_state.py", *(f for f in files if f not in OF_GROUP[mutant.group])]
+        files += ["test_scalar_errors.py"] if mutant.group == "scalars" else []
     for file in files:
         yield file, functools.partial(tree.test_python, [f"tests/{file}", "-k", *words], seconds=120)
 

@@ -62,10 +62,10 @@ class Twins:
 
 @pytest.fixture
 def go_only(monkeypatch):
-    def refuse(self, p, group):
+    def refuse(*_):
         raise AssertionError("torch steps, where Go should")
 
-    monkeypatch.setattr(goptim.hf.Adafactor, "_torch_step", refuse)
+    monkeypatch.setattr(goptim.hf.HFAdafactor, "step", refuse)
 
 
 @FLOATS
@@ -234,7 +234,8 @@ def test_errors_come_before_any_write():
     before, steps = p.detach().clone(), opt.state[p]["step"]
     opt.state[q]["exp_avg_sq_col"] = torch.ones(4)
     with pytest.raises(
-        ValueError, match=r"parameter 1 of group 0: its exp_avg_sq_col has shape \(4,\), expected \(5,\)"
+        ValueError,
+        match=r"parameter 1 of group 0, of .*: its state 'exp_avg_sq_col' has shape \(4,\), expected \(5,\)",
     ):
         opt.step()
     q.grad = torch.ones_like(q).to_sparse()
@@ -307,3 +308,35 @@ def test_a_gradient_without_its_memory_is_refused():
         opt.step()
     assert (p == 1).all()
     assert p not in opt.state
+
+
+def test_groups_share_a_state():
+    """Each step of one counts."""
+
+    def make(cls):
+        params = [torch.nn.Parameter(normal((6, 5), torch.float32, i)) for i in range(3)]
+        opt = cls([{"params": params[:1]}, {"params": params[1:]}])
+        with ieee_sqrt():
+            for step in range(3):
+                for p, g in zip(params, gradients(params, step), strict=True):
+                    p.grad = g
+                opt.step()
+                opt.state[params[2]] = opt.state[params[1]] = opt.state[params[0]]
+        return [p.detach() for p in params], dict(opt.state[params[2]])
+
+    (params, state), expected = make(goptim.hf.Adafactor), make(transformers.Adafactor)
+    assert state["step"] == 7
+    assert_bit_equal((params, state), expected)
+
+
+def test_all_by_torchs_operations(monkeypatch):
+    """As in a forked child, or where the extension cannot be loaded."""
+    monkeypatch.setattr("goptim._step.reason_of_optimizer", lambda _: "it is a test")
+    monkeypatch.setattr(goptim.hf.Adafactor, "_go", None)
+    twins = Twins([normal((5, 7), torch.float32, 0), normal((9,), torch.float32, 1)], CONFIGURATIONS[1])
+    for step in range(3):
+        twins.step(step=step)
+    twins.params[1].grad = torch.ones(9).to_sparse()
+    with pytest.raises(RuntimeError, match="does not support sparse gradients"):
+        twins.ours.step()
+    twins.check()

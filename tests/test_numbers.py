@@ -190,6 +190,14 @@ def test_an_invalid_value_is_tried_again(watched):
     assert watched[-1] == (2, [])
 
 
+def test_an_integer_after_a_larger_one():
+    """Whether torch accepts an integer beyond 64 bits depends on its value."""
+    for base in (goptim.SGD, torchs("SGD")):
+        run(base, {"lr": 1 << 63}, {})
+        with pytest.raises((OverflowError, RuntimeError)):
+            run(base, {"lr": (1 << 63) + 1}, {})
+
+
 @pytest.mark.parametrize("name", ["SGD", "Adagrad", "SparseAdam"])
 @pytest.mark.filterwarnings("ignore:Sparse invariant checks")
 def test_sparse_gradients(name, monkeypatch):

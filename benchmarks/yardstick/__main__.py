@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import json
 import math
 import mmap
 import os
@@ -43,6 +44,21 @@ LARGE = 1 << 20  # elements from which memory bandwidth is the limit
 BETA1, BETA2, EPS, LR, DECAY = 0.9, 0.999, 1e-8, 1e-3, 0.01
 
 
+LAYOUTS = json.loads(_core.Describe())
+
+
+def packed(name: str, values: Sequence[dict[str, Sequence[float]]]) -> ctypes.Array[ctypes.c_char]:
+    """Memory with structs that Go reads: for each, the values of its fields. Types are bytes, others 64-bit words."""
+    fields = LAYOUTS["structs"][name]
+    size = fields[""][1]
+    memory = ctypes.create_string_buffer(size * len(values))
+    for i, of in enumerate(values):
+        for field, words in of.items():
+            form = "d" if field == "Scalars" else "B" if field.endswith("Type") else "q"
+            struct.pack_into(f"={len(words)}{form}", memory, i * size + fields[field][0], *words)
+    return memory
+
+
 def f32(x: float) -> float:
     return struct.unpack("f", struct.pack("f", x))[0]
 
@@ -64,7 +80,7 @@ class Kernel:
 
 
 KERNELS = {
-    "AdamW": Kernel("AdamW", (LR, BETA1, BETA2, EPS, DECAY, 0, 0), "adamw", adamw, 2),
+    "AdamW": Kernel("AdamW", (LR, BETA1, BETA2, EPS, DECAY, 0, 0, 1), "adamw", adamw, 2),
     "RMSprop": Kernel("RMSprop", (LR, 0.99, EPS, 0.0, 0.0, 0, 0), "rmsprop", lambda t: [0.99, 1 - 0.99, EPS, -LR], 1),
     "RMSprop momentum, centered": Kernel(
         "RMSprop",
@@ -123,20 +139,28 @@ class Columns:
         for t in self.tensors[2:]:
             t.normal_().square_()
 
-    def table(self, steps: int) -> array[int]:
+    def table(self, steps: int) -> ctypes.Array[ctypes.c_char]:
         """A table with one row per step of the same parameter, each with its own step count."""
         self.steps = array("f", [0] * steps)
         at, size = self.steps.buffer_info()[0], self.steps.itemsize
         p, g, *states = self.addresses
-        rows = ((self.n, 1 + 256, p, g, at + i * size, *states) for i in range(steps))
-        return array("Q", [word for row in rows for word in row])
+        float32 = LAYOUTS["constants"]["float32"]
+        types = {name: [float32] for name in ("ParamType", "GradType", "StepType")}
+        types["StateType"] = [float32] * len(states)
+        return packed(
+            "Row",
+            [
+                {"N": [self.n], "Param": [p], "Grad": [g], "Step": [at + i * size], "State": states, **types}
+                for i in range(steps)
+            ],
+        )
 
     def ours(self, steps: int) -> Callable[[], object]:
         table = self.table(steps)
         options = self.kernel.options
-        scalars = struct.pack("16d", *options, *[0.0] * (16 - len(options)))
-        group = array("q", struct.pack("4q", 0, table.buffer_info()[0], steps, len(options)) + scalars)
-        address, kind = group.buffer_info()[0], _core.Kind(self.kernel.ours)
+        values = {"Table": [ctypes.addressof(table)], "Rows": [steps], "Count": [len(options)], "Scalars": options}
+        group = packed("Group", [values])
+        address, kind = ctypes.addressof(group), _core.Kind(self.kernel.ours)
 
         def run(keep: object = (table, group)) -> None:
             _core.Step(kind, address, 1)

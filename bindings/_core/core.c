@@ -177,6 +177,15 @@ PyObject * _wrap__core_Version(PyObject *PYBINDGEN_UNUSED(_args), PyObject *PYBI
 PyObject *step_groups(PyObject *module, PyObject *const *args, Py_ssize_t n);
 extern const char step_groups_doc[];
 
+PyObject *step_sparse(PyObject *module, PyObject *const *args, Py_ssize_t n);
+extern const char step_sparse_doc[];
+
+PyObject *make_kind(PyObject *module, PyObject *const *args, Py_ssize_t n);
+extern const char make_kind_doc[];
+
+PyObject *layouts(PyObject *module, PyObject *const *args, Py_ssize_t n);
+extern const char layouts_doc[];
+
 static PyMethodDef _core_functions[] = {
     {(char *) "Kind", (PyCFunction) _wrap__core_Kind, METH_KEYWORDS|METH_VARARGS, "Kind($module, /, name)\n--\n\ntype: name: char *" },
     {(char *) "LBFGS", (PyCFunction) _wrap__core_LBFGS, METH_KEYWORDS|METH_VARARGS, "LBFGS($module, /, machine, size, threads)\n--\n\ntype: machine: int64_t\ntype: size: int64_t\ntype: threads: int64_t" },
@@ -186,6 +195,9 @@ static PyMethodDef _core_functions[] = {
     {(char *) "Describe", (PyCFunction) _wrap__core_Describe, METH_NOARGS, "Describe($module, /)\n--\n\n" },
     {(char *) "Version", (PyCFunction) _wrap__core_Version, METH_NOARGS, "Version($module, /)\n--\n\n" },
     {"step_groups", (PyCFunction)(void (*)(void))step_groups, METH_FASTCALL, step_groups_doc},
+    {"step_sparse", (PyCFunction)(void (*)(void))step_sparse, METH_FASTCALL, step_sparse_doc},
+    {"make_kind", (PyCFunction)(void (*)(void))make_kind, METH_FASTCALL, make_kind_doc},
+    {"layouts", (PyCFunction)(void (*)(void))layouts, METH_FASTCALL, layouts_doc},
     {NULL, NULL, 0, NULL}
 };
 #if PY_VERSION_HEX >= 0x03000000

@@ -1,7 +1,8 @@
 /* step_groups steps groups of parameters: it finds their tensors, writes a table of rows (goptim/table.go) and calls Go.
  *
- * A step has two phases. In the first, references are taken to every tensor of every group; Python code may run there,
- * as of hash functions, descriptors, finalizers and the collector, and may change all that has not been read yet. In
+ * A step has two phases. In the first, the groups' numbers are read, and references are taken to every tensor of every
+ * group; Python code may run there, as of hash functions, descriptors, flags, finalizers and the collector, and may change
+ * all that has not been read yet. In
  * the second, addresses are read, checked and handed to Go; no Python code runs there, and no Python object is made.
  * So no address is older than the last Python code before the call of Go, and all that a row names is held until Go has
  * returned. What another thread does to a held tensor while Go writes, as to assign its data, nobody can prevent.
@@ -15,6 +16,7 @@
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,17 +24,58 @@
 
 void goptim_enter(void); /* bindings/internal/openmp/team.c */
 
-enum { FLOAT32 = 1, FLOAT64 = 2 }; /* engine.DType */
-enum { SCALARS = 16, STATES = 3, TYPES = 4, BLOCK = 32 };
-typedef struct { int64_t n; uint64_t kind, param, grad, step, state[STATES]; } Row; /* engine.Row */
-typedef struct { int64_t n; uint64_t kind, param, grad; int64_t step; uint64_t rms, state[STATES], shape; } HFRow; /* goptim.hfRow */
-typedef struct { uint64_t next, table; int64_t rows, count; double scalars[SCALARS]; } Group; /* bindings.group */
-static const uint64_t FIRST = 1 << 16; /* engine.First */
+enum { NONE = 0, FLOAT32 = 1, FLOAT64 = 2, BFLOAT16 = 3, FLOAT16 = 4 }; /* engine.DType */
+enum { SCALARS = 16, STATES = 6, TYPES = 4, BLOCK = 32 };
+/* The layouts of what Go reads; a test compares them with Go's (layouts, below). */
+typedef struct { /* engine.Row */
+	int64_t n;
+	uint64_t param, grad, step, state[STATES];
+	uint8_t param_type, grad_type, step_type, unused;
+	uint32_t flags;
+	uint8_t state_type[STATES], padding[2];
+	uint32_t rows, cols;
+} Row;
+typedef struct { /* goptim.sparseRow */
+	uint64_t param, state[2];
+	int64_t rows, width, dtype;
+	uint64_t indices, values, order;
+	int64_t n;
+	double step;
+} SparseRow;
+typedef struct { /* steps.Group */
+	uint64_t next, table;
+	int64_t rows, count;
+	double scalars[SCALARS];
+} Group;
+enum { FIRST = 1 << 0, FIRST_SCALAR = 1 << 8 }; /* engine.Flags */
 
 /* What a step does with a parameter; the codes of _step.py. The larger of two codes holds. */
 enum { GO = 0, NO_GRADIENT = 1, TORCH = 2, PYTHON = 3 };
-/* The forms of rows: of elementwise optimizers, of Adafactor and of hf.Adafactor. */
-enum { ELEMENTWISE = 0, FACTORED = 1, HF = 2 };
+/* The shapes of states: of the parameter; of one element; a number for every row or column of the matrices of the last two
+ * dimensions; of the parameter, if that has fewer dimensions. */
+enum { FULL, SCALAR, ROWS, COLS, VECTOR };
+enum { KEYS = 4 };
+
+/* A Kind says what a step needs of a group and of a parameter's state: a steps.Kind. Its keys are held. */
+typedef struct {
+	int64_t number;
+	int n_scalars, n_states, n_leave;
+	struct {
+		PyObject *key; /* NULL for one that is not of the group, but the default */
+		int index, length; /* of an element of a sequence, and of the sequence; the index is -1 for a number */
+		int flag, optional;
+		double value; /* the default, if it is optional */
+	} scalar[SCALARS];
+	struct {
+		PyObject *key; /* NULL for one that is given with a row */
+		int shape;
+		int when, above; /* the scalar that asks for it, or -1; whether by being above 0 */
+	} state[STATES];
+	PyObject *step; /* the key of the step, or NULL */
+	int integer;    /* the step is an int, which is given with a row */
+	int matrices;   /* some states have a number for every row or column */
+	PyObject *leave[KEYS]; /* keys of flags: a group with one that is set is torch's */
+} Kind;
 
 /* A Layout is where torch keeps what, in words of 8 bytes unless said otherwise: the fields of _layout.Layout. */
 typedef struct {
@@ -155,34 +198,43 @@ static int reduced(const View *p, const View *v, int64_t i)
 
 static int max(int a, int b) { return a > b ? a : b; }
 
-/* Stretches are the memory of one row, to see whether some of it overlaps. Those that it does without are of one byte
- * where no memory is. */
+/* Stretches are the memory of one row, to see whether some of it overlaps: first the parameter and its gradient. Those
+ * without memory are of one byte where no memory is. */
 enum { STRETCHES = 3 + STATES };
-typedef struct { uint64_t at[STRETCHES], size[STRETCHES]; } Stretches;
+typedef struct {
+	int n;
+	uint64_t at[STRETCHES], size[STRETCHES];
+} Stretches;
 
-static const Stretches none = {
-	{(uint64_t)1 << 56, (uint64_t)2 << 56, (uint64_t)3 << 56, (uint64_t)4 << 56, (uint64_t)5 << 56, (uint64_t)6 << 56},
-	{1, 1, 1, 1, 1, 1},
-};
-
-static void put(Stretches *s, int i, uint64_t at, int64_t size)
+static void put(Stretches *s, uint64_t at, int64_t size)
 {
-	if (size == 0) return;
-	s->at[i] = at;
-	s->size[i] = size;
+	s->at[s->n] = size == 0 ? (uint64_t)(s->n + 1) << 56 : at;
+	s->size[s->n++] = size == 0 ? 1 : size;
 }
 
-static int overlap(const Stretches *s)
+static inline int overlap_of(const Stretches *s, int n)
 {
 	int found = 0;
-#pragma GCC unroll 8
-	for (int i = 1; i < STRETCHES; i++)
-#pragma GCC unroll 8
+#pragma GCC unroll 9
+	for (int i = 1; i < n; i++)
+#pragma GCC unroll 9
 		for (int j = 0; j < i; j++) found |= s->at[i] - s->at[j] + s->size[i] - 1 < s->size[i] + s->size[j] - 1;
 	return found;
 }
 
-/* What belongs to a parameter, beside itself. HF has an RMS in the place of the step. */
+static int overlap(const Stretches *s)
+{
+	switch (s->n) { /* loops of constant length take a third of the time */
+	case 2: return overlap_of(s, 2);
+	case 3: return overlap_of(s, 3);
+	case 4: return overlap_of(s, 4);
+	case 5: return overlap_of(s, 5);
+	case 6: return overlap_of(s, 6);
+	default: return overlap_of(s, s->n);
+	}
+}
+
+/* What belongs to a parameter, beside itself. */
 enum { GRAD, STEP, STATE, TENSORS = STATE + STATES };
 enum { VERSIONS = 2 + STATES }; /* of the parameter, the step and the states, all that Go writes */
 /* What is prefetched, in bytes. DICT_KEYS is the word of a dict where its keys and values are. */
@@ -192,42 +244,46 @@ enum { OBJECT = 24, DICT_KEYS = 4, DICT = 112, AUTOGRAD = 64, STORAGE = 64, VERS
 typedef struct {
 	PyObject *row; /* borrowed of the group */
 	int asked;     /* whether torch has been asked for what follows */
+	double step;   /* of a kind whose step is an int */
 	View param, view[TENSORS];
 	PyObject *storage[1 + TENSORS]; /* what the tensors are in, held */
 } Given;
 
 /* A Found is one parameter of a group. It owns its tensors. */
 typedef struct {
-	PyObject *p;               /* borrowed of the group */
-	PyObject *tensor[TENSORS]; /* NULL for none */
-	Given *given;              /* NULL for a parameter by itself */
+	PyObject *p;    /* borrowed of the group */
+	Given *given;   /* NULL for a parameter by itself */
 	uint8_t code;
-	uint8_t fresh;             /* it has no state yet */
-	uint8_t torchs;            /* its whole group is torch's */
-	uint8_t odd;               /* some of its state is no tensor, or of a subclass */
+	uint8_t fresh;  /* it has no state yet */
+	uint8_t torchs; /* its whole group is torch's */
+	uint8_t odd;    /* some of its state is no tensor, or of a subclass */
+	PyObject *tensor[]; /* as many as the Call says; NULL for none */
 } Found;
 
 /* A Call is what step_groups was asked. */
 typedef struct {
+	const Kind *kind;
 	const Layout *layout;    /* NULL if that of this torch is not known */
 	PyObject *plain[TYPES];  /* types of parameters; the first is torch.Tensor */
-	PyObject *state, *step;  /* of the optimizer; the key of a step, or NULL */
+	PyObject *state;         /* of the optimizer */
 	PyObject *grad;          /* the name of gradients */
 	PyObject *descriptor;    /* torch's of gradients, held, or NULL */
 	descrgetfunc get;        /* of the descriptor, or NULL */
-	Py_ssize_t numbers;      /* how many of a parameter's states, the first ones, are one number */
-	int form;
 	Py_ssize_t at;           /* in state, behind the parameter found last */
 	PyObject *key[TENSORS];  /* of the group at hand: keys of a parameter's state; NULL for one that is not looked for */
 	int stateful;            /* whether there is one */
+	int tensors;             /* what belongs to a parameter of the kind, beside itself: up to TENSORS */
 	Py_ssize_t n, groups;
-	Found *found;            /* n of them, and so of what follows */
+	char *found;             /* n of them, of a size that depends on the kind; and n of what follows */
+	size_t size_of_found;
 	char *rows;
-	uint32_t **version;      /* VERSIONS of each */
+	uint32_t **version;      /* up to 1 + tensors of each */
 	uint8_t *code;
 	Group *group;
 	Py_ssize_t *size;        /* of each group: how many parameters */
 } Call;
+
+static Found *found_at(const Call *c, Py_ssize_t i) { return (Found *)(c->found + i * c->size_of_found); }
 
 /* of_param is the state of p, borrowed, or NULL. It looks near the place of the last one before it asks for the hash
  * of p, which is a Python function. */
@@ -286,7 +342,7 @@ static int find(Call *c, Found *f, PyObject **of)
 		simple &= f->fresh || Py_IS_TYPE(*of, &PyDict_Type); /* a subclass may look keys up in its own way */
 		if (!f->fresh) prefetch(word(*of, DICT_KEYS), DICT);
 	}
-	f->code = g == Py_None ? NO_GRADIENT : simple ? GO : PYTHON;
+	f->code = g == Py_None ? NO_GRADIENT : simple && !c->kind->integer ? GO : PYTHON;
 	return 1;
 }
 
@@ -297,7 +353,7 @@ static int find_states(const Call *c, Found *f, PyObject *of)
 	int own = !Py_IS_TYPE(of, &PyDict_Type) &&
 	          PyType_GetSlot(Py_TYPE(of), Py_mp_subscript) != PyType_GetSlot(&PyDict_Type, Py_mp_subscript);
 	Py_ssize_t behind = 0; /* in of, the key that was found last: keys mostly have the order in which torch makes states */
-	for (int i = STEP; i < TENSORS && c->stateful; i++) {
+	for (int i = STEP; i < c->tensors && c->stateful; i++) {
 		if (c->key[i] == NULL) continue;
 		PyObject *key, *t;
 		Py_ssize_t at = behind;
@@ -316,7 +372,7 @@ static int find_states(const Call *c, Found *f, PyObject *of)
 		if (t == NULL) {
 			if (PyDict_Size(of) == 0) f->fresh = 1;
 			if (f->fresh) return 1;
-			if (c->form == ELEMENTWISE) f->code = max(f->code, TORCH); /* PYTHON stays; or see factored */
+			if (i == STEP || c->kind->state[i - STATE].shape <= SCALAR) f->code = max(f->code, TORCH); /* PYTHON stays; or see fill */
 			continue;
 		}
 		f->tensor[i] = t;
@@ -326,14 +382,14 @@ static int find_states(const Call *c, Found *f, PyObject *of)
 	return 1;
 }
 
-/* approach prefetches what find will read of the parameters a little ahead of number i. */
-static void approach(const Call *c, const Found *found, Py_ssize_t i, Py_ssize_t n)
+/* approach prefetches what find will read of the parameters a little ahead of number i, up to n. */
+static void approach(const Call *c, Py_ssize_t i, Py_ssize_t n)
 {
 	PyObject *p;
 	const Layout *l = c->layout;
-	if (i + 8 < n) prefetch(found[i + 8].p, OBJECT);
-	if (i + 6 < n && is_plain(c, p = found[i + 6].p)) prefetch_impl(l, word(p, l->impl));
-	if (i + 3 < n && is_plain(c, p = found[i + 3].p) && word(p, l->impl) != NULL)
+	if (i + 8 < n) prefetch(found_at(c, i + 8)->p, OBJECT);
+	if (i + 6 < n && is_plain(c, p = found_at(c, i + 6)->p)) prefetch_impl(l, word(p, l->impl));
+	if (i + 3 < n && is_plain(c, p = found_at(c, i + 3)->p) && word(p, l->impl) != NULL)
 		prefetch(word(word(p, l->impl), l->autograd), AUTOGRAD);
 }
 
@@ -373,15 +429,10 @@ static int ask(PyObject *t, View *v, PyObject **storage)
 /* take takes a row that is given as a tuple: 1; -1 for an exception. */
 static int take(const Call *c, Found *f)
 {
-	enum { MEMBERS = 2 + TENSORS };
 	PyObject *row = f->p;
-	if (PyTuple_Size(row) != MEMBERS) {
-		PyErr_Format(PyExc_ValueError, "step_groups: a row of %zd, expected %d", PyTuple_Size(row), MEMBERS);
-		return -1;
-	}
-	PyObject *last = PyTuple_GetItem(row, 1 + TENSORS);
-	if (c->form == HF && (!PyLong_Check(last) || (PyLong_AsLongLong(last) == -1 && PyErr_Occurred()))) {
-		if (!PyErr_Occurred()) PyErr_Format(PyExc_TypeError, "step_groups: step %R, expected an int", last);
+	int members = 2 + c->tensors;
+	if (PyTuple_Size(row) != members) {
+		PyErr_Format(PyExc_ValueError, "step_groups: a row of %zd, expected %d", PyTuple_Size(row), members);
 		return -1;
 	}
 	f->code = GO;
@@ -391,8 +442,17 @@ static int take(const Call *c, Found *f)
 	}
 	f->given->row = row;
 	f->given->asked = c->layout == NULL;
-	for (int i = -1; i < TENSORS; i++) {
+	for (int i = -1; i < c->tensors; i++) {
 		PyObject *t = PyTuple_GetItem(row, i + 1);
+		if (i == STEP && c->kind->integer) {
+			if (!PyLong_Check(t)) {
+				PyErr_Format(PyExc_TypeError, "step_groups: step %R, expected an int", t);
+				return -1;
+			}
+			f->given->step = PyLong_AsDouble(t);
+			if (f->given->step == -1 && PyErr_Occurred()) return -1;
+			continue;
+		}
 		if (t == Py_None && i > GRAD) continue;
 		if (!PyObject_TypeCheck(t, (PyTypeObject *)c->plain[0])) {
 			PyErr_Format(PyExc_TypeError, "step_groups: a %R in a row, expected a tensor", Py_TYPE(t));
@@ -414,57 +474,131 @@ static int take(const Call *c, Found *f)
 	return 1;
 }
 
-/* pack writes a group's scalars: 1; 0 if one of them is no number, or there are none; -1 for an exception. */
-static int pack(const Call *c, PyObject *scalars, Group *group)
+/* number_of reads a number: 1; 0 if it is none that torch computes with as it is; -1 for an exception. */
+static int number_of(PyObject *x, double *to)
 {
-	if (scalars == Py_None) return 0;
-	group->count = PyTuple_Size(scalars);
-	if (group->count > SCALARS) {
-		PyErr_Format(PyExc_ValueError, "step_groups: %zd scalars, expected up to %d", PyTuple_Size(scalars), SCALARS);
-		return -1;
+	if (!PyFloat_Check(x) && !PyLong_Check(x)) return 0; /* or see _numbers.py */
+	if (PyLong_Check(x)) { /* torch's operations refuse larger ones, and Python's do not */
+		int beyond;
+		PyLong_AsLongLongAndOverflow(x, &beyond);
+		if (beyond) return 0;
 	}
-	for (Py_ssize_t i = 0; i < group->count; i++) {
-		PyObject *x = PyTuple_GetItem(scalars, i);
-		if (!PyFloat_Check(x) && !PyLong_Check(x)) return 0; /* or see _numbers.py */
-		if (PyLong_Check(x)) { /* torch's operations refuse larger ones, and Python's do not */
-			int beyond;
-			PyLong_AsLongLongAndOverflow(x, &beyond);
-			if (beyond) return 0;
-		}
-		group->scalars[i] = PyFloat_AsDouble(x);
-		if (group->scalars[i] == -1 && PyErr_Occurred()) return -1;
-	}
-	return 1;
+	*to = PyFloat_AsDouble(x);
+	return *to == -1 && PyErr_Occurred() ? -1 : 1;
 }
 
-/* collect takes references to everything a group's rows can name: 1; -1 for an exception. */
-static int collect(Call *c, PyObject *params, Found *found, Py_ssize_t size)
+/* element_of reads the number at an index of a sequence of a length, as number_of. */
+static int element_of(PyObject *sequence, int index, int length, double *to)
 {
-	for (Py_ssize_t i = 0; i < size; i++) found[i].p = PyTuple_GetItem(params, i);
-	for (Py_ssize_t start = 0; start < size; start += BLOCK) {
+	PyObject *x;
+	if (PyTuple_Check(sequence) && PyTuple_Size(sequence) == length) x = PyTuple_GetItem(sequence, index);
+	else if (PyList_Check(sequence) && PyList_Size(sequence) == length) x = PyList_GetItem(sequence, index);
+	else return 0;
+	if (x == NULL) return -1;
+	Py_INCREF(x);
+	int ok = number_of(x, to);
+	Py_DECREF(x);
+	return ok;
+}
+
+/* pack writes a group's scalars, those of its dict by their keys and then the extra ones: 1; 0 if one of them is no number,
+ * or the group is torch's; -1 for an exception. Python code may run, of flags and of numbers. */
+static int pack(const Kind *kind, PyObject *dict, PyObject *extra, Group *group)
+{
+	int ok = 1, n = kind->n_scalars;
+	for (int i = 0; i < kind->n_leave; i++) {
+		PyObject *flag = PyDict_GetItemWithError(dict, kind->leave[i]);
+		if (flag == NULL && PyErr_Occurred()) return -1;
+		if (flag == NULL || flag == Py_False) continue;
+		Py_INCREF(flag);
+		ok = PyObject_IsTrue(flag);
+		Py_DECREF(flag);
+		if (ok) return ok < 0 ? -1 : 0;
+	}
+	PyObject *x = NULL;
+	ok = 1;
+	for (int i = 0; i < n && ok > 0; i++) {
+		double *to = &group->scalars[i];
+		if (kind->scalar[i].index <= 0) { /* or it is the next element of a sequence */
+			Py_CLEAR(x);
+			if (kind->scalar[i].key != NULL) x = PyDict_GetItemWithError(dict, kind->scalar[i].key);
+			Py_XINCREF(x);
+		}
+		if (x == NULL) {
+			*to = kind->scalar[i].value;
+			if (PyErr_Occurred()) {
+				ok = -1;
+			} else if (!kind->scalar[i].optional) {
+				PyErr_SetObject(PyExc_KeyError, kind->scalar[i].key);
+				ok = -1;
+			}
+		} else if (kind->scalar[i].flag) {
+			int set = x == Py_False ? 0 : PyObject_IsTrue(x);
+			*to = set;
+			if (set < 0) ok = -1;
+		} else if (kind->scalar[i].index >= 0) {
+			ok = element_of(x, kind->scalar[i].index, kind->scalar[i].length, to);
+		} else {
+			ok = number_of(x, to);
+		}
+	}
+	Py_XDECREF(x);
+	group->count = n + PyTuple_Size(extra);
+	if (group->count > SCALARS) {
+		PyErr_Format(PyExc_ValueError, "step_groups: %lld scalars, expected up to %d", (long long)group->count, SCALARS);
+		return -1;
+	}
+	for (Py_ssize_t i = n; i < group->count && ok > 0; i++) ok = number_of(PyTuple_GetItem(extra, i - n), &group->scalars[i]);
+	return ok;
+}
+
+/* choose_keys sets what is looked for in the states of a group's parameters; of a group without scalars everything. */
+static void choose_keys(Call *c, const Group *group, int packed)
+{
+	memset(c->key, 0, sizeof c->key);
+	c->key[STEP] = c->kind->integer ? NULL : c->kind->step;
+	c->stateful = c->key[STEP] != NULL;
+	for (int k = 0; k < c->kind->n_states; k++) {
+		int when = c->kind->state[k].when;
+		double x = when < 0 || !packed ? 1 : group->scalars[when];
+		if (c->kind->state[k].above ? !(x > 0) : x == 0) continue;
+		c->key[STATE + k] = c->kind->state[k].key;
+		c->stateful |= c->key[STATE + k] != NULL;
+	}
+}
+
+/* collect takes references to everything that the rows of a group's parameters can name: 1; -1 for an exception. The group's
+ * first parameter is number first of all. */
+static int collect(Call *c, PyObject *params, Py_ssize_t first)
+{
+	Py_ssize_t all = first + PyTuple_Size(params);
+	for (Py_ssize_t i = first; i < all; i++) found_at(c, i)->p = PyTuple_GetItem(params, i - first);
+	for (Py_ssize_t start = first; start < all; start += BLOCK) {
 		PyObject *of[BLOCK] = {NULL};
-		Py_ssize_t end = start + BLOCK < size ? start + BLOCK : size;
+		Py_ssize_t end = start + BLOCK < all ? start + BLOCK : all;
 		int ok = 1;
 		for (Py_ssize_t i = start; ok > 0 && i < end; i++) {
-			if (c->layout != NULL) approach(c, found, i, size);
-			ok = PyTuple_CheckExact(found[i].p) ? take(c, &found[i]) : find(c, &found[i], &of[i - start]);
+			Found *f = found_at(c, i);
+			if (c->layout != NULL) approach(c, i, all);
+			ok = PyTuple_CheckExact(f->p) ? take(c, f) : find(c, f, &of[i - start]);
 		}
-		for (Py_ssize_t i = start; ok > 0 && i < end; i++)
-			if (found[i].given == NULL) ok = find_states(c, &found[i], of[i - start]);
+		for (Py_ssize_t i = start; ok > 0 && i < end; i++) {
+			Found *f = found_at(c, i);
+			if (f->given == NULL) ok = find_states(c, f, of[i - start]);
+		}
 		for (Py_ssize_t i = 0; i < BLOCK; i++) Py_XDECREF(of[i]);
 		if (ok < 0) return -1;
 	}
 	return 1;
 }
 
-/* number reads a state of one number and adds its dtype to a row's kind, at a bit of it. It says who steps. */
-static int number(const Call *c, PyObject *o, View *v, uint64_t *kind, int bit)
+/* number reads a state of one number. It says who steps. */
+static int number(const Call *c, PyObject *o, View *v)
 {
 	if ((PyObject *)Py_TYPE(o) != c->plain[0]) return TORCH;
 	if (!view(c->layout, o, 0, v)) return PYTHON;
 	if (v->ndim != 0 || v->dtype == 0) return TORCH;
 	prefetch((const void *)(uintptr_t)v->at, 1);
-	*kind |= v->dtype << bit;
 	return GO;
 }
 
@@ -476,60 +610,72 @@ static int column(const Call *c, PyObject *o, View *v)
 	return view(c->layout, o, 0, v) ? GO : PYTHON;
 }
 
-/* factored writes the states of a parameter of Adafactor into its row. It says who steps. */
-static int factored(const Call *c, const Found *f, const View *p, Row *row, uint32_t ***version, Stretches *memory)
+/* applies reports whether a parameter of so many dimensions has states of a shape. */
+static int applies(int shape, int64_t ndim) { return shape <= SCALAR || (shape == VECTOR) == (ndim < 2); }
+
+/* fits says who steps a parameter with a state v of a shape. */
+static int fits(const View *p, const View *v, int shape)
 {
-	View v;
-	int code = GO, vector = p->ndim < 2;
-	for (int k = vector ? 2 : 0; k < (vector ? 3 : 2); k++) { /* row_var and col_var, or variance */
-		PyObject *o = f->tensor[STATE + k];
-		int found = o == NULL ? TORCH : column(c, o, &v);
-		if (found == GO) found = vector ? alike(p, &v) : reduced(p, &v, k == 0 ? 1 : 2);
-		code = max(code, found);
-		if (found != GO) continue;
-		row->state[vector ? 0 : k] = v.at;
-		put(memory, 3 + k, v.at, bytes(&v));
-		*(*version)++ = v.version;
-	}
-	if (!vector) row->state[2] = p->sizes[p->ndim - 2] | (uint64_t)p->sizes[p->ndim - 1] << 32;
-	return code;
+	if (shape == ROWS) return reduced(p, v, 1);
+	return shape == COLS ? reduced(p, v, 2) : alike(p, v);
+}
+
+static int64_t last_size(const View *v, int i) { return v->sizes == NULL ? v->last[i] : v->sizes[v->ndim - 2 + i]; }
+
+/* set_matrices writes the shape of a parameter's matrices: 1; 0 if they are too large for it. */
+static int set_matrices(Row *row, const View *p)
+{
+	int64_t rows = last_size(p, 0), cols = last_size(p, 1);
+	if (rows > INT32_MAX || cols > INT32_MAX) return 0;
+	row->rows = (uint32_t)rows;
+	row->cols = (uint32_t)cols;
+	return 1;
 }
 
 /* fill makes the row of one parameter with its memory, and says who steps it: no row is made but for Go. */
 static int fill(const Call *c, const Found *f, Row *row, uint32_t ***version, Stretches *memory)
 {
 	View param, v;
+	const Kind *kind = c->kind;
 	uint32_t **at = *version;
 	int code = f->code, found;
 	if (!view(c->layout, f->p, 0, &param)) return PYTHON;
 	if (param.dtype == 0 || !dense(&param)) return TORCH;
-	if (c->form != ELEMENTWISE && (param.n == 0 || !contiguous(&param))) return TORCH;
+	if (kind->matrices && (param.n == 0 || !contiguous(&param))) return TORCH;
 	if (f->fresh || !view(c->layout, f->tensor[GRAD], 0, &v)) return PYTHON;
 	code = max(code, alike(&param, &v));
-	*row = (Row){.n = param.n, .kind = param.dtype, .param = param.at, .grad = v.at};
+	*row = (Row){.n = param.n, .param = param.at, .grad = v.at, .param_type = param.dtype, .grad_type = v.dtype};
+	if (kind->matrices && param.ndim >= 2 && !set_matrices(row, &param)) return TORCH;
 	*at++ = param.version;
-	*memory = none;
-	put(memory, 0, param.at, bytes(&param));
-	put(memory, 1, v.at, bytes(&v));
+	memory->n = 0;
+	put(memory, param.at, bytes(&param));
+	put(memory, v.at, bytes(&v));
 	if (f->tensor[STEP] != NULL) {
-		found = number(c, f->tensor[STEP], &v, &row->kind, 8);
+		found = number(c, f->tensor[STEP], &v);
 		code = max(code, found);
-		row->step = v.at;
 		if (found == GO) {
-			put(memory, 2, v.at, bytes(&v));
+			row->step = v.at;
+			row->step_type = v.dtype;
+			put(memory, v.at, bytes(&v));
 			*at++ = v.version;
 		}
 	}
-	if (c->form == FACTORED) code = max(code, factored(c, f, &param, row, &at, memory));
-	for (int k = 0; k < STATES && c->form == ELEMENTWISE; k++) {
+	for (int k = 0; k < kind->n_states; k++) {
 		PyObject *o = f->tensor[STATE + k];
-		if (o == NULL) continue;
-		if (k < c->numbers) found = number(c, o, &v, &row->kind, 32 + 8 * k);
-		else if ((found = column(c, o, &v)) == GO) found = alike(&param, &v);
+		int shape = kind->state[k].shape;
+		if (!applies(shape, param.ndim)) continue;
+		if (o == NULL) {
+			if (shape > SCALAR) code = max(code, TORCH);
+			continue;
+		}
+		if (shape == SCALAR) found = number(c, o, &v);
+		else if ((found = column(c, o, &v)) == GO) found = fits(&param, &v, shape);
 		code = max(code, found);
 		if (found != GO) continue;
 		row->state[k] = v.at;
-		put(memory, 3 + k, v.at, bytes(&v));
+		row->state_type[k] = v.dtype;
+		if (shape == SCALAR) row->flags |= (uint32_t)FIRST_SCALAR << k;
+		put(memory, v.at, bytes(&v));
 		*at++ = v.version;
 	}
 	if (code == GO && overlap(memory)) code = TORCH;
@@ -537,59 +683,52 @@ static int fill(const Call *c, const Found *f, Row *row, uint32_t ***version, St
 	return code;
 }
 
-static int64_t last_size(const View *v, int i) { return v->sizes == NULL ? v->last[i] : v->sizes[v->ndim - 2 + i]; }
-
-/* expected is how many elements the tensor number i of a parameter has. */
-static int64_t expected(const Call *c, const View *p, int i)
+/* expected is how many elements a state of a shape has. */
+static int64_t expected(const View *p, int shape)
 {
-	if (i == STEP || (i >= STATE && i < STATE + c->numbers)) return 1;
-	if (c->form == ELEMENTWISE || p->ndim < 2 || p->n == 0) return p->n;
-	return i == STATE ? p->n / last_size(p, 1) : i == STATE + 1 ? p->n / last_size(p, 0) : p->n;
+	if (shape == SCALAR) return 1;
+	if (shape == FULL || shape == VECTOR || p->ndim < 2 || p->n == 0) return p->n;
+	return shape == ROWS ? p->n / last_size(p, 1) : p->n / last_size(p, 0);
 }
 
 /* copy makes the row of a tuple, whose tensors the caller vouches for, and says who steps it. */
-static int copy(const Call *c, const Found *f, void *to, uint32_t ***version)
+static int copy(const Call *c, const Found *f, Row *row, uint32_t ***version)
 {
-	View param, view_of[TENSORS] = {{0}};
+	const Kind *kind = c->kind;
+	View param, v;
 	uint32_t **at = *version;
-	int asked = f->given->asked;
-	if (asked) param = f->given->param;
+	Given *given = f->given;
+	if (given->asked) param = given->param;
 	else if (!view(c->layout, f->p, 1, &param)) return PYTHON;
 	if (param.dtype == 0) return PYTHON;
-	if (param.version != NULL && !asked) *at++ = param.version;
-	for (int i = 0; i < TENSORS; i++) {
-		View *v = &view_of[i];
-		if (f->tensor[i] == NULL) continue;
-		if (asked) *v = f->given->view[i];
-		else if (!view(c->layout, f->tensor[i], 1, v)) return PYTHON;
-		if (v->dtype == 0) return PYTHON;
-		int number = c->form != HF && (i == STEP || (i >= STATE && i < STATE + c->numbers));
-		if (v->n != expected(c, &param, i) || (!number && v->dtype != param.dtype)) return PYTHON;
-		if (i >= STEP && !asked && v->version != NULL) *at++ = v->version;
+	*row = (Row){.n = param.n, .param = param.at, .param_type = param.dtype};
+	if (kind->matrices && param.ndim >= 2 && !set_matrices(row, &param)) return PYTHON;
+	if (param.version != NULL && !given->asked) *at++ = param.version;
+	if (kind->integer) {
+		row->step = (uint64_t)(uintptr_t)&given->step;
+		row->step_type = FLOAT64;
 	}
-	uint64_t shape = 0;
-	if (c->form != ELEMENTWISE && param.ndim >= 2)
-		shape = last_size(&param, 0) | (uint64_t)last_size(&param, 1) << 32;
-	PyObject *last = PyTuple_GetItem(f->given->row, 1 + TENSORS);
-	if (c->form == HF) {
-		*(HFRow *)to = (HFRow){
-			.n = param.n, .kind = param.dtype, .param = param.at, .grad = view_of[GRAD].at,
-			.step = PyLong_AsLongLong(last), .rms = view_of[STEP].at,
-			.state = {view_of[STATE].at, view_of[STATE + 1].at, view_of[STATE + 2].at}, .shape = shape,
-		};
-	} else {
-		Row *row = to;
-		*row = (Row){
-			.n = param.n, .kind = param.dtype, .param = param.at, .grad = view_of[GRAD].at, .step = view_of[STEP].at,
-			.state = {view_of[STATE].at, view_of[STATE + 1].at, view_of[STATE + 2].at},
-		};
-		row->kind |= view_of[STEP].dtype << 8 | (last != Py_None ? FIRST : 0);
-		for (int k = 0; k < c->numbers; k++) row->kind |= view_of[STATE + k].dtype << (32 + 8 * k);
-		if (c->form == FACTORED) { /* row_var, col_var and the shape, or variance */
-			if (param.ndim < 2) row->state[0] = row->state[2];
-			row->state[2] = shape;
+	for (int i = 0; i < c->tensors; i++) {
+		if (f->tensor[i] == NULL) continue;
+		if (given->asked) v = given->view[i];
+		else if (!view(c->layout, f->tensor[i], 1, &v)) return PYTHON;
+		if (v.dtype == 0) return PYTHON;
+		int shape = i == GRAD ? FULL : i == STEP ? SCALAR : kind->state[i - STATE].shape;
+		if (v.n != expected(&param, shape) || (shape != SCALAR && v.dtype != param.dtype)) return PYTHON;
+		if (i >= STEP && !given->asked && v.version != NULL) *at++ = v.version;
+		if (i == GRAD) {
+			row->grad = v.at;
+			row->grad_type = v.dtype;
+		} else if (i == STEP) {
+			row->step = v.at;
+			row->step_type = v.dtype;
+		} else {
+			row->state[i - STATE] = v.at;
+			row->state_type[i - STATE] = v.dtype;
+			if (shape == SCALAR) row->flags |= (uint32_t)FIRST_SCALAR << (i - STATE);
 		}
 	}
+	if (PyTuple_GetItem(given->row, 1 + c->tensors) != Py_None) row->flags |= FIRST;
 	*version = at;
 	return GO;
 }
@@ -597,8 +736,8 @@ static int copy(const Call *c, const Found *f, void *to, uint32_t ***version)
 /* touch prefetches the objects of parameter number i, of which references have been taken some time ago. */
 static void touch(const Call *c, Py_ssize_t i)
 {
-	const Found *f = &c->found[i];
-	for (int k = GRAD; k < TENSORS; k++)
+	const Found *f = found_at(c, i);
+	for (int k = GRAD; k < c->tensors; k++)
 		if (f->tensor[k] != NULL) prefetch(f->tensor[k], OBJECT);
 }
 
@@ -607,23 +746,23 @@ static void touch(const Call *c, Py_ssize_t i)
 static int write_rows(const Call *c, uint32_t ***version)
 {
 	const Layout *l = c->layout;
-	Py_ssize_t size = c->form == HF ? sizeof(HFRow) : sizeof(Row), g = -1, end = 0;
-	char *to = c->rows;
+	Py_ssize_t g = -1, end = 0;
+	Row *to = (Row *)c->rows;
 	int ok = 1;
 	Stretches memory;
 	for (Py_ssize_t start = 0; start < c->n; start += BLOCK) {
 		Py_ssize_t stop = start + BLOCK < c->n ? start + BLOCK : c->n;
 		for (Py_ssize_t i = stop; i < stop + BLOCK && i < c->n; i++) touch(c, i);
 		for (Py_ssize_t i = start; i < stop && l != NULL; i++) {
-			const Found *f = &c->found[i];
+			const Found *f = found_at(c, i);
 			if (f->code == NO_GRADIENT || f->code == PYTHON || f->odd) continue;
-			for (int k = GRAD; k < TENSORS; k++)
+			for (int k = GRAD; k < c->tensors; k++)
 				if (f->tensor[k] != NULL) prefetch_impl(l, word(f->tensor[k], l->impl));
 		}
 		for (Py_ssize_t i = start; i < stop && l != NULL; i++) {
-			const Found *f = &c->found[i];
+			const Found *f = found_at(c, i);
 			if (f->code == NO_GRADIENT || f->code == PYTHON || f->odd) continue;
-			for (int k = -1; k < TENSORS; k++) {
+			for (int k = -1; k < c->tensors; k++) {
 				PyObject *t = k < 0 ? f->p : f->tensor[k];
 				const char *impl = t == NULL ? NULL : word(t, l->impl);
 				if (impl == NULL) continue;
@@ -632,7 +771,7 @@ static int write_rows(const Call *c, uint32_t ***version)
 			}
 		}
 		for (Py_ssize_t i = start; i < stop; i++) {
-			const Found *f = &c->found[i];
+			const Found *f = found_at(c, i);
 			while (i == end) {
 				end += c->size[++g];
 				c->group[g].table = (uint64_t)(uintptr_t)to;
@@ -640,10 +779,10 @@ static int write_rows(const Call *c, uint32_t ***version)
 			int code = f->code;
 			if (f->torchs) code = TORCH;
 			else if (f->given != NULL) code = copy(c, f, to, version);
-			else if (code == GO || code == TORCH) code = fill(c, f, (Row *)to, version, &memory);
+			else if (code == GO || code == TORCH) code = fill(c, f, to, version, &memory);
 			c->code[i] = code;
 			if (code == GO) {
-				to += size;
+				to++;
 				c->group[g].rows++;
 			} else if (code != NO_GRADIENT) {
 				ok = 0;
@@ -687,19 +826,19 @@ static int keep_order(Call *c)
 	const Layout *l = c->layout;
 	Py_ssize_t all = 0, go = 0;
 	for (Py_ssize_t i = 0; i < c->n; i++) all += may_be_torchs(c->code[i]), go += c->code[i] == GO;
-	if (l == NULL || c->form == HF || all == 0 || go == 0) return 1;
-	Span *spans = malloc(c->n * (1 + TENSORS) * sizeof *spans), *end;
+	if (l == NULL || all == 0 || go == 0) return 1;
+	Span *spans = malloc(c->n * (1 + c->tensors) * sizeof *spans), *end;
 	Row scratch;
 	if (spans == NULL) return -1;
 	for (int more = 1; more;) {
 		more = 0;
 		end = spans;
 		for (Py_ssize_t i = 0; i < c->n; i++) {
-			const Found *f = &c->found[i];
+			const Found *f = found_at(c, i);
 			if (!may_be_torchs(c->code[i]) || f->given != NULL) continue;
 			if (f->p == NULL || !PyObject_TypeCheck(f->p, (PyTypeObject *)c->plain[0])) continue;
 			end = add_span(l, f->p, 0, end);
-			for (int k = GRAD; k < TENSORS; k++)
+			for (int k = GRAD; k < c->tensors; k++)
 				if (f->tensor[k] != NULL && PyObject_TypeCheck(f->tensor[k], (PyTypeObject *)c->plain[0]))
 					end = add_span(l, f->tensor[k], k == GRAD, end);
 		}
@@ -710,9 +849,9 @@ static int keep_order(Call *c)
 		for (Py_ssize_t i = 0; i < c->n; i++) {
 			uint32_t *unused[VERSIONS], **version = unused;
 			Stretches s;
-			if (c->code[i] != GO || c->found[i].given != NULL) continue;
-			fill(c, &c->found[i], &scratch, &version, &s);
-			for (int k = 0; k < STRETCHES && c->code[i] == GO; k++) {
+			if (c->code[i] != GO || found_at(c, i)->given != NULL) continue;
+			fill(c, found_at(c, i), &scratch, &version, &s);
+			for (int k = 0; k < s.n && c->code[i] == GO; k++) {
 				uint64_t from = s.at[k], to = s.at[k] + s.size[k];
 				if (n == 0 || from >= high || to <= spans[0].at) continue;
 				Py_ssize_t first = 0, behind = n; /* the spans that begin before the stretch ends */
@@ -762,16 +901,14 @@ static int translate(void)
 }
 
 /* keep puts the new states of rows that were given as tuples where they belong: 1; -1 for an exception. */
-static int keep(const Call *c, PyObject *groups)
+static int keep(const Call *c)
 {
-	Py_ssize_t g = -1, end = 0;
 	for (Py_ssize_t i = 0; i < c->n; i++) {
-		while (i == end) end += c->size[++g];
-		PyObject *keys = PyTuple_GetItem(PyTuple_GetItem(groups, g), 1);
-		PyObject *state = c->found[i].given == NULL ? Py_None : PyTuple_GetItem(c->found[i].given->row, 1 + TENSORS);
-		for (Py_ssize_t k = 0; PyDict_Check(state) && k < PyTuple_Size(keys); k++) {
-			PyObject *t = c->found[i].tensor[STATE + k];
-			if (t != NULL && PyObject_SetItem(state, PyTuple_GetItem(keys, k), t)) return -1;
+		const Found *f = found_at(c, i);
+		PyObject *state = f->given == NULL ? Py_None : PyTuple_GetItem(f->given->row, 1 + c->tensors);
+		for (int k = 0; PyDict_Check(state) && k < c->kind->n_states; k++) {
+			PyObject *t = f->tensor[STATE + k], *key = c->kind->state[k].key;
+			if (t != NULL && key != NULL && PyObject_SetItem(state, key, t)) return -1;
 		}
 	}
 	return 1;
@@ -803,9 +940,9 @@ static void give_back(char *memory, size_t size)
 static void drop(Call *c)
 {
 	for (Py_ssize_t i = 0; i < c->n; i++) {
-		Found *f = &c->found[i];
+		Found *f = found_at(c, i);
 		if (i + 8 < c->n) touch(c, i + 8);
-		for (int k = 0; k < TENSORS; k++) Py_XDECREF(f->tensor[k]);
+		for (int k = 0; k < c->tensors; k++) Py_XDECREF(f->tensor[k]);
 		if (f->given == NULL) continue;
 		for (int k = 0; k <= TENSORS; k++) Py_XDECREF(f->given->storage[k]);
 		free(f->given);
@@ -828,34 +965,113 @@ static int expect(const char *name, PyTypeObject *const *types, Py_ssize_t count
 	return 1;
 }
 
+static const char kind_name[] = "goptim kind";
+
+static void free_kind(PyObject *capsule)
+{
+	Kind *kind = PyCapsule_GetPointer(capsule, kind_name);
+	if (kind == NULL) return;
+	for (int i = 0; i < SCALARS; i++) Py_XDECREF(kind->scalar[i].key);
+	for (int i = 0; i < STATES; i++) Py_XDECREF(kind->state[i].key);
+	for (int i = 0; i < KEYS; i++) Py_XDECREF(kind->leave[i]);
+	Py_XDECREF(kind->step);
+	free(kind);
+}
+
+/* held is a new reference to a key, of the string that dicts mostly have, or NULL for None. */
+static PyObject *held(PyObject *key)
+{
+	if (key == Py_None) return NULL;
+	Py_INCREF(key);
+	if (PyUnicode_CheckExact(key)) PyUnicode_InternInPlace(&key);
+	return key;
+}
+
+const char make_kind_doc[] =
+	"make_kind(number, scalars, states, step, integer, leave, /)\n--\n\n"
+	"Make what step_groups has to know of a kind of step (steps.Kind).\n\n"
+	"number: of Kind. scalars: of each the key in a group, or None; the index in a sequence, or -1; the sequence's length;\n"
+	"whether it is a flag; and the value in a group without the key, or None. states: of each the key in a parameter's\n"
+	"state, or None for one that is given with a row; its shape, 0 for the parameter's, 1 for one element, 2 and 3 for a\n"
+	"number for every row or column of its matrices, 4 for a vector's; the number of the scalar that asks for it, or -1;\n"
+	"and whether that has to be above 0, instead of not 0. step: the key of the step, or None. integer: whether the step\n"
+	"is an int. leave: keys of flags of groups that are torch's.";
+
+PyObject *make_kind(PyObject *module, PyObject *const *args, Py_ssize_t n)
+{
+	PyTypeObject *types[] = {&PyLong_Type, &PyTuple_Type, &PyTuple_Type, NULL, NULL, &PyTuple_Type};
+	if (!expect("make_kind", types, 6, args, n)) return NULL;
+	Py_ssize_t n_scalars = PyTuple_Size(args[1]), n_states = PyTuple_Size(args[2]), n_leave = PyTuple_Size(args[5]);
+	if (n_scalars > SCALARS || n_states > STATES || n_leave > KEYS) {
+		PyErr_Format(PyExc_ValueError, "make_kind: expected at most %d scalars, %d states and %d flags", SCALARS, STATES, KEYS);
+		return NULL;
+	}
+	Kind *kind = calloc(1, sizeof *kind);
+	if (kind == NULL) return PyErr_NoMemory();
+	PyObject *capsule = PyCapsule_New(kind, kind_name, free_kind);
+	if (capsule == NULL) {
+		free(kind);
+		return NULL;
+	}
+	kind->number = PyLong_AsLongLong(args[0]);
+	kind->n_scalars = (int)n_scalars;
+	kind->n_states = (int)n_states;
+	kind->n_leave = (int)n_leave;
+	int ok = !(kind->number == -1 && PyErr_Occurred());
+	for (int i = 0; i < n_scalars && ok; i++) {
+		PyObject *key, *value;
+		ok = PyArg_ParseTuple(PyTuple_GetItem(args[1], i), "OiipO", &key, &kind->scalar[i].index, &kind->scalar[i].length,
+		                      &kind->scalar[i].flag, &value);
+		if (!ok) break;
+		kind->scalar[i].key = held(key);
+		kind->scalar[i].optional = value != Py_None;
+		if (value != Py_None) kind->scalar[i].value = PyFloat_AsDouble(value);
+		ok = !PyErr_Occurred();
+	}
+	for (int k = 0; k < n_states && ok; k++) {
+		PyObject *key;
+		ok = PyArg_ParseTuple(PyTuple_GetItem(args[2], k), "Oiip", &key, &kind->state[k].shape, &kind->state[k].when,
+		                      &kind->state[k].above);
+		if (!ok) break;
+		kind->state[k].key = held(key);
+		if (kind->state[k].shape < FULL || kind->state[k].shape > VECTOR || kind->state[k].when >= SCALARS) {
+			PyErr_Format(PyExc_ValueError, "make_kind: state %d is of a shape or a scalar that is not known", k);
+			ok = 0;
+		}
+		kind->matrices |= kind->state[k].shape == ROWS;
+	}
+	kind->step = held(args[3]);
+	kind->integer = PyObject_IsTrue(args[4]);
+	for (int i = 0; i < n_leave; i++) kind->leave[i] = held(PyTuple_GetItem(args[5], i));
+	if (ok && !PyErr_Occurred()) return capsule;
+	Py_DECREF(capsule);
+	return NULL;
+}
+
 const char step_groups_doc[] =
-	"step_groups(kind, form, layout, plain, state, step, numbers, groups, threads, /)\n--\n\n"
+	"step_groups(kind, layout, plain, state, groups, threads, /)\n--\n\n"
 	"Step groups of parameters in Go, and return how many parameters that were. If one of those that have a gradient is\n"
 	"not a plain case, write nothing, and return a byte for every parameter: 0 for Go, 1 without a gradient, 2 for\n"
 	"torch, 3 for Python to decide.\n\n"
-	"kind: of Kind; below 0 to ask without a step. threads: how many may work; below 0 to raise what Go refuses, and write\n"
-	"nothing. form: 0, of an elementwise optimizer; 1, of Adafactor; 2, of hf.Adafactor. layout: of _layout.find,\n"
-	"or None. plain: the types of a plain parameter, of which the first is torch.Tensor. state: the optimizer's. step:\n"
-	"the key of the step in a parameter's state, or None. numbers: how many states are one number. groups: of each its\n"
-	"parameters, the keys of up to three states, each of which may be None, and its scalars; None instead of scalars\n"
-	"leaves a group to torch. In the place of a parameter may be a row: a tuple of the parameter, the gradient, the step\n"
-	"or None, three states or None, and the dict in which the states are put afterwards, or None. With form 2 all are\n"
-	"rows, of the parameter, the gradient, the RMS, three states or None, and the number of the step.";
+	"kind: of make_kind. layout: of _layout.find, or None. plain: the types of a plain parameter, of which the first is\n"
+	"torch.Tensor. state: the optimizer's. groups: of each its parameters, its dict, and numbers that are not in the dict.\n"
+	"threads: how many may work; 0 to ask without a step; below 0 to raise what Go refuses, and write nothing.\n\n"
+	"In the place of a parameter may be a row: a tuple of the parameter, the gradient, the step or None, the states of the\n"
+	"kind, each a tensor or None, and the dict in which the states are put afterwards, or None.";
 
 PyObject *step_groups(PyObject *module, PyObject *const *args, Py_ssize_t n)
 {
-	PyTypeObject *types[] = {&PyLong_Type, &PyLong_Type, NULL, &PyTuple_Type, NULL, NULL, &PyLong_Type, &PyTuple_Type,
-	                         &PyLong_Type};
-	if (!expect("step_groups", types, 9, args, n)) return NULL;
-	Call c = {.state = args[4], .step = args[5] == Py_None ? NULL : args[5]};
-	PyObject *layout = args[2], *plain = args[3], *groups = args[7], *result = NULL;
-	long long kind = PyLong_AsLongLong(args[0]), threads = PyLong_AsLongLong(args[8]);
-	c.form = (int)PyLong_AsLong(args[1]);
-	c.numbers = PyLong_AsSsize_t(args[6]);
+	PyTypeObject *types[] = {NULL, NULL, &PyTuple_Type, NULL, &PyTuple_Type, &PyLong_Type};
+	if (!expect("step_groups", types, 6, args, n)) return NULL;
+	Call c = {.kind = PyCapsule_GetPointer(args[0], kind_name), .state = args[3]};
+	if (c.kind == NULL) return NULL;
+	PyObject *layout = args[1], *plain = args[2], *groups = args[4], *result = NULL;
+	long long threads = PyLong_AsLongLong(args[5]);
+	c.tensors = STATE + c.kind->n_states;
 	c.groups = PyTuple_Size(groups);
 	Py_ssize_t n_plain = PyTuple_Size(plain);
 	if (PyErr_Occurred()) return NULL;
-	int sound = n_plain >= 1 && n_plain <= TYPES && c.numbers >= 0 && c.numbers <= STATES && c.form >= 0 && c.form <= HF;
+	int sound = n_plain >= 1 && n_plain <= TYPES;
 	if (layout != Py_None && sound) {
 		sound = PyBytes_Check(layout) && PyBytes_Size(layout) == sizeof(Layout);
 		c.layout = sound ? (const Layout *)PyBytes_AsString(layout) : NULL;
@@ -864,12 +1080,11 @@ PyObject *step_groups(PyObject *module, PyObject *const *args, Py_ssize_t n)
 	for (Py_ssize_t g = 0; g < c.groups && sound; g++) {
 		PyObject *group = PyTuple_GetItem(groups, g);
 		sound = PyTuple_CheckExact(group) && PyTuple_Size(group) == 3 && PyTuple_CheckExact(PyTuple_GetItem(group, 0)) &&
-		        PyTuple_CheckExact(PyTuple_GetItem(group, 1)) && PyTuple_Size(PyTuple_GetItem(group, 1)) <= STATES &&
-		        (PyTuple_GetItem(group, 2) == Py_None || PyTuple_CheckExact(PyTuple_GetItem(group, 2)));
+		        PyDict_CheckExact(PyTuple_GetItem(group, 1)) && PyTuple_CheckExact(PyTuple_GetItem(group, 2));
 		if (sound) c.n += PyTuple_Size(PyTuple_GetItem(group, 0));
 	}
 	if (!sound) {
-		PyErr_SetString(PyExc_ValueError, "step_groups: expected a layout, up to four types, and groups of up to three states");
+		PyErr_SetString(PyExc_ValueError, "step_groups: expected a layout, up to four types, and groups of parameters, a dict and numbers");
 		return NULL;
 	}
 
@@ -881,39 +1096,34 @@ PyObject *step_groups(PyObject *module, PyObject *const *args, Py_ssize_t n)
 
 	/* Small steps are on the stack. */
 	uint64_t room[1 << 11];
-	size_t row = c.form == HF ? sizeof(HFRow) : sizeof(Row);
-	size_t of_each = sizeof(Found) + row + VERSIONS * sizeof(uint32_t *) + 1;
+	c.size_of_found = sizeof(Found) + c.tensors * sizeof(PyObject *);
+	size_t of_each = c.size_of_found + sizeof(Row) + (1 + c.tensors) * sizeof(uint32_t *) + 1;
 	size_t need = c.n * of_each + c.groups * (sizeof(Group) + sizeof(Py_ssize_t)) + 8;
 	char *memory = need <= sizeof room ? (char *)room : borrow(need);
 	if (memory == NULL) {
 		Py_XDECREF(c.descriptor);
 		return PyErr_NoMemory();
 	}
-	c.found = (Found *)memory;
-	c.group = (Group *)(c.found + c.n);
+	c.found = memory;
+	c.group = (Group *)(c.found + c.n * c.size_of_found);
 	c.size = (Py_ssize_t *)(c.group + c.groups);
 	c.version = (uint32_t **)(c.size + c.groups);
-	c.rows = (char *)(c.version + VERSIONS * c.n);
-	c.code = (uint8_t *)c.rows + row * c.n;
+	c.rows = (char *)(c.version + (1 + c.tensors) * c.n);
+	c.code = (uint8_t *)c.rows + sizeof(Row) * c.n;
 	memset(memory, 0, (char *)c.version - memory);
 
 	int ok = 1;
-	Found *found = c.found;
+	Py_ssize_t first = 0;
 	for (Py_ssize_t g = 0; g < c.groups && ok >= 0; g++) {
-		PyObject *group = PyTuple_GetItem(groups, g), *params = PyTuple_GetItem(group, 0), *keys = PyTuple_GetItem(group, 1);
+		PyObject *group = PyTuple_GetItem(groups, g), *params = PyTuple_GetItem(group, 0);
 		c.size[g] = PyTuple_Size(params);
-		memset(c.key, 0, sizeof c.key);
-		c.key[STEP] = c.step;
-		c.stateful = c.step != NULL;
-		for (Py_ssize_t i = 0; i < PyTuple_Size(keys); i++) {
-			PyObject *key = PyTuple_GetItem(keys, i);
-			c.key[STATE + i] = key == Py_None ? NULL : key;
-			c.stateful |= key != Py_None;
+		int packed = ok = pack(c.kind, PyTuple_GetItem(group, 1), PyTuple_GetItem(group, 2), &c.group[g]);
+		if (ok >= 0) {
+			choose_keys(&c, &c.group[g], packed);
+			ok = collect(&c, params, first);
 		}
-		int packed = ok = pack(&c, PyTuple_GetItem(group, 2), &c.group[g]);
-		if (ok >= 0) ok = collect(&c, params, found, c.size[g]);
-		for (Py_ssize_t i = 0; i < c.size[g]; i++) found[i].torchs = packed == 0;
-		found += c.size[g];
+		for (Py_ssize_t i = 0; i < c.size[g] && packed == 0; i++) found_at(&c, first + i)->torchs = 1;
+		first += c.size[g];
 	}
 	if (ok < 0) goto end;
 
@@ -925,32 +1135,116 @@ PyObject *step_groups(PyObject *module, PyObject *const *args, Py_ssize_t n)
 		goto end;
 	}
 	long long rows = 0;
-	uint64_t first = 0, *next = &first;
+	uint64_t head = 0, *next = &head;
 	for (Py_ssize_t g = 0; g < c.groups; g++) {
 		if (c.group[g].rows == 0) continue;
 		*next = (uint64_t)(uintptr_t)&c.group[g];
 		next = &c.group[g].next;
 		rows += c.group[g].rows;
 	}
-	if (ok && rows > 0 && kind >= 0) {
+	if (ok && rows > 0 && threads != 0) {
 		Py_ssize_t count = version - c.version;
-		for (Py_ssize_t i = 0; i < count && threads >= 0; i++) {
+		for (Py_ssize_t i = 0; i < count && threads > 0; i++) {
 			if (i + 16 < count) __builtin_prefetch(c.version[i + 16], 1);
 			__atomic_fetch_add(c.version[i], 1, __ATOMIC_RELAXED); /* autograd's own threads may count too */
 		}
 		goptim_enter();
-		bindings_Step(kind, (long long)first, threads);
+		bindings_Step(c.kind->number, (long long)head, threads);
 		if (PyErr_Occurred()) {
 			if (!translate())
-				for (Py_ssize_t i = 0; i < count && threads >= 0; i++) __atomic_fetch_sub(c.version[i], 1, __ATOMIC_RELAXED);
+				for (Py_ssize_t i = 0; i < count && threads > 0; i++) __atomic_fetch_sub(c.version[i], 1, __ATOMIC_RELAXED);
 			goto end;
 		}
-		if (threads >= 0 && keep(&c, groups) < 0) goto end;
+		if (threads > 0 && keep(&c) < 0) goto end;
 	}
 	result = ok ? PyLong_FromLongLong(rows) : PyBytes_FromStringAndSize((const char *)c.code, c.n);
 end:
 	drop(&c);
 	Py_XDECREF(c.descriptor);
 	if (memory != (char *)room) give_back(memory, need);
+	return result;
+}
+
+const char step_sparse_doc[] =
+	"step_sparse(kind, group, extra, size, row, step, threads, /)\n--\n\n"
+	"Step the rows of one parameter that have a gradient. The caller holds the memory.\n\n"
+	"kind: of make_kind. group, extra: as of step_groups. size: of an element, in bytes. row: addresses of the parameter\n"
+	"and of two states, or 0; how many rows it has, and elements in each; addresses of the indices, of the values, and of\n"
+	"the order of the indices, or 0; and how many indices there are. step: its number, from 1. threads: how many may work.";
+
+PyObject *step_sparse(PyObject *module, PyObject *const *args, Py_ssize_t n)
+{
+	enum { MEMBERS = 9 };
+	PyTypeObject *types[] = {NULL, &PyDict_Type, &PyTuple_Type, &PyLong_Type, &PyTuple_Type, &PyFloat_Type, &PyLong_Type};
+	if (!expect("step_sparse", types, 7, args, n)) return NULL;
+	const Kind *kind = PyCapsule_GetPointer(args[0], kind_name);
+	if (kind == NULL) return NULL;
+	Group group = {.rows = 1};
+	int packed = pack(kind, args[1], args[2], &group);
+	if (packed == 0) PyErr_SetString(PyExc_TypeError, "step_sparse: expected numbers in the group");
+	if (packed <= 0) return NULL;
+	int64_t word[MEMBERS];
+	if (PyTuple_Size(args[4]) != MEMBERS) {
+		PyErr_Format(PyExc_ValueError, "step_sparse: a row of %zd, expected %d", PyTuple_Size(args[4]), MEMBERS);
+		return NULL;
+	}
+	for (int i = 0; i < MEMBERS; i++) word[i] = PyLong_AsLongLong(PyTuple_GetItem(args[4], i));
+	SparseRow row = {
+		.param = word[0], .state = {word[1], word[2]}, .rows = word[3], .width = word[4],
+		.dtype = PyLong_AsLong(args[3]) == 4 ? FLOAT32 : FLOAT64,
+		.indices = word[5], .values = word[6], .order = word[7], .n = word[8], .step = PyFloat_AsDouble(args[5]),
+	};
+	long long threads = PyLong_AsLongLong(args[6]);
+	if (PyErr_Occurred()) return NULL;
+	group.table = (uint64_t)(uintptr_t)&row;
+	goptim_enter();
+	bindings_Step(kind->number, (long long)(uintptr_t)&group, threads);
+	if (PyErr_Occurred()) {
+		translate();
+		return NULL;
+	}
+	Py_INCREF(Py_None);
+	return Py_None;
+}
+
+const char layouts_doc[] =
+	"layouts()\n--\n\n"
+	"The layouts of structs and the constants as C has them, for a test that compares them with those of Go: of each\n"
+	"struct the offset and the size of every field, in bytes, and under an empty name the size of the whole.";
+
+PyObject *layouts(PyObject *module, PyObject *const *args, Py_ssize_t n)
+{
+#define FIELD(type, name) {#type, #name, offsetof(type, name), sizeof(((type *)0)->name)}
+	static const struct { const char *type, *name; size_t offset, size; } fields[] = {
+		{"Row", "", 0, sizeof(Row)}, FIELD(Row, n), FIELD(Row, param), FIELD(Row, grad), FIELD(Row, step), FIELD(Row, state),
+		FIELD(Row, param_type), FIELD(Row, grad_type), FIELD(Row, step_type), FIELD(Row, flags), FIELD(Row, state_type),
+		FIELD(Row, rows), FIELD(Row, cols),
+		{"SparseRow", "", 0, sizeof(SparseRow)}, FIELD(SparseRow, param), FIELD(SparseRow, state), FIELD(SparseRow, rows),
+		FIELD(SparseRow, width), FIELD(SparseRow, dtype), FIELD(SparseRow, indices), FIELD(SparseRow, values),
+		FIELD(SparseRow, order), FIELD(SparseRow, n), FIELD(SparseRow, step),
+		{"Group", "", 0, sizeof(Group)}, FIELD(Group, next), FIELD(Group, table), FIELD(Group, rows), FIELD(Group, count),
+		FIELD(Group, scalars),
+	};
+#undef FIELD
+	static const struct { const char *name; int value; } constants[] = {
+		{"Scalars", SCALARS}, {"States", STATES}, {"First", FIRST}, {"FirstScalar", FIRST_SCALAR}, {"none", NONE},
+		{"float32", FLOAT32}, {"float64", FLOAT64}, {"bfloat16", BFLOAT16}, {"float16", FLOAT16},
+	};
+	if (!expect("layouts", NULL, 0, args, n)) return NULL;
+	PyObject *structs = Py_BuildValue("{s:{},s:{},s:{}}", "Row", "SparseRow", "Group"), *numbers = PyDict_New();
+	int ok = structs != NULL && numbers != NULL;
+	for (size_t i = 0; i < sizeof fields / sizeof *fields && ok; i++) {
+		PyObject *at = Py_BuildValue("[nn]", (Py_ssize_t)fields[i].offset, (Py_ssize_t)fields[i].size);
+		ok = at != NULL && !PyDict_SetItemString(PyDict_GetItemString(structs, fields[i].type), fields[i].name, at);
+		Py_XDECREF(at);
+	}
+	for (size_t i = 0; i < sizeof constants / sizeof *constants && ok; i++) {
+		PyObject *value = PyLong_FromLong(constants[i].value);
+		ok = value != NULL && !PyDict_SetItemString(numbers, constants[i].name, value);
+		Py_XDECREF(value);
+	}
+	PyObject *result = ok ? Py_BuildValue("{s:O,s:O}", "structs", structs, "constants", numbers) : NULL;
+	Py_XDECREF(structs);
+	Py_XDECREF(numbers);
 	return result;
 }

@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"reflect"
 	"slices"
 	"unsafe"
 )
@@ -82,9 +84,10 @@ type Kind struct {
 	Defaults map[string]string `json:"defaults"`
 	Ranges   map[string]string `json:"ranges"`
 
-	Counts bool    `json:"counts"` // a parameter's state has a step
-	States []State `json:"states"`
-	Row    string  `json:"row"` // the form of a table's rows: see the constants
+	Counts  bool    `json:"counts"`  // a parameter's state has a step
+	Integer bool    `json:"integer"` // the step is a Python int
+	States  []State `json:"states"`
+	Sparse  bool    `json:"sparse"` // a table is of goptim's sparseRow instead of engine.Row
 	// Sums reports whether the gradients of a row that repeats are added up first; Zero are options that must be zero:
 	// both of kinds of sparse gradients.
 	Sums bool     `json:"sums"`
@@ -95,22 +98,25 @@ type Kind struct {
 	Spec any `json:"-"`
 }
 
-// The forms of rows.
-const (
-	Elementwise = "elementwise" // engine.Row
-	Factored    = "factored"    // engine.Row, whose last state is a shape
-	HF          = "hf"          // goptim's hfRow
-	Sparse      = "sparse"      // goptim's sparseRow
-)
-
 // A State is a state of a parameter that a kind updates, in its place in a row.
 type State struct {
 	Key    string `json:"key"`
 	Scalar bool   `json:"scalar,omitempty"` // of one element, instead of the parameter's shape
-	// When, if it is not empty, is the option that asks for the state: by not being zero, or by being above 0.
+	Of     string `json:"of,omitempty"`     // or see the constants
+	// When, if it is not empty, is the scalar that asks for the state: by not being zero, or by being above 0.
 	When  string `json:"when,omitempty"`
 	Above bool   `json:"above,omitempty"`
+	// Given says that the caller hands over the tensor with a row: it is not one of the parameter's state.
+	Given bool `json:"given,omitempty"`
 }
+
+// What a state has a number of: for every row or every column of the matrices of a parameter's last two dimensions; or for
+// every element of a parameter of fewer dimensions, the only ones that have the state.
+const (
+	OfRows   = "rows"
+	OfCols   = "cols"
+	OfVector = "vector"
+)
 
 // Words is how many scalars a group of the kind has.
 func (k *Kind) Words() int { return len(k.Options) + len(k.Extra) }
@@ -121,6 +127,11 @@ var kinds []*Kind
 func Register(k *Kind) {
 	if k.Words() > Scalars {
 		panic(fmt.Sprintf("%s has %d scalars, expected at most %d", k.Name, k.Words(), Scalars))
+	}
+	for _, s := range k.States {
+		if s.When != "" && !slices.Contains(k.Options, s.When) && !slices.Contains(k.Extra, s.When) {
+			panic(fmt.Sprintf("%s: state %s depends on %q, which is no scalar", k.Name, s.Key, s.When))
+		}
 	}
 	kinds = append(kinds, k)
 }
@@ -140,9 +151,49 @@ func Find(class string) (int, error) {
 	return at, nil
 }
 
-// Describe is all kinds as JSON, in their order.
+// A Description is what another language has to know.
+type Description struct {
+	Kinds []*Kind `json:"kinds"` // in their order
+	// Structs are the structs in its memory, each with its size and with offset and size of each field, in bytes.
+	Structs map[string]map[string][2]uintptr `json:"structs"`
+	// Constants are the numbers of types and flags, and the lengths of arrays.
+	Constants map[string]int `json:"constants"`
+}
+
+var description = Description{
+	Structs:   map[string]map[string][2]uintptr{"Group": fieldsOf(reflect.TypeFor[Group]())},
+	Constants: map[string]int{"Scalars": Scalars},
+}
+
+// DescribeStruct adds a struct that the binding is given the address of.
+func DescribeStruct[T any](name string) {
+	description.Structs[name] = fieldsOf(reflect.TypeFor[T]())
+}
+
+// DescribeConstants adds constants.
+func DescribeConstants(constants map[string]int) { maps.Copy(description.Constants, constants) }
+
+func fieldsOf(t reflect.Type) map[string][2]uintptr {
+	all := map[string][2]uintptr{"": {0, t.Size()}}
+	for i := range t.NumField() {
+		f := t.Field(i)
+		if f.Anonymous {
+			for name, at := range fieldsOf(f.Type) {
+				if name != "" {
+					all[name] = [2]uintptr{f.Offset + at[0], at[1]}
+				}
+			}
+		} else if f.Name != "_" {
+			all[f.Name] = [2]uintptr{f.Offset, f.Type.Size()}
+		}
+	}
+	return all
+}
+
+// Describe is the Description as JSON.
 func Describe() (string, error) {
-	text, err := json.Marshal(kinds)
+	description.Kinds = kinds
+	text, err := json.Marshal(description)
 	return string(text), err
 }
 

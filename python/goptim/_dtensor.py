@@ -6,10 +6,15 @@ import sys
 from typing import Any
 
 from torch import Tensor
+from torch.nn import Parameter
+
+_ORDINARY = (Tensor, Parameter)
 
 
 def is_dtensor(t: Tensor) -> bool:
     """Whether t is a DTensor, and not of a derived class."""
+    if type(t) in _ORDINARY:  # most are, and looking the module up takes longer
+        return False
     module = sys.modules.get("torch.distributed.tensor")  # without it, there are no DTensors
     return module is not None and type(t) is getattr(module, "DTensor", None)
 

@@ -18,7 +18,7 @@ class EmptyPart(Part):
 
     def check_sparse(self, p: Tensor, g: Tensor) -> None:
         super().check_sparse(p, g)
-        if (not p.numel() or not g._nnz()) and not all(0 <= x <= _sparse.LARGE for x in self.scalars or ()):
+        if (not p.numel() or not g._nnz()) and not all(0 <= x <= _sparse.LARGE for x in self.scalars):
             self._try_torch(p, g)
 
     @torch.no_grad()

@@ -5,17 +5,17 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from goptim import _native, hf
+from goptim import _native
 from goptim._eligible import PLAIN, SHARED, reason_compiling, reason_of_optimizer
 from goptim._parts import TORCH, Part
-from goptim._step import GoStep
+from goptim._step import ASK, GoStep
 from goptim.lbfgs import LBFGS
 
 _HEADINGS = ("parameter", "name", "shape", "dtype", "device", "to", "why")
@@ -91,8 +91,6 @@ def explain(optimizer: Optimizer) -> Explanation:
         ask = _ask_parts(optimizer)
     elif isinstance(optimizer, LBFGS):
         ask = _ask_lbfgs(optimizer)
-    elif isinstance(optimizer, hf.Adafactor):
-        ask = _ask_hf(optimizer)
     else:
         kind = type(optimizer)
         raise TypeError(f"explain: expected an optimizer of goptim, got a {kind.__module__}.{kind.__qualname__}")
@@ -133,7 +131,7 @@ def _ask_parts(optimizer: GoStep) -> _Ask:
         """The codes of gather.c by group and index; empty if a group cannot be checked."""
         try:
             parts = [part(i) for i in range(len(optimizer.param_groups))]
-            answer = optimizer._go(tuple([x.given for x in parts]), -1)
+            answer = optimizer._go(tuple([x.given for x in parts]), ASK)
         except Exception:
             return {}
         places = [(i, j) for i, x in enumerate(parts) for j in range(len(x.params))]
@@ -141,17 +139,8 @@ def _ask_parts(optimizer: GoStep) -> _Ask:
 
     def ask(i: int, j: int, p: Tensor) -> str | None:
         why = why_all or part(i).reason_of_group or _why_lazy(p)
-        why = why or part(i).reason_of(p, _gradient(p, optimizer.dense), optimizer.state.get(p, {}))
+        why = why or part(i).reason_of(p, _gradient(p, not optimizer.kind.sparse), optimizer.state.get(p, {}))
         return SHARED if why is None and p.grad is not None and codes().get((i, j)) == TORCH else why
-
-    return ask
-
-
-def _ask_hf(optimizer: hf.Adafactor) -> _Ask:
-    def ask(i: int, j: int, p: Tensor) -> str | None:
-        group: dict[str, Any] = optimizer.param_groups[i]
-        reason_of_group = optimizer._reason_of_group(group) or _why_lazy(p)
-        return optimizer._reason_of(p, _gradient(p), group, f"parameter {j} of group {i}", reason_of_group)
 
     return ask
 

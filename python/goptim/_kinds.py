@@ -1,15 +1,164 @@
-"""What Go says of its optimizers."""
+"""What Go says of its optimizers: the numbers that it takes of a group, and the states of a parameter."""
 
 from __future__ import annotations
 
 import functools
+import inspect
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
+
+from torch.optim import Optimizer
 
 from goptim import _native
 
+# gather.c's numbers of the shapes of states.
+_SHAPES = {"full": 0, "scalar": 1, "rows": 2, "cols": 3, "vector": 4}
+
+# Flags of a group that leave it to torch.
+LEAVE = ("differentiable", "capturable")
+
+
+@dataclass(frozen=True)
+class State:
+    """A state of a parameter, in its place in a row."""
+
+    key: str | None
+    """None for a tensor that is given with a row, and is none of the parameter's state."""
+
+    shape: str
+    """``full``: the parameter's; ``scalar``; ``rows`` or ``cols``: a number for every row or column of its matrices;
+    ``vector``: the parameter's, if that has fewer than two dimensions."""
+
+    when: int
+    """The number of the scalar that asks for the state, or -1."""
+
+    above: bool
+    """Whether that scalar asks by being above 0, instead of not being 0."""
+
+
+class Kind:
+    """A kind of step (internal/steps): what gather.c needs of a group, by its keys, and of a parameter's state."""
+
+    def __init__(
+        self, number: int, description: dict[str, Any], absent: dict[str, float], unread: Iterable[str]
+    ) -> None:
+        self.number = number
+        self.counts: bool = description["counts"]
+        self.integer: bool = description["integer"]
+        self.sparse: bool = description["sparse"]
+        self.sums: bool = description["sums"]
+        self.zero: tuple[str, ...] = tuple(description.get("zero", ()))
+        self.flags = frozenset(description["flags"])
+        self.absent = absent
+        self.unread = frozenset(unread)
+        words = [*description["scalars"], *description["extra"]]
+        self.states = tuple(
+            State(
+                None if s.get("given") else s["key"],
+                "scalar" if s.get("scalar") else s.get("of", "full"),
+                words.index(s["when"]) if "when" in s else -1,
+                s.get("above", False),
+            )
+            for s in description["states"]
+        )
+        self.keys: dict[str, int] = {}  # of a group; for each how many numbers it holds, or 0 for one by itself
+        for scalar in description["scalars"]:
+            key, _, index = scalar.partition("[")
+            self.keys[key] = self.keys.get(key, 0) + 1 if index else 0
+        core: Any = _native.core()
+        self.handle = core.make_kind(
+            number,
+            tuple(self._scalars(description["scalars"])),
+            tuple((s.key, _SHAPES[s.shape], s.when, s.above) for s in self.states),
+            "step" if self.counts else None,
+            self.integer,
+            LEAVE,
+        )
+
+    def _scalars(self, names: list[str]) -> Iterable[tuple[Any, ...]]:
+        for name in names:
+            key, index = re.fullmatch(r"(\w+)(?:\[(\d+)\])?", name).groups()  # type: ignore[union-attr]
+            yield (
+                None if key in self.unread else key,
+                -1 if index is None else int(index),
+                self.keys[key],
+                key in self.flags,
+                self.absent.get(key),
+            )
+
+    def value(self, group: dict[str, Any], key: str) -> Any:
+        """A group's value of an option, where the group may lack it."""
+        return self.absent[key] if key in self.unread or (key in self.absent and key not in group) else group[key]
+
+    def plain_group(self, group: dict[str, Any]) -> dict[str, Any]:
+        """The options of a group that is a subclass of dict, which may look them up in its own way."""
+        return {key: group[key] for key in (*self.keys, *LEAVE) if key in group}
+
+    def numbers(self, group: dict[str, Any]) -> tuple[Any, ...] | None:
+        """The scalars of a group, whatever they are; None where a sequence does not have as many as there should be."""
+        numbers: list[Any] = []
+        for key, length in self.keys.items():
+            value = self.value(group, key)
+            if length == 0:
+                numbers.append(bool(value) if key in self.flags else value)
+                continue
+            try:
+                several = tuple(value)
+            except TypeError:
+                return None
+            if len(several) != length:
+                return None
+            numbers += several
+        return tuple(numbers)
+
+    def with_numbers(self, group: dict[str, Any], numbers: tuple[Any, ...]) -> dict[str, Any]:
+        """A group with other scalars."""
+        rest = iter(numbers)
+        found = {key: tuple([next(rest) for _ in range(n)]) if n else next(rest) for key, n in self.keys.items()}
+        return {**group, **found}
+
+    def states_of(self, group: dict[str, Any], extra: tuple[Any, ...]) -> tuple[State | None, ...]:
+        """The states that a group's parameters have, in their places; None where a place is empty."""
+        numbers = self.numbers(group)
+
+        def asks(s: State) -> bool:
+            if s.when < 0 or numbers is None:
+                return True
+            x = (*numbers, *extra)[s.when]
+            return bool(x > 0 if s.above else x != 0)
+
+        return tuple(s if s.key is not None and asks(s) else None for s in self.states)
+
 
 @functools.cache
-def kind_of(name: str) -> int:
-    """Go's number of an optimizer's class (internal/steps)."""
+def _description() -> list[dict[str, Any]]:
     core: Any = _native.core()
-    return core.Kind(name)  # type: ignore[no-any-return]
+    return json.loads(core.Describe())["kinds"]  # type: ignore[no-any-return]
+
+
+@functools.cache
+def kind_of(cls: Any) -> Kind:
+    """The kind of step of a class of torch.optim, or of a name that Go knows. The extension must be there."""
+    name = cls if isinstance(cls, str) else cls.__name__
+    for number, description in enumerate(_description()):
+        if name in description["classes"]:
+            absent = description["classes"][name]
+            unread = () if isinstance(cls, str) else [key for key in absent if not _has_option(cls, key)]
+            return Kind(number, description, absent, unread)
+    raise KeyError(name)
+
+
+@functools.cache
+def sparse_kind_of(cls: Any) -> Kind | None:
+    """The kind of step with sparse gradients of a class; None if it has none."""
+    names = {name for description in _description() if description["sparse"] for name in description["classes"]}
+    name = cls.__name__ if cls.__name__ in names else f"Sparse{cls.__name__}"
+    return kind_of(name) if name in names else None
+
+
+def _has_option(cls: type[Optimizer], key: str) -> bool:
+    """Whether this version of torch has an option, for a class or one that it is derived from."""
+    return any(key in inspect.signature(vars(c)["__init__"]).parameters for c in cls.__mro__ if "__init__" in vars(c))

@@ -82,8 +82,8 @@ def torch_accepts(
 
 def _kind(x: Any) -> object:
     """What the answer can depend on: a number's type and whether it is 0, and the value of any other option."""
-    if x is None or isinstance(x, (bool, str)):
-        return x
+    if x is None or isinstance(x, (bool, str)) or (isinstance(x, int) and not is_plain(x)):
+        return x  # torch accepts an int beyond 64 bits or not, depending on its value
     if isinstance(x, (tuple, list)):
         return type(x), tuple(map(_kind, x))
     try:

@@ -26,7 +26,7 @@ from goptim._eligible import (
     reason_unlike,
 )
 from goptim._fallback import call_init_group
-from goptim._kinds import kind_of
+from goptim._kinds import LEAVE, Kind, State, sparse_kind_of
 
 if TYPE_CHECKING:
     from goptim._step import GoStep
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 # What gather.c answers about a parameter. The codes of a step without work for Go are all of _FOR_TORCH.
 GO, NO_GRADIENT, TORCH, PYTHON = range(4)
 
-# A group for gather.c: its parameters, the keys of the states in their places, and the scalars; None is for torch.
-Asked = tuple[tuple[Any, ...], tuple[str | None, ...], tuple[Any, ...] | None]
+# A group for gather.c: its parameters, its options, and numbers that are not among these.
+Asked = tuple[tuple[Any, ...], dict[str, Any], tuple[Any, ...]]
 
 # Called at every step, while somebody counts, with how many parameters go to Go and why others go to torch.
 watch: Callable[[Optimizer, int, list[str]], None] | None = None
@@ -50,7 +50,8 @@ class Part:
         self.index = index
         self.group = group
         self.given = asked
-        self.params, self.columns, self.scalars = asked
+        self.params, self.options, self.extra = asked
+        self.kind = optimizer.kind
         self.go: list[Any] = []  # for Go: parameters; in the place of some, a row for gather.c
         self.go_params: list[Tensor] = []  # the parameters of these
         self.rest: list[Tensor] = []  # for torch
@@ -66,15 +67,22 @@ class Part:
     @functools.cached_property
     def reason_of_group(self) -> str | None:
         """Why Go does not take the group."""
-        group = self.group
-        if group.get("differentiable") or group.get("capturable"):
-            return f"its group is {'differentiable' if group.get('differentiable') else 'capturable'}"
-        return None if all(map(_numbers.is_plain, self.scalars or ())) else reason_of_numbers(group)
+        for key in LEAVE:
+            if self.group.get(key):
+                return f"its group is {key}"
+        numbers = self.kind.numbers(self.options)
+        plain = numbers is not None and all(map(_numbers.is_plain, (*numbers, *self.extra)))
+        return None if plain else reason_of_numbers(self.group)
+
+    @functools.cached_property
+    def states(self) -> tuple[State | None, ...]:
+        """The states of the group's parameters, in their places in a row."""
+        return self.kind.states_of(self.options, self.extra)
 
     @property
     def asked(self) -> Asked:
         """What gather.c is asked of the part."""
-        return tuple(self.go), self.columns, self.scalars
+        return tuple(self.go), self.options, self.extra
 
     @property
     def checked(self) -> Asked:
@@ -86,22 +94,26 @@ class Part:
 
     @property
     def asked_again(self) -> Asked:
-        return tuple(self.go_params), self.columns, self.scalars
+        return tuple(self.go_params), self.options, self.extra
 
-    @property
-    def sparse_scalars(self) -> tuple[Any, ...] | None:
-        return None if self.reason_of_group else self.optimizer.sparse_scalars(self.group)
+    @functools.cached_property
+    def sparse_kind(self) -> Kind | None:
+        """The kind of steps with sparse gradients; None where such a step is torch's."""
+        kind = sparse_kind_of(self.optimizer.twin)
+        if kind is None or self.reason_of_group or self.group.get("fused"):
+            return None
+        return None if any(self.options[key] != 0 for key in kind.zero) else kind
 
-    @property
+    @functools.cached_property
     def alike(self) -> tuple[str, ...]:
-        """The keys of the states that are shaped as their parameter."""
-        return _keys(self.columns)[self.optimizer.numbers :]
+        """The keys of the states that are not one number."""
+        return tuple(s.key for s in self.states if s is not None and s.key is not None and s.shape != "scalar")
 
-    @property
+    @functools.cached_property
     def numbers(self) -> tuple[str, ...]:
         """The keys of the states that are one number."""
-        optimizer = self.optimizer
-        return (("step",) if optimizer.counts else ()) + _keys(self.columns)[: optimizer.numbers]
+        scalars = tuple(s.key for s in self.states if s is not None and s.key is not None and s.shape == "scalar")
+        return (("step",) if self.kind.counts else ()) + scalars
 
     def sort(self, p: Tensor, code: int) -> None:
         """Find out where a parameter goes, and raise if it can go nowhere."""
@@ -167,12 +179,12 @@ class Part:
         Raises:
             ValueError: it can go nowhere.
         """
-        if g.layout is torch.sparse_coo and self.sparse_scalars is not None:
+        if g.layout is torch.sparse_coo and self.sparse_kind is not None:
             return self._reason_of_sparse(p, g, state)
         why = self._reason_of_parameter(p) or reason_of_gradient(_dtensor.local(g)) or reason_of_state(state)
         if why is not None:
             return why
-        if not self.optimizer.dense:
+        if self.kind.sparse:
             return "its gradient is dense"
         fresh = self._is_fresh(state)
         self._require_memory(p, "the parameter", _dtensor.local(p))
@@ -216,14 +228,14 @@ class Part:
         return dict.fromkeys(self.alike, p.shape)
 
     def _reason_of_sparse(self, p: Tensor, g: Tensor, state: dict[str, Any]) -> str | None:
-        why = reason_of_tensor(p) or _sparse.why_not(p, g, self.optimizer.sums) or reason_of_state(state)
+        why = reason_of_tensor(p) or _sparse.why_not(p, g, self._sums) or reason_of_state(state)
         if why is not None:
             return why
-        if self.optimizer.dense and p.dim() == 1:  # torch fuses product and sum for some of these, and not for others
+        if not self.kind.sparse and p.dim() == 1:  # torch fuses product and sum for some of these, and not for others
             return "its gradient is sparse and it is a vector"
         for key in self.numbers if state else ():
             n = state.get(key)
-            if self.optimizer.dense:
+            if not self.kind.sparse:
                 if type(n) is not Tensor or n.dim() or not n.is_cpu or n.dtype not in DTYPES:
                     return f"its {key} is {n!r}"
             elif type(n) is not int:
@@ -249,10 +261,11 @@ class Part:
     def _row(self, p: Tensor, g: Tensor, state: dict[str, Any], new: dict[str, Any] | None = None) -> tuple[Any, ...]:
         """A row for gather.c: tensors for which reason_of has found no reason, and where new states belong."""
         shapes = self._shapes(p)
-        step = state["step"] if self.optimizer.counts else None
-        numbers = _keys(self.columns)[: self.optimizer.numbers]
-        states = [state[key] if key in shapes or key in numbers else None for key in self.columns]
-        states += [None] * (3 - len(states))
+        step = state["step"] if self.kind.counts else None
+        states = [
+            None if s is None or s.key is None or not (s.key in shapes or s.shape == "scalar") else state[s.key]
+            for s in self.states
+        ]
         written = [p, *(t for t in states if t is not None)]
         if type(p) not in PLAIN:
             self.written += written
@@ -305,18 +318,25 @@ class Part:
                     self.go[i] = self._row(p, p.grad, {**state, **made}, {})
                     self.made.append((state, made))
 
-    def _sparse_kind(self) -> int:
-        name = self.optimizer.twin.__name__
-        return kind_of(name if name.startswith("Sparse") else f"Sparse{name}")
+    @property
+    def _sums(self) -> bool:
+        """Whether sparse gradients of one row are added up before a step, instead of being steps themselves."""
+        kind = sparse_kind_of(self.optimizer.twin)
+        return kind is None or kind.sums
 
     def check_sparse(self, p: Tensor, g: Tensor) -> None:
         """Raise what the scalars of a sparse step raise, before anything is written."""
-        scalars, betas = self.scalars or (), self.group.get("betas", ())
-        extreme = not all(0 <= x <= _sparse.LARGE for x in scalars) or not all(beta < 1 for beta in betas)
+        betas = self.group.get("betas", ())
+        extreme = not all(0 <= x <= _sparse.LARGE for x in self.scalars) or not all(beta < 1 for beta in betas)
         if extreme and p.numel() and g._nnz():
             count = self.optimizer.state.get(p, {}).get("step", 0) + 1.0 if self.numbers else 1.0
-            assert self.sparse_scalars is not None
-            _sparse.check(self._sparse_kind(), p, float(count), self.sparse_scalars)
+            assert self.sparse_kind is not None
+            _sparse.check(self.sparse_kind, p, float(count), self.options)
+
+    @property
+    def scalars(self) -> tuple[Any, ...]:
+        """The numbers of the group, if they are numbers."""
+        return () if self.reason_of_group else self.kind.numbers(self.options) or ()
 
     @torch.no_grad()
     def step_sparse(self, p: Tensor, g: Tensor) -> None:
@@ -326,15 +346,11 @@ class Part:
         state = optimizer.state[p] if self.numbers else {}
         count = float(state["step"] + 1) if self.numbers else 1.0
         if p.numel() and g._nnz():
-            assert self.sparse_scalars is not None
+            assert self.sparse_kind is not None
             states = [state[key] for key in self.alike]
-            _sparse.step(self._sparse_kind(), p, g, states, count, optimizer.sums, self.sparse_scalars)
+            _sparse.step(self.sparse_kind, p, g, states, count, self.options)
         if self.numbers:
             state["step"] += 1
-
-
-def _keys(columns: tuple[str | None, ...]) -> tuple[str, ...]:
-    return tuple(key for key in columns if key is not None)
 
 
 def bump_versions(written: list[Tensor]) -> None:

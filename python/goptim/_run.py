@@ -18,7 +18,7 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from goptim import _native, _parts, _patch, _step, hf, lbfgs
+from goptim import _native, _parts, _patch, _step, lbfgs
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -182,7 +182,7 @@ class _Report:
 
     def add_foreign(self, optimizer: Optimizer, *_: object) -> None:
         """Count a step of an optimizer that is not goptim's."""
-        if isinstance(optimizer, (_step.GoStep, lbfgs.LBFGS, hf.Adafactor)):
+        if isinstance(optimizer, (_step.GoStep, lbfgs.LBFGS)):
             return
         base = next((c for c in type(optimizer).__mro__ if c in self.replaced), None)
         if base is None:

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import functools
-import struct
-from array import array
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from goptim import _native
+from goptim._kinds import Kind
 
 # Python and torch can compute with all numbers from 0 to this one, also in float32. Decay rates are below 1.
 LARGE = 1e18
 
-# The layouts of Go's sparseRow (goptim/sparse.go) and Group (internal/steps), and the dtype codes in them.
-_SCALARS = 16
-_ROW, _GROUP = struct.Struct("=10qd"), struct.Struct(f"=4q{_SCALARS}d")
-_DTYPES = {torch.float32: 1, torch.float64: 2}
-
-# From this number on, torch's builds with fbgemm use a radix sort for integers.
+# From so many on, torch's builds with fbgemm sort integers by radix.
 _RADIX = 1 << 15
 
 
@@ -52,18 +46,10 @@ def wrong_row(p: Tensor, g: Tensor) -> int | None:
     return low if low < 0 else high if high >= p.shape[0] else None
 
 
-def step(
-    kind: int,
-    p: Tensor,
-    g: Tensor,
-    states: list[Tensor],
-    count: float,
-    sums: bool,
-    scalars: tuple[Any, ...],
-) -> None:
+def step(kind: Kind, p: Tensor, g: Tensor, states: list[Tensor], count: float, options: dict[str, Any]) -> None:
     """Step the rows of one parameter that have a gradient in Go. There must be at least one."""
     indices, values = g._indices().contiguous(), g._values().contiguous().resolve_neg()
-    order = _order(g) if sums else None
+    order = _order(g) if kind.sums else None
     torch.autograd.graph.increment_version([p, *states])
     tensors = [p, *states, indices, values, *(() if order is None else (order,))]
     # Storages are referenced and provide the addresses: other code may change a tensor's storage during the call.
@@ -73,34 +59,19 @@ def step(
         if storage.nbytes() < (t.storage_offset() + max(n, t.numel())) * t.element_size():
             raise RuntimeError("a parameter, its gradient or its state has changed during the step")
     at = [s.data_ptr() + t.storage_offset() * t.element_size() for t, s in zip(tensors, storages, strict=True)]
-    parameter, of_states, rest = at[0], at[1 : 1 + len(states)], at[1 + len(states) :]
-    row = _ROW.pack(
-        parameter,
-        *of_states,
-        *[0] * (2 - len(states)),
-        rows,
-        width,
-        _DTYPES[p.dtype],
-        *rest,
-        *[0] * (order is None),
-        values.shape[0],
-        count,
-    )
-    _call(kind, row, scalars, torch.get_num_threads())
+    columns, rest = at[: 1 + len(states)], at[1 + len(states) :]
+    row = (*columns, *[0] * (2 - len(states)), rows, width, *rest, *[0] * (order is None), values.shape[0])
+    _call(kind, p, row, count, options, torch.get_num_threads())
 
 
-def check(kind: int, p: Tensor, count: float, scalars: tuple[Any, ...]) -> None:
-    """Compute the scalars of a step in Go without a step, to raise their errors."""
-    _call(kind, _ROW.pack(0, 0, 0, 0, 1, _DTYPES[p.dtype], 0, 0, 0, 0, count), scalars, 1)
+def check(kind: Kind, p: Tensor, count: float, options: dict[str, Any]) -> None:
+    """Have Go compute the scalars of a step that moves nothing, for their errors."""
+    _call(kind, p, (0, 0, 0, 0, 1, 0, 0, 0, 0), count, options, 1)
 
 
-def _call(kind: int, row: bytes, scalars: tuple[Any, ...], threads: int) -> None:
-    """Step a group of one row in Go."""
+def _call(kind: Kind, p: Tensor, row: tuple[int, ...], count: float, options: dict[str, Any], threads: int) -> None:
     core: Any = _native.core()
-    table = array("B", row)
-    rest = [0.0] * (_SCALARS - len(scalars))
-    group = array("B", _GROUP.pack(0, table.buffer_info()[0], 1, len(scalars), *scalars, *rest))
-    _native.call(core.Step, kind, group.buffer_info()[0], threads)
+    core.step_sparse(kind.handle, options, (), p.element_size(), row, count, threads)
 
 
 def _order(g: Tensor) -> Tensor | None:

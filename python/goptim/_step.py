@@ -24,10 +24,13 @@ from torch.optim.optimizer import (
 from goptim import _native, _numbers, _parts
 from goptim._eligible import PLAIN, dispatch_modes, memory_of, reason_of_optimizer
 from goptim._fallback import stand_in, threads_after_fork, undecorated_step, with_message
-from goptim._kinds import kind_of
+from goptim._kinds import Kind, kind_of
 from goptim._parts import GO, NO_GRADIENT, PYTHON, TORCH, Asked, Part, bump_versions
 
 _FOR_TORCH = bytes([NO_GRADIENT, TORCH])
+
+# For threads: see gather.c.
+ASK, CHECK = 0, -1
 
 # How often a step looks again at parameters that other code has changed since they were looked at.
 _TURNS = 10
@@ -47,23 +50,8 @@ class GoStep(Optimizer):
     twin: ClassVar[type[Optimizer]]
     """The class of torch.optim."""
 
-    counts: ClassVar[bool] = True
-    """Whether the state of a parameter has a ``step``."""
-
-    numbers: ClassVar[int] = 0
-    """How many of the columns, the first ones, are one number a parameter."""
-
-    dense: ClassVar[bool] = True
-    """Whether Go takes dense gradients."""
-
-    sums: ClassVar[bool] = True
-    """Whether sparse gradients of one row are added up before a step, instead of being steps themselves."""
-
     elementwise: ClassVar[bool] = True
     """Whether an element's update depends on no other element, so that a part of a parameter can be stepped alone."""
-
-    form: ClassVar[int] = 0
-    """The form of gather.c's rows: 0 of elementwise optimizers, 1 of Adafactor."""
 
     part_class: ClassVar[type[Part]] = Part
 
@@ -103,17 +91,18 @@ class GoStep(Optimizer):
 
         return wrapper
 
-    def columns(self, group: dict[str, Any]) -> tuple[str | None, ...]:
-        """The keys of the state tensors that Go updates, in their places in the table; None where a place is empty."""
-        raise NotImplementedError
+    @property
+    def kind(self) -> Kind:
+        """What Go says of the class."""
+        return kind_of(self.twin)
 
-    def scalars(self, group: dict[str, Any]) -> tuple[Any, ...]:
-        """The numbers that the Go function takes of a group (bindings/bindings.go), in its order."""
-        raise NotImplementedError
+    def options(self, group: dict[str, Any]) -> dict[str, Any]:
+        """A group as gather.c reads it."""
+        return group if type(group) is dict else self.kind.plain_group(group)
 
-    def sparse_scalars(self, group: dict[str, Any]) -> tuple[Any, ...] | None:
-        """The scalars of a step with sparse gradients, in Go's order; None where such a step is torch's."""
-        return None
+    def extra(self, group: dict[str, Any]) -> tuple[Any, ...]:
+        """The numbers that Go takes beside a group's; None among them leaves the group to torch."""
+        return ()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         _native.core()
@@ -161,40 +150,32 @@ class GoStep(Optimizer):
 
     def _ask(self, group: dict[str, Any]) -> Asked:
         """What gather.c is asked of a group. The list of parameters is read once, here."""
-        params = tuple(group["params"])
-        if group.get("differentiable") or group.get("capturable"):
-            return params, self.columns(group), None
-        return params, self.columns(group), self.scalars(group)
+        return tuple(group["params"]), self.options(group), self.extra(group)
 
     def _with_floats(self, group: dict[str, Any], asked: Asked) -> Asked:
-        """The same with its scalars as floats, if they are real numbers of other types and torch accepts these."""
-        params, columns, scalars = asked
-        if scalars is None or all(map(_numbers.is_plain, scalars)):
+        """The same with its numbers as floats, if they are real numbers of other types and torch accepts these."""
+        params, options, extra = asked
+        kind = self.kind
+        numbers = kind.numbers(options)
+        if numbers is None or all(map(_numbers.is_plain, (*numbers, *extra))):
             return asked
-        floats = _numbers.as_floats(scalars)
-        if floats is None or not _numbers.torch_accepts(self.twin, group, undecorated_step(self.twin), not self.dense):
+        floats = _numbers.as_floats((*numbers, *extra))
+        if floats is None or not _numbers.torch_accepts(self.twin, group, undecorated_step(self.twin), kind.sparse):
             return asked
-        return params, columns, floats
+        return params, kind.with_numbers(options, floats), floats[len(numbers) :]
 
-    def _go(self, groups: tuple[Asked, ...], kind: int | None = None, only_check: bool = False) -> Any:
+    def _go(self, groups: tuple[Asked, ...], threads: int | None = None, kind: Kind | None = None) -> Any:
         """Have Go step groups if it can step all: the number of parameters, or a code for each.
 
-        With only_check, raise what that step would raise, and write nothing.
+        With ASK for threads, step nothing; with CHECK, raise what that step would raise, and write nothing.
         """
-        if not self.dense:
+        kind = kind or self.kind
+        if kind.sparse:
             return bytes([PYTHON]) * sum(len(params) for params, _, _ in groups) or 0
         core: Any = _native.core()
-        return core.step_groups(
-            kind_of(self.twin.__name__) if kind is None else kind,
-            self.form,
-            _native.layout(),
-            PLAIN,
-            self.state,
-            "step" if self.counts else None,
-            self.numbers,
-            groups,
-            -1 if only_check else torch.get_num_threads(),
-        )
+        if threads is None:
+            threads = torch.get_num_threads()
+        return core.step_groups(kind.handle, _native.layout(), PLAIN, self.state, groups, threads)
 
     def _step_parts(self, groups: list[dict[str, Any]], asked: Sequence[Asked], codes: bytes) -> None:
         """The step of groups of which some parameters are not for Go, or not as gather.c finds them."""
@@ -213,7 +194,7 @@ class GoStep(Optimizer):
                     part.check_sparse(p, g)
             new = self._make_states(parts)
             if any(part.fresh for part in parts) and any(part.rest for part in parts):
-                again = self._go(tuple(asked), -1)  # with states, for what shares memory with a parameter of torch's
+                again = self._go(tuple(asked), ASK)  # with states, for what shares memory with a parameter of torch's
                 if type(again) is bytes:
                     fresh = [part.fresh for part in parts]
                     parts = self._sort(groups, asked, again)
@@ -227,7 +208,7 @@ class GoStep(Optimizer):
             if any(part.rest for part in parts):
                 if any(part.go for part in parts):
                     try:
-                        self._go(tuple([part.checked for part in parts]), only_check=True)
+                        self._go(tuple([part.checked for part in parts]), CHECK)
                     except Exception:  # torch has not stepped either
                         for p in new:
                             self.state.pop(p, None)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch.optim.adadelta import adadelta as adadelta
 
 from goptim import _originals
@@ -28,15 +26,3 @@ class Adadelta(GoStep, _originals.Adadelta):
     """
 
     twin = _originals.Adadelta
-
-    def columns(self, group: dict[str, Any]) -> tuple[str | None, ...]:
-        return ("square_avg", "acc_delta")
-
-    def scalars(self, group: dict[str, Any]) -> tuple[Any, ...]:
-        return (
-            group["lr"],
-            group["rho"],
-            group["eps"],
-            group["weight_decay"],
-            bool(group["maximize"]),
-        )

@@ -18,7 +18,7 @@ from goptim._step import GoStep
 _HUGGING_FACE = {"clip_threshold", "decay_rate", "beta1", "scale_parameter", "relative_step", "warmup_init"}
 
 
-class _FactoredPart(Part):
+class FactoredPart(Part):
     """A part whose states have an element per row and per column of a parameter's matrices, or are vectors."""
 
     def _reason_of_parameter(self, p: Tensor) -> str | None:
@@ -35,6 +35,8 @@ def reason_not_factored(p: Tensor) -> str | None:
     """Why Adafactor does not support a parameter that other optimizers support."""
     if p.numel() == 0:
         return "it has no elements"
+    if max(p.shape[-2:], default=0) >= 1 << 31:
+        return "its matrices are too large"
     return None if p.is_contiguous() else "it is not contiguous"
 
 
@@ -64,9 +66,8 @@ class Adafactor(GoStep, _originals.Adafactor):
     """
 
     twin = _originals.Adafactor
-    form = 1
     elementwise = False
-    part_class = _FactoredPart
+    part_class = FactoredPart
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         foreign = sorted(_HUGGING_FACE & kwargs.keys())
@@ -77,28 +78,21 @@ class Adafactor(GoStep, _originals.Adafactor):
             )
         super().__init__(*args, **kwargs)
 
-    def columns(self, group: dict[str, Any]) -> tuple[str | None, ...]:
-        return ("row_var", "col_var", "variance")  # a matrix has the first two, a vector the third
+    def options(self, group: dict[str, Any]) -> dict[str, Any]:
+        options = super().options(group)
+        eps1, eps2 = options["eps"]
+        if eps1 is not None:
+            return options
+        # torch uses the epsilon of the first parameter's dtype for all.
+        dtypes = {p.dtype for p in group["params"]}
+        if len(dtypes) > 1:
+            dtypes = {p.dtype for p in group["params"] if p.grad is not None}
+        dtype = dtypes.pop() if len(dtypes) == 1 else None
+        eps1 = torch.finfo(dtype).eps if dtype is not None and dtype.is_floating_point else None
+        return {**options, "eps": (eps1, eps2)}
 
-    def scalars(self, group: dict[str, Any]) -> tuple[Any, ...]:
-        eps1, eps2 = group["eps"]
-        if eps1 is None:
-            # torch uses the epsilon of the first parameter's dtype for all.
-            dtypes = {p.dtype for p in group["params"]}
-            if len(dtypes) > 1:
-                dtypes = {p.dtype for p in group["params"] if p.grad is not None}
-            dtype = dtypes.pop() if len(dtypes) == 1 else None
-            eps1 = torch.finfo(dtype).eps if dtype is not None and dtype.is_floating_point else None
-        return (
-            group["lr"],
-            group["beta2_decay"],
-            eps1,
-            eps2,
-            group["d"],
-            group["weight_decay"],
-            bool(group["maximize"]),
-            fused_norms(),
-        )
+    def extra(self, group: dict[str, Any]) -> tuple[Any, ...]:
+        return (fused_norms(),)
 
 
 functools.update_wrapper(Adafactor.__init__, _originals.Adafactor.__init__)  # the signature

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch.optim.adagrad import adagrad as adagrad
 
 from goptim import _empty, _originals
@@ -30,20 +28,3 @@ class Adagrad(GoStep, _originals.Adagrad):
 
     twin = _originals.Adagrad
     part_class = _empty.EmptyPart
-
-    def columns(self, group: dict[str, Any]) -> tuple[str | None, ...]:
-        return ("sum",)
-
-    def scalars(self, group: dict[str, Any]) -> tuple[Any, ...]:
-        return (
-            group["lr"],
-            group["lr_decay"],
-            group["weight_decay"],
-            group["eps"],
-            bool(group["maximize"]),
-        )
-
-    def sparse_scalars(self, group: dict[str, Any]) -> tuple[Any, ...] | None:
-        if group["weight_decay"] != 0 or group["fused"]:
-            return None
-        return self.scalars(group)

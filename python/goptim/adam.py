@@ -14,22 +14,7 @@ from goptim._step import GoStep
 __all__ = ["AMSGrad", "Adam", "AdamW", "adam"]
 
 
-class _Moments(GoStep):
-    def columns(self, group: dict[str, Any]) -> tuple[str | None, ...]:
-        return ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if group["amsgrad"] else ("exp_avg", "exp_avg_sq")
-
-    def scalars(self, group: dict[str, Any]) -> tuple[Any, ...]:
-        return (
-            group["lr"],
-            *group["betas"],
-            group["eps"],
-            group["weight_decay"],
-            bool(group["amsgrad"]),
-            bool(group["maximize"]),
-        )
-
-
-class Adam(_Moments, _originals.Adam):
+class Adam(GoStep, _originals.Adam):
     r"""torch.optim.Adam with its update in Go: the same arguments, state and exact results.
 
     The state of a parameter is ``step``, ``exp_avg``, ``exp_avg_sq`` and, with ``amsgrad``, ``max_exp_avg_sq``. Float32
@@ -49,10 +34,6 @@ class Adam(_Moments, _originals.Adam):
     """
 
     twin = _originals.Adam
-
-    def scalars(self, group: dict[str, Any]) -> tuple[Any, ...]:
-        # torch 2.6 has no decoupled_weight_decay.
-        return (*super().scalars(group), bool(group.get("decoupled_weight_decay", False)))
 
 
 class AMSGrad(Adam):
@@ -93,7 +74,7 @@ class AMSGrad(Adam):
 
 
 # As in torch: from 2.7 on, AdamW is an Adam.
-_AdamWBase = Adam if issubclass(_originals.AdamW, _originals.Adam) else _Moments
+_AdamWBase = Adam if issubclass(_originals.AdamW, _originals.Adam) else GoStep
 
 
 class AdamW(_AdamWBase, _originals.AdamW):  # type: ignore[misc, valid-type]
@@ -115,7 +96,3 @@ class AdamW(_AdamWBase, _originals.AdamW):  # type: ignore[misc, valid-type]
     """
 
     twin = _originals.AdamW
-
-    def scalars(self, group: dict[str, Any]) -> tuple[Any, ...]:
-        # A group with Adam's weight decay falls back to torch: None is not a number.
-        return (*_Moments.scalars(self, group), True if group.get("decoupled_weight_decay", True) else None)

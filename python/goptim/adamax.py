@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch.optim.adamax import adamax as adamax
 
 from goptim import _originals
@@ -27,15 +25,3 @@ class Adamax(GoStep, _originals.Adamax):
     """
 
     twin = _originals.Adamax
-
-    def columns(self, group: dict[str, Any]) -> tuple[str | None, ...]:
-        return ("exp_avg", "exp_inf")
-
-    def scalars(self, group: dict[str, Any]) -> tuple[Any, ...]:
-        return (
-            group["lr"],
-            *group["betas"],
-            group["eps"],
-            group["weight_decay"],
-            bool(group["maximize"]),
-        )

@@ -31,18 +31,6 @@ class ASGD(GoStep, _originals.ASGD):
     """
 
     twin = _originals.ASGD
-    numbers = 2
 
-    def columns(self, group: dict[str, Any]) -> tuple[str | None, ...]:
-        return ("eta", "mu", "ax")
-
-    def scalars(self, group: dict[str, Any]) -> tuple[Any, ...]:
-        return (
-            group["lr"],
-            group["lambd"],
-            group["alpha"],
-            group["t0"],
-            group["weight_decay"],
-            bool(group["maximize"]),
-            _FLOAT64.get(torch.get_default_dtype()),
-        )
+    def extra(self, group: dict[str, Any]) -> tuple[Any, ...]:
+        return (_FLOAT64.get(torch.get_default_dtype()),)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -10,32 +12,149 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from goptim import _native, _numbers, _parts
-from goptim._eligible import (
-    PLAIN,
-    SHARED,
-    lacks_memory,
-    memory_of,
-    reason_compiling,
-    reason_of_gradient,
-    reason_of_numbers,
-    reason_of_optimizer,
-    reason_of_tensor,
-    reason_shared,
-)
-from goptim._kinds import kind_of
-from goptim._parts import bump_versions
-from goptim.adafactor import fused_norms, reason_not_factored
+from goptim._kinds import Kind
+from goptim._parts import PYTHON, Asked
+from goptim._step import GoStep
+from goptim.adafactor import FactoredPart, fused_norms
 
-_FORM = 2  # the form of gather.c's rows
 _HALF = (torch.float16, torch.bfloat16)  # stepped in float32
 
 
-# A product of three smaller numbers does not overflow float32.
-_LARGE = 1e12
+class HFAdafactor(Optimizer):
+    """transformers.Adafactor by torch's operations: for what does not run in Go, and for compilers."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | None = None,
+        eps: tuple[float, float] = (1e-30, 1e-3),
+        clip_threshold: float = 1.0,
+        decay_rate: float = -0.8,
+        beta1: float | None = None,
+        weight_decay: float = 0.0,
+        scale_parameter: bool = True,
+        relative_step: bool = True,
+        warmup_init: bool = False,
+    ) -> None:
+        if lr is not None and relative_step:
+            raise ValueError("Cannot combine manual `lr` and `relative_step=True` options")
+        if warmup_init and not relative_step:
+            raise ValueError("`warmup_init=True` requires `relative_step=True`")
+        defaults = {
+            "lr": lr,
+            "eps": eps,
+            "clip_threshold": clip_threshold,
+            "decay_rate": decay_rate,
+            "beta1": beta1,
+            "weight_decay": weight_decay,
+            "scale_parameter": scale_parameter,
+            "relative_step": relative_step,
+            "warmup_init": warmup_init,
+        }
+        super().__init__(params, defaults)
+
+    def _init_group(self, group: dict[str, Any]) -> None:
+        for p in group["params"]:
+            if p.grad is None or self.state.get(p):
+                continue
+            grad = _widened(p.grad)
+            zeros = {
+                key: torch.zeros_like(grad)
+                if shape == grad.shape
+                else torch.zeros(shape, dtype=grad.dtype, device=grad.device)
+                for key, shape in _shapes(grad, group).items()
+            }
+            self.state[p] = {"step": 0, **zeros, "RMS": 0}
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update the parameters by their gradients, in place."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        work = [(p, group) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        for p, _ in work:
+            _refuse_sparse(p.grad)
+        for group in self.param_groups:
+            self._init_group(group)
+        for p, group in work:
+            self._update(p, group)
+        return loss
+
+    @staticmethod
+    def _get_lr(param_group: dict[str, Any], param_state: dict[str, Any]) -> Any:
+        """The step size of a parameter; transformers' AdafactorSchedule asks for it."""
+        step = param_state["step"]
+        rate = param_group["lr"]
+        if param_group["relative_step"]:
+            rate = min(1e-6 * step if param_group["warmup_init"] else 1e-2, 1.0 / math.sqrt(step))
+        scale = max(param_group["eps"][1], param_state["RMS"]) if param_group["scale_parameter"] else 1.0
+        return scale * rate
+
+    def _update(self, p: Tensor, group: dict[str, Any]) -> None:
+        """One step by torch's operations, in float32 for a 16-bit parameter."""
+        assert p.grad is not None
+        state, g, x = self.state[p], _widened(p.grad), _widened(p)
+        for key in _shapes(g, group):
+            state[key] = state[key].to(g)
+        state["step"] += 1
+        state["RMS"] = _rms(x)
+        lr = self._get_lr(group, state)
+        beta2 = 1.0 - math.pow(state["step"], group["decay_rate"])
+        square = g**2 + group["eps"][0]
+        if g.dim() > 1:
+            row, col = state["exp_avg_sq_row"], state["exp_avg_sq_col"]
+            row.mul_(beta2).add_(square.mean(dim=-1), alpha=1.0 - beta2)
+            col.mul_(beta2).add_(square.mean(dim=-2), alpha=1.0 - beta2)
+            scale = (row / row.mean(dim=-1, keepdim=True)).rsqrt_()
+            update = scale.unsqueeze(-1) * col.unsqueeze(-2).rsqrt()
+        else:
+            update = state["exp_avg_sq"].mul_(beta2).add_(square, alpha=1.0 - beta2).rsqrt()
+        update.mul_(g)
+        update.div_((_rms(update) / group["clip_threshold"]).clamp_(min=1.0)).mul_(lr)
+        if group["beta1"] is not None:
+            update = state["exp_avg"].mul_(group["beta1"]).add_(update, alpha=1 - group["beta1"])
+        if group["weight_decay"] != 0:
+            x.add_(x, alpha=-group["weight_decay"] * lr)
+        x.add_(-update)
+        if x is not p:
+            p.copy_(x)
 
 
-class Adafactor(Optimizer):
+class _HFPart(FactoredPart):
+    """A part whose states are those of transformers, of which ``step`` is an int."""
+
+    def _shapes(self, p: Tensor) -> dict[str, torch.Size]:
+        return _shapes(p, self.group)
+
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        return ()  # step is an int, and RMS is made anew
+
+    @functools.cached_property
+    def reason_of_group(self) -> str | None:
+        if self.group["lr"] is None and not self.group["relative_step"]:
+            return "its group does not have an lr"
+        return super().reason_of_group
+
+    def reason_of(self, p: Tensor, g: Tensor, state: dict[str, Any]) -> str | None:
+        if p.grad is g:  # explain makes one up
+            _refuse_sparse(g)
+        why = self.reason_of_group or super().reason_of(p, g, state)
+        if why is None and state and (type(state.get("step")) is not int or state["step"] < 0):
+            return f"its step is {state.get('step')!r}"
+        return why
+
+    def finish(self) -> None:
+        states = self.optimizer.state
+        self.go = [
+            self._row(x, x.grad, states[x]) if isinstance(x, Tensor) and x.grad is not None and states.get(x) else x
+            for x in self.go
+        ]
+
+
+class Adafactor(GoStep, HFAdafactor):
     r"""Adafactor with its update in Go: the arguments, state and exact results of ``transformers.Adafactor``.
 
     For a parameter :math:`\theta` with gradient :math:`G`, at step :math:`t`:
@@ -76,252 +195,50 @@ class Adafactor(Optimizer):
         ValueError: ``lr`` is given with ``relative_step``, or ``warmup_init`` without it.
     """
 
-    def __init__(
-        self,
-        params: Any,
-        lr: float | None = None,
-        eps: tuple[float, float] = (1e-30, 1e-3),
-        clip_threshold: float = 1.0,
-        decay_rate: float = -0.8,
-        beta1: float | None = None,
-        weight_decay: float = 0.0,
-        scale_parameter: bool = True,
-        relative_step: bool = True,
-        warmup_init: bool = False,
-    ) -> None:
-        if lr is not None and relative_step:
-            raise ValueError("Cannot combine manual `lr` and `relative_step=True` options")
-        if warmup_init and not relative_step:
-            raise ValueError("`warmup_init=True` requires `relative_step=True`")
-        _native.core()
-        defaults = {
-            "lr": lr,
-            "eps": eps,
-            "clip_threshold": clip_threshold,
-            "decay_rate": decay_rate,
-            "beta1": beta1,
-            "weight_decay": weight_decay,
-            "scale_parameter": scale_parameter,
-            "relative_step": relative_step,
-            "warmup_init": warmup_init,
-        }
-        super().__init__(params, defaults)
+    twin = HFAdafactor
+    elementwise = False
+    part_class = _HFPart
 
-    @staticmethod
-    def _get_lr(param_group: dict[str, Any], param_state: dict[str, Any]) -> Any:
-        """The step size of a parameter, for transformers' AdafactorSchedule."""
-        step = param_state["step"]
-        rate = param_group["lr"]
-        if param_group["relative_step"]:
-            rate = min(1e-6 * step if param_group["warmup_init"] else 1e-2, 1.0 / math.sqrt(step))
-        scale = max(param_group["eps"][1], param_state["RMS"]) if param_group["scale_parameter"] else 1.0
-        return scale * rate
-
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Update the parameters in place.
-
-        Args:
-            closure: re-evaluates the model and returns the loss, with gradients enabled.
-
-        Returns:
-            The closure's result, or None.
-
-        Raises:
-            RuntimeError: a gradient is sparse.
-            ValueError: a state's shape does not match its parameter. Nothing was written.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        with torch.no_grad():
-            work = [(group, *self._sort(i, group)) for i, group in enumerate(self.param_groups)]
-            for group, ours, others in work:
-                if ours and others and self._share_memory(ours, [p for p, _ in others]):
-                    whys = {id(p): why for p, why in others}
-                    params = {id(p): p for p in ours} | {id(p): p for p, _ in others}
-                    others[:] = [(p, whys.get(id(p), SHARED)) for p in group["params"] if id(p) in params]
-                    ours.clear()
-            if _parts.watch is not None:
-                reasons = [why for _, _, others in work for _, why in others]
-                _parts.watch(self, sum(len(ours) for _, ours, _ in work), reasons)
-            for group, ours, _ in work:
-                if _extreme(group):
-                    self._go_step(ours, group, only_check=True)
-            self._make_states()
-            for group, ours, others in work:
-                for p, _ in others:
-                    self._torch_step(p, group)
-                self._go_step(ours, group)
-        return loss
-
-    def _sort(self, index: int, group: dict[str, Any]) -> tuple[list[Tensor], list[tuple[Tensor, str]]]:
-        """The parameters with a gradient: those that run in Go, and those that fall back to torch, with the reason."""
-        reason_of_group = self._reason_of_group(group)
-        ours: list[Tensor] = []
-        others: list[tuple[Tensor, str]] = []
-        for i, p in enumerate(group["params"]):
-            g = p.grad
-            if g is None:
-                continue
-            why = self._reason_of(p, g, group, f"parameter {i} of group {index}", reason_of_group)
-            if why is None:
-                ours.append(p)
-            else:
-                others.append((p, why))
-        return ours, others
-
-    def _share_memory(self, ours: list[Tensor], others: list[Tensor]) -> bool:
-        """Whether parameters that run in Go share memory with those that fall back, so that the order matters."""
-        spans = sorted((*span, i) for i, ps in enumerate((ours, others)) for p in ps for span in memory_of(self, p))
-        ends = [[0, 0], [0, 0]]  # the largest end so far: of all spans, and of written spans
-        for start, end, written, i in spans:
-            if start < ends[1 - i][not written]:
-                return True
-            ends[i] = [max(ends[i][0], end), max(ends[i][1], end if written else 0)]
-        return False
-
-    def _reason_of_group(self, group: dict[str, Any]) -> str | None:
-        """Why a whole group falls back to torch; None if it does not."""
+    def options(self, group: dict[str, Any]) -> dict[str, Any]:
+        options = super().options(group)
+        relative, beta1 = options["relative_step"], options["beta1"]
         # With a relative step lr is unused, and transformers' AdafactorSchedule stores a tensor in it.
-        unread = ("eps", "lr") if group["relative_step"] else ("eps",)
-        numbers = [v for k, v in group.items() if k in self.defaults and k not in unread] + [*group["eps"]]
-        if not all(x is None or _numbers.is_plain(x) for x in numbers):
-            floats = _numbers.as_floats(tuple(x for x in numbers if x is not None))
-            if floats is None or not _numbers.torch_accepts(Adafactor, group, _step_alone):
-                return reason_of_numbers(group)
-        if group["lr"] is None and not group["relative_step"]:
-            return "its group does not have an lr"
-        return reason_compiling() or reason_of_optimizer(self)
+        return {**options, "lr": 0.0 if relative else options["lr"], "beta1": 0.0 if beta1 is None else beta1}
 
-    def _reason_of(
-        self, p: Tensor, g: Tensor, group: dict[str, Any], name: str, reason_of_group: str | None
-    ) -> str | None:
-        """Why a parameter falls back to torch; None if it runs in Go."""
-        if g.is_sparse and p.grad is g:  # otherwise it is explain's own
-            raise RuntimeError("Adafactor does not support sparse gradients.")
-        state = self.state.get(p, {})
-        why = reason_of_group or reason_of_tensor(p) or reason_not_factored(p) or reason_of_gradient(g)
-        if why is not None:
-            return why
-        if g.dtype != p.dtype or not g.is_cpu or g.shape != p.shape or not g.is_contiguous():
-            return f"its gradient is {g.dtype} on {g.device}, of shape {tuple(g.shape)} and strides {g.stride()}"
-        for key, shape in _shapes(p, group).items() if state else ():
-            t = state.get(key)
-            if isinstance(t, Tensor) and t.shape != shape:
-                raise ValueError(f"Adafactor: {name}: its {key} has shape {tuple(t.shape)}, expected {tuple(shape)}")
-            if type(t) is not Tensor:
-                return f"its state {key!r} is a {type(t).__name__}"
-            if t.dtype != p.dtype or not t.is_cpu or not t.is_contiguous():
-                return f"its state {key!r} is {t.dtype} on {t.device}, or not contiguous"
-        if state and (type(state.get("step")) is not int or state["step"] < 0):
-            return f"its step is {state.get('step')!r}"
-        tensors = [("the parameter", p), *((f"its state {key!r}", state[key]) for key in _shapes(p, group) if state)]
-        if p.grad is g:  # explain passes one that uses the parameter's memory
-            tensors.insert(1, ("its gradient", g))
-        for what, t in tensors:
-            lack = lacks_memory(t)
-            if lack is not None:
-                raise ValueError(f"Adafactor: {name}: the storage of {what} {lack}")
-        return reason_shared(tensors)
+    def extra(self, group: dict[str, Any]) -> tuple[Any, ...]:
+        return (fused_norms(), group["beta1"] is not None)
 
-    def _make_states(self) -> None:
-        """Create the states of all new parameters in the order of the parameters, which a state_dict shows."""
-        for group in list(self.param_groups):
-            for p in list(group["params"]):
-                if p.grad is not None and not self.state.get(p):
-                    like = p.grad.float() if p.grad.dtype in _HALF else p.grad
-                    shapes = _shapes(p, group).items()
-                    zeros = {k: torch.zeros(shape, dtype=like.dtype, device=like.device) for k, shape in shapes}
-                    self.state[p] = {"step": 0, **zeros, "RMS": 0}
-
-    def _go_step(self, params: list[Tensor], group: dict[str, Any], only_check: bool = False) -> None:
-        rows, after = [], []
-        steps: dict[int, int] = {}
-        for p in params:
-            g, state, shapes = p.grad, self.state.get(p), _shapes(p, group)
-            if not state:  # only to check
-                state = {"step": 0, **{key: torch.zeros(shape, dtype=p.dtype) for key, shape in shapes.items()}}
-            rms = torch.empty((), dtype=p.dtype)
-            row, col = ("exp_avg_sq_row", "exp_avg_sq_col") if p.dim() > 1 else ("exp_avg_sq", None)
-            average = state["exp_avg"] if "exp_avg" in shapes else None
-            step = state["step"] + 1 + steps.get(id(state), 0)  # parameters may share a state
-            steps[id(state)] = steps.get(id(state), 0) + 1
-            rows.append((p, g, rms, state[row], state[col] if col else None, average, step))
-            after.append((state, rms))
-        if not rows:
-            return
-        scalars = (
-            0.0 if group["relative_step"] else group["lr"],
-            *group["eps"],
-            group["clip_threshold"],
-            group["decay_rate"],
-            group["beta1"] or 0.0,
-            group["weight_decay"],
-            bool(group["scale_parameter"]),
-            bool(group["relative_step"]),
-            bool(group["warmup_init"]),
-            fused_norms(),
-            group["beta1"] is not None,
-        )
-        scalars = _numbers.as_floats(scalars) or scalars
-        if not only_check and _native.layout() is None:
-            bump_versions([t for p, _, _, *states, _ in rows for t in (p, *states) if t is not None])
-        core: Any = _native.core()
-        threads, groups = -1 if only_check else torch.get_num_threads(), ((tuple(rows), (), scalars),)
-        kind = kind_of("HFAdafactor")
-        done = core.step_groups(kind, _FORM, _native.layout(), PLAIN, self.state, None, 0, groups, threads)
-        if type(done) is not int:
-            raise RuntimeError("Adafactor: a parameter, its gradient or its state has changed during the step")
-        for state, rms in after if not only_check else ():
-            state["RMS"] = rms
-            state["step"] += 1
-
-    def _torch_step(self, p: Tensor, group: dict[str, Any]) -> None:
-        """Step with torch's operations, in float32 for a 16-bit parameter."""
-        assert p.grad is not None
-        state = self.state[p]
-        g = p.grad.float() if p.grad.dtype in _HALF else p.grad
-        shapes = _shapes(p, group)
-        for key in shapes:
-            state[key] = state[key].to(g)
-        x = p.float() if p.dtype in _HALF else p
-        state["step"] += 1
-        state["RMS"] = _rms(x)
-        lr = self._get_lr(group, state)
-        beta2 = 1.0 - math.pow(state["step"], group["decay_rate"])
-        square = g**2 + group["eps"][0]
-        if p.dim() > 1:
-            row, col = state["exp_avg_sq_row"], state["exp_avg_sq_col"]
-            row.mul_(beta2).add_(square.mean(dim=-1), alpha=1.0 - beta2)
-            col.mul_(beta2).add_(square.mean(dim=-2), alpha=1.0 - beta2)
-            scale = (row / row.mean(dim=-1, keepdim=True)).rsqrt_()
-            update = scale.unsqueeze(-1) * col.unsqueeze(-2).rsqrt()
-        else:
-            update = state["exp_avg_sq"].mul_(beta2).add_(square, alpha=1.0 - beta2).rsqrt()
-        update.mul_(g)
-        update.div_((_rms(update) / group["clip_threshold"]).clamp_(min=1.0)).mul_(lr)
-        if group["beta1"] is not None:
-            update = state["exp_avg"].mul_(group["beta1"]).add_(update, alpha=1 - group["beta1"])
-        if group["weight_decay"] != 0:
-            x.add_(x, alpha=-group["weight_decay"] * lr)
-        x.add_(-update)
-        if x is not p:
-            p.copy_(x)
+    def _go(self, groups: tuple[Asked, ...], threads: int | None = None, kind: Kind | None = None) -> Any:
+        given = [x for params, _, _ in groups for x in params]
+        if not all(type(x) is tuple for x in given):
+            return bytes([PYTHON]) * len(given)  # rows need a tensor for the RMS
+        place = [s.key for s in self.kind.states].index(None)  # of the RMS, which Go writes
+        counted: collections.Counter[int] = collections.Counter()  # parameters may share a state
+        after, asked = [], []
+        for params, options, extra in groups:
+            rows = []
+            for p, g, step, *states, new in params:
+                state, rms = self.state[p], torch.empty((), dtype=p.dtype)
+                step += counted[id(state)]
+                counted[id(state)] += 1
+                states[place] = rms
+                rows.append((p, g, step, *states, new))
+                after.append((state, step + 1, rms))
+            asked.append((tuple(rows), options, extra))
+        done = super()._go(tuple(asked), threads, kind)
+        if type(done) is int and threads is None:
+            for state, step, rms in after:
+                state["step"], state["RMS"] = step, rms
+        return done
 
 
-@torch.no_grad()
-def _step_alone(optimizer: Adafactor) -> None:
-    """Step an optimizer with one parameter with torch's operations."""
-    [group] = optimizer.param_groups
-    optimizer._make_states()
-    optimizer._torch_step(group["params"][0], group)
+def _refuse_sparse(g: Tensor) -> None:
+    if g.is_sparse:
+        raise RuntimeError("Adafactor does not support sparse gradients.")
 
 
-def _extreme(group: dict[str, Any]) -> bool:
-    """Whether Python or torch may fail to compute with a group's scalars."""
-    numbers = (group["lr"] or 0, *group["eps"], group["beta1"] or 0, group["weight_decay"])
-    return not group["decay_rate"] <= 0 or any(not abs(x) <= _LARGE for x in numbers)
+def _widened(t: Tensor) -> Tensor:
+    return t.float() if t.dtype in _HALF else t
 
 
 def _shapes(p: Tensor, group: dict[str, Any]) -> dict[str, torch.Size]:

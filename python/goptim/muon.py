@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.optim._muon import _adjust_lr, _zeropower_via_newtonschulz as _newton_schulz
 
 from goptim import _originals
-from goptim._kinds import kind_of
+from goptim._kinds import Kind, kind_of
 from goptim._parts import Asked
-from goptim._step import GoStep
+from goptim._step import ASK, CHECK, GoStep
 
 # Go's constants for the names (LRAdjustment in goptim/muon.go). With any other name, torch does not adjust lr.
 _ADJUSTMENTS = {None: 0, "original": 0, "match_rms_adamw": 1, "spectral_unclamped": 2}
@@ -53,20 +53,19 @@ class Muon(GoStep, _originals.Muon):
     """
 
     twin = _originals.Muon
-    counts = False
     elementwise = False
 
-    def columns(self, group: dict[str, Any]) -> tuple[str | None, ...]:
-        return ("momentum_buffer",)
+    @property
+    def kind(self) -> Kind:
+        """The first half of a step, which is for a parameter alone; the second one takes what torch makes of it."""
+        return kind_of("MuonMomentum")
 
-    def scalars(self, group: dict[str, Any]) -> tuple[Any, ...]:
-        """The scalars of a group; with a None, which makes it fall back, if torch should raise an error."""
+    def extra(self, group: dict[str, Any]) -> tuple[Any, ...]:
+        """What else must be numbers for Go to take the group; None among them where torch has an error to raise."""
         steps, coefficients = group["ns_steps"], group["ns_coefficients"]
         count = _as_index(steps)
         sound = count < 100 and len(coefficients) == 3
         return (
-            group["momentum"],
-            bool(group["nesterov"]),
             group["lr"],
             group["weight_decay"],
             group["eps"],
@@ -75,22 +74,22 @@ class Muon(GoStep, _originals.Muon):
             _ADJUSTMENTS.get(group["adjust_lr_fn"], _NO_ADJUSTMENT),
         )
 
-    def _go(self, groups: tuple[Asked, ...], kind: int | None = None, only_check: bool = False) -> Any:
-        done = super()._go(groups, -1)  # checks everything before the first write
-        if type(done) is int and kind != -1:
+    def _go(self, groups: tuple[Asked, ...], threads: int | None = None, kind: Kind | None = None) -> Any:
+        done = super()._go(groups, ASK)  # before the first write
+        if type(done) is int and threads != ASK:
             work = [(group, list(self._rows(i, group))) for i, group in enumerate(groups)]
-            for (_, _, scalars), rows in work:
-                self._check_scalars(rows, scalars)
-            for group, rows in work if not only_check else ():
+            for (_, options, extra), rows in work:
+                self._check_scalars(rows, options, extra)
+            for group, rows in work if threads != CHECK else ():
                 if rows:
                     self._step_matrices(rows, *group[1:])
         return done
 
     def _rows(self, index: int, group: Asked) -> Iterator[tuple[Any, ...]]:
         """The rows of a group's parameters that have a gradient."""
-        params, columns, _ = group
-        for i, x in enumerate(params):
-            row = x if type(x) is tuple else (x, x.grad, None, self.state.get(x, {}).get(columns[0]), None, None, None)
+        for i, x in enumerate(group[0]):
+            momentum = None if type(x) is tuple else self.state.get(x, {}).get("momentum_buffer")
+            row = x if type(x) is tuple else (x, x.grad, None, momentum, None, None)
             p, g = row[:2]
             if g is None:
                 continue
@@ -102,9 +101,10 @@ class Muon(GoStep, _originals.Muon):
             yield row
 
     @torch.no_grad()
-    def _check_scalars(self, rows: list[tuple[Any, ...]], scalars: Any) -> None:
-        """Raise torch's errors if its operations cannot compute with a group's scalars."""
-        momentum, nesterov, lr, _, eps, a, b, c, steps, adjustment = scalars
+    def _check_scalars(self, rows: list[tuple[Any, ...]], options: dict[str, Any], extra: tuple[Any, ...]) -> None:
+        """Raise what torch's operations raise where they cannot compute with a group's numbers."""
+        momentum, nesterov = options["momentum"], options["nesterov"]
+        lr, _, eps, a, b, c, steps, adjustment = extra
         extreme = any(not abs(x) <= _LARGE for x in (lr, momentum, eps, a, b, c))
         name = next((name for name, n in _ADJUSTMENTS.items() if n == adjustment), "other")
         for p, *_ in rows:
@@ -117,9 +117,10 @@ class Muon(GoStep, _originals.Muon):
                 one.add(one, alpha=-_adjust_lr(lr, name, p.shape))
 
     @torch.no_grad()
-    def _step_matrices(self, rows: list[tuple[Any, ...]], columns: tuple[str | None, ...], scalars: Any) -> None:
-        """Step a group: the momentum in Go, the matrix products in torch, the update in Go."""
-        momentum, nesterov, lr, weight_decay, eps, a, b, c, steps, adjustment = scalars
+    def _step_matrices(self, rows: list[tuple[Any, ...]], options: dict[str, Any], extra: tuple[Any, ...]) -> None:
+        """A group's step: its momentum in Go, the matrix products in torch, the update in Go."""
+        lr, weight_decay, eps, a, b, c, steps, adjustment = extra
+        moves = {"lr": lr, "weight_decay": weight_decay, "adjust_lr_fn": adjustment}
         orthogonalize = ((a, b, c), steps, eps)
         for batch in _batches(rows):
             first, n = batch[0][0], len(batch)
@@ -127,7 +128,7 @@ class Muon(GoStep, _originals.Muon):
             given = tuple(
                 [(*row[:4], x, *row[5:]) for row, x in zip(batch, [update] if n == 1 else update, strict=True)]
             )
-            self._half("MuonMomentum", given, columns, (momentum, nesterov))
+            self._half("MuonMomentum", given, options, ())
             if n == 1:
                 update.copy_(_newton_schulz(update, *orthogonalize))
             elif _batch_is_exact(update.shape, orthogonalize[0], *_settings()):
@@ -135,12 +136,10 @@ class Muon(GoStep, _originals.Muon):
             else:
                 for matrix in update:
                     matrix.copy_(_newton_schulz(matrix, *orthogonalize))
-            self._half("MuonUpdate", given, columns, (lr, weight_decay, adjustment, *first.shape))
+            self._half("MuonUpdate", given, moves, tuple(first.shape))
 
-    def _half(
-        self, name: str, rows: tuple[Any, ...], columns: tuple[str | None, ...], scalars: tuple[Any, ...]
-    ) -> None:
-        done = super()._go(((rows, columns, scalars),), kind_of(name))
+    def _half(self, name: str, rows: tuple[Any, ...], options: dict[str, Any], extra: tuple[Any, ...]) -> None:
+        done = super()._go(((rows, options, extra),), None, kind_of(name))
         if type(done) is not int:
             raise RuntimeError(
                 f"{type(self).__name__}: a parameter, its gradient or its state has changed during the step"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch.optim.nadam import nadam as nadam
 
 from goptim import _originals
@@ -30,18 +28,3 @@ class NAdam(GoStep, _originals.NAdam):
     """
 
     twin = _originals.NAdam
-    numbers = 1
-
-    def columns(self, group: dict[str, Any]) -> tuple[str | None, ...]:
-        return ("mu_product", "exp_avg", "exp_avg_sq")
-
-    def scalars(self, group: dict[str, Any]) -> tuple[Any, ...]:
-        return (
-            group["lr"],
-            *group["betas"],
-            group["eps"],
-            group["weight_decay"],
-            group["momentum_decay"],
-            bool(group["decoupled_weight_decay"]),
-            bool(group["maximize"]),
-        )

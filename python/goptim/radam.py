@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch.optim.radam import radam as radam
 
 from goptim import _originals
@@ -31,16 +29,3 @@ class RAdam(GoStep, _originals.RAdam):
     """
 
     twin = _originals.RAdam
-
-    def columns(self, group: dict[str, Any]) -> tuple[str | None, ...]:
-        return ("exp_avg", "exp_avg_sq")
-
-    def scalars(self, group: dict[str, Any]) -> tuple[Any, ...]:
-        return (
-            group["lr"],
-            *group["betas"],
-            group["eps"],
-            group["weight_decay"],
-            bool(group["decoupled_weight_decay"]),
-            bool(group["maximize"]),
-        )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch.optim.rmsprop import rmsprop as rmsprop
 
 from goptim import _originals
@@ -31,21 +29,3 @@ class RMSprop(GoStep, _originals.RMSprop):
     """
 
     twin = _originals.RMSprop
-
-    def columns(self, group: dict[str, Any]) -> tuple[str | None, ...]:
-        return (
-            "square_avg",
-            "momentum_buffer" if group["momentum"] > 0 else None,
-            "grad_avg" if group["centered"] else None,
-        )
-
-    def scalars(self, group: dict[str, Any]) -> tuple[Any, ...]:
-        return (
-            group["lr"],
-            group["alpha"],
-            group["eps"],
-            group["weight_decay"],
-            group["momentum"],
-            bool(group["centered"]),
-            bool(group["maximize"]),
-        )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch.optim.rprop import rprop as rprop
 
 from goptim import _originals
@@ -27,14 +25,3 @@ class Rprop(GoStep, _originals.Rprop):
     """
 
     twin = _originals.Rprop
-
-    def columns(self, group: dict[str, Any]) -> tuple[str | None, ...]:
-        return ("prev", "step_size")
-
-    def scalars(self, group: dict[str, Any]) -> tuple[Any, ...]:
-        return (
-            group["lr"],
-            *group["etas"],
-            *group["step_sizes"],
-            bool(group["maximize"]),
-        )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch.optim.sgd import sgd as sgd
 
 from goptim import _empty, _originals
@@ -30,23 +28,3 @@ class SGD(GoStep, _originals.SGD):
 
     twin = _originals.SGD
     part_class = _empty.EmptyPart
-    counts = False
-    sums = False
-
-    def columns(self, group: dict[str, Any]) -> tuple[str | None, ...]:
-        return ("momentum_buffer",) if group["momentum"] != 0 else ()
-
-    def scalars(self, group: dict[str, Any]) -> tuple[Any, ...]:
-        return (
-            group["lr"],
-            group["momentum"],
-            group["dampening"],
-            group["weight_decay"],
-            bool(group["nesterov"]),
-            bool(group["maximize"]),
-        )
-
-    def sparse_scalars(self, group: dict[str, Any]) -> tuple[Any, ...] | None:
-        if group["momentum"] != 0 or group["weight_decay"] != 0 or group["fused"]:
-            return None
-        return self.scalars(group)

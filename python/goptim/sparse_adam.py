@@ -27,21 +27,6 @@ class SparseAdam(GoStep, _originals.SparseAdam):
     """
 
     twin = _originals.SparseAdam
-    dense = False
-
-    def columns(self, group: dict[str, Any]) -> tuple[str | None, ...]:
-        return ("exp_avg", "exp_avg_sq")
-
-    def scalars(self, group: dict[str, Any]) -> tuple[Any, ...]:
-        return (
-            group["lr"],
-            *group["betas"],
-            group["eps"],
-            bool(group.get("maximize", False)),
-        )
-
-    def sparse_scalars(self, group: dict[str, Any]) -> tuple[Any, ...]:
-        return self.scalars(group)
 
     def _init_group(self, group: dict[str, Any]) -> None:
         """Create states as torch's step does."""

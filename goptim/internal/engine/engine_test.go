@@ -41,7 +41,7 @@ func rowsOf(sizes ...int) ([]Row, *counting) {
 	rows, pass := make([]Row, len(sizes)), &counting{panics: -1}
 	for i, n := range sizes {
 		pass.counts = append(pass.counts, make([]int32, n))
-		rows[i] = Row{N: int64(n), Kind: KindOf(Float32, None)}
+		rows[i] = Row{N: int64(n), Types: TypesOf(Float32, None)}
 		if n > 0 {
 			rows[i].Param = uintptr(unsafe.Pointer(&pass.counts[i][0]))
 		}
@@ -136,41 +136,48 @@ func TestOverlappingRowsRunInOrder(t *testing.T) {
 
 func TestCheck(t *testing.T) {
 	const somewhere = 1 << 20
-	layout := Layout{Counts: true, State: [States]Use{Column, Number}}
+	layout := LayoutOf(true, Column, Scalar)
 	good := Row{
-		N: 3, Kind: KindOf(Float64, Float32) | NumberKind(1, Float32),
+		N: 3, Types: TypesOf(Float64, Float32),
 		Param: somewhere, Grad: somewhere, Step: somewhere, State: [States]uintptr{somewhere, somewhere},
 	}
-	require.NoError(t, good.Check(layout))
+	good.StateType[0] = Float64
+	good.AddScalar(1, Float32)
+	require.NoError(t, good.Check(&layout))
 	for _, c := range []struct {
 		says  string
 		spoil func(r *Row)
 	}{
-		{"elements of dtype 9", func(r *Row) { r.Kind = KindOf(9, Float32) }},
+		{"elements of dtype 9", func(r *Row) { r.ParamType = 9 }},
+		{"elements of bfloat16; expected float32 or float64", func(r *Row) { r.ParamType = BFloat16 }},
+		{"a gradient of float16; expected float64", func(r *Row) { r.GradType = Float16 }},
+		{"state 0 of float32; expected float64", func(r *Row) { r.StateType[0] = Float32 }},
+		{"state 0 has the flag of a scalar: true", func(r *Row) { r.AddScalar(0, Float64) }},
+		{"state 1 has the flag of a scalar: false", func(r *Row) { r.Flags = 0 }},
 		{"-1 elements", func(r *Row) { r.N = -1 }},
 		{"elements", func(r *Row) { r.N = 1 << 61 }},
 		{"step", func(r *Row) { r.Step = 0 }},
-		{"step of dtype 0", func(r *Row) { r.Kind = KindOf(Float64, None) }},
+		{"step of none", func(r *Row) { r.StepType = None }},
 		{"the parameter", func(r *Row) { r.Param = 0 }},
 		{"the gradient", func(r *Row) { r.Grad = 4095 }},
 		{"state 1", func(r *Row) { r.State[1] = 0 }},
-		{"state 1 of dtype 0", func(r *Row) { r.Kind = KindOf(Float64, Float32) }},
+		{"state 1 of none", func(r *Row) { r.StateType[1] = None }},
 		{"state 0", func(r *Row) { r.State[0] = ^uintptr(0) - 7 }},
 		{"the parameter", func(r *Row) { r.Param = math.MaxInt64 - 3*8 + 1 }},
 	} {
 		r := good
 		c.spoil(&r)
-		assert.ErrorContains(t, r.Check(layout), c.says)
+		assert.ErrorContains(t, r.Check(&layout), c.says)
 	}
-	empty := Row{N: 0, Kind: good.Kind, Step: somewhere, State: [States]uintptr{0, somewhere}}
-	require.NoError(t, empty.Check(layout), "without elements, no column has an address")
+	empty := Row{N: 0, Types: good.Types, Step: somewhere, State: [States]uintptr{0, somewhere}}
+	require.NoError(t, empty.Check(&layout), "without elements, no column has an address")
 	last := good
 	last.Param = math.MaxInt64 - 3*8
-	require.NoError(t, last.Check(layout))
-	last.Kind, last.Param = KindOf(Float32, Float32)|NumberKind(1, Float32), math.MaxInt64-3*4
-	require.NoError(t, last.Check(layout))
+	require.NoError(t, last.Check(&layout))
+	last.ParamType, last.GradType, last.StateType[0], last.Param = Float32, Float32, Float32, math.MaxInt64-3*4
+	require.NoError(t, last.Check(&layout))
 	last.Param++
-	assert.ErrorContains(t, last.Check(layout), "the parameter")
+	assert.ErrorContains(t, last.Check(&layout), "the parameter")
 }
 
 func TestEvent(t *testing.T) {
@@ -191,9 +198,9 @@ func TestEvent(t *testing.T) {
 
 func TestTick(t *testing.T) {
 	single, double := float32(1<<24), float64(1<<24)
-	r := Row{Kind: KindOf(Float32, Float32), Step: uintptr(unsafe.Pointer(&single))}
+	r := Row{Types: TypesOf(Float32, Float32), Step: uintptr(unsafe.Pointer(&single))}
 	assert.Equal(t, float64(1<<24), r.Tick(), "a float32 step stops counting at 2²⁴, as torch's does")
-	r = Row{Kind: KindOf(Float32, Float64), Step: uintptr(unsafe.Pointer(&double))}
+	r = Row{Types: TypesOf(Float32, Float64), Step: uintptr(unsafe.Pointer(&double))}
 	assert.Equal(t, float64(1<<24+1), r.Tick())
 	assert.Equal(t, float64(1<<24+1), double)
 }
@@ -201,9 +208,11 @@ func TestTick(t *testing.T) {
 func TestNumbers(t *testing.T) {
 	single, double := float32(0), 0.
 	r := Row{
-		Kind:  KindOf(Float64, None) | NumberKind(0, Float32) | NumberKind(2, Float64),
+		Types: TypesOf(Float64, None),
 		State: [States]uintptr{uintptr(unsafe.Pointer(&single)), 0, uintptr(unsafe.Pointer(&double))},
 	}
+	r.AddScalar(0, Float32)
+	r.AddScalar(2, Float64)
 	assert.Equal(t, float64(float32(.1)), r.SetNumber(0, .1))
 	assert.Equal(t, .1, r.SetNumber(2, .1))
 	assert.Equal(t, []float64{float64(float32(.1)), .1}, []float64{r.Number(0), r.Number(2)})

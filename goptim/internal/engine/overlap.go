@@ -45,24 +45,22 @@ func (r *Ranges) AddRows(rows []Row) {
 	for i := range rows {
 		row := &rows[i]
 		if row.Step != 0 {
-			r.add(row.Step, row.stepDType().Size(), scalar)
+			r.add(row.Step, row.StepType.Size(), scalar)
 		}
-		for k, state := range row.State {
-			if d := row.NumberDType(k); d != None {
-				r.add(state, d.Size(), scalar)
+		if row.N != 0 {
+			bytes := int(row.N) * row.ParamType.Size()
+			r.Write(row.Param, bytes)
+			if row.Grad != 0 {
+				r.Read(row.Grad, int(row.N)*row.GradType.Size())
 			}
 		}
-		if row.N == 0 {
-			continue
-		}
-		bytes := int(row.N) * row.DType().Size()
-		r.Write(row.Param, bytes)
-		if row.Grad != 0 {
-			r.Read(row.Grad, bytes)
-		}
 		for k, state := range row.State {
-			if state != 0 && row.NumberDType(k) == None {
-				r.Write(state, bytes)
+			switch {
+			case state == 0:
+			case row.Flags&ScalarState(k) != 0:
+				r.add(state, row.StateType[k].Size(), scalar)
+			default:
+				r.Write(state, int(row.N)*row.StateType[k].Size())
 			}
 		}
 	}

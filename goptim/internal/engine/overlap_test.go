@@ -56,7 +56,8 @@ func BenchmarkShared(b *testing.B) {
 				if order == "ascending" {
 					of = []uintptr{at[i], at[1000+i], at[2000+i], at[3000+i]}
 				}
-				rows[i] = Row{N: 1024, Kind: KindOf(Float32, Float32), Param: of[0], Grad: of[1], State: [States]uintptr{of[2], of[3]}}
+				rows[i] = Row{N: 1024, Types: TypesOf(Float32, Float32), Param: of[0], Grad: of[1], State: [States]uintptr{of[2], of[3]}}
+				rows[i].StateType = [States]DType{Float32, Float32}
 			}
 			if order == "interleaved" {
 				slices.Reverse(rows)

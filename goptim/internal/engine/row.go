@@ -4,123 +4,176 @@ package engine
 import (
 	"fmt"
 	"math"
+	"slices"
 	"unsafe"
 
 	"github.com/goptim/goptim/goptim/internal/kernel"
 )
 
-// A DType is the type of a row's elements.
+// A DType is the type of elements.
 type DType uint8
 
-// The values are part of the layout of a Row.
+// The numbers are part of the layout of a Row. Rows of BFloat16 and Float16 are not supported yet: Check refuses them.
 const (
 	None DType = iota
 	Float32
 	Float64
+	BFloat16
+	Float16
 )
 
+var dtypeNames = [...]string{"none", "float32", "float64", "bfloat16", "float16"}
+
 func (d DType) String() string {
-	switch d {
-	case Float32:
-		return "float32"
-	case Float64:
-		return "float64"
+	if int(d) < len(dtypeNames) {
+		return dtypeNames[d]
 	}
 	return fmt.Sprintf("dtype %d", uint8(d))
 }
 
 // Size returns the size of an element in bytes.
 func (d DType) Size() int {
-	if d == Float32 {
+	switch d {
+	case Float32:
 		return 4
+	case BFloat16, Float16:
+		return 2
 	}
 	return 8
 }
 
-// States is the largest number of states of a row.
-const States = 3
+const (
+	// States is how many states a row has room for.
+	States = 6
+	// Columns is how many of them, the first ones, a kernel takes.
+	Columns = 3
+)
 
-// A Row has the addresses of the tensors of one parameter, each with N elements. Callers in other languages fill tables of rows,
-// so the layout is fixed: eight 64-bit words. The engine does not keep rows after a step.
+// A Row is one parameter: the addresses of its columns, each of N elements, and their types. Callers in other languages
+// write tables of rows, so the layout is fixed: it is written here and in bindings/_core/gather.c, and a test compares the
+// two. The engine never keeps a row after the step.
 type Row struct {
 	N     int64
-	Kind  Kind
 	Param uintptr
 	Grad  uintptr
-	Step  uintptr         // address of the scalar step count; 0 if the optimizer does not have one
-	State [States]uintptr // addresses of state tensors or scalar states; 0 for none
+	Step  uintptr         // of a scalar: how many steps this parameter has seen; 0 for optimizers that do not count
+	State [States]uintptr // of a column, or of a scalar; 0 for none
+	Types
+	// Of a parameter that is a batch of matrices, for optimizers of such: the rows and columns of a matrix; else 0.
+	Rows, Cols uint32
 }
 
-// A Kind packs the properties of a row: the dtype of the elements in bits 0 to 7, the dtype of Step in bits 8 to 15, First in bit
-// 16, and from bit 32 on eight bits per state for the dtype of a scalar state.
-type Kind uint64
+// Types are the types of what a row has, and its flags. Types of what it does not have are None.
+type Types struct {
+	ParamType DType
+	GradType  DType
+	StepType  DType
+	_         uint8
+	Flags     Flags
+	StateType [States]DType
+	_         [2]uint8
+}
 
-// First marks a row whose state is uninitialized.
-const First Kind = 1 << 16
+// Flags are facts about a row. From FirstScalar on, one bit for each state says that it is a scalar.
+type Flags uint32
 
-// NumberKind returns the bits of a Kind for a scalar state.
-func NumberKind(state int, d DType) Kind { return Kind(d) << (32 + 8*state) }
+const (
+	// First marks a row whose state holds nothing yet.
+	First Flags = 1 << 0
+	// FirstScalar is the bit of state 0.
+	FirstScalar Flags = 1 << 8
+)
+
+// ScalarState is the flag of a row whose state k is a scalar.
+func ScalarState(k int) Flags { return FirstScalar << k }
+
+// TypesOf are the types of a row without states: of a parameter and its gradient, and of a step.
+func TypesOf(elements, step DType) Types {
+	return Types{ParamType: elements, GradType: elements, StepType: step}
+}
+
+// AddScalar adds a scalar state.
+func (t *Types) AddScalar(k int, d DType) {
+	t.StateType[k] = d
+	t.Flags |= ScalarState(k)
+}
+
+// Equal reports whether two rows have the same types and flags.
+func (t *Types) Equal(o *Types) bool {
+	return *(*[2]uint64)(unsafe.Pointer(t)) == *(*[2]uint64)(unsafe.Pointer(o))
+}
+
+// First reports whether the row's state holds nothing yet.
+func (t *Types) First() bool { return t.Flags&First != 0 }
+
+// DType is the type of the parameter's elements.
+func (t *Types) DType() DType { return t.ParamType }
 
 // A Layout describes the rows of an optimizer.
 type Layout struct {
-	Counts bool        // whether a row has a step count
-	State  [States]Use // how each state is used
+	Counts bool        // a step
+	Used   int         // states from this one on are unused
+	State  [States]Use // its states
 }
 
 // A Use is the form of a state.
 type Use uint8
 
-// A state is unused, a tensor with as many elements as the parameter, or a scalar.
+// A state is unused, a column of the parameter's length, or a scalar.
 const (
 	Unused Use = iota
 	Column
-	Number
+	Scalar
 )
 
-// KindOf returns the Kind of a row with the given dtypes of the elements and of the step count.
-func KindOf(elements, step DType) Kind { return Kind(elements) | Kind(step)<<8 }
-
-// DType returns the dtype of the row's elements.
-func (r *Row) DType() DType { return DType(r.Kind) }
-
-func (r *Row) stepDType() DType { return DType(r.Kind >> 8) }
-
-// NumberDType returns the dtype of scalar state i.
-func (r *Row) NumberDType(i int) DType { return DType(r.Kind >> (32 + 8*i)) }
-
-// First reports whether the row's state is uninitialized.
-func (r *Row) First() bool { return r.Kind&First != 0 }
-
-// Prefetch prefetches the first cache lines of the row's tensors, as many as the hardware prefetcher does not cover.
-func (r *Row) Prefetch() {
-	const most = 4
-	lines := min(int(uint64(r.N)*uint64(r.DType())/16)+1, most)
-	kernel.Prefetch((*[3 + States]uintptr)(unsafe.Pointer(&r.Param))[:], lines)
+// LayoutOf is a layout of states.
+func LayoutOf(counts bool, states ...Use) Layout {
+	l := Layout{Counts: counts}
+	for k, use := range states {
+		l.Set(k, use)
+	}
+	return l
 }
 
-// Check returns an error if a row is invalid for a layout.
-func (r *Row) Check(l Layout) error {
-	size := int64(8)
-	switch r.DType() {
-	case Float32:
-		size = 4
-	case Float64:
-	default:
-		return fmt.Errorf("elements of %v; expected float32 or float64", r.DType())
+// Set says what a state is.
+func (l *Layout) Set(k int, use Use) {
+	l.State[k] = use
+	if use != Unused {
+		l.Used = max(l.Used, k+1)
 	}
+}
+
+// HasScalars reports whether one of the states is a scalar.
+func (l *Layout) HasScalars() bool { return slices.Contains(l.State[:], Scalar) }
+
+// Prefetch prefetches the beginnings of the columns of a row of a layout, as many cache lines as the processor's own
+// prefetcher leaves.
+func (r *Row) Prefetch(l *Layout) {
+	const most = 4
+	lines := min(int(uint64(r.N)*uint64(r.ParamType.Size())/64)+1, most)
+	kernel.Prefetch((*[3 + States]uintptr)(unsafe.Pointer(&r.Param))[:3+l.Used], lines)
+}
+
+// Check reports what is wrong with a row for an optimizer of a layout.
+func (r *Row) Check(l *Layout) error {
+	if r.ParamType != Float32 && r.ParamType != Float64 {
+		return fmt.Errorf("elements of %v; expected float32 or float64", r.ParamType)
+	}
+	size := int64(r.ParamType.Size())
 	if r.N < 0 || r.N > math.MaxInt64/size {
 		return fmt.Errorf("%d elements", r.N)
 	}
+	if r.GradType != r.ParamType {
+		return fmt.Errorf("a gradient of %v; expected %v", r.GradType, r.ParamType)
+	}
 	if l.Counts {
-		if err := checkNumber("the step", r.Step, r.stepDType()); err != nil {
+		if err := checkScalar("the step", r.Step, r.StepType); err != nil {
 			return err
 		}
 	}
-	for i, use := range l.State {
-		if use == Number {
-			if err := checkNumber(stateNames[i], r.State[i], r.NumberDType(i)); err != nil {
-				return err
-			}
+	for k, use := range l.State[:l.Used] {
+		if err := r.checkState(k, use, size); err != nil {
+			return err
 		}
 	}
 	if r.N == 0 {
@@ -129,22 +182,32 @@ func (r *Row) Check(l Layout) error {
 	if err := checkAddress("the parameter", r.Param, r.N*size); err != nil {
 		return err
 	}
-	if err := checkAddress("the gradient", r.Grad, r.N*size); err != nil {
-		return err
-	}
-	for i, use := range l.State {
-		if use == Column {
-			if err := checkAddress(stateNames[i], r.State[i], r.N*size); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
+	return checkAddress("the gradient", r.Grad, r.N*size)
 }
 
-var stateNames = [States]string{"state 0", "state 1", "state 2"}
+func (r *Row) checkState(k int, use Use, size int64) error {
+	if use == Unused {
+		return nil
+	}
+	scalar := r.Flags&ScalarState(k) != 0
+	if scalar != (use == Scalar) {
+		return fmt.Errorf("%s has the flag of a scalar: %t; expected %t", stateNames[k], scalar, !scalar)
+	}
+	if scalar {
+		return checkScalar(stateNames[k], r.State[k], r.StateType[k])
+	}
+	if r.StateType[k] != r.ParamType {
+		return fmt.Errorf("%s of %v; expected %v", stateNames[k], r.StateType[k], r.ParamType)
+	}
+	if r.N == 0 {
+		return nil
+	}
+	return checkAddress(stateNames[k], r.State[k], r.N*size)
+}
 
-func checkNumber(what string, a uintptr, d DType) error {
+var stateNames = [States]string{"state 0", "state 1", "state 2", "state 3", "state 4", "state 5"}
+
+func checkScalar(what string, a uintptr, d DType) error {
 	if d != Float32 && d != Float64 {
 		return fmt.Errorf("%s of %v; expected float32 or float64", what, d)
 	}
@@ -159,23 +222,23 @@ func checkAddress(what string, a uintptr, bytes int64) error {
 	return nil
 }
 
-// Steps returns the step count of a row whose layout has one.
-func (r *Row) Steps() float64 { return number(r.Step, r.stepDType()) }
+// Steps is how many steps the row has seen, which must be a layout's that counts.
+func (r *Row) Steps() float64 { return number(r.Step, r.StepType) }
 
-// SetSteps sets the step count.
-func (r *Row) SetSteps(t float64) { setNumber(r.Step, r.stepDType(), t) }
+// SetSteps sets how many steps the row has seen.
+func (r *Row) SetSteps(t float64) { setNumber(r.Step, r.StepType, t) }
 
 // Tick increments the step count in its dtype, as torch does, and returns it.
 func (r *Row) Tick() float64 {
-	t := number(r.Step, r.stepDType()) + 1
-	return setNumber(r.Step, r.stepDType(), t)
+	t := number(r.Step, r.StepType) + 1
+	return setNumber(r.Step, r.StepType, t)
 }
 
-// Number returns scalar state i.
-func (r *Row) Number(i int) float64 { return number(r.State[i], r.NumberDType(i)) }
+// Number is state i, which is a scalar.
+func (r *Row) Number(i int) float64 { return number(r.State[i], r.StateType[i]) }
 
-// SetNumber sets scalar state i and returns the value rounded to its dtype.
-func (r *Row) SetNumber(i int, x float64) float64 { return setNumber(r.State[i], r.NumberDType(i), x) }
+// SetNumber sets state i, which is a scalar, and returns it as rounded to its dtype.
+func (r *Row) SetNumber(i int, x float64) float64 { return setNumber(r.State[i], r.StateType[i], x) }
 
 func number(a uintptr, d DType) float64 {
 	if d == Float32 {
@@ -193,11 +256,11 @@ func setNumber(a uintptr, d DType, x float64) float64 {
 	return x
 }
 
-// View returns elements lo to hi of a row's tensors. A state is nil if it is not a tensor in the layout.
-func View[T any](r *Row, l Layout, lo, hi int) (param, grad []T, states [States][]T) {
-	for i, use := range l.State {
+// View gives elements lo to hi of a row's columns; nil for a state that the layout has no column of.
+func View[T any](r *Row, l *Layout, lo, hi int) (param, grad []T, states [Columns][]T) {
+	for k, use := range l.State[:Columns] {
 		if use == Column {
-			states[i] = column[T](r.State[i], lo, hi)
+			states[k] = column[T](r.State[k], lo, hi)
 		}
 	}
 	return column[T](r.Param, lo, hi), column[T](r.Grad, lo, hi), states

@@ -109,11 +109,11 @@ func vectorsOf(m *Machine, threads int, team engine.Team) (*vectors, error) {
 	if end != m.N {
 		return nil, invalid("%d elements in the segments, expected %d", end, m.N)
 	}
-	kind := engine.KindOf(engine.Float32, engine.None)
+	types := engine.TypesOf(engine.Float32, engine.None)
 	if m.Float64 != 0 {
-		kind = engine.KindOf(engine.Float64, engine.None)
+		types = engine.TypesOf(engine.Float64, engine.None)
 	}
-	v.row[0] = engine.Row{N: int64(m.N), Kind: kind, Param: m.Direction}
+	v.row[0] = engine.Row{N: int64(m.N), Types: types, Param: m.Direction}
 	v.sums = slices.Grow(v.sums[:0], (m.N+blockSize-1)/blockSize)[:(m.N+blockSize-1)/blockSize]
 	return v, nil
 }

@@ -27,7 +27,7 @@ func (m *Multiplier) Gemm(out, a, b, c []float32, rows, inner, cols int, alpha, 
 	// The engine divides the rows·inner·cols multiplications into parts; an element belongs to the part of its first one.
 	m.row[0] = engine.Row{
 		N:     int64(rows) * int64(inner) * int64(cols),
-		Kind:  engine.KindOf(engine.Float32, engine.None),
+		Types: engine.TypesOf(engine.Float32, engine.None),
 		Param: uintptr(unsafe.Pointer(unsafe.SliceData(out))),
 	}
 	return engine.Run(m, m.row[:], threads, nil)
