@@ -94,7 +94,7 @@ class GoStep(Optimizer):
     @property
     def kind(self) -> Kind:
         """What Go says of the class."""
-        return kind_of(self.twin)
+        return kind_of(self.twin)  # type: ignore[arg-type]
 
     def options(self, group: dict[str, Any]) -> dict[str, Any]:
         """A group as gather.c reads it."""
