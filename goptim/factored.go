@@ -14,12 +14,12 @@ import (
 	"github.com/goptim/goptim/internal/steps"
 )
 
-// What optimizers share that keep numbers for the rows and columns of a parameter.
+// This file has the common code of optimizers whose states have an element per row and per column of a parameter.
 
-// matrices is a shape: a batch of matrices; or of a vector, with no rows and columns.
+// matrices is the shape of a batch of matrices, or of a vector, which has no rows and columns.
 type matrices struct{ batch, rows, cols int }
 
-// matrices is the shape over the last two dimensions.
+// matrices returns the shape as a batch of matrices over the last two dimensions.
 func (p *Param[T]) matrices() (matrices, error) {
 	if len(p.Shape) == 0 {
 		return matrices{}, nil
@@ -45,7 +45,7 @@ func (p *Param[T]) matrices() (matrices, error) {
 	return m, nil
 }
 
-// matricesOf is the shape of a row's parameter.
+// matricesOf returns the shape of a row's parameter.
 func matricesOf(r *engine.Row) matrices {
 	m := matrices{rows: int(r.Rows), cols: int(r.Cols)}
 	if m.rows != 0 {
@@ -61,7 +61,7 @@ const (
 	ofVector
 )
 
-// checkFactored reports what is wrong with the states of a row of matrices or of a vector.
+// checkFactored returns an error if the states of a row do not match its matrices or vector.
 func checkFactored(r *engine.Row) error {
 	if r.N == 0 {
 		return fmt.Errorf("no elements")
@@ -86,9 +86,9 @@ func checkFactored(r *engine.Row) error {
 }
 
 const (
-	// wideRow is from how many columns on a row is worth a call of its own.
+	// wideRow is the number of columns from which a row is processed in a separate call.
 	wideRow = 16
-	// smallMatrix is up to how many rows and columns matrices are taken one a lane, if there are enough.
+	// smallMatrix is the maximum number of rows and columns for which each lane processes one matrix, if there are enough.
 	smallMatrix = 15
 )
 
@@ -96,8 +96,8 @@ func (m matrices) small() bool {
 	return m.rows <= smallMatrix && m.cols <= smallMatrix && m.batch >= 8
 }
 
-// factoredClass registers an optimizer of batches of matrices. A step is given the options of all groups, and the words
-// after them.
+// factoredClass registers an optimizer of batches of matrices. Its step function has the options of all groups and the words
+// after them as arguments.
 func factoredClass[O any](c class[O], step func(options []O, extra [][]float64, c steps.Call) error, extra ...string) *class[O] {
 	c = c.described()
 	k := c.kind()
@@ -116,35 +116,35 @@ func factoredClass[O any](c class[O], step func(options []O, extra [][]float64, 
 	return &c
 }
 
-// fusedNorms is the name of a word of a call: whether this torch's compiler fused all squares into a norm, as torch 2.6's
-// did.
+// fusedNorms is the name of a word of a call: whether this version of torch was compiled to fuse the squares of a norm with
+// its sum, as torch 2.6 was.
 const fusedNorms = "fused_norms"
 
-// factoringsOf are those of a call, whose extra words begin with that one.
+// factoringsOf returns the factorings of a call. Its first extra word is fusedNorms.
 func factoringsOf(c steps.Call, extra []float64) factorings {
 	return factorings{
 		threads: c.Threads, team: c.Team, meanThreads: c.Threads, order: reduce.Order{Fused: extra[0] != 0}, pow: powOf(c),
 	}
 }
 
-// factorings are what one step of several parameters has in common.
+// factorings is the common data of a step of several parameters.
 type factorings struct {
 	threads     int
 	team        engine.Team
-	meanThreads int // on how many threads torch computes a mean
+	meanThreads int // the number of threads with which torch computes a mean
 	order       reduce.Order
 	pow         func(x, y float64) float64
 	do          func(row int)
-	queue       []int // of rows
+	queue       []int // indices of rows
 	ranges      engine.Ranges
-	more        func(row int) // adds what a row has beside the usual to ranges
+	more        func(row int) // adds additional memory of a row to ranges, if not nil
 	next        func(i int)
 }
 
 // aloneFactored is the number of elements below which a second thread costs more than it saves.
 const aloneFactored = 1 << 15
 
-// each calls do for every row, the largest first; in order on one thread if two of them share memory.
+// each calls do for each row, the largest first. If rows share memory, it does so in order on one thread.
 func (f *factorings) each(rows []engine.Row) error {
 	if f.next == nil {
 		f.next = func(i int) { f.do(f.queue[i]) }
@@ -168,7 +168,7 @@ func (f *factorings) each(rows []engine.Row) error {
 	return engine.Each(len(rows), threads, f.team, f.next)
 }
 
-// shared reports whether what one row writes is memory of another.
+// shared reports whether one row writes memory of another one.
 func (f *factorings) shared(rows []engine.Row) bool {
 	f.ranges.Reset()
 	for i := range rows {
@@ -189,12 +189,12 @@ func (f *factorings) shared(rows []engine.Row) bool {
 	return f.ranges.Shared()
 }
 
-// scratch is memory for one parameter's step.
+// scratch is the temporary memory of a parameter's step.
 type scratch[T Float] struct {
 	update, rows, cols, product []T
-	norm, paramNorm             reduce.Norm[T] // of update and of the parameter
+	norm, paramNorm             reduce.Norm[T] // of the update and of the parameter
 	columns                     reduce.Columns[T]
-	adafactor                   kernel.Adafactor // on the heap, as a kernel's scalars must be
+	adafactor                   kernel.Adafactor // on the heap, as required for the scalars of a kernel
 	hfAdafactor                 kernel.HFAdafactor
 }
 
@@ -205,22 +205,22 @@ func takeScratch[T Float](pool *sync.Pool) *scratch[T] {
 	return new(scratch[T])
 }
 
-// cached is how many elements are worth a call, and stay in the first cache until the next.
+// cached is the number of elements per call: enough to amortize it, and few enough to stay in the L1 cache.
 const cached = 2048
 
-// extend adds what x has more than before, if it is enough for a call.
+// extend adds the new elements of x, if they are enough for a call.
 func extend[T Float](n *reduce.Norm[T], x []T) {
 	if len(x)-n.Done() >= cached {
 		n.Extend(x)
 	}
 }
 
-// extendNorms adds to the norm of a parameter, which comes from memory while the CPU waits for its divider, and to that
-// of as much of its update, while it is in the first cache.
+// extendNorms adds to the norm of a parameter, whose loads overlap with divisions, and to the norm of its update, which is
+// still in the L1 cache.
 func (s *scratch[T]) extendNorms(param, update []T) {
 	extend(&s.paramNorm, param)
 	extend(&s.norm, update[:len(param)])
 }
 
-// grown is n elements of memory that is kept for the next.
+// grown returns n elements of reused memory.
 func grown[T any](s *[]T, n int) []T { return heap.Grown(s, n) }

@@ -14,7 +14,7 @@ import (
 	"github.com/goptim/goptim/goptim"
 )
 
-// goldenInput is the parameter at the start and the gradients of the steps, as hexadecimal bits.
+// goldenInput has the initial parameter and the gradients of the steps, as hexadecimal digits.
 type goldenInput struct {
 	Start string
 	Grads []string
@@ -27,7 +27,7 @@ type goldenFile struct {
 		Optimizer        string
 		Options          json.RawMessage
 		Shape            []int
-		Float32, Float64 []string // the parameter after every step
+		Float32, Float64 []string // the parameter after each step
 	}
 }
 
@@ -38,7 +38,7 @@ func readGolden(t *testing.T) (f goldenFile) {
 	return f
 }
 
-// TestGolden holds the optimizers against testdata/golden.json, the bits that torch computes (tests/golden.py).
+// TestGolden compares the optimizers with testdata/golden.json, torch's results (tests/golden.py).
 func TestGolden(t *testing.T) {
 	cases := readGolden(t)
 	require.NotEmpty(t, cases.Cases)
@@ -82,7 +82,7 @@ func testGolden[T goptim.Float](t *testing.T, build func([]*goptim.Param[T]) (st
 	}
 }
 
-// parse reads numbers whose bits stand one behind the other.
+// parse reads concatenated numbers, given by the hexadecimal digits of their bits.
 func parse[T goptim.Float](t *testing.T, digits string) []T {
 	size := int(unsafe.Sizeof(T(0)))
 	require.Zero(t, len(digits)%(2*size))

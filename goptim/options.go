@@ -11,20 +11,20 @@ import (
 	"unsafe"
 )
 
-// A field is an option of an optimizer, as the tags of its field in the struct of options say:
+// A field is an option of an optimizer, described by the tags of its field in the struct of options:
 //
-//	torch:"lr"            torch's name; after a comma, null allows null in a file, initial is an option that is read only
-//	                      where states are made, and absent is a flag that the groups of some version of torch lack
-//	default:"0.9 0.999"   what New takes for zero, of each element
-//	range:"[0,1)"         the values that are allowed: for each element, or one range for all; - is any
+//	torch:"lr"            torch's name; after a comma, null allows null in a file, initial marks an option that is used only
+//	                      to create states, and absent marks a flag that does not exist in some versions of torch
+//	default:"0.9 0.999"   the value with which New replaces zero, for each element
+//	range:"[0,1)"         the allowed values, for each element or one range for all; - allows any value
 //
 // The tags are read once, when the package is initialized. A step accesses an option at its offset.
 type field struct {
-	key, name     string // torch's and Go's
+	key, name     string // in torch and in Go
 	offset        uintptr
 	kind          reflect.Kind // of an element: Float64, Bool, Int or Int64
 	size          uintptr      // of an element
-	length        int          // of an array; 0 for a single value
+	length        int          // of an array; 0 if the option is not an array
 	defaults      []float64
 	ranges        []interval
 	defaultTag    string
@@ -62,7 +62,7 @@ func fieldsOf(options reflect.Type, encodings map[string]any) (all []field) {
 		}
 		for _, text := range strings.Fields(f.rangeTag) {
 			r, ok := parseInterval(text)
-			if text == "-" { // any
+			if text == "-" { // any value
 				r, ok = interval{low: math.NaN()}, true
 			}
 			must(ok, options, f.name, "range")
@@ -87,7 +87,7 @@ func must(ok bool, options reflect.Type, name, tag string) {
 
 func (f *field) elements() int { return max(f.length, 1) }
 
-// get is an element of the option.
+// get returns an element of the option.
 func (f *field) get(options unsafe.Pointer, i int) float64 {
 	switch at := unsafe.Add(options, f.offset+uintptr(i)*f.size); f.kind {
 	case reflect.Float64:
@@ -104,7 +104,7 @@ func (f *field) get(options unsafe.Pointer, i int) float64 {
 	}
 }
 
-// set gives an element of the option a value.
+// set sets an element of the option.
 func (f *field) set(options unsafe.Pointer, i int, x float64) {
 	switch at := unsafe.Add(options, f.offset+uintptr(i)*f.size); f.kind {
 	case reflect.Float64:
@@ -139,7 +139,7 @@ func (f *field) check(optimizer string, options unsafe.Pointer) (err error) {
 	return err
 }
 
-// element names an element of the option.
+// element returns the name of an element of the option.
 func (f *field) element(name string, i int) string {
 	if f.length == 0 {
 		return name
@@ -147,7 +147,7 @@ func (f *field) element(name string, i int) string {
 	return fmt.Sprintf("%s[%d]", name, i)
 }
 
-// option is the option as files have it.
+// option returns the option for saved states.
 func (f *field) option(options unsafe.Pointer) option {
 	at := unsafe.Add(options, f.offset)
 	if f.encoding.Kind() == reflect.Array && f.kind == reflect.Float64 && f.encoding.Name() == "" {
@@ -156,13 +156,13 @@ func (f *field) option(options unsafe.Pointer) option {
 	return option{f.key, reflect.NewAt(f.encoding, at).Interface(), f.null}
 }
 
-// An interval is a range of numbers, without an end if that is infinite.
+// An interval is a range of numbers. An infinite end means that there is no bound.
 type interval struct {
 	low, high           float64
-	aboveLow, belowHigh bool // without the ends
+	aboveLow, belowHigh bool // exclude the ends
 }
 
-// parseInterval takes the form [0,1), with inf and -inf.
+// parseInterval parses the form [0,1), in which inf and -inf are allowed.
 func parseInterval(text string) (r interval, ok bool) {
 	low, high, ok := strings.Cut(text, ",")
 	if !ok || len(low) < 2 || len(high) < 2 {
@@ -175,7 +175,7 @@ func parseInterval(text string) (r interval, ok bool) {
 	return r, errors.Join(err, errHigh) == nil
 }
 
-// contains is false of NaN, unless the interval is that of any value.
+// contains returns false for NaN, unless the interval allows any value.
 func (r interval) contains(x float64) bool {
 	if math.IsNaN(r.low) {
 		return true
@@ -202,8 +202,8 @@ func (r interval) String() string {
 	return strings.Join(ends, " and ")
 }
 
-// require is nil if ok; else an ErrOption that says what was expected of which option. The comparisons behind ok
-// are written so that a NaN fails.
+// require returns nil if ok, and otherwise an ErrOption with the option and what was expected. Callers write the comparison
+// so that it is false for NaN.
 func require(ok bool, optimizer, option string, got float64, expected string) error {
 	if ok {
 		return nil

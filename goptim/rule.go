@@ -20,9 +20,9 @@ type spec[O, S any] struct {
 
 // elementwiseSpec registers an elementwise optimizer.
 //
-// Its scalars are computed in float64 in torch's order, by the methods of now where Python or torch may raise an
-// exception. They depend on the row by its Types and by its scalar states, which the function updates. Extra are words
-// after the options in the calls of bindings; the only one that there is says now.wide.
+// The function scalars computes in float64 and in torch's order. It uses the methods of now if Python or torch may raise an
+// exception. Its results depend on the row only through Types and the scalar states, which it updates. extra names the words
+// after the options in calls of the bindings. The only such word sets now.wide.
 func elementwiseSpec[O, S any](
 	c class[O], scalars func(o *O, n *now) S, f32 kernel.Func[S, float32], f64 kernel.Func[S, float64], extra ...string,
 ) *spec[O, S] {
@@ -37,7 +37,7 @@ func elementwiseSpec[O, S any](
 	return s
 }
 
-// A bound is a spec with options: a rule.
+// A bound is a spec with options. It implements rule.
 type bound[O, S any] struct {
 	*spec[O, S]
 	o *O
@@ -48,7 +48,7 @@ func (b *bound[O, S]) layout() engine.Layout { return b.spec.layout(b.o) }
 func (b *bound[O, S]) scalars(n *now) S      { return b.scalarsOf(b.o, n) }
 func (b *bound[O, S]) kernels() kernels[S]   { return b.arithmetic }
 
-// A rule is what a pass takes of an optimizer and its options.
+// A rule is what a pass needs of an optimizer with its options.
 type rule[S any] interface {
 	name() string
 	layout() engine.Layout
@@ -56,7 +56,7 @@ type rule[S any] interface {
 	kernels() kernels[S]
 }
 
-// now is what a row's scalars are computed from, beside the options.
+// now is the context in which the scalars of a row are computed.
 type now struct {
 	row  *engine.Row
 	i    int // the row's index
@@ -66,7 +66,7 @@ type now struct {
 	wide bool // torch's default dtype is float64: a new scalar state is not rounded to float32
 }
 
-// kernels are one step's arithmetic for either type of elements.
+// kernels are the kernels of a step, for each element type.
 type kernels[S any] struct {
 	f32 kernel.Func[S, float32]
 	f64 kernel.Func[S, float64]
@@ -92,13 +92,13 @@ type addition[S any] struct {
 	end  int
 }
 
-// A turn is the row of a pass whose scalar states change next, where they change in the order of the rows.
+// A turn is the row whose scalar states change next, if they change in the order of the rows during the pass.
 type turn struct {
-	waiting       bool // scalar states have yet to change
+	waiting       bool // whether scalar states remain to be changed
 	row, log, add int  // indices of the row, of its first entry in the log, and of its addition
 }
 
-// terms are what rows of one group share.
+// terms are shared by rows of one group.
 type terms[S any] struct {
 	scalars S
 	layout  engine.Layout
@@ -110,8 +110,8 @@ func (p *pass[S]) begin(k kernels[S], rows []engine.Row) {
 	p.log.begin()
 }
 
-// add computes the scalars of the next rows, which are one group's. It counts the step, and updates scalar states, which
-// restore undoes until there is a commit.
+// add computes the scalars of the next rows, which are one group. It increments step counts and updates scalar states. Until
+// commit, restore can undo this.
 func (p *pass[S]) add(r rule[S], count int, n now) error {
 	layout := r.layout()
 	shared := !layout.HasScalars()
@@ -142,7 +142,7 @@ func (p *pass[S]) commit() { p.log.undo = p.log.undo[:0] }
 
 func (p *pass[S]) restore() { p.log.restore(p.rows) }
 
-// postpone restores what the rows had before the step. Their scalar states change in their turn: one may be memory that
+// postpone restores the scalar states, which then change in the order of the rows, because a scalar state may be memory that
 // an earlier row reads or writes.
 func (p *pass[S]) postpone() {
 	undo := p.log.undo
@@ -163,8 +163,8 @@ func (p *pass[S]) Prepare() {
 	p.turn.waiting = false
 }
 
-// take changes the scalar states of the row whose turn it is, and reports whether it can be updated. Its scalars are as
-// they have been computed, unless an earlier row has changed what they are computed from.
+// take changes the scalar states of the next row, and reports whether the row can be updated. It computes the scalars again
+// only if an earlier row has changed their inputs.
 func (p *pass[S]) take() bool {
 	t := &p.turn
 	first := t.log
@@ -229,18 +229,18 @@ func (p *pass[S]) Update(part engine.Part) {
 	}
 }
 
-// ahead is how many rows before their turn small ones are asked for.
+// ahead is the prefetch distance of small rows, in rows.
 const ahead = 2
 
-// A tablePass is a pass over tables of bindings, in memory that is kept for the next.
+// A tablePass is a pass over tables of the bindings. Its memory is reused by later passes.
 type tablePass[O, S any] struct {
 	pass[S]
 	options []O
 	rules   []bound[O, S]
 }
 
-// stepGroups steps groups, each by its own options, as one piece of work. It takes the options unchecked, as torch's step
-// does. On an error nothing has changed.
+// stepGroups steps groups together, each with its own options. Like torch's step, it does not check the options. On an
+// error, nothing has changed.
 func (s *spec[O, S]) stepGroups(c steps.Call) error {
 	p, _ := s.passes.Get().(*tablePass[O, S])
 	if p == nil {
@@ -249,7 +249,7 @@ func (s *spec[O, S]) stepGroups(c steps.Call) error {
 	defer func() {
 		p.restore()
 		clear(p.added)
-		p.rows, p.now = nil, now{} // memory that is not Go's has no place in a pool, where Go's collector would look at it
+		p.rows, p.now = nil, now{} // foreign addresses must not stay in a pool, which the garbage collector scans
 		s.passes.Put(p)
 	}()
 	p.decode(s, c)
@@ -279,7 +279,7 @@ func (s *spec[O, S]) stepGroups(c steps.Call) error {
 	return p.log.err
 }
 
-// decode makes options of the scalars of all groups.
+// decode reads the options of all groups.
 func (p *tablePass[O, S]) decode(s *spec[O, S], c steps.Call) {
 	p.options, p.rules = p.options[:0], p.rules[:0]
 	for g := c.Groups; g != nil; g = g.After() {
@@ -292,7 +292,7 @@ func (p *tablePass[O, S]) decode(s *spec[O, S], c steps.Call) {
 	}
 }
 
-// rowsOf are the rows of all groups: those of a single one where they are, of several as copies, in their order.
+// rowsOf returns the rows of all groups in order: those of a single group in place, and copies of those of several.
 func (p *tablePass[O, S]) rowsOf(c steps.Call) ([]engine.Row, error) {
 	if len(p.rules) == 1 {
 		return rowsOf(c.Groups, p.rules[0].name(), p.rules[0].layout())

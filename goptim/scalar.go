@@ -8,9 +8,9 @@ import (
 	"github.com/goptim/goptim/goptim/internal/kernel"
 )
 
-// A ScalarError says that a step's scalars cannot be computed from the options: a division by zero, an overflow, or a
-// number that the elements' type cannot hold. It is an error wherever torch.optim has one. A ScalarError wraps
-// ErrOption: nothing has changed.
+// A ScalarError reports that the scalars of a step cannot be computed from the options: a division by zero, an overflow, or
+// a number that the element type cannot represent. It occurs where torch.optim raises an exception. It wraps ErrOption, so
+// nothing has changed.
 type ScalarError struct {
 	// Exception is the name of Python's exception: ZeroDivisionError, OverflowError, ValueError, TypeError or RuntimeError.
 	Exception string
@@ -19,16 +19,16 @@ type ScalarError struct {
 
 func (e *ScalarError) Error() string { return e.message + ": " + ErrOption.Error() }
 
-// Unwrap makes a ScalarError an ErrOption.
+// Unwrap returns ErrOption.
 func (e *ScalarError) Unwrap() error { return ErrOption }
 
-// scalarLog is what computing the scalars of a step leaves behind: the first error, and what was overwritten.
+// scalarLog records the first error of the scalars of a step, and the overwritten values.
 type scalarLog struct {
 	err  error
 	undo []overwritten
 }
 
-// overwritten is a row's step, or one of its scalar states, before the step and after it.
+// overwritten is the step count or a scalar state of a row, before and after the step.
 type overwritten struct {
 	row, state    int // state is stepState or an index
 	before, after float64
@@ -38,7 +38,7 @@ const stepState = -1
 
 func (l *scalarLog) begin() { l.err, l.undo = nil, l.undo[:0] }
 
-// tick counts a step of a row, as engine.Row.Tick does.
+// tick increments the step count of a row, like engine.Row.Tick.
 func (l *scalarLog) tick(rows []engine.Row, i int) float64 {
 	before := rows[i].Steps()
 	t := rows[i].Tick()
@@ -46,7 +46,7 @@ func (l *scalarLog) tick(rows []engine.Row, i int) float64 {
 	return t
 }
 
-// restore writes back what the rows had before the step. Rows may share a step: the last one goes first.
+// restore writes the old values back, the last one first, because rows may share a step count.
 func (l *scalarLog) restore(rows []engine.Row) {
 	for i := len(l.undo) - 1; i >= 0; i-- {
 		o := &l.undo[i]
@@ -70,14 +70,14 @@ func (o *overwritten) get(rows []engine.Row) float64 {
 	return rows[o.row].Number(o.state)
 }
 
-// fail records an error of the row's scalars, unless there is one already: torch raises the first.
+// fail records an error of the row's scalars if there is none yet, because torch raises the first one.
 func (n *now) fail(exception, format string, args ...any) {
 	if n.log.err == nil {
 		n.log.err = &ScalarError{exception, fmt.Sprintf("step %v of parameter %d: %s", n.t, n.i, fmt.Sprintf(format, args...))}
 	}
 }
 
-// quotient is Python's x / y.
+// quotient returns Python's x / y.
 func (n *now) quotient(x, y float64) float64 {
 	if y == 0 {
 		n.fail("ZeroDivisionError", "%v is divided by zero", x)
@@ -85,7 +85,7 @@ func (n *now) quotient(x, y float64) float64 {
 	return x / y
 }
 
-// power is Python's x ** y. A complex result is an error of exception.
+// power returns Python's x ** y. A complex result is an error with the given exception.
 func (n *now) power(x, y float64, exception string) float64 {
 	if x < 0 && y-math.Floor(y) > 0 && !math.IsInf(x, 0) {
 		n.fail(exception, "%v to the power of %v is complex", x, y)
@@ -94,7 +94,7 @@ func (n *now) power(x, y float64, exception string) float64 {
 	return n.realPower(x, y)
 }
 
-// realPower is power where the result is real.
+// realPower is power for a real result.
 func (n *now) realPower(x, y float64) float64 {
 	z := n.pow(x, y)
 	if math.IsInf(z, 0) && !math.IsInf(x, 0) && !math.IsInf(y, 0) {
@@ -107,7 +107,7 @@ func (n *now) realPower(x, y float64) float64 {
 	return z
 }
 
-// sqrt is Python's math.sqrt.
+// sqrt returns Python's math.sqrt.
 func (n *now) sqrt(x float64) float64 {
 	if x < 0 {
 		n.fail("ValueError", "the square root of %v", x)
@@ -115,7 +115,7 @@ func (n *now) sqrt(x float64) float64 {
 	return math.Sqrt(x)
 }
 
-// narrow is x where torch converts a number to the elements' type by a conversion that refuses what is finite and
+// narrow returns x. It is for the conversions of a number to the element type in which torch rejects a finite number that
 // becomes infinite. These are the alpha of add_, the value of addcmul_ and addcdiv_, the weight of lerp_, the bounds of
 // clamp_, and assignments; not the operand of mul_, div_ and add_.
 func (n *now) narrow(x float64) float64 {
@@ -125,12 +125,12 @@ func (n *now) narrow(x float64) float64 {
 	return x
 }
 
-// coupled are the scalars of a gradient with coupled weight decay.
+// coupled returns the scalars of a gradient with coupled weight decay.
 func (n *now) coupled(maximize bool, weightDecay float64) kernel.Coupled {
 	return kernel.CoupledOf(maximize, n.narrow(weightDecay))
 }
 
-// decoupled is the factor of a parameter with decoupled weight decay. Without one, torch does not multiply.
+// decoupled returns the factor of a parameter for decoupled weight decay. Without weight decay, torch does not multiply.
 func decoupled(lr, weightDecay float64) float64 {
 	if weightDecay == 0 {
 		return 1
@@ -138,7 +138,7 @@ func decoupled(lr, weightDecay float64) float64 {
 	return 1 - float64(lr*weightDecay)
 }
 
-// weight is the weight w of lerp_ for the elements of the row.
+// weight returns the weight w of lerp_ for the elements of the row.
 func (n *now) weight(w float64) kernel.Weight {
 	if n.narrow(w); n.row.DType() == engine.Float32 {
 		return kernel.WeightOf[float32](w)
@@ -146,7 +146,7 @@ func (n *now) weight(w float64) kernel.Weight {
 	return kernel.WeightOf[float64](w)
 }
 
-// divisor divides the square roots of the row's elements by x.
+// divisor returns the scalars to divide the square roots of the row's elements by x.
 func (n *now) divisor(x float64) kernel.Divisor {
 	if n.row.DType() == engine.Float32 {
 		return kernel.DivisorOf[float32](x)
@@ -154,7 +154,7 @@ func (n *now) divisor(x float64) kernel.Divisor {
 	return kernel.DivisorOf[float64](x)
 }
 
-// setNumber gives a scalar state a new value as it is: rounded to its own type.
+// setNumber sets a scalar state, rounded to its dtype.
 func (n *now) setNumber(state int, x float64) float64 {
 	before := n.row.Number(state)
 	x = n.row.SetNumber(state, x)
@@ -162,7 +162,7 @@ func (n *now) setNumber(state int, x float64) float64 {
 	return x
 }
 
-// setTensor gives a scalar state a new value as torch does where it makes a tensor of it first.
+// setTensor sets a scalar state as torch does if it converts the value to a tensor first.
 func (n *now) setTensor(state int, x float64) {
 	if !n.wide {
 		x = float64(float32(x))

@@ -19,13 +19,13 @@ import (
 	"github.com/goptim/goptim/internal/steps"
 )
 
-// A SparseParam is a matrix to optimize of which a step has gradients for some rows, as of an embedding's weight.
+// A SparseParam is a matrix with gradients for only some of its rows in each step, such as the weight of an embedding.
 type SparseParam[T Float] struct {
 	Name    string  // for error messages; may be empty
-	Value   []T     // rows of Width elements, one after the other; changed in place by Step
+	Value   []T     // rows of Width elements, in row-major order; changed in place by Step
 	Width   int     // elements in a row
-	Indices []int64 // the rows that Grad has, in any order; a row may come more than once
-	Grad    []T     // a row of Width elements for every index; only read; nil leaves the parameter out of the step
+	Indices []int64 // the rows of Grad, in any order; a row may be repeated
+	Grad    []T     // a row of Width elements per index; only read; nil excludes the parameter from the step
 }
 
 // A sparseSpec is all that an optimizer of sparse gradients has of its own. Its options and states, which are columns, are
@@ -78,13 +78,13 @@ func (s *sparseSpec[O, S]) checkOptions(o *O) error {
 	return err
 }
 
-// rowKernels are one step's arithmetic for either type of elements.
+// rowKernels are the kernels of a step, for each element type.
 type rowKernels[S any] struct {
 	f32 kernel.RowsFunc[S, float32]
 	f64 kernel.RowsFunc[S, float64]
 }
 
-// sparse is what an optimizer of sparse gradients embeds, as elementwise.
+// sparse is embedded in each optimizer of sparse gradients, like elementwise.
 type sparse[T Float, O, S any] struct {
 	self    *sparse[T, O, S]
 	spec    *sparseSpec[O, S]
@@ -102,7 +102,7 @@ type sparseState[T Float] struct {
 	columns [engine.Columns][]T
 }
 
-// begin makes an optimizer of a spec, of parameters and of options, of which zeros become defaults.
+// begin initializes an optimizer with a spec, options and parameters. It replaces zero options by defaults.
 func (b *sparse[T, O, S]) begin(s *sparseSpec[O, S], o *O, workers *int, params []*SparseParam[T]) error {
 	s.setDefaults(o)
 	*b = sparse[T, O, S]{
@@ -325,7 +325,7 @@ func (p *sparsePass[O, S]) begin(t *sparseRow) error {
 	if err := p.rows.find(t); err != nil {
 		return err
 	}
-	// The engine splits the elements of the rows that have a gradient, as if they lay one after the other.
+	// The engine splits the concatenated elements of the rows that have a gradient.
 	p.row[0] = engine.Row{
 		N: int64(p.rows.len()) * t.width, Types: engine.TypesOf(engine.DType(t.dtype), engine.None), Param: t.param, Grad: t.values,
 		State: [engine.States]uintptr{t.state[0], t.state[1]},
@@ -333,15 +333,15 @@ func (p *sparsePass[O, S]) begin(t *sparseRow) error {
 	return nil
 }
 
-// touched are the rows of a parameter that have a gradient, in order.
+// touched is the list of rows of a parameter that have a gradient, in order.
 type touched struct {
 	entries []entry
-	starts  []int32 // where in entries each row begins, and at last where the last one ends
-	places  uint    // bits of an entry that are the place
+	starts  []int32 // the start of each row in entries, and the end of the last row
+	places  uint    // number of bits of an entry for the gradient's index
 	spare   []entry
 }
 
-// An entry is a row of the gradient: the index of the parameter's row, and the gradient's place in the lower bits.
+// An entry is a row of the gradient: the index of the parameter's row, and in the lower bits the index in the gradient.
 type entry uint64
 
 func (r *touched) len() int { return max(len(r.starts)-1, 0) }
@@ -350,7 +350,7 @@ func (r *touched) index(e entry) int { return int(e >> r.places) }
 
 func (r *touched) place(e entry) int { return int(e & (1<<r.places - 1)) }
 
-// find puts the rows of the gradient in order, and finds where each row of the parameter begins among them.
+// find sorts the rows of the gradient, and finds the start of each row of the parameter among them.
 func (r *touched) find(t *sparseRow) error {
 	n := int(t.n)
 	r.places = uint(bits.Len(uint(n)))
@@ -397,7 +397,7 @@ func (r *touched) find(t *sparseRow) error {
 	return nil
 }
 
-// sort puts the entries in order by radix; those of one row stay as they came.
+// sort is a stable radix sort of the entries by row.
 func (r *touched) sort(rows int) {
 	const digit = 11
 	var ends [1 << digit]int32
@@ -420,7 +420,7 @@ func (r *touched) sort(rows int) {
 	}
 }
 
-// A sparsePass is one step over the rows that have a gradient.
+// A sparsePass is a pass over the rows that have a gradient.
 type sparsePass[O, S any] struct {
 	options O // of a call
 	table   sparseRow
@@ -444,18 +444,18 @@ func (p *sparsePass[O, S]) Update(part engine.Part) {
 	}
 }
 
-// Rows lie anywhere in memory, and a processor that waits for each in turn does little else: they are asked for so many
-// cache lines of a column before their turn, or so many rows, if they are long.
+// Rows are scattered in memory, and waiting for each would dominate the time. They are prefetched aheadLines cache lines of a
+// tensor ahead, or aheadRows rows ahead if rows are long.
 const aheadLines, aheadRows = 32, 4
 
-// batch is how many rows a kernel takes in a call.
+// batch is the number of rows per call of a kernel.
 const batch = 8
 
-// A bench is where a thread prepares rows for a kernel: on the heap, see kernel.Apply.
+// A bench is the scratch buffer of a thread, for rows passed to a kernel. It is on the heap: see kernel.Apply.
 type bench[T Float] struct {
 	parts [batch]kernel.Part[T]
 	adds  [batch]kernel.Part[T]
-	sums  []T // a row for every part whose gradients are added up
+	sums  []T // a row per part whose gradients are summed
 	asked [16]uintptr
 }
 
@@ -493,7 +493,7 @@ func updateRows[O, S any, T Float](p *sparsePass[O, S], f kernel.RowsFunc[S, T],
 	rowBytes := uintptr(width) * unsafe.Sizeof(T(0))
 	lines := min(int(rowBytes+63)/64, 16)
 	ahead := max(aheadRows, aheadLines/lines)
-	asked := int(r.starts[lo/width]) // entries whose gradient has been asked for
+	asked := int(r.starts[lo/width]) // number of entries whose gradient has been prefetched
 	filled, length := 0, 0           // parts, and the length of each
 	flush := func() {
 		kernel.ApplyRows(f, &p.h, param, states, b.parts[:filled], length)
@@ -538,7 +538,7 @@ func updateRows[O, S any, T Float](p *sparsePass[O, S], f kernel.RowsFunc[S, T],
 				for ; k < batch && i < end; k, i = k+1, i+1 {
 					g := gradient(i)
 					b.adds[k] = kernel.Part[T]{Grad: g}
-					for j := whole; j < n; j++ { // a copy into a vector would take longer
+					for j := whole; j < n; j++ { // faster than a copy into a vector
 						sum[j] += g[j]
 					}
 				}

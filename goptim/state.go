@@ -21,24 +21,24 @@ import (
 	"github.com/goptim/goptim/goptim/internal/safetensors"
 )
 
-// ErrState is a saved state that is damaged, or that of another optimizer or of other parameters.
+// ErrState reports a saved state that is damaged, or that belongs to a different optimizer or different parameters.
 var ErrState = errors.New("invalid state")
 
-// Stateful is every optimizer of this package, and Groups. Their state is what the next Step begins with but for values
-// and gradients: the options, the number of steps, and moments and the like. An optimizer of equal parameters and state
-// goes on with the same bits.
+// Stateful is implemented by each optimizer of this package and by Groups. The state is everything that the next Step
+// depends on, except values and gradients: the options, the step counts, and tensors such as moments. Optimizers with equal
+// parameters and states continue with exactly the same results.
 type Stateful interface {
-	// MarshalBinary encodes the state, with a version and a checksum. Parameters are known by their order.
+	// MarshalBinary encodes the state, with a version and a checksum. Parameters are identified by their order.
 	encoding.BinaryMarshaler
-	// UnmarshalBinary takes the state that MarshalBinary encoded of an optimizer of as many parameters of the same
-	// lengths. Its error wraps ErrState, and nothing has changed then.
+	// UnmarshalBinary restores a state from MarshalBinary. The optimizer must have the same number of parameters, of the
+	// same lengths. An error wraps ErrState, and nothing has changed.
 	encoding.BinaryUnmarshaler
 	groups() []group
 }
 
-// WriteState writes the state of optimizers as a safetensors file, which goptim.load_state reads in Python, as
-// goptim.save_state writes them for ReadState; docs/state.md has its layout. An optimizer is one of torch's parameter
-// groups; Groups are several. Parameters are known by their Name, or by their index among all if that is empty.
+// WriteState writes the state of optimizers as a safetensors file. In Python, goptim.load_state reads such files, and
+// goptim.save_state writes them. docs/state.md describes the format. An optimizer is one of torch's parameter groups, and
+// Groups are several. Parameters are identified by their Name, or by their index among all if the Name is empty.
 func WriteState(w io.Writer, optimizers ...Stateful) error {
 	groups, err := groupsOf(optimizers)
 	var f *safetensors.File
@@ -54,8 +54,8 @@ func WriteState(w io.Writer, optimizers ...Stateful) error {
 	return nil
 }
 
-// ReadState gives optimizers the state that WriteState or, in Python, goptim.save_state has written of parameters of the
-// same names and numbers of elements. Its error wraps ErrState, but for one of r, and nothing has changed then.
+// ReadState restores the state of optimizers from a file of WriteState or, in Python, goptim.save_state. The parameters must
+// have the same names and numbers of elements. On an error, nothing has changed. It wraps ErrState unless it comes from r.
 func ReadState(r io.Reader, optimizers ...Stateful) error {
 	data, err := io.ReadAll(r)
 	if err != nil {
@@ -71,8 +71,8 @@ func ReadState(r io.Reader, optimizers ...Stateful) error {
 	return nil
 }
 
-// envelope begins what MarshalBinary encodes: the format and its version. The length of a safetensors file follows in 8
-// bytes, that file, and the SHA-256 of all before.
+// envelope is the prefix of MarshalBinary's encoding: the format and its version. It is followed by the length of a
+// safetensors file in 8 bytes, the file, and the SHA-256 of all preceding bytes.
 const envelope = "goptim\x00\x01"
 
 func marshal(s Stateful) ([]byte, error) {
@@ -130,20 +130,20 @@ func unwrap(data []byte) ([]byte, error) {
 	return data[before:end], nil
 }
 
-// A group is an optimizer as its state is saved.
+// A group is an optimizer whose state is saved.
 type group interface {
-	usable() error     // reports an optimizer that no New function has made
-	className() string // torch's
+	usable() error     // returns an error for an optimizer that was not constructed by its New function
+	className() string // torch's class
 	options() []option
 	handles() []handle
-	ordered() bool // a state is that of the parameters in their order
-	// tensors are the state of a parameter, with torch's keys for names.
+	ordered() bool // whether the state depends on the order of the parameters
+	// tensors returns the state of a parameter, named by torch's keys.
 	tensors(param int) []safetensors.Tensor
-	// load makes options and states of what was saved, and returns what puts them in their place.
+	// load decodes saved options and states, and returns a function that applies them.
 	load(g *savedGroup) (commit func(), err error)
 }
 
-// A handle is what a group tells of a parameter.
+// A handle describes a parameter of a group.
 type handle struct {
 	pointer any
 	name    string
@@ -157,7 +157,7 @@ func handlesOf[T Float](params []*Param[T]) []handle {
 	return all
 }
 
-// shape is Shape, or that of a vector if it is not of the value.
+// shape returns Shape, or that of a vector if Shape does not match the value.
 func (p *Param[T]) shape() []int {
 	if _, err := p.matrices(); err != nil || len(p.Shape) == 0 {
 		return []int{len(p.Value)}
@@ -165,7 +165,7 @@ func (p *Param[T]) shape() []int {
 	return p.Shape
 }
 
-// shape is of rows, or that of a vector if the value is not of whole ones.
+// shape returns the shape as rows, or that of a vector if the value does not consist of whole rows.
 func (p *SparseParam[T]) shape() []int {
 	if p.Width < 1 || len(p.Value)%p.Width != 0 {
 		return []int{len(p.Value)}
@@ -173,14 +173,14 @@ func (p *SparseParam[T]) shape() []int {
 	return []int{len(p.Value) / p.Width, p.Width}
 }
 
-// An option is a hyperparameter under torch's key. Its value, a pointer, is encoded in JSON.
+// An option is a hyperparameter with torch's key. Its value, a pointer, is encoded in JSON.
 type option struct {
 	key   string
 	value any
-	null  bool // null is one of its values
+	null  bool // whether null is allowed
 }
 
-// A number is a float64 in JSON; if it is not finite, its name in Python as a string.
+// A number is a float64 in JSON. If it is not finite, it is encoded as a string with its name in Python.
 type number float64
 
 func (n number) MarshalJSON() ([]byte, error) {
@@ -197,7 +197,7 @@ func (n *number) UnmarshalJSON(data []byte) error {
 		*n = number(math.Inf(1))
 	case `"-inf"`:
 		*n = number(math.Inf(-1))
-	default: // also "nan", which no option may be
+	default: // also "nan", which is not allowed for any option
 		var x float64
 		if err := safetensors.Decode(data, &x); err != nil {
 			return fmt.Errorf("%s, expected a number", text)
@@ -207,7 +207,7 @@ func (n *number) UnmarshalJSON(data []byte) error {
 	return nil
 }
 
-// A tuple is some numbers in JSON.
+// A tuple is an array of numbers in JSON.
 type tuple []float64
 
 func tupleOf(s []float64) *tuple { return (*tuple)(&s) }
@@ -234,7 +234,7 @@ func (t tuple) UnmarshalJSON(data []byte) error {
 	return nil
 }
 
-// named gives parameters their name, or their index; numbered their index alone.
+// named identifies parameters by their name, or their index if it is empty; numbered always by their index.
 func named(i int, h handle) string {
 	if h.name != "" {
 		return h.name
@@ -244,7 +244,7 @@ func named(i int, h handle) string {
 
 func numbered(i int, _ handle) string { return strconv.Itoa(i) }
 
-// namesOf gives names to the parameters of all groups, which must be distinct.
+// namesOf returns the names of the parameters of all groups, which must be distinct.
 func namesOf(groups []group, name func(i int, h handle) string) ([][]string, error) {
 	all, seen, i := make([][]string, len(groups)), map[string]bool{}, 0
 	for k, g := range groups {
@@ -291,7 +291,7 @@ func isNil(o Stateful) bool {
 	return !v.IsValid() || v.Kind() == reflect.Pointer && v.IsNil()
 }
 
-// stateOf is the state of groups as a file, whose tensors share the optimizers' memory.
+// stateOf returns the state of groups as a file whose tensors share the memory of the optimizers.
 func stateOf(groups []group, name func(i int, h handle) string) (*safetensors.File, error) {
 	names, err := namesOf(groups, name)
 	if err != nil {
@@ -310,7 +310,7 @@ func stateOf(groups []group, name func(i int, h handle) string) (*safetensors.Fi
 		descriptions = append(descriptions, description...)
 		for i, n := range names[k] {
 			for _, t := range g.tensors(i) {
-				if err := t.Check(); err != nil { // the value has another length than at the last step
+				if err := t.Check(); err != nil { // the length of the value has changed since the last step
 					return nil, fmt.Errorf("group %d: parameter %s: %w: %w", k, n, err, ErrParam)
 				}
 				t.Name = "state." + n + "." + t.Name
@@ -322,7 +322,7 @@ func stateOf(groups []group, name func(i int, h handle) string) (*safetensors.Fi
 	return f, nil
 }
 
-// describe is a group as JSON.
+// describe returns the JSON description of a group.
 func describe(g group, params []string) ([]byte, error) {
 	if params == nil {
 		params = []string{}
@@ -341,21 +341,21 @@ func describe(g group, params []string) ([]byte, error) {
 	return append(b, '}'), nil
 }
 
-// A savedGroup is a group in a file, whose states are in the order of the parameters that take them.
+// A savedGroup is a group of a file, with states in the order of the optimizer's parameters.
 type savedGroup struct {
 	class   string
 	options map[string]json.RawMessage
 	states  []savedState
 }
 
-// A savedState is the state of one parameter. It keeps the first error of what is asked of it.
+// A savedState is the state of one parameter. It records the first error of its methods.
 type savedState struct {
 	name    string
 	tensors map[string]safetensors.Tensor
 	err     error
 }
 
-// load gives groups the state that a file holds, all or none.
+// load restores the state of all groups from a file, or of none on an error.
 func load(data []byte, groups []group, name func(i int, h handle) string) error {
 	f, err := safetensors.Parse(data)
 	if err != nil {
@@ -383,7 +383,7 @@ func load(data []byte, groups []group, name func(i int, h handle) string) error 
 	return nil
 }
 
-// savedGroups are the groups of a file, which must be as many, of the parameters that have the names.
+// savedGroups returns the groups of a file, which must have the given number of groups and the named parameters.
 func savedGroups(f *safetensors.File, into []group, names [][]string) ([]*savedGroup, error) {
 	version, ok := f.Metadata[versionKey]
 	if !ok {
@@ -442,7 +442,7 @@ func savedGroups(f *safetensors.File, into []group, names [][]string) ([]*savedG
 	return all, nil
 }
 
-// groupsIn are the members of the objects in a list in JSON.
+// groupsIn returns the members of the objects in a JSON array.
 func groupsIn(text string) ([]map[string]json.RawMessage, error) {
 	var objects []json.RawMessage
 	if err := safetensors.Decode(json.RawMessage(text), &objects); err != nil {
@@ -462,7 +462,7 @@ func groupsIn(text string) ([]map[string]json.RawMessage, error) {
 	return all, nil
 }
 
-// keyIn is the place of the dot before the key in a parameter's name and a key, which may end in an index; or -1.
+// keyIn returns the position of the dot between a parameter's name and a key, which may end in an index; -1 if not found.
 func keyIn(s string) int {
 	at := strings.LastIndexByte(s, '.')
 	if at < 0 || at == len(s)-1 {
@@ -474,19 +474,19 @@ func keyIn(s string) int {
 	return at
 }
 
-// decode puts the saved options into options.
+// decode stores the saved options in options.
 func (g *savedGroup) decode(options []option) error {
 	for _, o := range options {
 		value, ok := g.options[o.key]
 		if !ok {
-			if _, flag := o.value.(*bool); flag { // that another version of torch does without
+			if _, flag := o.value.(*bool); flag { // which does not exist in some versions of torch
 				continue
 			}
 			return fmt.Errorf("%s: no %s", g.class, o.key)
 		}
 		decode := safetensors.Decode
 		if o.null {
-			reflect.ValueOf(o.value).Elem().SetZero() // for null, which leaves a value as it is
+			reflect.ValueOf(o.value).Elem().SetZero() // because null does not change a value
 			decode = func(value json.RawMessage, to any) error { return json.Unmarshal(value, to) }
 		}
 		if err := decode(value, o.value); err != nil {
@@ -496,7 +496,7 @@ func (g *savedGroup) decode(options []option) error {
 	return nil
 }
 
-// expect reports whether the group is of one of the classes.
+// expect returns an error unless the class of the group is one of these.
 func (g *savedGroup) expect(classes ...string) error {
 	if !slices.Contains(classes, g.class) {
 		return fmt.Errorf("the state of %s, expected that of %s", g.class, classes[0])
@@ -517,7 +517,7 @@ func (s *savedState) has(key string) bool {
 	return ok
 }
 
-// vector takes a tensor of n elements.
+// vector reads a tensor of n elements.
 func vector[T Float](s *savedState, key string, n int) []T {
 	t, ok := s.tensors[key]
 	delete(s.tensors, key)
@@ -538,7 +538,7 @@ func vector[T Float](s *savedState, key string, n int) []T {
 	return nil
 }
 
-// number takes a tensor of one number, and tells its type.
+// number reads a scalar tensor, and returns its value and its type.
 func (s *savedState) number(key string) (x float64, dtype string) {
 	t, ok := s.tensors[key]
 	delete(s.tensors, key)
@@ -563,7 +563,7 @@ func (s *savedState) number(key string) (x float64, dtype string) {
 	return 0, ""
 }
 
-// count takes a number of steps.
+// count reads a step count.
 func (s *savedState) count(key string) float64 {
 	x, _ := s.number(key)
 	if !(x >= 0) || x != math.Trunc(x) || x > 1<<53 {
@@ -572,7 +572,7 @@ func (s *savedState) count(key string) float64 {
 	return x
 }
 
-// single is a number that a float32 holds.
+// single reads a number that float32 can represent.
 func (s *savedState) single(key string, x float64) float32 {
 	if float64(float32(x)) != x && !math.IsNaN(x) {
 		s.fail("%s is %v, expected a float32", key, x)
@@ -580,7 +580,7 @@ func (s *savedState) single(key string, x float64) float32 {
 	return float32(x)
 }
 
-// end reports the first error, or what was not taken.
+// end returns the first error, or an error for entries that were not read.
 func (s *savedState) end() error {
 	for key := range s.tensors {
 		s.fail("%s is not known", key)
@@ -597,7 +597,7 @@ func dtypeName[T Float]() string {
 
 var littleEndian = binary.NativeEndian.Uint16([]byte{1, 0}) == 1
 
-// bytesOf is s, little-endian; its own memory, where that is the machine's order.
+// bytesOf returns s in little-endian order. On a little-endian machine, the result shares the memory of s.
 func bytesOf[T Float](s []T) []byte {
 	if len(s) == 0 {
 		return []byte{}
@@ -609,7 +609,7 @@ func bytesOf[T Float](s []T) []byte {
 	return b
 }
 
-// elementsOf is a copy of what bytesOf gave.
+// elementsOf is the inverse of bytesOf. It returns a copy.
 func elementsOf[T Float](b []byte) []T {
 	s := make([]T, len(b)/int(unsafe.Sizeof(T(0))))
 	if len(s) == 0 {
@@ -622,7 +622,7 @@ func elementsOf[T Float](b []byte) []T {
 	return s
 }
 
-// swapped is a copy of numbers of some bytes each in the other order.
+// swapped returns a copy of numbers of the given size with their bytes reversed.
 func swapped(b []byte, size int) []byte {
 	b = slices.Clone(b)
 	for i := 0; i < len(b); i += size {

@@ -9,7 +9,7 @@ import (
 	"github.com/goptim/goptim/goptim/internal/safetensors"
 )
 
-// accepted are the classes of torch whose state an optimizer of the options takes, its own first.
+// accepted returns the classes of torch whose saved states are accepted with these options, the own class first.
 func (c *class[O]) accepted(o *O) []string {
 	switch {
 	case c.variant == "":
@@ -21,12 +21,12 @@ func (c *class[O]) accepted(o *O) []string {
 	}
 }
 
-// load makes options of what was saved. What it does not say is as in o.
+// load returns the saved options. Options that were not saved are as in o.
 func (c *class[O]) load(saved *savedGroup, o O) (*O, error) {
 	if err := errors.Join(saved.expect(c.accepted(&o)...), saved.decode(c.options(&o))); err != nil {
 		return nil, err
 	}
-	if saved.class == c.variant && c.flagged != nil { // by its name, in a torch without the flag
+	if saved.class == c.variant && c.flagged != nil { // named by the class, in a version of torch without the flag
 		c.flagged.set(unsafe.Pointer(&o), 0, 1)
 	}
 	return &o, nil
@@ -85,7 +85,7 @@ func (e *elementwise[T, O, S]) load(saved *savedGroup) (func(), error) {
 		}
 		for k, kept := range c.states {
 			switch {
-			// One that options ask for is made at the first step that needs it.
+			// A state that depends on options is created at the first step that needs it.
 			case !s.has(kept.key) && (kept.when != "" || layout.State[k] == engine.Unused):
 			case layout.State[k] == engine.Scalar:
 				x, _ := s.number(kept.key)

@@ -21,7 +21,7 @@ func init() {
 	steps.DescribeConstants(constants)
 }
 
-// rowsOf views the table of a group and checks every row before anything is written.
+// rowsOf returns the rows of a group's table. It checks all of them before anything is written.
 func rowsOf(g *steps.Group, optimizer string, l engine.Layout) ([]engine.Row, error) {
 	rows := unsafe.Slice((*engine.Row)(engine.Pointer(g.Table)), g.Rows)
 	for i := range rows {

@@ -86,8 +86,8 @@ REASONS = {
     "subclass": (lambda: torch.randn(3, 4).as_subclass(Quiet).requires_grad_(), torch.randn_like, {}, "a Quiet"),
     "gaps": (lambda: Parameter(torch.randn(6, 4)[::2]), torch.randn_like, {}, "gaps"),
     "gradient's subclass": (lambda: leaf(3, 4), quiet, {}, "its gradient is a Quiet"),
-    "gradient's layout": (lambda: leaf(3, 4), transposed, {}, "laid out otherwise"),
-    "gradient's gaps": (lambda: leaf(3, 4), lambda p: torch.randn(6, 4)[::2], {}, "laid out otherwise"),
+    "gradient's layout": (lambda: leaf(3, 4), transposed, {}, "different strides"),
+    "gradient's gaps": (lambda: leaf(3, 4), lambda p: torch.randn(6, 4)[::2], {}, "different strides"),
     "gradient negative": (
         lambda: leaf(3, 4),
         lambda p: torch.randn(3, 4, dtype=torch.complex64).conj().imag,
@@ -142,7 +142,7 @@ def test_whole_steps(name, go, watched, monkeypatch):
         check(opt, watched, steps=1)
     opt.found_inf = torch.zeros(())
     [row] = explained(opt)
-    assert row.reason == "a GradScaler hands its scale to the optimizer"
+    assert row.reason == "a GradScaler passes its scale to the optimizer"
     del opt.found_inf
     with monkeypatch.context() as patch:
         patch.setattr(torch.compiler, "is_compiling", lambda: True)

@@ -67,12 +67,12 @@ class LayoutlessPart(Part):
         super().sort(p, PYTHON if code == TORCH else code)
 
     def _reason_of_parameter(self, p):
-        gaps = "its elements have gaps between them, or overlap"
+        gaps = "its elements have gaps or overlap"
         return None if (why := super()._reason_of_parameter(p)) == gaps else why
 
     def reason_of(self, p, g, state):
         why = super().reason_of(p, g, state)
-        return None if why and why.endswith("laid out otherwise than the parameter") else why
+        return None if why and why.endswith("different strides than the parameter") else why
 
 
 class IgnoresLayouts:

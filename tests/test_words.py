@@ -34,14 +34,9 @@ PENDING = {
     "bindings/_core/gather.c",
     "goptim/golden_test.go",
     "goptim/state.go",
-    "python/goptim/_eligible.py",
-    "python/goptim/_parts.py",
     "python/goptim/_state.py",
     "python/goptim/_step.py",
     "python/goptim/lbfgs.py",
-    # They repeat a message of _step.py.
-    "tests/test_explain.py",
-    "tests/test_naive.py",
 }
 
 

@@ -1,6 +1,7 @@
 """What runs in Go, and the reasons why the rest falls back to torch.
 
-A reason is a text for `explain` and the report of `run`; None means that Go steps. Nothing here changes anything.
+A reason is a text for `explain` and the report of `run`; None means that the step runs in Go. These functions do not
+have side effects.
 """
 
 from __future__ import annotations
@@ -19,27 +20,27 @@ from goptim import _dtensor, _native
 
 DTYPES = (torch.float32, torch.float64)
 
-# Of these, Go reads and writes the memory. A subclass may give torch's operations another meaning.
+# Go reads and writes the memory of these types. A subclass may redefine torch's operations.
 PLAIN = (Tensor, torch.nn.Parameter)
 
-# Asked at every step, where the way to them through torch's modules would cost as much as the answer.
+# Called at each step. Looking them up in torch's modules would take as long as the call.
 dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 
 _functorch: Callable[[], Any] = torch._C._functorch.peek_interpreter_stack
 
-# How a dict is read, which gather.c does without a call of these.
+# Methods that read a dict. gather.c does not call them.
 _LOOKUPS = ("__getitem__", "__contains__", "__len__", "get")
 
-# Why a parameter is torch's that Go could step by itself.
-SHARED = "its memory is memory of another parameter, which torch steps"
+# Why a parameter falls back to torch that alone would run in Go.
+SHARED = "it shares memory with another parameter that falls back to torch"
 
 
 class Incompatible(str):
-    """A reason why Go does not take a parameter that torch will refuse too, or convert."""
+    """A reason why a parameter falls back to torch, which raises an error or converts the parameter."""
 
 
 def reason_of_optimizer(optimizer: Optimizer) -> str | None:
-    """Why Go may not write to memory behind torch's back, which a tracer or a loss scaler must not miss."""
+    """Why the whole step falls back to torch. For example, a tracer or a loss scaler would miss writes by Go."""
     if _native.core() is None:
         return _native.why_not()
     if dispatch_modes():
@@ -47,27 +48,27 @@ def reason_of_optimizer(optimizer: Optimizer) -> str | None:
     if _functorch() is not None:
         return "functorch is active"
     if getattr(optimizer, "grad_scale", None) is not None or getattr(optimizer, "found_inf", None) is not None:
-        return "a GradScaler hands its scale to the optimizer"
+        return "a GradScaler passes its scale to the optimizer"
     return reason_of_state(optimizer.state)
 
 
 def reason_compiling() -> str | None:
-    """Why a step that a compiler traces is torch's; a question of its own, for a compiler cannot trace the others."""
+    """Why a compiled step falls back to torch. A separate function, because the compiler cannot trace the others."""
     return "the step is being compiled" if torch.compiler.is_compiling() else None
 
 
 def reason_of_state(state: Any) -> str | None:
-    """Why Go does not take the states in a dict, of an optimizer or a parameter, which may read them in its own way."""
+    """Why the state of an optimizer or a parameter falls back to torch: its dict may have its own lookup methods."""
     kind = type(state)
     if kind is dict or kind is collections.defaultdict:
         return None
     if isinstance(state, dict) and any(getattr(kind, name) is not getattr(dict, name) for name in _LOOKUPS):
-        return f"its state is a {kind.__name__} that looks states up in its own way"
+        return f"its state is a {kind.__name__} with its own lookup methods"
     return None
 
 
 def reason_of_numbers(group: dict[str, Any]) -> str:
-    """Says which of a group's hyperparameters are not the numbers that Go needs."""
+    """The hyperparameters of a group that are not supported, because they are not numbers."""
     named = {key: value for key, value in group.items() if key not in ("params", "param_names")}
     tensors = [
         key
@@ -77,14 +78,14 @@ def reason_of_numbers(group: dict[str, Any]) -> str:
     if tensors:
         return f"its group's {', '.join(tensors)} is a Tensor"
     if isinstance(named.get("eps"), tuple) and None in named["eps"]:  # Adafactor's
-        return "its group's eps depends on the dtype, and there are several, or none that Go takes"
-    return "its group has an argument that is no number"
+        return "its group's eps depends on the dtype, and its parameters have several dtypes or an unsupported one"
+    return "its group has an argument that is not a number"
 
 
 def reason_of_tensor(p: Tensor) -> str | None:
-    """Why Go does not take a parameter; None if it does."""
+    """Why a parameter falls back to torch; None if it runs in Go."""
     if type(p) not in PLAIN:
-        return f"it is a {type(p).__name__}, not a plain tensor"
+        return f"it is a {type(p).__name__}, a tensor subclass"
     if p.layout is not torch.strided:
         return f"it is {p.layout}"
     if p.dtype not in DTYPES:
@@ -95,13 +96,13 @@ def reason_of_tensor(p: Tensor) -> str | None:
         return "it is a nested tensor"
     if p.is_neg():
         return "it is a negative view"
-    return None if is_dense(p) else "its elements have gaps between them, or overlap"
+    return None if is_dense(p) else "its elements have gaps or overlap"
 
 
 def reason_of_gradient(g: Tensor) -> str | None:
-    """Why Go does not take a gradient, whatever its parameter is."""
+    """Why a gradient falls back to torch with any parameter."""
     if type(g) is not Tensor:
-        return f"its gradient is a {type(g).__name__}, not a plain tensor"
+        return f"its gradient is a {type(g).__name__}, a tensor subclass"
     if g.layout is not torch.strided:
         return f"its gradient is {g.layout}"
     if g.is_nested:
@@ -110,17 +111,17 @@ def reason_of_gradient(g: Tensor) -> str | None:
 
 
 def reason_unlike(p: Tensor, t: Tensor) -> str | None:
-    """Why Go does not take a gradient or a state beside its parameter, whose dtype and device it has."""
+    """Why a gradient or a state, with the dtype and device of its parameter, falls back to torch."""
     if type(t) is not (Tensor if type(p) in PLAIN else type(p)):
         return f"is a {type(t).__name__}"
     if type(p) not in PLAIN and (why := _dtensor.why_apart(p, t)) is not None:
         return why
     alike = t.is_contiguous() if t.shape != p.shape else same_strides(_dtensor.local(p), _dtensor.local(t))
-    return None if alike else "is laid out otherwise than the parameter"
+    return None if alike else "has different strides than the parameter"
 
 
 def reason_shared(tensors: list[tuple[str, Tensor]]) -> str | None:
-    """Why Go does not take a parameter whose tensors share memory: torch's operations see each other's writes there."""
+    """Why a parameter falls back to torch whose tensors share memory: the result depends on the order of writes."""
     spans = []
     for what, t in tensors:
         t = _dtensor.local(t)
@@ -128,14 +129,14 @@ def reason_shared(tensors: list[tuple[str, Tensor]]) -> str | None:
             spans.append((t.data_ptr(), t.data_ptr() + t.numel() * t.element_size(), what))
     for (start, _, what), (_, end, before) in itertools.combinations(sorted(spans, reverse=True), 2):
         if start < end:
-            return f"memory of {before} is memory of {what}"
+            return f"{before} shares memory with {what}"
     return None
 
 
 def memory_of(optimizer: Optimizer, p: Tensor) -> Iterator[tuple[int, int, bool]]:
-    """The memory of a parameter, its gradient and its state, and whether a step writes it."""
+    """The memory ranges of a parameter, its gradient and its state, and whether a step writes them."""
     for t in (p, p.grad, *optimizer.state.get(p, {}).values()):
-        with contextlib.suppress(Exception):  # it may have no address
+        with contextlib.suppress(Exception):  # it may not have an address
             start = t.data_ptr()
             last = sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True))
             if t.numel() and start:
@@ -143,7 +144,7 @@ def memory_of(optimizer: Optimizer, p: Tensor) -> Iterator[tuple[int, int, bool]
 
 
 def is_dense(t: Tensor) -> bool:
-    """Whether t's elements fill one stretch of memory, each once, in any order of dimensions."""
+    """Whether t's elements fill a contiguous range of memory without overlap, in any order of dimensions."""
     if t.is_contiguous() or t.numel() == 0:
         return True
     filled = 1
@@ -155,7 +156,7 @@ def is_dense(t: Tensor) -> bool:
 
 
 def same_strides(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors of one shape and dtype lie in memory alike."""
+    """Whether two tensors of the same shape and dtype have the same strides."""
     if a.data_ptr() == 0 or b.data_ptr() == 0:
         return a.numel() == 0
     pairs = zip(a.stride(), b.stride(), a.shape, strict=True)
@@ -163,7 +164,7 @@ def same_strides(a: Tensor, b: Tensor) -> bool:
 
 
 def lacks_memory(t: Tensor) -> str | None:
-    """What is wrong with the storage of a tensor that somebody has made too small for it, which torch would overrun."""
+    """An error message for a tensor whose storage has been resized to less than it needs, which torch would overrun."""
     if type(t) not in PLAIN or not t.is_cpu or t._is_zerotensor():
         return None
     has, needs = t.untyped_storage().nbytes(), (int(t.storage_offset()) + t.numel()) * t.element_size()

@@ -1,4 +1,4 @@
-"""torch's own step, for what does not run in Go."""
+"""torch's own step, for parameters that fall back."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from goptim import _native, _originals
 
 
 def undecorated_step(twin: type[Optimizer]) -> Callable[..., Any]:
-    """torch's step of a class, under torch's rule for grad mode, without the hooks that ours already runs."""
+    """torch's step of a class, with torch's handling of grad mode but without the hooks, which our step has run."""
     step: Any = twin.step
-    if getattr(step, "__module__", "").startswith("goptim."):  # a program has assigned ours to torch's class
+    if getattr(step, "__module__", "").startswith("goptim."):  # a program has assigned our step to torch's class
         step = _originals.STEPS.get(twin, step)
     return step.__wrapped__ if getattr(step, "hooked", False) else step  # type: ignore[no-any-return]
 
 
 @contextlib.contextmanager
 def stand_in(optimizer: Optimizer, rests: list[tuple[dict[str, Any], list[Tensor]]]) -> Iterator[Optimizer]:
-    """An optimizer of the same class and attributes, with the same state, and groups that hold the rests alone.
+    """An optimizer of the same class, with the same attributes and state, and groups with only the given parameters.
 
-    What a step sets of the attributes or in a group is set in the optimizer too, afterwards.
+    Attributes and group entries that a step sets are then set in the optimizer too.
     """
     stand_in: Optimizer = object.__new__(type(optimizer))
     kind: Any = type(optimizer)
@@ -56,12 +56,12 @@ def stand_in(optimizer: Optimizer, rests: list[tuple[dict[str, Any], list[Tensor
 
 @functools.lru_cache(maxsize=64)
 def slots_of(cls: type) -> tuple[types.MemberDescriptorType, ...]:
-    """The attributes that classes name in __slots__, which vars() does not show."""
+    """The attributes in __slots__ of a class, which vars() does not return."""
     return tuple(x for c in cls.__mro__ for x in vars(c).values() if isinstance(x, types.MemberDescriptorType))
 
 
 def copy_slot(slot: types.MemberDescriptorType, source: object, target: object) -> None:
-    """Make a slot of target what it is in source, which may be empty."""
+    """Copy a slot of source, which may be empty, to target."""
     try:
         value = slot.__get__(source)
     except AttributeError:
@@ -72,7 +72,7 @@ def copy_slot(slot: types.MemberDescriptorType, source: object, target: object) 
 
 
 def with_message(e: Exception, message: str) -> Exception:
-    """An exception of the same type with another message; the same one, if its type takes more than that."""
+    """An exception of the same type with another message, or e itself if its type requires other arguments."""
     try:
         other = type(e)(message)
     except Exception:
@@ -82,7 +82,7 @@ def with_message(e: Exception, message: str) -> Exception:
 
 @contextlib.contextmanager
 def threads_after_fork() -> Iterator[None]:
-    """One thread in a forked child: torch's OpenMP does not survive a fork either, and would hang with more."""
+    """Use one thread in a forked child: with more, torch's OpenMP would hang after a fork."""
     threads = torch.get_num_threads()
     if not _native.forked() or threads == 1:
         yield

@@ -1,4 +1,4 @@
-"""A group's part of a step of which torch takes some parameters: where each goes, and the rows for gather.c."""
+"""A group in a step in which some parameters fall back to torch: where each runs, and the rows for gather.c."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ if TYPE_CHECKING:
     from goptim._step import GoStep
 
 
-# What gather.c answers about a parameter. The codes of a step without work for Go are all of _FOR_TORCH.
+# The codes of gather.c for a parameter. If nothing runs in Go, all codes of a step are in _FOR_TORCH.
 GO, NO_GRADIENT, TORCH, PYTHON = range(4)
 
-# A group for gather.c: its parameters, its options, and numbers that are not among these.
+# The arguments of gather.c for a group: its parameters, its options, and scalars that are not among the options.
 Asked = tuple[tuple[Any, ...], dict[str, Any], tuple[Any, ...]]
 
-# Called at every step, while somebody counts, with how many parameters go to Go and why others go to torch.
+# If not None, called at each step with the number of parameters in Go and the reasons why others fall back to torch.
 watch: Callable[[Optimizer, int, list[str]], None] | None = None
 
 
 class Part:
-    """One group's part of a step that is not for Go alone."""
+    """One group in a step that does not run only in Go."""
 
     def __init__(self, optimizer: GoStep, index: int, group: dict[str, Any], asked: Asked) -> None:
         self.optimizer = optimizer
@@ -52,21 +52,21 @@ class Part:
         self.given = asked
         self.params, self.options, self.extra = asked
         self.kind = optimizer.kind
-        self.go: list[Any] = []  # for Go: parameters; in the place of some, a row for gather.c
-        self.go_params: list[Tensor] = []  # the parameters of these
-        self.rest: list[Tensor] = []  # for torch
-        self.reasons: list[str] = []  # of each of rest that has a gradient, while somebody watches
-        self.fresh: list[Tensor] = []  # for Go, without a state yet
-        self.sparse: list[tuple[Tensor, Tensor]] = []  # for Go, with their gradients
-        self.stepped: list[Tensor] = []  # all of these that have a gradient
-        self.judged = False  # Python has decided about some
-        self.apart: set[int] = set()  # the ids of those that gather.c does not take
-        self.written: list[Tensor] = []  # whose versions gather.c does not count
-        self.made: list[tuple[dict[str, Any], dict[str, Tensor]]] = []  # states, and what Go makes for them
+        self.go: list[Any] = []  # in Go: parameters, or rows for gather.c
+        self.go_params: list[Tensor] = []  # the parameters of go
+        self.rest: list[Tensor] = []  # in torch
+        self.reasons: list[str] = []  # of each parameter of rest that has a gradient, if watch is set
+        self.fresh: list[Tensor] = []  # in Go, without a state
+        self.sparse: list[tuple[Tensor, Tensor]] = []  # in Go, with sparse gradients
+        self.stepped: list[Tensor] = []  # all of the above that have a gradient
+        self.judged = False  # whether Python has classified some
+        self.apart: set[int] = set()  # the ids of parameters that gather.c does not support
+        self.written: list[Tensor] = []  # tensors whose versions gather.c does not increment
+        self.made: list[tuple[dict[str, Any], dict[str, Tensor]]] = []  # states, and the tensors that Go fills for them
 
     @functools.cached_property
     def reason_of_group(self) -> str | None:
-        """Why Go does not take the group."""
+        """Why the group falls back to torch."""
         for key in LEAVE:
             if self.group.get(key):
                 return f"its group is {key}"
@@ -81,12 +81,12 @@ class Part:
 
     @property
     def asked(self) -> Asked:
-        """What gather.c is asked of the part."""
+        """The arguments of gather.c for this group."""
         return tuple(self.go), self.options, self.extra
 
     @property
     def checked(self) -> Asked:
-        """The same, to check it: with rows for fresh parameters, which finish makes anew after torch's part."""
+        """The same for a check, with rows for new parameters. finish makes these rows again after torch's step."""
         part = type(self)(self.optimizer, self.index, self.group, self.given)
         part.go, part.fresh = list(self.go), self.fresh
         part.finish()
@@ -98,7 +98,7 @@ class Part:
 
     @functools.cached_property
     def sparse_kind(self) -> Kind | None:
-        """The kind of steps with sparse gradients; None where such a step is torch's."""
+        """The kind of steps with sparse gradients; None if they fall back to torch."""
         kind = sparse_kind_of(self.optimizer.twin)  # type: ignore[arg-type]
         if kind is None or self.reason_of_group or self.group.get("fused"):
             return None
@@ -106,17 +106,17 @@ class Part:
 
     @functools.cached_property
     def alike(self) -> tuple[str, ...]:
-        """The keys of the states that are not one number."""
+        """The keys of the state tensors that are not scalar."""
         return tuple(s.key for s in self.states if s is not None and s.key is not None and s.shape != "scalar")
 
     @functools.cached_property
     def numbers(self) -> tuple[str, ...]:
-        """The keys of the states that are one number."""
+        """The keys of the scalar states."""
         scalars = tuple(s.key for s in self.states if s is not None and s.key is not None and s.shape == "scalar")
         return (("step",) if self.kind.counts else ()) + scalars
 
     def sort(self, p: Tensor, code: int) -> None:
-        """Find out where a parameter goes, and raise if it can go nowhere."""
+        """Decide where a parameter is stepped, or raise an error if it cannot be stepped."""
         if code == NO_GRADIENT:
             return
         if code != GO:
@@ -149,7 +149,7 @@ class Part:
         self.stepped.append(p)
 
     def leave(self, to_torch: set[int]) -> None:
-        """Have torch step parameters that share memory, by their ids."""
+        """Let parameters that share memory, given by their ids, fall back to torch."""
         kept = [(x, p) for x, p in zip(self.go, self.go_params, strict=True) if id(p) not in to_torch]
         ids = {id(p) for p in self.rest} | to_torch
         self.reasons += [SHARED for p in self.stepped if id(p) in ids][len(self.rest) :]
@@ -159,11 +159,11 @@ class Part:
         self.sparse = [(p, g) for p, g in self.sparse if id(p) not in to_torch]
 
     def _current_reason(self, p: Tensor, g: Tensor) -> str:
-        """Why a parameter is torch's that gather.c has left to torch."""
+        """Why a parameter with the code TORCH falls back."""
         return self.reason_of_group or self.reason_of(p, g, self.optimizer.state.get(p, {})) or SHARED
 
     def misfit(self, p: Tensor) -> Iterator[str]:
-        """What is wrong with a parameter that torch refuses."""
+        """An error message for a parameter that torch rejects."""
         with contextlib.suppress(Exception):
             if p.grad is not None and self.reason_of_group is None:
                 why = self.reason_of(p, p.grad, self.optimizer.state.get(p, {}))
@@ -174,10 +174,10 @@ class Part:
         return not state and bool(self.alike or self.numbers)
 
     def reason_of(self, p: Tensor, g: Tensor, state: dict[str, Any]) -> str | None:
-        """Why a parameter with this gradient and this state is torch's to step; None if it is Go's.
+        """Why a parameter with this gradient and this state falls back to torch; None if it runs in Go.
 
         Raises:
-            ValueError: it can go nowhere.
+            ValueError: it cannot be stepped.
         """
         if g.layout is torch.sparse_coo and self.sparse_kind is not None:
             return self._reason_of_sparse(p, g, state)
@@ -192,7 +192,7 @@ class Part:
         if not fresh:
             found += [(f"its state {key!r}", state.get(key), shape) for key, shape in self._shapes(p).items()]
         wrong = []
-        odd = None
+        mismatch = None
         for what, t, shape in found:
             if not isinstance(t, Tensor):
                 wrong.append(f"{what} is a {type(t).__name__}")
@@ -202,21 +202,21 @@ class Part:
                 self._require_memory(p, what, _dtensor.local(t))
             if t.dtype != p.dtype or t.device != p.device or t.layout != p.layout or t.is_nested:
                 wrong.append(f"{what} is {t.dtype} on {t.device}, {t.layout}")
-            elif odd is None and (why := reason_unlike(p, t)) is not None:
-                odd = f"{what} {why}"
+            elif mismatch is None and (why := reason_unlike(p, t)) is not None:
+                mismatch = f"{what} {why}"
         for key in self.numbers if not fresh else ():
             n = state.get(key)
             if not isinstance(n, Tensor) or n.dim() or not n.is_cpu or n.is_sparse or n.is_complex():
                 wrong.append(f"its {key} is {n!r}")
             elif type(n) is not Tensor or n.dtype not in DTYPES or n.is_neg() or n._is_zerotensor():
-                odd = odd or f"its {key} is a {type(n).__name__} of {n.dtype}"
+                mismatch = mismatch or f"its {key} is a {type(n).__name__} of {n.dtype}"
             else:
                 self._require_memory(p, f"its {key}", n)
                 found.append((f"its {key}", n, n.shape))
         if wrong:
             return Incompatible(", ".join(wrong))
-        known = found if p.grad is g else found[1:]  # explain makes a gradient up, of the parameter's memory
-        return odd or reason_shared([("the parameter", p), *((what, t) for what, t, _ in known)])
+        known = found if p.grad is g else found[1:]  # explain passes a gradient that uses the parameter's memory
+        return mismatch or reason_shared([("the parameter", p), *((what, t) for what, t, _ in known)])
 
     def _reason_of_parameter(self, p: Tensor) -> str | None:
         if self.optimizer.elementwise and _dtensor.is_dtensor(p):
@@ -224,14 +224,14 @@ class Part:
         return reason_of_tensor(p)
 
     def _shapes(self, p: Tensor) -> dict[str, torch.Size]:
-        """The states of a parameter that are tensors, but for single numbers, and their shapes."""
+        """The shapes of the state tensors of a parameter that are not scalar."""
         return dict.fromkeys(self.alike, p.shape)
 
     def _reason_of_sparse(self, p: Tensor, g: Tensor, state: dict[str, Any]) -> str | None:
         why = reason_of_tensor(p) or _sparse.why_not(p, g, self._sums) or reason_of_state(state)
         if why is not None:
             return why
-        if not self.kind.sparse and p.dim() == 1:  # torch fuses product and sum for some of these, and not for others
+        if not self.kind.sparse and p.dim() == 1:  # torch fuses product and sum only for some of these
             return "its gradient is sparse and it is a vector"
         for key in self.numbers if state else ():
             n = state.get(key)
@@ -259,7 +259,7 @@ class Part:
         return None
 
     def _row(self, p: Tensor, g: Tensor, state: dict[str, Any], new: dict[str, Any] | None = None) -> tuple[Any, ...]:
-        """A row for gather.c: tensors for which reason_of has found no reason, and where new states belong."""
+        """A row for gather.c: tensors that reason_of has accepted, and the dict for new states."""
         shapes = self._shapes(p)
         step = state["step"] if self.kind.counts else None
         states = [
@@ -295,12 +295,12 @@ class Part:
 
     @torch.no_grad()
     def init_group(self, params: list[Tensor]) -> None:
-        """Make states as torch makes them, by torch's own hand."""
+        """Create states with torch's own code."""
         call_init_group(self.optimizer, {**self.group, "params": params})
 
     @torch.no_grad()
     def finish(self) -> None:
-        """Make rows of fresh parameters whose first states are torch's first results, as SGD's momentum is."""
+        """Make rows of new parameters whose first step computes a state, such as SGD's momentum buffer."""
         fresh = {id(p) for p in self.fresh}
         for i, p in enumerate(self.go):
             if id(p) not in fresh or p.grad is None:
@@ -314,18 +314,18 @@ class Part:
             if made and all(key in state for key in self.numbers):
                 if type(p) in PLAIN:
                     self.go[i] = self._row(p, p.grad, {**state, **made}, state)
-                else:  # gather.c would keep the local shard
+                else:  # gather.c would store the local shard in the state
                     self.go[i] = self._row(p, p.grad, {**state, **made}, {})
                     self.made.append((state, made))
 
     @property
     def _sums(self) -> bool:
-        """Whether sparse gradients of one row are added up before a step, instead of being steps themselves."""
+        """Whether the sparse gradients of a row are summed, instead of applied one after another."""
         kind = sparse_kind_of(self.optimizer.twin)  # type: ignore[arg-type]
         return kind is None or kind.sums
 
     def check_sparse(self, p: Tensor, g: Tensor) -> None:
-        """Raise what the scalars of a sparse step raise, before anything is written."""
+        """Raise errors of the scalars of a sparse step before anything is written."""
         betas = self.group.get("betas", ())
         extreme = not all(0 <= x <= _sparse.LARGE for x in self.scalars) or not all(beta < 1 for beta in betas)
         if extreme and p.numel() and g._nnz():
@@ -335,7 +335,7 @@ class Part:
 
     @property
     def scalars(self) -> tuple[Any, ...]:
-        """The numbers of the group, if they are numbers."""
+        """The scalars of the group; empty if they are not all numbers."""
         return () if self.reason_of_group else self.kind.numbers(self.options) or ()
 
     @torch.no_grad()
@@ -354,5 +354,5 @@ class Part:
 
 
 def bump_versions(written: list[Tensor]) -> None:
-    """Tell autograd what was written, or it would use changed tensors that it has saved."""
+    """Increment versions, so that autograd detects that tensors it has saved have changed."""
     torch.autograd.graph.increment_version(written)

@@ -24,7 +24,7 @@ def why_not(p: Tensor, g: Tensor, sums: bool) -> str | None:
     torch sums repeated rows if the values are not contiguous. Go does the same only if ``sums`` is true.
     """
     if type(g) is not Tensor:
-        return f"its gradient is a {type(g).__name__}, not a plain tensor"
+        return f"its gradient is a {type(g).__name__}, a tensor subclass"
     if not g.is_cpu or g.dtype != p.dtype or g.shape != p.shape:
         return f"its gradient is {g.dtype} on {g.device}, sparse, of shape {tuple(g.shape)}"
     if g.sparse_dim() != 1:
