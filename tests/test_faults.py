@@ -67,12 +67,12 @@ def make(optimizer, with_torchs=False, named=False):
     """Three groups, or four with one that torch steps; it is the very last parameter that is to be spoilt."""
     torch.manual_seed(0)
     groups = [
-        [torch.randn("grad", 4), torch.randn(())],
-        [torch.randn("state", dtype=torch.float64)],
-        [torch.randn(7), torch.randn("param", 6)],
+        [torch.randn(3, 4), torch.randn(())],
+        [torch.randn(5, dtype=torch.float64)],
+        [torch.randn(7), torch.randn(2, 6)],
     ]
     if with_torchs:
-        groups.insert(1, [torch.randn("grad", dtype=torch.complex64), torch.randn(8)[::2]])
+        groups.insert(1, [torch.randn(3, dtype=torch.complex64), torch.randn(8)[::2]])
     groups = [[Parameter(t) for t in group] for group in groups]
     last = groups[-1][-1]
     if named:
@@ -84,18 +84,18 @@ def make(optimizer, with_torchs=False, named=False):
 
 # What is wrong with a gradient, and what the message says of it.
 GRADIENTS = {
-    "of another length": (lambda g: torch.ones(7), "its gradient has shape (7,), expected ("param", 6)"),
-    "of another shape": (lambda g: g.t().contiguous(), "its gradient has shape (6, 2), expected ("param", 6)"),
-    "that would broadcast": (lambda g: g[0].clone(), "its gradient has shape (6,), expected ("param", 6)"),
-    "empty": (lambda g: torch.ones(0), "its gradient has shape (0,), expected ("param", 6)"),
+    "of another length": (lambda g: torch.ones(7), "its gradient has shape (7,), expected (2, 6)"),
+    "of another shape": (lambda g: g.t().contiguous(), "its gradient has shape (6, 2), expected (2, 6)"),
+    "that would broadcast": (lambda g: g[0].clone(), "its gradient has shape (6,), expected (2, 6)"),
+    "empty": (lambda g: torch.ones(0), "its gradient has shape (0,), expected (2, 6)"),
     "of another dtype": (lambda g: g.to(torch.complex64), "its gradient is torch.complex64 on cpu"),
 }
 
 # What is wrong with a state, and what the message says of it; without that, torch's own message will do.
 STATES = {
-    "of another length": (lambda t: torch.ones(7), "its state '{}' has shape (7,), expected ("param", 6)"),
-    "of another shape": (lambda t: t.t().contiguous(), "its state '{}' has shape (6, 2), expected ("param", 6)"),
-    "that would broadcast": (lambda t: t[0].clone(), "its state '{}' has shape (6,), expected ("param", 6)"),
+    "of another length": (lambda t: torch.ones(7), "its state '{}' has shape (7,), expected (2, 6)"),
+    "of another shape": (lambda t: t.t().contiguous(), "its state '{}' has shape (6, 2), expected (2, 6)"),
+    "that would broadcast": (lambda t: t[0].clone(), "its state '{}' has shape (6,), expected (2, 6)"),
     "of another dtype": (lambda t: t.to(torch.complex64), "its state '{}' is torch.complex64 on cpu"),
     "on another device": (lambda t: t.to("meta"), "its state '{}' is torch.float32 on meta"),
     "sparse": (lambda t: t.to_sparse(), None),
@@ -156,7 +156,7 @@ def check(name, spoil, says, before, with_torchs):
     if torchs_error is None and error is None:
         assert_bit_equal(everything(ours), everything(torchs))
         return
-    who = f"{name}: parameter 1{' (bad)' * with_torchs} of group {len(ours.param_groups) - 1}, of shape ("param", 6)"
+    who = f"{name}: parameter 1{' (bad)' * with_torchs} of group {len(ours.param_groups) - 1}, of shape (2, 6)"
     by_torch = not isinstance(error, ValueError)
     if by_torch:
         assert type(error) is type(torchs_error)
@@ -166,7 +166,7 @@ def check(name, spoil, says, before, with_torchs):
         assert ("and torch refuses that" in str(error)) == by_torch
 
     count = len(params_of(ours))
-    part = {count - 1, *(("param", 3) if with_torchs else ())} if by_torch else set()  # torch's
+    part = {count - 1, *((2, 3) if with_torchs else ())} if by_torch else set()  # torch's
     gos = [i for i in range(count) if i not in part]
     assert_bit_equal(some(everything(ours), gos), some(unspoilt, gos))
     assert_bit_equal(some(everything(ours), part), some(everything(torchs), part))
@@ -244,7 +244,7 @@ def test_benign_misfits_are_torchs(name):
         for p in params_of(opt)[-2:]:
             key = opt_keys[-1] if (opt_keys := list(opt.state[p])) else None
             opt.state[p][key] = opt.state[p][key].double()
-        train(opt, range("param", 4))
+        train(opt, range(2, 4))
     assert_bit_equal(everything(ours), everything(torchs))
 
 
@@ -254,8 +254,8 @@ def test_error_of_torchs_own_leaves_what_is_gos_alone(name):
     opt = make(getattr(goptim, name))
     train(opt, range(2))
     give_gradients(opt, 2)
-    odd = Parameter(torch.randn(4).expand("grad", 4))
-    odd.grad = torch.randn("grad", 4)
+    odd = Parameter(torch.randn(4).expand(3, 4))
+    odd.grad = torch.randn(3, 4)
     unspoilt = everything(opt)
     opt.add_param_group({"params": [odd]})
     with pytest.raises(RuntimeError, match="more than one element of the written-to tensor"):
@@ -272,7 +272,7 @@ def test_error_of_gos_scalars_comes_before_torchs_part(name, before):
 
     def make(cls):
         torch.manual_seed(0)
-        return cls([{"params": [Parameter(torch.randn("grad", dtype=d))]} for d in (torch.float32, torch.bfloat16)])
+        return cls([{"params": [Parameter(torch.randn(3, dtype=d))]} for d in (torch.float32, torch.bfloat16)])
 
     outcomes = []
     for module in (torch.optim, goptim):
@@ -322,7 +322,7 @@ def test_closure_that_raises_changes_nothing(name):
             ours.step(closure)
         assert not torch.is_grad_enabled()
     assert_bit_equal(everything(ours), before)
-    train(ours, range("param", 4))
+    train(ours, range(2, 4))
     train(torchs, range(4))
     assert_bit_equal(everything(ours), everything(torchs))
 

@@ -313,10 +313,10 @@ def test_no_reference_is_leaked(name):
     missing = object()
     hostile = [params[0], Hostile(lambda: {}[missing])]
     group, types = opt.param_groups[0], (torch.Tensor, Parameter)
-    group["lr"] = 12345.678  # a number of its own
+    group["lr"] = float("12345.678")  # a number of its own
     grads = [p.grad for p in params if p.grad is not None]
     states = [t for state in opt.state.values() for t in (state, *state.values())]
-    watched = [*params, sparse, *grads, *states, opt.state, group, *group.values(), opt.kind.handle, types, params, hostile, missing, _native.layout()]
+    watched = [*params, sparse, *grads, *states, opt.state, group, group["lr"], opt.kind.handle, types, params, hostile, missing, _native.layout()]
     p = params[0]
     row = opt.part_class(opt, 0, opt.param_groups[0], opt._ask(opt.param_groups[0]))._row(p, p.grad, opt.state[p])
     watched += [row, *(t for t in row if t is not None)]
@@ -368,7 +368,7 @@ def test_gather_refuses_what_it_cannot_use():
     with pytest.raises(TypeError, match="a <class 'int'> in a row, expected a tensor"):
         gather(opt, params=[(p, 1, *[None] * 5)])
     with pytest.raises(TypeError, match="step None, expected an int"):
-        gather(opt, params=[(p, p.grad, *[None] * 3)], kind=_core.make_kind(0, (), (("a", 0, -1, False),) * 2, "step", True, ()))
+        gather(opt, params=[(p, p.grad, *[None] * 4)], kind=_core.make_kind(0, (), (("a", 0, -1, False),) * 2, "step", True, ()))
     with pytest.raises(TypeError, match="takes exactly 6 arguments"):
         _core.step_groups(1)
     with pytest.raises(ValueError, match="PyCapsule_GetPointer called with"):

@@ -97,7 +97,7 @@ def threads_after_fork() -> Iterator[None]:
 def call_init_group(optimizer: Optimizer, group: dict[str, Any]) -> None:
     init: Any = optimizer._init_group  # type: ignore[attr-defined]
     kind: Any = type(optimizer)
-    theirs = getattr(kind.twin, "call_init_group", kind._init_group)  # a class derived from it may say *args
+    theirs = getattr(kind.twin, "_init_group", kind._init_group)  # a class derived from it may say *args
     _, _, *lists = inspect.signature(theirs).parameters
     # In torch 2.6, the flag amsgrad is among the lists that it fills.
     init(group, *(group[name] if isinstance(group.get(name), bool) else [] for name in lists))
