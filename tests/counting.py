@@ -11,9 +11,9 @@ def rows_per_call():
     calls = []
     step_groups = _core.step_groups
 
-    def counted(kind, *args):
-        done = step_groups(kind, *args)
-        if kind >= 0 and args[-1] >= 0 and type(done) is int and done > 0:  # not only checked
+    def counted(*args):
+        done = step_groups(*args)
+        if args[-1] > 0 and type(done) is int and done > 0:  # not only asked or checked
             calls.append(done)
         return done
 

@@ -3,14 +3,15 @@
 The parity table also tests it, mostly on vectors.
 """
 
-from array import array
+import ctypes
 from dataclasses import replace
 from unittest import mock
 
 import pytest
 import torch
 from configurations import TABLE, gradients, normal
-from test_faults import PROT_NONE, PROT_READ_WRITE, Memory, call_groups
+from rows import call_groups, row as row_of, table as table_of
+from test_faults import PROT_NONE, PROT_READ_WRITE, Memory
 from test_parity import CAPABILITY, FLOATS, STEPS, Twins
 
 import goptim
@@ -162,7 +163,8 @@ def test_hugging_face_keywords(keyword):
 
 def _row(columns, n, rows=0, cols=0):
     p, g, step, row, col = (m.address for m in columns)
-    return array("Q", [n, 0x101, p, g, step, row, col if rows else 0, rows | cols << 32])
+    states = (row, col, 0) if rows else (0, 0, row)
+    return table_of(row_of(n, p, g, step, states, rows=rows, cols=cols))
 
 
 SCALARS = (0.01, -0.8, 1e-7, 1e-3, 1.0, 0.0, 0, 0)
@@ -179,10 +181,10 @@ def test_fault_in_go_is_an_exception(column, shape, threads, to_go):
     columns[column].protect(PROT_NONE)
     try:
         with pytest.raises(RuntimeError, match=r"panic in Go.*invalid memory address"):
-            call_groups("Adafactor", [(table.buffer_info()[0], 1)], SCALARS)
+            call_groups("Adafactor", [(ctypes.addressof(table), 1)], SCALARS)
     finally:
         columns[column].protect(PROT_READ_WRITE)
-    assert call_groups("Adafactor", [(table.buffer_info()[0], 1)], SCALARS) == 1
+    assert call_groups("Adafactor", [(ctypes.addressof(table), 1)], SCALARS) == 1
 
 
 @pytest.mark.parametrize(
@@ -198,7 +200,7 @@ def test_fault_in_go_is_an_exception(column, shape, threads, to_go):
 def test_bad_row(n, rows, cols, message):
     table = _row([Memory(64)] * 5, n, rows, cols)
     with pytest.raises(RuntimeError, match=rf"Adafactor: row 0: {message}"):
-        call_groups("Adafactor", [(table.buffer_info()[0], 1)], SCALARS, 1)
+        call_groups("Adafactor", [(ctypes.addressof(table), 1)], SCALARS, 1)
 
 
 def test_order_of_this_torch_is_detected():

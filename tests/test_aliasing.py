@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+import rows
 import torch
 from configurations import ELEMENTWISE
 from torch import Tensor
@@ -77,7 +78,7 @@ def run(cls: Any, options: dict[str, Any], shapes: list[tuple[int, ...]], share:
 @pytest.mark.parametrize("share", WAYS, ids=[way.__name__ for way in WAYS])
 @pytest.mark.parametrize("name", ELEMENTWISE)
 def test_one_after_the_other(name: str, share: Any, threads: Any) -> None:
-    if share is shared_step and not getattr(goptim, name).counts:
+    if share is shared_step and not rows.counts(name):
         pytest.skip(f"{name} does not count steps")
     threads(2)
     options, shapes = OPTIONS.get(name, {}), [(N,)] * 4

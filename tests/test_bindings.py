@@ -2,7 +2,6 @@
 
 import ast
 import inspect
-import json
 import math
 import re
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from configurations import ELEMENTWISE
+from rows import CONSTANTS, DESCRIPTION, KINDS, snake_case
 
 import goptim
 from goptim import _core
@@ -41,7 +41,14 @@ def test_stub_matches_the_extension():
             assert said[name][parameter] == PYTHON_TYPES[c_type], f"{parameter} of {name}"
 
 
-KINDS = json.loads(_core.Describe())
+def test_layouts_are_those_of_c():
+    """Rows and groups are written in C and read in Go."""
+    structs = {
+        name: {snake_case(field): at for field, at in fields.items()} for name, fields in DESCRIPTION["structs"].items()
+    }
+    assert _core.layouts() == {"structs": structs, "constants": CONSTANTS}
+    assert structs["Row"]["state"][1] >= 6 * 8
+    assert structs["Group"]["scalars"][1] >= 16 * 8
 
 
 @pytest.mark.parametrize("name", ELEMENTWISE)
@@ -60,14 +67,18 @@ def test_description_is_of_the_class(name):
             key, index = re.fullmatch(r"(\w+)(?:\[(\d)\])?", scalar).groups()
             value = group.get(key, missing.get(key))
             words.append(value if index is None else value[int(index)])
-        scalars = opt.scalars(group)
-        assert scalars[: len(words)] == tuple(words)
-        assert len(scalars) == len(words) + len(kind["extra"])
-        assert all(type(x) is bool for x, key in zip(scalars, kind["scalars"], strict=False) if key in kind["flags"])
+        numbers = opt.kind.numbers(group)
+        assert numbers == tuple(words)
+        assert len(opt.extra(group)) == len(kind["extra"])
+        assert all(type(x) is bool for x, key in zip(numbers, kind["scalars"], strict=True) if key in kind["flags"])
         states = [s for s in kind["states"] if asked(s, group)]
-        assert [s["key"] for s in states] == [key for key in opt.columns(group) if key is not None]
-        assert sum(s.get("scalar", False) for s in states) == opt.numbers
-        assert kind["counts"] == opt.counts
+        found = [s for s in opt.kind.states_of(group, opt.extra(group)) if s is not None]
+        assert [s["key"] for s in states] == [s.key for s in found]
+        assert [s.get("scalar", False) for s in states] == [s.shape == "scalar" for s in found]
+        opt.param_groups[0]["params"][0].grad = torch.ones(1)
+        opt.step()
+        [state] = opt.state.values() if opt.state else [{}]
+        assert set(state) == {s.key for s in found} | ({"step"} if kind["counts"] else set())
 
 
 def asked(state, group):
@@ -80,12 +91,14 @@ def test_description_of_sparse_steps():
     for name in ("SGD", "Adagrad"):
         dense, sparse = kinds[name], kinds[f"Sparse{name}"]
         assert sparse["scalars"] == dense["scalars"]
-        assert sparse["sums"] == getattr(goptim, name).sums
-        group = getattr(goptim, name)([torch.nn.Parameter(torch.ones(1))], lr=0.1).param_groups[0]
+        assert sparse["sums"] == (name == "Adagrad")
         for key in ("momentum", "weight_decay", "lr_decay"):
             opt = getattr(goptim, name)([torch.nn.Parameter(torch.ones(1))], lr=0.1)
+            group = opt.param_groups[0]
             if key in group:
-                assert (opt.sparse_scalars(group | {key: 0.1}) is None) == (key in sparse["zero"])
+                group[key] = 0.1
+                part = opt.part_class(opt, 0, group, opt._ask(group))
+                assert (part.sparse_kind is None) == (key in sparse["zero"])
 
 
 def test_kinds_have_room():

@@ -2,20 +2,19 @@
 
 import ctypes
 import itertools
-import json
 import mmap
 import os
-import struct
 import time
 import warnings
-from array import array
 from decimal import Decimal
 from fractions import Fraction
 
 import numpy as np
 import pytest
+import rows
 import torch
 from configurations import ELEMENTWISE, needs_late_state
+from rows import call_groups
 from torch.nn import Parameter
 
 import goptim
@@ -34,8 +33,8 @@ def params_of(opt):
 
 def first_state(opt):
     """The key of the first written state with the parameter's shape, in goptim's optimizer or torch's."""
-    ours = getattr(goptim, type(opt).__name__)
-    return ours.columns(opt, opt.param_groups[0])[ours.numbers]
+    name = type(opt).__name__
+    return rows.kind_named(name)["states"][rows.scalar_states(name)]["key"]
 
 
 def give_gradients(opt, i):
@@ -217,7 +216,7 @@ def test_state(name, fault, with_torchs):
 @both
 @pytest.mark.parametrize("fault", STEPS)
 def test_step_count(name, fault, with_torchs):
-    if not getattr(goptim, name).counts:
+    if not rows.counts(name):
         pytest.skip(f"{name} does not count steps")
 
     def spoil(opt, p):
@@ -337,8 +336,8 @@ def test_interrupt_before_go_leaves_a_valid_state(name, before, monkeypatch):
 
         def interrupted(*args):
             """It checks as usual, and raises where Go would step."""
-            assert args[0] == kind
-            done = step_groups(-1, *args[1:])
+            assert args[0] is kind
+            done = step_groups(*args[:-1], 0)
             if type(done) is int:
                 raise KeyboardInterrupt
             return done
@@ -352,7 +351,7 @@ def test_interrupt_before_go_leaves_a_valid_state(name, before, monkeypatch):
         train(ours, range(before))
         give_gradients(ours, before)
         with monkeypatch.context() as patch:
-            patch.setattr(_core, "step_groups", interrupted_in(kind=_core.Kind(name)))
+            patch.setattr(_core, "step_groups", interrupted_in(kind=ours.kind.handle))
             with pytest.raises(KeyboardInterrupt):
                 ours.step()
         train(ours, range(before, before + 2))
@@ -382,31 +381,21 @@ class Memory:
 
 def table_of(columns, n, name):
     """A row of float32 over a parameter, a gradient, a step and states."""
-    addresses = [m.address for m in columns]
-    counts, numbers = getattr(goptim, name).counts, getattr(goptim, name).numbers
-    kind = 1 | counts << 8 | sum(1 << (32 + 8 * i) for i in range(numbers))
-    return array("Q", [n, kind, *addresses[:2], addresses[2] * counts, *addresses[3:6]])
+    p, g, step, *states = (m.address for m in columns)
+    return rows.table(rows.row(n, p, g, step * rows.counts(name), states[:3], rows.scalar_states(name)))
 
 
-def call(name, table, rows=1, threads=2):
-    """Go's step with the optimizer's default arguments, except for those that create a state."""
-    optimizer = getattr(goptim, name)
-    opt = optimizer([Parameter(torch.ones(1))], **OPTIONS.get(name, {}))
-    scalars = opt.scalars(opt.param_groups[0])
-    address = table if isinstance(table, int) else table.buffer_info()[0]
-    return call_groups(name, [(address, rows)], scalars, threads)
+def scalars_of(name):
+    """The scalars of the optimizer's default arguments, except for those that create a state."""
+    opt = getattr(goptim, name)([Parameter(torch.ones(1))], **OPTIONS.get(name, {}))
+    [group] = opt.param_groups
+    return (*opt.kind.numbers(opt.options(group)), *opt.extra(group))
 
 
-def call_groups(name, tables, scalars, threads=2):
-    """Go's step of groups with the same scalars."""
-    groups, at = [], 0
-    for address, rows in reversed(tables):
-        group = array(
-            "q", struct.pack("4q16d", at, address, rows, len(scalars), *scalars, *[0.0] * (16 - len(scalars)))
-        )
-        at = group.buffer_info()[0]
-        groups.append(group)
-    return _core.Step(_core.Kind(name), at, threads)
+def call(name, table, n=1, threads=2):
+    """Go's step of a table, or of one at an address, with the scalars of scalars_of."""
+    address = table if isinstance(table, int) else ctypes.addressof(table)
+    return call_groups(name, [(address, n)], scalars_of(name), threads)
 
 
 def assert_the_next_step_is_right(name, *sizes):
@@ -441,8 +430,8 @@ FAULTS = {
 )
 def test_fault_in_go_is_an_exception(name, n, column, protection, threads, to_go):
     i = ["parameter", "gradient", "step", "state"].index(column)
-    i += (column == "state") * getattr(goptim, name).numbers
-    if column == "step" and not getattr(goptim, name).counts:
+    i += (column == "state") * rows.scalar_states(name)
+    if column == "step" and not rows.counts(name):
         pytest.skip(f"{name} does not count steps")
     threads(2)
     columns = [Memory(n) for _ in range(6)]
@@ -512,45 +501,52 @@ def unmapped():
     return (start + size // 2) & ~0xFFF
 
 
-# A word of a row, its value, and the message.
+# A field of a row, its value, and the message.
 BAD_ROWS = {
-    "count below 0": (0, lambda: 2**64 - 1, "row 1: -1 elements"),
-    "count too large": (0, lambda: 1 << 62, r"row 1: \d+ elements"),
-    "dtype 0": (1, lambda: 0x100, "row 1: elements of dtype 0; expected float32 or float64"),
-    "dtype 99": (1, lambda: 0x163, "row 1: elements of dtype 99; expected float32 or float64"),
-    "parameter 0": (2, lambda: 0, "row 1: address 0x0 of the parameter"),
-    "parameter in page 0": (2, lambda: 4095, "row 1: address 0xfff of the parameter"),
-    "parameter beyond all memory": (2, lambda: 2**64 - 8, "row 1: address 0xfffffffffffffff8 of the parameter"),
-    "parameter at the end of memory": (2, lambda: 2**63 - 16, "row 1: address 0x7ffffffffffffff0 of the parameter"),
-    "parameter without an address of this machine": (2, lambda: 1 << 56, "panic in Go"),
-    "parameter where nothing is": (2, unmapped, "panic in Go"),
-    "gradient 0": (3, lambda: 0, "row 1: address 0x0 of the gradient"),
-    "gradient where nothing is": (3, unmapped, "panic in Go"),
-    "state 0": (5, lambda: 0, "row 1: address 0x0 of state 0"),
-    "state where nothing is": (5, unmapped, "panic in Go"),
+    "count below 0": ("n", lambda: 2**64 - 1, "row 1: -1 elements"),
+    "count too large": ("n", lambda: 1 << 62, r"row 1: \d+ elements"),
+    "dtype 0": ("param_type", lambda: 0, "row 1: elements of none; expected float32 or float64"),
+    "dtype 99": ("param_type", lambda: 99, "row 1: elements of dtype 99; expected float32 or float64"),
+    "parameter 0": ("param", lambda: 0, "row 1: address 0x0 of the parameter"),
+    "parameter in page 0": ("param", lambda: 4095, "row 1: address 0xfff of the parameter"),
+    "parameter beyond all memory": ("param", lambda: 2**64 - 8, "row 1: address 0xfffffffffffffff8 of the parameter"),
+    "parameter at the end of memory": (
+        "param",
+        lambda: 2**63 - 16,
+        "row 1: address 0x7ffffffffffffff0 of the parameter",
+    ),
+    "parameter without an address of this machine": ("param", lambda: 1 << 56, "panic in Go"),
+    "parameter where nothing is": ("param", unmapped, "panic in Go"),
+    "gradient 0": ("grad", lambda: 0, "row 1: address 0x0 of the gradient"),
+    "gradient where nothing is": ("grad", unmapped, "panic in Go"),
+    "gradient of bfloat16": ("grad_type", lambda: 3, "row 1: a gradient of bfloat16; expected float32"),
+    "parameter of float16": ("param_type", lambda: 4, "row 1: elements of float16; expected float32 or float64"),
+    "state 0": ("state", lambda: 0, "row 1: address 0x0 of state 0"),
+    "state where nothing is": ("state", unmapped, "panic in Go"),
 }
 BAD_STEPS = {
-    "step 0": (4, lambda: 0, "row 1: address 0x0 of the step"),
-    "step where nothing is": (4, unmapped, "panic in Go"),
-    "step of dtype 0": (1, lambda: 1, "row 1: the step of dtype 0; expected float32 or float64"),
-    "step of dtype 7": (1, lambda: 0x701, "row 1: the step of dtype 7; expected float32 or float64"),
+    "step 0": ("step", lambda: 0, "row 1: address 0x0 of the step"),
+    "step where nothing is": ("step", unmapped, "panic in Go"),
+    "step of dtype 0": ("step_type", lambda: 0, "row 1: the step of none; expected float32 or float64"),
+    "step of dtype 7": ("step_type", lambda: 7, "row 1: the step of dtype 7; expected float32 or float64"),
 }
 
 
 @every
 @pytest.mark.parametrize("what", BAD_ROWS | BAD_STEPS)
 def test_bad_row(name, what, to_go):
-    if what in BAD_STEPS and not getattr(goptim, name).counts:
+    if what in BAD_STEPS and not rows.counts(name):
         pytest.skip(f"{name} does not count steps")
-    word, value, says = (BAD_ROWS | BAD_STEPS)[what]
-    if word == 5:  # the first state that is a tensor
-        numbers = getattr(goptim, name).numbers
-        word, says = word + numbers, says.replace("state 0", f"state {numbers}")
+    field, value, says = (BAD_ROWS | BAD_STEPS)[what]
     good, bad = ([Memory(CALLER) for _ in range(6)] for _ in range(2))
-    table = table_of(good, CALLER, name) + table_of(bad, CALLER, name)
-    table[8 + word] = value()
+    table = rows.table(*table_of(good, CALLER, name), *table_of(bad, CALLER, name))
+    if field == "state":  # the first one that is a column
+        first = rows.scalar_states(name)
+        table[1].state[first], says = value(), says.replace("state 0", f"state {first}")
+    else:
+        setattr(table[1], field, value())
     with pytest.raises(RuntimeError, match=says):
-        call(name, table, rows=2)
+        call(name, table, 2)
     if "panic" not in says:
         assert not any(m.array.any() for m in [*good, *bad])
     assert_the_next_step_is_right(name, CALLER)
@@ -560,11 +556,9 @@ def test_bad_row(name, what, to_go):
 def test_bad_row_of_one_group_of_several(name, to_go):
     good, bad = ([Memory(CALLER) for _ in range(6)] for _ in range(2))
     tables = [table_of(good, CALLER, name), table_of(bad, CALLER, name)]
-    tables[1][2] = 0
-    opt = getattr(goptim, name)([Parameter(torch.ones(1))], **OPTIONS.get(name, {}))
-    scalars = opt.scalars(opt.param_groups[0])
+    tables[1][0].param = 0
     with pytest.raises(RuntimeError, match=r"table 1: .*row 0: address 0x0 of the parameter"):
-        call_groups(name, [(table.buffer_info()[0], 1) for table in tables], scalars)
+        call_groups(name, [(ctypes.addressof(table), 1) for table in tables], scalars_of(name))
     assert not any(m.array.any() for m in [*good, *bad])
 
 
@@ -586,8 +580,24 @@ def test_scalars_that_are_not_numbers():
     p = Parameter(torch.ones(2))
 
     def ask(*scalars):
-        groups = (((p,), (), scalars),)
-        return _core.step_groups(-1, 0, None, (torch.Tensor, Parameter), {}, None, 0, groups, 1)
+        """Whether C takes scalars: of a group by their keys, of a sequence, and beside it."""
+        keys = tuple((f"x{i}", -1, 0, False, None) for i in range(len(scalars)))
+        elements = tuple(("xs", i, len(scalars), False, None) for i in range(len(scalars)))
+        group = {f"x{i}": x for i, x in enumerate(scalars)}
+        answers = [
+            _core.step_groups(
+                _core.make_kind(0, described, (), None, False, ()),
+                None,
+                (torch.Tensor, Parameter),
+                {},
+                (((p,), *of),),
+                0,
+            )
+            for described, of in ((keys, (group, ())), (elements, ({"xs": scalars}, ())), ((), ({}, scalars)))
+            if len(scalars) <= 16 or not described
+        ]
+        assert all(answer == answers[0] for answer in answers)
+        return answers[0]
 
     for number in (0.5, 2, True, float("nan"), np.float64(0.5)):
         assert ask(0.5, number) == 0
@@ -616,7 +626,7 @@ def test_scalars_that_are_not_numbers():
 
 def test_bad_kinds():
     for kind in (-1, 99):
-        with pytest.raises(RuntimeError, match=f"kind {kind}, expected one of {len(json.loads(_core.Describe()))}"):
+        with pytest.raises(RuntimeError, match=f"kind {kind}, expected one of {len(rows.KINDS)}"):
             _core.Step(kind, 4096, 1)
     with pytest.raises(RuntimeError, match='no kind "Madam"'):
         _core.Kind("Madam")
@@ -626,8 +636,8 @@ def test_bad_kinds():
 def test_bad_table(name, to_go):
     columns = [Memory(CALLER) for _ in range(6)]
     table = table_of(columns, CALLER, name)
-    address = table.buffer_info()[0]
-    for where, rows, says in [
+    address = ctypes.addressof(table)
+    for where, n, says in [
         (address, -1, "a table of -1 rows"),
         (0, 1, "a table of 1 rows at 0x0"),
         (16, 1, "a table of 1 rows at 0x10"),
@@ -636,8 +646,8 @@ def test_bad_table(name, to_go):
         (address, 1 << 62, "panic in Go"),
     ]:
         with pytest.raises(RuntimeError, match=says):
-            call(name, where, rows)
+            call(name, where, n)
     assert not any(m.array.any() for m in columns)
-    assert call(name, 0, rows=0) == 0
+    assert call(name, 0, 0) == 0
     for threads in (-(2**63), -1, 0, 1, 2**63 - 1):
         assert call(name, table, threads=threads) == 1

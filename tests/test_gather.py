@@ -15,6 +15,7 @@ from torch.nn import Buffer, Parameter
 
 import goptim
 from goptim import _core, _native
+from goptim._step import ASK
 from goptim.testing import assert_bit_equal, ieee_sqrt
 
 NAMES = [*ELEMENTWISE]
@@ -157,7 +158,7 @@ def asked(opt):
 def takers(opt):
     """Where each parameter with a gradient would be stepped."""
     groups = asked(opt)
-    codes = opt._go(groups, -1)
+    codes = opt._go(groups, ASK)
     if type(codes) is int:
         return ["Go"] * codes
     parts = opt._sort(opt.param_groups, groups, codes)
@@ -235,8 +236,8 @@ def test_both_ways_support_the_same(name, monkeypatch):
 def test_every_tensor_that_is_written_counts_it_once(name, way):
     _, opt = make(name, "plain", "float64", "complex", "no dimensions", "gradient transposed")
     opt.step()
-    taken, columns = [params_of(opt)[i] for i in (0, 1, 3)], opt.columns(opt.param_groups[0])
-    written = [t for p in taken for t in (p, *(opt.state[p][key] for key in columns if key is not None))]
+    taken, keys = [params_of(opt)[i] for i in (0, 1, 3)], keys_of(opt)
+    written = [t for p in taken for t in (p, *(opt.state[p][key] for key in keys))]
     others = [p.grad for p in taken]
     before = [t._version for t in (*written, *others)]
     step(opt)
@@ -263,23 +264,30 @@ def test_dtypes_of_step(name, dtype, way):
 OURS = object()
 
 
-def gather(opt, params=None, layout=OURS, plain=(torch.Tensor, Parameter), keys=None, state=None, numbers=None, form=0):
+def keys_of(opt):
+    """The keys of the states, in their order in a row."""
+    group = opt.param_groups[0]
+    return [s.key for s in opt.kind.states_of(opt.options(group), opt.extra(group)) if s is not None]
+
+
+def gather(
+    opt, params=None, layout=OURS, plain=(torch.Tensor, Parameter), kind=None, state=None, group=None, extra=None
+):
     """The codes of gather.c, without a step."""
-    group = (
-        tuple(params_of(opt) if params is None else params),
-        opt.columns(opt.param_groups[0]) if keys is None else keys,
-        opt.scalars(opt.param_groups[0]),
-    )
+    given = opt.param_groups[0]
     return _core.step_groups(
-        -1,
-        form,
+        opt.kind.handle if kind is None else kind,
         _native.layout() if layout is OURS else layout,
         plain,
         opt.state if state is None else state,
-        "step" if opt.counts else None,
-        opt.numbers if numbers is None else numbers,
-        (group,),
-        1,
+        (
+            (
+                tuple(params_of(opt) if params is None else params),
+                given if group is None else group,
+                opt.extra(given) if extra is None else extra,
+            ),
+        ),
+        0,
     )
 
 
@@ -306,22 +314,37 @@ def test_no_reference_is_leaked(name):
     params[-1].grad = plain(2)  # one has no gradient, and this one does not have a state
     missing = object()
     hostile = [params[0], Hostile(lambda: {}[missing])]
-    keys, types = opt.columns(opt.param_groups[0]), (torch.Tensor, Parameter)
+    group, types = opt.param_groups[0], (torch.Tensor, Parameter)
+    group["lr"] = float("12345.678")  # a number of its own
     grads = [p.grad for p in params if p.grad is not None]
     states = [t for state in opt.state.values() for t in (state, *state.values())]
-    watched = [*params, sparse, *grads, *states, opt.state, keys, types, params, hostile, missing, _native.layout()]
+    watched = [
+        *params,
+        sparse,
+        *grads,
+        *states,
+        opt.state,
+        group,
+        group["lr"],
+        opt.kind.handle,
+        types,
+        params,
+        hostile,
+        missing,
+        _native.layout(),
+    ]
     p = params[0]
     row = opt.part_class(opt, 0, opt.param_groups[0], opt._ask(opt.param_groups[0]))._row(p, p.grad, opt.state[p])
     watched += [row, *(t for t in row if t is not None)]
 
     def many(times):
         for i in range(times):
-            gather(opt, params, keys=keys, plain=types)
-            gather(opt, [row], keys=keys, plain=types)
+            gather(opt, params, plain=types)
+            gather(opt, [row], plain=types)
             if i % 100 == 0:
-                gather(opt, [sparse], keys=keys, plain=types)
+                gather(opt, [sparse], plain=types)
                 with contextlib.suppress(KeyError):
-                    gather(opt, hostile, keys=keys, plain=types)
+                    gather(opt, hostile, plain=types)
         gc.collect()
         return [sys.getrefcount(x) for x in watched]
 
@@ -345,16 +368,16 @@ def test_gather_rejects_bad_input():
         {"layout": object()},
         {"layout": b""},
         {"layout": _native.layout()[8:]},
-        {"keys": ("a", "b", "c", "d")},
-        {"keys": ["a"]},
+        {"group": object()},
+        {"group": type("Group", (dict,), {})(opt.param_groups[0])},
+        {"extra": [1.0]},
         {"plain": ()},
         {"plain": (int,) * 5},
         {"plain": (1,)},
-        {"numbers": -1},
-        {"numbers": 4},
-        {"form": 3},
     ):
-        with pytest.raises(ValueError, match="expected a layout, up to four types, and groups of up to three states"):
+        with pytest.raises(
+            ValueError, match="expected a layout, up to four types, and groups of parameters, a dict and numbers"
+        ):
             gather(opt, **wrong)
     with pytest.raises(AttributeError, match="grad"):
         gather(opt, params=[object()])
@@ -363,9 +386,31 @@ def test_gather_rejects_bad_input():
     with pytest.raises(TypeError, match="a <class 'int'> in a row, expected a tensor"):
         gather(opt, params=[(p, 1, *[None] * 5)])
     with pytest.raises(TypeError, match="step None, expected an int"):
-        gather(opt, params=[(p, p.grad, *[None] * 5)], form=2)
-    with pytest.raises(TypeError, match="takes exactly 9 arguments"):
+        gather(
+            opt,
+            params=[(p, p.grad, *[None] * 4)],
+            kind=_core.make_kind(0, (), (("a", 0, -1, False),) * 2, "step", True, ()),
+        )
+    with pytest.raises(TypeError, match="takes exactly 6 arguments"):
         _core.step_groups(1)
+    with pytest.raises(ValueError, match="PyCapsule_GetPointer called with"):
+        gather(opt, kind=1)
+    group = opt.param_groups[0]
+    with pytest.raises(KeyError, match="'lr'"):
+        gather(opt, group={key: x for key, x in group.items() if key != "lr"})
+    for betas in ((0.9,), (0.9, 0.99, 0.999), [0.9], 0.9, None, "ab", (0.9, None), np.array([0.9, 0.99])):
+        assert gather(opt, group=group | {"betas": betas}) == b"\2"
+    for wrong in (
+        ((("lr", -1, 0, False, None),) * 17, (), ()),
+        ((), (("a", 0, -1, False),) * 7, ()),
+        ((), (("a", 5, -1, False),), ()),
+        ((), (("a", 0, 16, False),), ()),
+        ((), (), ("a",) * 5),
+    ):
+        with pytest.raises(ValueError, match="make_kind"):
+            _core.make_kind(0, *wrong[:2], None, False, wrong[2])
+    with pytest.raises(TypeError):
+        _core.make_kind(0, (("lr", -1),), (), None, False, ())
 
 
 def test_a_row_with_mismatched_tensors_is_rejected():
@@ -406,7 +451,7 @@ def test_gather_leaves_unexpected_states_to_python():
     step(opt)
     assert gather(opt) == 1
     good = opt.state[p]
-    keys = opt.columns(opt.param_groups[0])
+    keys = keys_of(opt)
     for bad in (
         *(
             good | {key: value}

@@ -17,6 +17,7 @@ from torch.nn import Parameter
 
 import goptim
 from goptim import _core
+from goptim._kinds import kind_of
 from goptim.testing import assert_bit_equal
 
 with warnings.catch_warnings():
@@ -91,11 +92,11 @@ def assert_runs_equal(*args, **kwargs):
 def go(monkeypatch):
     """The number of rows of each update in Go."""
     calls = []
-    step_groups, update = _core.step_groups, _core.Kind("MuonUpdate")
+    step_groups, update = _core.step_groups, kind_of("MuonUpdate").handle
 
     def counted(kind, *args):
         done = step_groups(kind, *args)
-        if kind == update:
+        if kind is update:
             calls.append(done)
         return done
 

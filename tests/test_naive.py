@@ -101,8 +101,8 @@ def set_version(t, version):
 
 
 class CachesHyperparameters:
-    def scalars(self, group):
-        return vars(self).setdefault("_scalars", super().scalars(group))
+    def options(self, group):
+        return vars(self).setdefault("_options", dict(super().options(group)))
 
 
 class GoesOnWithoutState:

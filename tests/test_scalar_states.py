@@ -5,6 +5,7 @@ from collections import OrderedDict
 from typing import Any
 
 import pytest
+import rows
 import torch
 from configurations import ELEMENTWISE, IN_TABLES
 from torch import Tensor
@@ -20,7 +21,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "ASGD": {"t0": 0},
     "Adafactor": {"eps": (1e-8, 1e-3)},
 }
-COUNTING = [name for name in IN_TABLES if getattr(goptim, name).counts]
+COUNTING = [name for name in IN_TABLES if rows.counts(name)]
 counting = pytest.mark.parametrize("name", COUNTING)
 elementwise = pytest.mark.parametrize("name", [name for name in ELEMENTWISE if name in COUNTING])
 

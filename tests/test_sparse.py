@@ -11,7 +11,8 @@ import torch
 from torch.nn import Parameter
 
 import goptim
-from goptim import _core, _sparse
+from goptim import _sparse
+from goptim._kinds import sparse_kind_of
 from goptim._step import GoStep
 from goptim.testing import assert_bit_equal, ieee_sqrt
 
@@ -90,9 +91,9 @@ def go(monkeypatch):
     """The number of indices of each call of Go."""
     calls = []
 
-    def counting(kind, row, *rest, call=_sparse._call):
-        calls.append(_sparse._ROW.unpack(row)[9])
-        call(kind, row, *rest)
+    def counting(kind, p, row, *rest, call=_sparse._call):
+        calls.append(row[-1])
+        call(kind, p, row, *rest)
 
     monkeypatch.setattr(_sparse, "_call", counting)
     return calls
@@ -468,7 +469,6 @@ def test_fault_in_go_is_an_exception(name, n, threads, to_go):
 @every
 def test_bad_arguments(name):
     """What only a mistake in the package could give to Go."""
-    kind = _core.Kind(name if name == "SparseAdam" else f"Sparse{name}")
     p, m, v, g = (torch.ones(4, 2) for _ in range(4))
     indices, order, unordered, beyond = (torch.tensor(x) for x in ([2, 0, 2], [1, 0, 2], [0, 1, 2], [1, 0, 3]))
     good = {
@@ -477,14 +477,17 @@ def test_bad_arguments(name):
         "state2": v.data_ptr(),
         "rows": 4,
         "width": 2,
-        "dtype": 1,
         "indices": indices.data_ptr(),
         "values": g.data_ptr(),
         "order": order.data_ptr(),
         "count": 3,
     }
     opt = ours(name, [Parameter(p)])
-    scalars = opt.sparse_scalars(opt.param_groups[0])
+    kind, group = sparse_kind_of(type(opt).twin), opt.param_groups[0]
+
+    def call(**what):
+        _sparse._call(kind, p, tuple((good | what).values()), 1.0, group, 2)
+
     for what, says in [
         ({"param": 0}, "address 0x0"),
         ({"indices": 4095}, "address 0xfff"),
@@ -493,7 +496,6 @@ def test_bad_arguments(name):
         ({"rows": 2}, "index 2 in the gradient, expected one of 2 rows"),
         ({"width": 0}, "rows of 0 elements"),
         ({"rows": 1 << 60}, "rows of 2 elements"),
-        ({"dtype": 0}, "elements of dtype 0"),
         ({"count": -1}, "-1 of them with a gradient"),
         ({"count": 1 << 40}, "of them with a gradient"),
         ({"order": unordered.data_ptr()}, "place 1 of the order is 1"),
@@ -502,9 +504,9 @@ def test_bad_arguments(name):
         *([({"state2": 0}, "address 0x0")] if name == "SparseAdam" else []),
     ]:
         with pytest.raises(RuntimeError, match=says):
-            _sparse._call(kind, _sparse._ROW.pack(*(good | what).values(), 1.0), scalars, 2)
+            call(**what)
     assert all((t == 1).all() for t in (p, m, v, g))
-    _sparse._call(kind, _sparse._ROW.pack(*(good | {"count": 0}).values(), 1.0), scalars, 2)
+    call(count=0)
     assert (p == 1).all()
-    _sparse._call(kind, _sparse._ROW.pack(*good.values(), 1.0), scalars, 2)
+    call()
     assert (p != 1).any(1).tolist() == [True, False, True, False]

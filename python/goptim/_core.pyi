@@ -17,15 +17,32 @@ def LBFGS(machine: int, size: int, threads: int) -> int: ...
 def OpenMP(parallel: int, number: int) -> int: ...
 def Reserve(threads: int) -> int: ...
 def Version() -> str: ...
+def make_kind(
+    number: int,
+    scalars: tuple[tuple[str | None, int, int, bool, float | None], ...],
+    states: tuple[tuple[str | None, int, int, bool], ...],
+    step: str | None,
+    integer: bool,
+    leave: tuple[str, ...],
+    /,
+) -> object: ...
 def step_groups(
-    kind: int,
-    form: int,
+    kind: object,
     layout: bytes | None,
     plain: tuple[type, ...],
     state: MutableMapping[Tensor, Any],
-    step: str | None,
-    numbers: int,
-    groups: tuple[tuple[tuple[Any, ...], tuple[str | None, ...], tuple[Any, ...] | None], ...],
+    groups: tuple[tuple[tuple[Any, ...], dict[str, Any], tuple[Any, ...]], ...],
     threads: int,
     /,
 ) -> int | bytes: ...
+def step_sparse(
+    kind: object,
+    group: dict[str, Any],
+    extra: tuple[Any, ...],
+    size: int,
+    row: tuple[int, ...],
+    step: float,
+    threads: int,
+    /,
+) -> None: ...
+def layouts() -> dict[str, Any]: ...

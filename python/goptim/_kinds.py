@@ -12,7 +12,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from goptim import _native
+from goptim import _native, _numbers
 
 # gather.c's numbers of the shapes of states.
 _SHAPES = {"full": 0, "scalar": 1, "rows": 2, "cols": 3, "vector": 4}
@@ -113,6 +113,15 @@ class Kind:
                 return None
             numbers += several
         return tuple(numbers)
+
+    def is_plain(self, group: dict[str, Any], extra: tuple[Any, ...]) -> bool:
+        """Whether gather.c takes the numbers of a group as they are."""
+        numbers = self.numbers(group)
+        return (
+            numbers is not None
+            and all(map(_numbers.is_plain, (*numbers, *extra)))
+            and all(isinstance(self.value(group, key), (tuple, list)) for key, length in self.keys.items() if length)
+        )
 
     def with_numbers(self, group: dict[str, Any], numbers: tuple[Any, ...]) -> dict[str, Any]:
         """A group with other scalars."""

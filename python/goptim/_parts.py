@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from goptim import _dtensor, _native, _numbers, _sparse
+from goptim import _dtensor, _native, _sparse
 from goptim._eligible import (
     DTYPES,
     PLAIN,
@@ -70,9 +70,7 @@ class Part:
         for key in LEAVE:
             if self.group.get(key):
                 return f"its group is {key}"
-        numbers = self.kind.numbers(self.options)
-        plain = numbers is not None and all(map(_numbers.is_plain, (*numbers, *self.extra)))
-        return None if plain else reason_of_numbers(self.group)
+        return None if self.kind.is_plain(self.options, self.extra) else reason_of_numbers(self.group)
 
     @functools.cached_property
     def states(self) -> tuple[State | None, ...]:

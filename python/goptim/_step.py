@@ -157,7 +157,7 @@ class GoStep(Optimizer):
         params, options, extra = asked
         kind = self.kind
         numbers = kind.numbers(options)
-        if numbers is None or all(map(_numbers.is_plain, (*numbers, *extra))):
+        if numbers is None or kind.is_plain(options, extra):
             return asked
         floats = _numbers.as_floats((*numbers, *extra))
         if floats is None or not _numbers.torch_accepts(self.twin, group, undecorated_step(self.twin), kind.sparse):
