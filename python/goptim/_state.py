@@ -20,16 +20,16 @@ from goptim._files import StrOrBytesPath
 
 _VERSION = "1"
 
-# torch's classes, whatever a program has put in their place.
+# torch's classes, even if a program has replaced them.
 _CLASSES: dict[type[Optimizer], str] = {kind: name for name, kind in _originals.CLASSES.items()}
-# The defaults of the hyperparameters of each.
+# The defaults of the hyperparameters of each class.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     name: {key: p.default for key, p in inspect.signature(kind.__init__).parameters.items() if p.default is not p.empty}
     for kind, name in _CLASSES.items()
 }
 
-# What each class keeps of a parameter, and when: always, never but in some versions or with other hyperparameters, or
-# while a hyperparameter is not 0. LBFGS has a state of its own kind.
+# The states of a parameter in each class, and when they exist: always, optionally (in some versions or with other
+# hyperparameters), or if a hyperparameter is not 0. LBFGS has a different kind of state.
 _ALWAYS, _MAYBE = True, False
 _MOMENTS = {"step": _ALWAYS, "exp_avg": _ALWAYS, "exp_avg_sq": _ALWAYS}
 _STATES: dict[str, dict[str, bool | str]] = {
@@ -38,7 +38,7 @@ _STATES: dict[str, dict[str, bool | str]] = {
     "AdamW": {**_MOMENTS, "max_exp_avg_sq": "amsgrad"},
     "Adagrad": {"step": _ALWAYS, "sum": _ALWAYS},
     "Adadelta": {"step": _ALWAYS, "square_avg": _ALWAYS, "acc_delta": _ALWAYS},
-    "Adafactor": {"step": _ALWAYS},  # and more: see _keys
+    "Adafactor": {"step": _ALWAYS},  # and others: see _keys
     "Adamax": {"step": _ALWAYS, "exp_avg": _ALWAYS, "exp_inf": _ALWAYS},
     "ASGD": {"step": _ALWAYS, "eta": _ALWAYS, "mu": _ALWAYS, "ax": _ALWAYS},
     "NAdam": {**_MOMENTS, "mu_product": _ALWAYS},
@@ -50,11 +50,11 @@ _STATES: dict[str, dict[str, bool | str]] = {
 }
 _SCALARS = ("eta", "mu", "mu_product")
 
-# The hyperparameters that are neither a flag nor a number, nor some numbers.
+# The hyperparameters that are not a flag, a number or a tuple of numbers.
 _COUNTS = {"max_iter": (1, math.inf), "max_eval": (1, math.inf), "history_size": (1, math.inf), "ns_steps": (0, 99)}
 _CHOICES = {
     "line_search_fn": (None, "strong_wolfe"),
-    # "none", which torch's constructor does not know, leaves the rate as it is, in torch's step too.
+    # torch's constructor rejects "none", but torch's step accepts it and does not adjust the learning rate.
     "adjust_lr_fn": (None, "original", "match_rms_adamw", "spectral_unclamped", "none"),
 }
 _PATHS = ("foreach", "fused")  # flags that may be None
@@ -64,20 +64,20 @@ _NOT_OPTIONS = ("optimizer", "params", "param_names")
 def save_state(optimizer: Optimizer, path: StrOrBytesPath, names: Iterable[tuple[str, Tensor]] | None = None) -> None:
     """Write an optimizer's state and hyperparameters as a safetensors file.
 
-    ``goptim.ReadState`` reads it in Go, ``goptim.load_state`` in Python. A file that exists is replaced as a whole:
-    after an error, or if the process is killed, it has its old content. Its permissions stay, and symbolic links are
-    followed. A FIFO or a character device is written, not replaced.
+    ``goptim.ReadState`` reads it in Go, ``goptim.load_state`` in Python. An existing file is replaced
+    atomically: after an error, or if the process is killed, it has its old content. Its permissions are preserved, and
+    symbolic links are followed. A FIFO or a character device is written, not replaced.
 
     Args:
         optimizer: one of torch.optim's classes, or of goptim's.
         path: the file.
-        names: the parameters' names, as ``model.named_parameters()``. Without them the optimizer's own, if it was made
-            of named parameters, or else the parameters' indices.
+        names: the parameters' names, as ``model.named_parameters()``. By default the optimizer's own, if it was
+            constructed with named parameters, and otherwise the parameters' indices.
 
     Raises:
         OSError: the file cannot be written.
-        TypeError: the optimizer is of another class, or has a state or a hyperparameter that the file cannot hold.
-        ValueError: names are missing or not distinct, or the memory of a state has been taken away.
+        TypeError: the optimizer is of another class, or has a state or a hyperparameter that cannot be saved.
+        ValueError: names are missing or not distinct, or the storage of a state is too small.
     """
     class_name = _class_name(optimizer)
     groups, tensors = [], {}
@@ -86,7 +86,7 @@ def save_state(optimizer: Optimizer, path: StrOrBytesPath, names: Iterable[tuple
         groups.append({"optimizer": class_name, "params": ns, **options})
         for p, n in zip(group["params"], ns, strict=True):
             for key, value in optimizer.state.get(p, {}).items():
-                if key == "al" and class_name == "LBFGS":  # which computes it anew
+                if key == "al" and class_name == "LBFGS":  # which computes it again
                     continue
                 if not isinstance(key, str) or not re.fullmatch(r"[^.]*[^.0-9][^.]*", key):
                     raise TypeError(f"parameter {n}: a state under {key!r}, expected a key with letters and no dot")
@@ -98,7 +98,7 @@ def save_state(optimizer: Optimizer, path: StrOrBytesPath, names: Iterable[tuple
 
 
 def load_state(optimizer: Optimizer, path: StrOrBytesPath, names: Iterable[tuple[str, Tensor]] | None = None) -> None:
-    """Give an optimizer the state and hyperparameters that ``save_state``, or ``goptim.WriteState`` in Go, has written.
+    """Load the state and hyperparameters of an optimizer from a file of ``save_state``, or ``goptim.WriteState`` in Go.
 
     Args:
         optimizer: of the same class, with the same groups of parameters.
@@ -107,9 +107,9 @@ def load_state(optimizer: Optimizer, path: StrOrBytesPath, names: Iterable[tuple
 
     Raises:
         OSError: the file cannot be read.
-        TypeError: the optimizer is not of torch.optim's classes.
-        ValueError: the file is damaged, or of another optimizer or other parameters, or has hyperparameters that the
-            class's constructor refuses; nothing has changed.
+        TypeError: the optimizer is not of one of torch.optim's classes.
+        ValueError: the file is damaged, belongs to another optimizer or other parameters, or has hyperparameters that
+            the class's constructor rejects. Nothing has changed.
     """
     class_name = _class_name(optimizer)
     all_names = _names(optimizer, names)
@@ -124,9 +124,9 @@ def load_state(optimizer: Optimizer, path: StrOrBytesPath, names: Iterable[tuple
         for p, numbers in exact:
             optimizer.state[p].update(numbers)
         for group, saved in zip(optimizer.param_groups, new["param_groups"], strict=True):
-            if (key := "decoupled_weight_decay") in saved:  # which torch's AdamW sets, whatever it loads
+            if (key := "decoupled_weight_decay") in saved:  # torch's AdamW overwrites it
                 group[key] = saved[key]
-    except BaseException:  # from a hook of the caller's, or an interrupt
+    except BaseException:  # from a hook, or an interrupt
         vars(optimizer).update(before)
         raise
 
@@ -138,8 +138,7 @@ def _prepare(
     tensors: dict[str, Tensor],
     metadata: dict[str, str],
 ) -> tuple[dict[str, Any], list[tuple[Tensor, dict[str, Any]]]]:
-    """A file's content as a state_dict; and the numbers of each parameter's state, which torch takes for elements and
-    gives the dtype of these."""
+    """A file's content as a state_dict, and the scalars of each state, whose dtype load_state_dict would change."""
     groups = _groups(metadata)
     if len(groups) != len(all_names):
         raise ValueError(f"{len(groups)} groups of parameters, expected {len(all_names)}")
@@ -174,7 +173,7 @@ def _prepare(
                     raise ValueError(f"parameter {n}: {e}") from e
                 if state:
                     new["state"][index] = state
-                    # torch moves the step of these to the parameter's device itself.
+                    # torch itself moves the step count of these to the parameter's device.
                     moved = ("step",) if to.get("fused") or to.get("capturable") else ()
                     numbers = {k: v for k, v in state.items() if not isinstance(v, Tensor) or v.dim() == 0}
                     exact.append((p, {k: v for k, v in numbers.items() if k not in moved}))
@@ -187,7 +186,7 @@ def _prepare(
 
 
 def _groups(metadata: dict[str, str]) -> list[dict[str, Any]]:
-    """The groups that a file's metadata describe."""
+    """The groups described by a file's metadata."""
     version = metadata.get("goptim_state")
     if version is None:
         raise ValueError("not the state of an optimizer: no goptim_state in its metadata")
@@ -211,7 +210,7 @@ def _groups(metadata: dict[str, str]) -> list[dict[str, Any]]:
 
 
 def _require_class(class_name: str, saved: dict[str, Any]) -> None:
-    """Refuse the state of another class. Adam and AdamW are one, and a flag of later versions of torch says which."""
+    """Reject the state of another class. Adam and AdamW are compatible; later torch distinguishes them by a flag."""
     adams = ("Adam", "AdamW")
     if saved["optimizer"] != class_name and not (class_name in adams and saved["optimizer"] in adams):
         raise ValueError(f"the state of {saved['optimizer']}, expected that of {class_name}")
@@ -223,7 +222,7 @@ def _require_class(class_name: str, saved: dict[str, Any]) -> None:
 
 
 def _options(class_name: str, group: dict[str, Any], saved: dict[str, Any]) -> dict[str, Any]:
-    """The hyperparameters of a group of a file, for a group that has the same."""
+    """The hyperparameters of a group of a file, for the corresponding group of the optimizer."""
     defaults = _DEFAULTS[class_name]
     options = {}
     for key, old in group.items():
@@ -243,7 +242,7 @@ _Kind = Literal["flag", "count", "choice", "numbers", "number"]
 
 
 def _kind(key: str, default: Any) -> _Kind:
-    """What a hyperparameter of a class is."""
+    """The kind of a hyperparameter."""
     if isinstance(default, bool) or key in _PATHS:
         return "flag"
     if key in _COUNTS:
@@ -254,7 +253,7 @@ def _kind(key: str, default: Any) -> _Kind:
 
 
 def _from_json(key: str, value: Any, old: Any, defaults: dict[str, Any]) -> Any:
-    """The value of a hyperparameter, of the type of the one that there is; a ValueError says what is expected."""
+    """The value of a hyperparameter, with the type of the current value; a ValueError contains what is expected."""
     if key not in defaults:
         return _foreign(value, old)
     match _kind(key, defaults[key]):
@@ -299,7 +298,7 @@ def _number(value: Any, old: Any, *, may_be_nan: bool = False) -> Any:
 
 
 def _foreign(value: Any, old: Any) -> Any:
-    """What is no hyperparameter of the class, as a scheduler's initial_lr; unchanged if no file holds such."""
+    """An entry that is not a hyperparameter of the class, such as a scheduler's initial_lr; unchanged if not saved."""
     if type(old) in (tuple, list):
         if type(value) is not list or len(value) != len(old):
             raise ValueError(f"{len(old)} values")
@@ -316,14 +315,14 @@ def _foreign(value: Any, old: Any) -> Any:
 
 
 def _check(class_name: str, group: dict[str, Any]) -> None:
-    """Refuse hyperparameters that torch's constructor refuses."""
+    """Reject hyperparameters that torch's constructor rejects."""
     kind = next(kind for kind, name in _CLASSES.items() if name == class_name)
     options = {
         key: _plain(group[key])
         for key, default in _DEFAULTS[class_name].items()
         if key in group and key != "adjust_lr_fn" and (_kind(key, default) != "flag" or key == "nesterov")
     }
-    if class_name == "SparseAdam" and options.get("lr") == 0:  # which schedules end with
+    if class_name == "SparseAdam" and options.get("lr") == 0:  # the last value of some schedules
         del options["lr"]
 
     def refusal(**options: Any) -> Exception | None:
@@ -347,7 +346,7 @@ def _plain(value: Any) -> Any:
 
 
 def _keys(class_name: str, p: Tensor, group: dict[str, Any]) -> tuple[set[str], set[str]]:
-    """The keys that a parameter's state must have, and those that it may."""
+    """The keys that a parameter's state must have, and those that it may have."""
     keys = dict(_STATES[class_name])
     if class_name == "Adafactor":
         keys |= dict.fromkeys(("row_var", "col_var") if p.dim() > 1 else ("variance",), _ALWAYS)
@@ -357,7 +356,7 @@ def _keys(class_name: str, p: Tensor, group: dict[str, Any]) -> tuple[set[str], 
 def _state(
     class_name: str, optimizer: Optimizer, p: Tensor, saved: dict[str, Tensor], group: dict[str, Any]
 ) -> dict[str, Any]:
-    """The state of a parameter as its class keeps it."""
+    """The state of a parameter in the form of its class."""
     if not saved:
         if class_name != "Adagrad":
             return {}
@@ -389,13 +388,13 @@ def _state(
                 raise ValueError(f"{_described(key, t)}, expected {p.dtype} and {tuple(p.shape)}")
             state[key] = torch.empty_like(p, memory_format=torch.preserve_format, requires_grad=False)
             state[key].copy_(t.view(p.shape))
-        else:  # of a class that is derived from torch's
+        else:  # a subclass
             state[key] = int(t) if t.dtype is torch.int64 else t
     return state
 
 
 def _is_ours(optimizer: Optimizer) -> bool:
-    """Whether all that an optimizer keeps is known: it is of no class that somebody derived."""
+    """Whether all states of an optimizer are known, because its class is not a user's subclass."""
     return type(optimizer) in _CLASSES or type(optimizer).__module__.partition(".")[0] == "goptim"
 
 
@@ -450,14 +449,14 @@ def _described(key: str, t: Tensor) -> str:
 
 
 def _scalar(key: str, t: Tensor) -> Tensor:
-    """A number that torch keeps in a tensor."""
+    """A scalar that torch stores in a tensor."""
     if t.dim() or t.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"{_described(key, t)}, expected a float32 or float64 number")
     return t
 
 
 def _count(key: str, t: Tensor) -> int:
-    """A number of steps, or the like."""
+    """A count, such as a step count."""
     if t.dim() or t.dtype not in (torch.int64, torch.float32, torch.float64):
         raise ValueError(f"{_described(key, t)}, expected a count")
     x = t.item()
@@ -467,7 +466,7 @@ def _count(key: str, t: Tensor) -> int:
 
 
 def _step(t: Tensor) -> Tensor:
-    """A number of steps as torch keeps it."""
+    """A step count in torch's form."""
     n = _count("step", t)
     if t.is_floating_point():
         return t
@@ -485,7 +484,7 @@ def _class_name(optimizer: Optimizer) -> str:
 
 
 def _names(optimizer: Optimizer, names: Iterable[tuple[str, Tensor]] | None) -> list[list[str]]:
-    """The parameters' names, group by group."""
+    """The parameters' names, by group."""
     known = None if names is None else {id(p): n for n, p in names}
     all_names, index = [], 0
     for group in optimizer.param_groups:
@@ -503,14 +502,14 @@ def _names(optimizer: Optimizer, names: Iterable[tuple[str, Tensor]] | None) -> 
     for n in flat:
         if not isinstance(n, str):
             raise TypeError(f"a parameter's name is {n!r}, expected a string")
-        n.encode()  # or a ValueError
+        n.encode()  # raises ValueError if it is not valid Unicode
     if len(set(flat)) != len(flat):
         raise ValueError("two parameters have the same name")
     return all_names
 
 
 def _option_to_json(class_name: str, key: str, value: Any, group: int) -> Iterable[tuple[str, Any]]:
-    """A hyperparameter and its value in JSON; nothing for what the class does not have and JSON cannot hold."""
+    """A hyperparameter and its JSON value; nothing if it is not the class's and JSON cannot represent it."""
     if key in _NOT_OPTIONS:
         return
     if key not in _DEFAULTS[class_name]:
@@ -536,7 +535,7 @@ def _option_to_json(class_name: str, key: str, value: Any, group: int) -> Iterab
 
 
 def _number_to_json(value: Any) -> Any:
-    """A number of any kind: Python's, NumPy's, or a tensor of one."""
+    """A number of any type: Python's, NumPy's, or a scalar tensor."""
     if isinstance(value, (str, bytes)):
         raise TypeError
     value = value.item() if isinstance(value, Tensor) else value
@@ -562,7 +561,7 @@ def _to_json(value: Any) -> Any:
 
 
 def _to_tensor(name: str, key: str, value: Any) -> Tensor:
-    """A state's value as a tensor whose elements can be read one after another at its address."""
+    """A state's value as a contiguous tensor."""
     if isinstance(value, (bool, int, float)):
         return torch.tensor(value, dtype=torch.int64 if isinstance(value, int) else torch.float64, device="cpu")
     what = f"parameter {name}: its state {key}"

@@ -113,7 +113,7 @@ class LBFGS(_originals.LBFGS):
             return first
 
     def _reason_before(self) -> str | None:
-        """Why Go does not take a step, as far as is known before the closure runs; None if it does."""
+        """Why a step falls back to torch, as far as is known before the closure runs; None if it runs in Go."""
         why = reason_of_optimizer(self)
         if why is not None:
             return why
@@ -126,14 +126,14 @@ class LBFGS(_originals.LBFGS):
         return _reason_of_params(self._params)
 
     def _options(self) -> _Options | None:
-        """The options as Go takes them; None if it does not."""
+        """The options for Go; None if they are not supported."""
         group = self.param_groups[0]
         search = group["line_search_fn"]
         reals = tuple(group[key] for key in ("lr", "tolerance_grad", "tolerance_change"))
         counts = tuple(group[key] for key in ("max_iter", "max_eval", "history_size"))
         if not (
             all(type(x) in (int, float) for x in reals) and all(type(x) is int for x in counts)
-        ):  # or torch accepts it
+        ):  # torch may accept other numbers
             floats = _numbers.as_floats(reals)
             if floats is None or bool in map(type, (*reals, *counts)):
                 return None
@@ -155,12 +155,12 @@ class LBFGS(_originals.LBFGS):
         return options
 
     def _current_reason(self) -> str | None:
-        """Why Go would not take a step whose closure left the gradients and the state as they are."""
+        """Why a step would fall back to torch if its closure did not change the gradients and the state."""
         return self._reason_before() or _Run(self, self.state.get(self._params[0], {})).reason_of(0.0)
 
 
 def _reason_of_params(params: list[Tensor]) -> str | None:
-    """Why Go does not take parameters; None if it does."""
+    """Why parameters fall back to torch; None if they run in Go."""
     dtype, spans = params[0].dtype, []
     if dtype not in DTYPES:
         return f"parameter 0 is {dtype}"
@@ -181,7 +181,7 @@ def _is_count(x: object) -> bool:
 
 
 def _is_flat(t: object, types: tuple[type, ...], dtype: torch.dtype) -> bool:
-    """Whether t's elements lie behind each other in memory that Go may use."""
+    """Whether t is contiguous, in memory that Go may access."""
     return (
         type(t) in types
         and (t := cast(Tensor, t)).layout is torch.strided
@@ -195,13 +195,13 @@ def _is_flat(t: object, types: tuple[type, ...], dtype: torch.dtype) -> bool:
     )
 
 
-# Why a step that has begun is torch's.
+# Reasons for a fallback after the first evaluation.
 _GRADIENTS = "the gradients are not plain tensors of their parameters' dtype and size on the CPU"
 _STATE = "its state is not as this optimizer leaves it"
 
 
 class _Options(NamedTuple):
-    """The numbers among an optimizer's options."""
+    """The numeric options of an optimizer."""
 
     lr: float
     tolerance_grad: float
@@ -212,15 +212,15 @@ class _Options(NamedTuple):
 
 
 def _step_alone(optimizer: Any) -> None:
-    """A step by torch of an optimizer of one parameter, whose gradient does not change."""
+    """torch's step of an optimizer with one parameter, whose gradient is constant."""
     undecorated_step(_originals.LBFGS)(optimizer, lambda: 1.0)
 
 
 @functools.cache
 def _max_eval_bounds_searches() -> bool:
-    """Whether max_eval bounds a line search, as in later versions of torch; else 25 evaluations do.
+    """Whether max_eval limits a line search, as in later versions of torch; in earlier ones, 25 evaluations do.
 
-    It has torch search along a line that falls faster and faster, where only the bound ends the search.
+    It runs torch's search on a function that decreases without bound, which only the limit ends.
     """
     x = torch.ones(1, dtype=torch.float64, device="cpu")
     optimizer = _originals.LBFGS([x], max_iter=1, max_eval=3, line_search_fn="strong_wolfe")
@@ -237,10 +237,10 @@ def _max_eval_bounds_searches() -> bool:
 
 
 class _Replay:
-    """A closure whose first call has been made, for torch's step of an optimizer.
+    """A closure for torch's step that has already been called once, and returns that result first.
 
-    torch reads options and state before that call, which may change or replace both. So torch steps a stand-in: it
-    has those of before until the call, and is the same as the optimizer afterwards.
+    torch reads options and state before the first call, which may change or replace both. So torch steps a stand-in
+    with the earlier options and state. After the call, it has those of the optimizer.
     """
 
     def __init__(self, run: _Run, group: dict[str, Any], first: Any, closure: Callable[[], Any]) -> None:
@@ -311,21 +311,21 @@ class _Machine(ctypes.Structure):
 
 # lbfgs.Ask, in goptim/internal/lbfgs/machine.go. Values that are not here end the step.
 _EVALUATE, _REMEMBER, _DONE, _OPTIMAL = range(4)
-_ERRORS = {  # as torch's step fails
+_ERRORS = {  # as raised by torch's step
     4: ZeroDivisionError("float division by zero"),
     5: IndexError("list index out of range"),
     6: RuntimeError("value cannot be converted to type float without overflow"),
 }
 
 
-# The steps that are under way, of all threads: one begins within another where a closure steps its own optimizer.
+# The running steps of all threads. They are nested if a closure steps its own optimizer.
 _running: list[_Run] = []
 
 
 class _Run:
-    """One step: the memory of Go's machine, and what it asks for.
+    """One step: the memory of Go's state machine, and the evaluations that it requests.
 
-    User code runs in the closure, and other threads run at any time. So the run itself holds every tensor whose address
+    The closure runs user code, and other threads may run at any time. So the run references each tensor whose address
     the machine has, and reads the addresses again after each evaluation.
     """
 
@@ -342,11 +342,11 @@ class _Run:
         self.dtype = self.params[0].dtype
         self.segments = array("Q", bytes(24 * len(self.params)))
         self.grads: list[Tensor] = []
-        self.old_dirs: list[Tensor] = []  # the state's own lists, where it has them
+        self.old_dirs: list[Tensor] = []  # the lists of the state, if it has them
         self.old_stps: list[Tensor] = []
         self.ro: list[Tensor] = []
-        self.in_search = False  # whether the last evaluation was a line search's
-        self.saved = 0  # of the machine's recursions, those whose alphas are in the state
+        self.in_search = False  # whether the last evaluation belonged to a line search
+        self.saved = 0  # the number of the machine's recursions whose alphas are in the state
         self.sizes = [p.numel() for p in self.params]
         self.machine = m = _Machine()
         self.at = ctypes.addressof(m)
@@ -360,7 +360,7 @@ class _Run:
         m.max_search = 25 if self.search and not _max_eval_bounds_searches() else 0
 
     def reason_of(self, loss: float) -> str | None:
-        """Why Go does not take a step from what the first evaluation has left; None if it does."""
+        """Why a step falls back to torch after the first evaluation; None if it runs in Go."""
         if not self._same_params() or _reason_of_params(self.params) is not None:
             return "the closure has changed the parameters"
         if not self.see(loss):
@@ -400,9 +400,9 @@ class _Run:
         return type(x) in (int, float) or (_is_flat(x, (Tensor,), self.dtype) and x.dim() == 0)
 
     def see(self, loss: float) -> bool:
-        """Give the machine the loss and the gradients that a closure has left; False if Go cannot take these."""
+        """Pass the loss and the gradients of an evaluation to the machine; False if they are not supported."""
         m, words = self.machine, self.segments
-        # torch reads the option once, but for gradients and in a line search again and again.
+        # torch reads the option once, except for gradients and line searches, which read it each time.
         negate = bool(self.optimizer.param_groups[0].get("maximize", False))
         m.loss, m.negate = (-loss if (negate if self.in_search else self.maximize) else loss), negate
         self.grads = []
@@ -419,7 +419,7 @@ class _Run:
         return True
 
     def _see_gathered(self) -> bool:
-        """The same for gradients that torch has to bring into form."""
+        """The same for gradients that torch must convert."""
         flat: Tensor = self.optimizer._gather_flat_grad()  # type: ignore[no-untyped-call]
         if not (_is_flat(flat, (Tensor,), self.dtype) and flat.numel() == self.machine.n):
             return False
@@ -442,7 +442,7 @@ class _Run:
             while ask in (_EVALUATE, _REMEMBER):
                 before = m.iterations
                 ask = core.LBFGS(self.at, ctypes.sizeof(m), torch.get_num_threads())
-                if before == 0 and m.iterations == 1:  # torch forgets what it has
+                if before == 0 and m.iterations == 1:  # torch discards its history
                     self.old_dirs, self.old_stps, self.ro = [], [], []
                     self._read_history()
                 state["func_evals"], state["n_iter"] = m.evaluations, m.iterations
@@ -469,7 +469,7 @@ class _Run:
             raise _ERRORS[ask]
 
     def _begin(self) -> None:
-        """Give the machine the state, and memory."""
+        """Pass the state and memory to the machine."""
         m, state = self.machine, self.state
         m.evaluations, m.iterations = state["func_evals"], state["n_iter"]
         fresh = m.iterations == 0
@@ -490,7 +490,7 @@ class _Run:
         self._make_spare()
 
     def _read_history(self) -> None:
-        """Hold the pairs that the lists have now, and give the machine their addresses."""
+        """Reference the pairs in the lists, and pass their addresses to the machine."""
         self.vectors = [t for pair in zip(self.old_dirs, self.old_stps, strict=True) for t in pair]
         self.numbers = list(self.ro)
         self.versions = [x._version for x in self.numbers]
@@ -509,7 +509,7 @@ class _Run:
         self.machine.y, self.machine.s = (t.data_ptr() for t in self.spare)
 
     def _see_state(self) -> None:
-        """Go on with what the closure has made of the state, by another step in it for example, as torch does."""
+        """Continue with the state after the closure, which may have changed it, for example by a nested step."""
         m, state = self.machine, self.state
         evaluations, iterations = state["func_evals"], state["n_iter"]
         kept = self.kept
@@ -517,7 +517,7 @@ class _Run:
         if not (_is_count(evaluations) and _is_count(iterations) and (same or self._is_vector(kept))):
             raise RuntimeError(f"LBFGS: {_STATE}, since the closure ran")
         m.evaluations, m.iterations, m.kept = evaluations, iterations, kept.data_ptr()
-        if iterations == 0:  # the machine will forget its history
+        if iterations == 0:  # the machine will discard its history
             self.save_alphas()
         if self._history_has_changed():
             if not self._is_history(self.old_dirs, self.old_stps, self.ro):
@@ -526,7 +526,7 @@ class _Run:
             self._read_history()
 
     def _history_has_changed(self) -> bool:
-        """Whether the lists, their tensors' memory or the numbers are others. It must be fast: most never change."""
+        """Whether the lists, their tensors' memory or the scalars have changed. It must be fast: most never change."""
         vectors, numbers, n = self.vectors, self.numbers, len(self.numbers)
         return not (
             len(self.old_dirs) == len(self.old_stps) == len(self.ro) == n
@@ -572,7 +572,7 @@ class _Run:
         )
 
     def save_alphas(self) -> None:
-        """Write into the state what torch writes there as it goes; also if the closure raises, or steps itself."""
+        """Write torch's state at this point, also if the closure raises an error or steps the optimizer."""
         m = self.machine
         if m.recursions > self.saved:
             self.saved = m.recursions
