@@ -19,8 +19,9 @@ from goptim._step import GoStep
 
 # What Go steps through a table, and of these what treats every element alike.
 CLASSES = {name: getattr(goptim, name) for name in torch.optim.__all__}
-IN_TABLES = [name for name, c in CLASSES.items() if isinstance(c, type) and issubclass(c, GoStep) and name != "SparseAdam"]
-IN_TABLES = [name for name in IN_TABLES if name != "Muon"]  # it takes nothing but matrices: test_muon.py
+IN_TABLES = [name for name, c in CLASSES.items() if isinstance(c, type) and issubclass(c, GoStep)]
+# These take nothing but sparse gradients, and nothing but matrices: test_sparse.py, test_muon.py.
+IN_TABLES = [name for name in IN_TABLES if name not in ("SparseAdam", "Muon")]
 ELEMENTWISE = [name for name in IN_TABLES if getattr(goptim, name).elementwise]
 
 FLAG = [False, True]

@@ -10,8 +10,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from torch.optim import Optimizer
-
 from goptim import _native, _numbers
 
 # gather.c's numbers of the shapes of states.
@@ -42,8 +40,9 @@ class State:
 class Kind:
     """A kind of step (internal/steps): what gather.c needs of a group, by its keys, and of a parameter's state."""
 
-    def __init__(self, number: int, description: dict[str, Any], absent: dict[str, float], unread: Iterable[str]) -> None:
-        self.number = number
+    def __init__(
+        self, number: int, description: dict[str, Any], absent: dict[str, float], unread: Iterable[str]
+    ) -> None:
         self.counts: bool = description["counts"]
         self.integer: bool = description["integer"]
         self.sparse: bool = description["sparse"]
@@ -147,7 +146,7 @@ def _description() -> list[dict[str, Any]]:
 
 
 @functools.cache
-def kind_of(cls: type[Optimizer] | str) -> Kind:
+def kind_of(cls: Any) -> Kind:
     """The kind of step of a class of torch.optim, or of a name that Go knows. The extension must be there."""
     name = cls if isinstance(cls, str) else cls.__name__
     for number, description in enumerate(_description()):
@@ -159,13 +158,13 @@ def kind_of(cls: type[Optimizer] | str) -> Kind:
 
 
 @functools.cache
-def sparse_kind_of(cls: type[Optimizer]) -> Kind | None:
+def sparse_kind_of(cls: Any) -> Kind | None:
     """The kind of step with sparse gradients of a class; None if it has none."""
     names = {name for description in _description() if description["sparse"] for name in description["classes"]}
     name = cls.__name__ if cls.__name__ in names else f"Sparse{cls.__name__}"
     return kind_of(name) if name in names else None
 
 
-def _has_option(cls: type[Optimizer], key: str) -> bool:
+def _has_option(cls: Any, key: str) -> bool:
     """Whether this version of torch has an option, for a class or one that it is derived from."""
     return any(key in inspect.signature(c.__init__).parameters for c in cls.__mro__ if "__init__" in vars(c))

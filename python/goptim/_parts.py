@@ -97,7 +97,7 @@ class Part:
     @functools.cached_property
     def sparse_kind(self) -> Kind | None:
         """The kind of steps with sparse gradients; None where such a step is torch's."""
-        kind = sparse_kind_of(self.optimizer.twin)
+        kind = sparse_kind_of(self.optimizer.twin)  # type: ignore[arg-type]
         if kind is None or self.reason_of_group or self.group.get("fused"):
             return None
         return None if any(self.options[key] != 0 for key in kind.zero) else kind
@@ -319,7 +319,7 @@ class Part:
     @property
     def _sums(self) -> bool:
         """Whether sparse gradients of one row are added up before a step, instead of being steps themselves."""
-        kind = sparse_kind_of(self.optimizer.twin)
+        kind = sparse_kind_of(self.optimizer.twin)  # type: ignore[arg-type]
         return kind is None or kind.sums
 
     def check_sparse(self, p: Tensor, g: Tensor) -> None:

@@ -46,9 +46,7 @@ def wrong_row(p: Tensor, g: Tensor) -> int | None:
     return low if low < 0 else high if high >= p.shape[0] else None
 
 
-def step(
-    kind: Kind, p: Tensor, g: Tensor, states: list[Tensor], count: float, options: dict[str, Any]
-) -> None:
+def step(kind: Kind, p: Tensor, g: Tensor, states: list[Tensor], count: float, options: dict[str, Any]) -> None:
     """Have Go step the rows of one parameter that have a gradient, of which there are some."""
     indices, values = g._indices().contiguous(), g._values().contiguous().resolve_neg()
     order = _order(g) if kind.sums else None

@@ -64,7 +64,6 @@ class Adafactor(GoStep, _originals.Adafactor):
     Algorithms 4 and 5. The arguments that Hugging Face made known are those of :class:`goptim.hf.Adafactor`.
     """
 
-    twin = _originals.Adafactor
     elementwise = False
     part_class = _FactoredPart
 

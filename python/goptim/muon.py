@@ -52,7 +52,6 @@ class Muon(GoStep, _originals.Muon):
     <https://arxiv.org/abs/2502.16982>`_, for weight decay and ``adjust_lr_fn="match_rms_adamw"``.
     """
 
-    twin = _originals.Muon
     elementwise = False
 
     @property
@@ -138,9 +137,7 @@ class Muon(GoStep, _originals.Muon):
                     matrix.copy_(_newton_schulz(matrix, *orthogonalize))
             self._half("MuonUpdate", given, moves, tuple(first.shape))
 
-    def _half(
-        self, name: str, rows: tuple[Any, ...], options: dict[str, Any], extra: tuple[Any, ...]
-    ) -> None:
+    def _half(self, name: str, rows: tuple[Any, ...], options: dict[str, Any], extra: tuple[Any, ...]) -> None:
         done = super()._go(((rows, options, extra),), None, kind_of(name))
         if type(done) is not int:
             raise RuntimeError(

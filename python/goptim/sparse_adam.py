@@ -27,8 +27,6 @@ class SparseAdam(GoStep, _originals.SparseAdam):
     Algorithm 1: rows without a gradient, and their moments, stay.
     """
 
-    twin = _originals.SparseAdam
-
     def _init_group(self, group: dict[str, Any]) -> None:
         """Make states as torch's step makes them."""
         for p in group["params"]:
