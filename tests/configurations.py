@@ -19,10 +19,9 @@ from goptim._step import GoStep
 
 # The optimizers that Go steps with a table of rows, and those of them that are elementwise.
 CLASSES = {name: getattr(goptim, name) for name in torch.optim.__all__}
-IN_TABLES = [
-    name for name, c in CLASSES.items() if isinstance(c, type) and issubclass(c, GoStep) and name != "SparseAdam"
-]
-IN_TABLES = [name for name in IN_TABLES if name != "Muon"]  # supports only matrices: test_muon.py
+IN_TABLES = [name for name, c in CLASSES.items() if isinstance(c, type) and issubclass(c, GoStep)]
+# These take nothing but sparse gradients, and nothing but matrices: test_sparse.py, test_muon.py.
+IN_TABLES = [name for name in IN_TABLES if name not in ("SparseAdam", "Muon")]
 ELEMENTWISE = [name for name in IN_TABLES if getattr(goptim, name).elementwise]
 
 FLAG = [False, True]

@@ -270,9 +270,10 @@ def keys_of(opt):
     return [s.key for s in opt.kind.states_of(opt.options(group), opt.extra(group)) if s is not None]
 
 
-def gather(
-    opt, params=None, layout=OURS, plain=(torch.Tensor, Parameter), kind=None, state=None, group=None, extra=None
-):
+PLAIN = (torch.Tensor, Parameter)
+
+
+def gather(opt, params=None, layout=OURS, plain=PLAIN, kind=None, state=None, group=None, extra=None):
     """The codes of gather.c, without a step."""
     given = opt.param_groups[0]
     return _core.step_groups(
@@ -318,21 +319,8 @@ def test_no_reference_is_leaked(name):
     group["lr"] = float("12345.678")  # a number of its own
     grads = [p.grad for p in params if p.grad is not None]
     states = [t for state in opt.state.values() for t in (state, *state.values())]
-    watched = [
-        *params,
-        sparse,
-        *grads,
-        *states,
-        opt.state,
-        group,
-        group["lr"],
-        opt.kind.handle,
-        types,
-        params,
-        hostile,
-        missing,
-        _native.layout(),
-    ]
+    watched = [*params, sparse, *grads, *states, opt.state, group, group["lr"], opt.kind.handle, types, params, hostile]
+    watched += [missing, _native.layout()]
     p = params[0]
     row = opt.part_class(opt, 0, opt.param_groups[0], opt._ask(opt.param_groups[0]))._row(p, p.grad, opt.state[p])
     watched += [row, *(t for t in row if t is not None)]
@@ -375,9 +363,7 @@ def test_gather_rejects_bad_input():
         {"plain": (int,) * 5},
         {"plain": (1,)},
     ):
-        with pytest.raises(
-            ValueError, match="expected a layout, up to four types, and groups of parameters, a dict and numbers"
-        ):
+        with pytest.raises(ValueError, match="expected a layout, up to four types, and groups of"):
             gather(opt, **wrong)
     with pytest.raises(AttributeError, match="grad"):
         gather(opt, params=[object()])
@@ -385,12 +371,9 @@ def test_gather_rejects_bad_input():
         gather(opt, params=[(p, p.grad)])
     with pytest.raises(TypeError, match="a <class 'int'> in a row, expected a tensor"):
         gather(opt, params=[(p, 1, *[None] * 5)])
+    kind = _core.make_kind(0, (), (("a", 0, -1, False),) * 2, "step", True, ())
     with pytest.raises(TypeError, match="step None, expected an int"):
-        gather(
-            opt,
-            params=[(p, p.grad, *[None] * 4)],
-            kind=_core.make_kind(0, (), (("a", 0, -1, False),) * 2, "step", True, ()),
-        )
+        gather(opt, params=[(p, p.grad, *[None] * 4)], kind=kind)
     with pytest.raises(TypeError, match="takes exactly 6 arguments"):
         _core.step_groups(1)
     with pytest.raises(ValueError, match="PyCapsule_GetPointer called with"):

@@ -632,8 +632,9 @@ static int set_matrices(Row *row, const View *p)
 	return 1;
 }
 
-/* fill makes the row of one parameter with its memory, and says who steps it: no row is made but for Go. */
-static int fill(const Call *c, const Found *f, Row *row, uint32_t ***version, Stretches *memory)
+/* fill_of is fill for a kind of so many states. */
+static inline __attribute__((always_inline)) int fill_of(const Call *c, const Found *f, Row *row, uint32_t ***version,
+                                                         Stretches *memory, int n_states, int matrices)
 {
 	View param, v;
 	const Kind *kind = c->kind;
@@ -641,11 +642,11 @@ static int fill(const Call *c, const Found *f, Row *row, uint32_t ***version, St
 	int code = f->code, found;
 	if (!view(c->layout, f->p, 0, &param)) return PYTHON;
 	if (param.dtype == 0 || !dense(&param)) return TORCH;
-	if (kind->matrices && (param.n == 0 || !contiguous(&param))) return TORCH;
+	if (matrices && (param.n == 0 || !contiguous(&param))) return TORCH;
 	if (f->fresh || !view(c->layout, f->tensor[GRAD], 0, &v)) return PYTHON;
 	code = max(code, alike(&param, &v));
 	*row = (Row){.n = param.n, .param = param.at, .grad = v.at, .param_type = param.dtype, .grad_type = v.dtype};
-	if (kind->matrices && param.ndim >= 2 && !set_matrices(row, &param)) return TORCH;
+	if (matrices && param.ndim >= 2 && !set_matrices(row, &param)) return TORCH;
 	*at++ = param.version;
 	memory->n = 0;
 	put(memory, param.at, bytes(&param));
@@ -660,16 +661,16 @@ static int fill(const Call *c, const Found *f, Row *row, uint32_t ***version, St
 			*at++ = v.version;
 		}
 	}
-	for (int k = 0; k < kind->n_states; k++) {
+	for (int k = 0; k < n_states; k++) {
 		PyObject *o = f->tensor[STATE + k];
 		int shape = kind->state[k].shape;
-		if (!applies(shape, param.ndim)) continue;
+		if (matrices && !applies(shape, param.ndim)) continue;
 		if (o == NULL) {
-			if (shape > SCALAR) code = max(code, TORCH);
+			if (matrices && shape > SCALAR) code = max(code, TORCH);
 			continue;
 		}
 		if (shape == SCALAR) found = number(c, o, &v);
-		else if ((found = column(c, o, &v)) == GO) found = fits(&param, &v, shape);
+		else if ((found = column(c, o, &v)) == GO) found = matrices ? fits(&param, &v, shape) : alike(&param, &v);
 		code = max(code, found);
 		if (found != GO) continue;
 		row->state[k] = v.at;
@@ -681,6 +682,17 @@ static int fill(const Call *c, const Found *f, Row *row, uint32_t ***version, St
 	if (code == GO && overlap(memory)) code = TORCH;
 	if (code == GO) *version = at;
 	return code;
+}
+
+/* fill makes the row of one parameter with its memory, and says who steps it: no row is made but for Go. */
+static int fill(const Call *c, const Found *f, Row *row, uint32_t ***version, Stretches *memory)
+{
+	if (!c->kind->matrices) switch (c->kind->n_states) { /* loops of constant length take less time */
+	case 1: return fill_of(c, f, row, version, memory, 1, 0);
+	case 2: return fill_of(c, f, row, version, memory, 2, 0);
+	case 3: return fill_of(c, f, row, version, memory, 3, 0);
+	}
+	return fill_of(c, f, row, version, memory, c->kind->n_states, c->kind->matrices);
 }
 
 /* expected is how many elements a state of a shape has. */

@@ -10,8 +10,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from torch.optim import Optimizer
-
 from goptim import _native, _numbers
 
 # gather.c's numbers of the shapes of states.
@@ -45,7 +43,6 @@ class Kind:
     def __init__(
         self, number: int, description: dict[str, Any], absent: dict[str, float], unread: Iterable[str]
     ) -> None:
-        self.number = number
         self.counts: bool = description["counts"]
         self.integer: bool = description["integer"]
         self.sparse: bool = description["sparse"]
@@ -168,6 +165,6 @@ def sparse_kind_of(cls: Any) -> Kind | None:
     return kind_of(name) if name in names else None
 
 
-def _has_option(cls: type[Optimizer], key: str) -> bool:
+def _has_option(cls: Any, key: str) -> bool:
     """Whether this version of torch has an option, for a class or one that it is derived from."""
     return any(key in inspect.signature(vars(c)["__init__"]).parameters for c in cls.__mro__ if "__init__" in vars(c))

@@ -43,8 +43,9 @@ _end_record: Callable[[Any], None] = torch.autograd._record_function_with_args_e
 class GoStep(Optimizer):
     """An optimizer of torch.optim whose update runs in Go.
 
-    Mixed into a class before its twin of torch.optim: ``class SGD(GoStep, torch.optim.SGD)``. Construction,
-    validation, hooks, state and its keys, pickling and ``param_groups`` stay torch's.
+    Mixed into a class before torch's: ``class SGD(GoStep, torch.optim.SGD)``. Construction, validation, hooks, state
+    and its keys, pickling and ``param_groups`` stay torch's. The numbers that Go takes and the states are those that Go
+    describes (_kinds.py); a class says more only where they do not follow from the group alone.
     """
 
     twin: ClassVar[type[Optimizer]]
@@ -54,6 +55,11 @@ class GoStep(Optimizer):
     """Whether an element's update depends on no other element, so that a part of a parameter can be stepped alone."""
 
     part_class: ClassVar[type[Part]] = Part
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.__bases__[0] is GoStep and "twin" not in vars(cls):
+            cls.twin = cls.__bases__[1]
 
     @staticmethod
     def profile_hook_step(func: Callable[..., Any]) -> Callable[..., Any]:

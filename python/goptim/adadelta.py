@@ -24,5 +24,3 @@ class Adadelta(GoStep, _originals.Adadelta):
     Zeiler, `ADADELTA: An Adaptive Learning Rate Method <https://arxiv.org/abs/1212.5701>`_, Algorithm 1, with a
     learning rate.
     """
-
-    twin = _originals.Adadelta

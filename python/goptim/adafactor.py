@@ -65,7 +65,6 @@ class Adafactor(GoStep, _originals.Adafactor):
     Face's transformers.
     """
 
-    twin = _originals.Adafactor
     elementwise = False
     part_class = FactoredPart
 

@@ -26,5 +26,4 @@ class Adagrad(GoStep, _originals.Adagrad):
     <https://jmlr.org/papers/v12/duchi11a.html>`_, JMLR 12 (2011), with a diagonal matrix.
     """
 
-    twin = _originals.Adagrad
     part_class = _empty.EmptyPart

@@ -33,8 +33,6 @@ class Adam(GoStep, _originals.Adam):
     <https://openreview.net/forum?id=ryQu7f-RZ>`_, Algorithm 2.
     """
 
-    twin = _originals.Adam
-
 
 class AMSGrad(Adam):
     r"""Adam with ``amsgrad=True``, under the name of its paper. torch.optim has it only as this option.

@@ -23,5 +23,3 @@ class Adamax(GoStep, _originals.Adamax):
 
     Kingma & Ba, `Adam: A Method for Stochastic Optimization <https://arxiv.org/abs/1412.6980>`_, Algorithm 2.
     """
-
-    twin = _originals.Adamax

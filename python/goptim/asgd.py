@@ -30,7 +30,5 @@ class ASGD(GoStep, _originals.ASGD):
     <https://doi.org/10.1137/0330046>`_, SIAM Journal on Control and Optimization 30 (1992).
     """
 
-    twin = _originals.ASGD
-
     def extra(self, group: dict[str, Any]) -> tuple[Any, ...]:
         return (_FLOAT64.get(torch.get_default_dtype()),)

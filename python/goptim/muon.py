@@ -52,7 +52,6 @@ class Muon(GoStep, _originals.Muon):
     <https://arxiv.org/abs/2502.16982>`_, for weight decay and ``adjust_lr_fn="match_rms_adamw"``.
     """
 
-    twin = _originals.Muon
     elementwise = False
 
     @property

@@ -27,5 +27,3 @@ class RMSprop(GoStep, _originals.RMSprop):
     Tieleman & Hinton, Lecture 6.5 of COURSERA: Neural Networks for Machine Learning (2012); centered: Graves,
     `Generating Sequences With Recurrent Neural Networks <https://arxiv.org/abs/1308.0850>`_, equations 38 to 45.
     """
-
-    twin = _originals.RMSprop

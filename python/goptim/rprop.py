@@ -23,5 +23,3 @@ class Rprop(GoStep, _originals.Rprop):
     Riedmiller & Braun, `A Direct Adaptive Method for Faster Backpropagation Learning: The RPROP Algorithm
     <https://doi.org/10.1109/ICNN.1993.298623>`_, ICNN 1993.
     """
-
-    twin = _originals.Rprop

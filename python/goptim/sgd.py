@@ -26,5 +26,4 @@ class SGD(GoStep, _originals.SGD):
     <https://proceedings.mlr.press/v28/sutskever13.html>`_, ICML 2013, in torch's form.
     """
 
-    twin = _originals.SGD
     part_class = _empty.EmptyPart

@@ -26,8 +26,6 @@ class SparseAdam(GoStep, _originals.SparseAdam):
     Algorithm 1: rows without a gradient, and their moments, stay.
     """
 
-    twin = _originals.SparseAdam
-
     def _init_group(self, group: dict[str, Any]) -> None:
         """Create states as torch's step does."""
         for p in group["params"]:
