@@ -8,6 +8,7 @@ import of long ago, an alias, a dict, a ``functools.partial``), and ``isinstance
 from __future__ import annotations
 
 import functools
+import sys
 import threading
 from collections.abc import Callable
 from types import TracebackType
@@ -15,7 +16,6 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-import goptim
 from goptim import _originals
 
 # Each class of torch.optim that is patched, with its own __init__ and ours.
@@ -71,7 +71,8 @@ def unpatch() -> None:
 
 def twins() -> dict[type[Optimizer], type[Optimizer]]:
     """Our class for each of torch.optim's that we have one for."""
-    return {theirs: getattr(goptim, name) for name, theirs in _originals.CLASSES.items()}
+    package = sys.modules["goptim"]  # which imports this module
+    return {theirs: getattr(package, name) for name, theirs in _originals.CLASSES.items()}
 
 
 def _becoming(theirs: type[Optimizer], ours: type[Optimizer], init: Callable[..., None]) -> Callable[..., None]:
