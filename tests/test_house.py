@@ -1,7 +1,6 @@
 """Every optimizer has all its pieces: a message names each that is missing, and the file it belongs in.
 
-What an optimizer is comes from Go's Describe() and from goptim.__all__. Nothing is listed here but what an optimizer does
-without, and why.
+The optimizers are those of Go's Describe() and of goptim.__all__. Only exceptions are listed here, with the reason.
 """
 
 import functools
@@ -38,7 +37,7 @@ EXPORTED = [
 
 # Who has tests of its own instead of a row in tests/configurations.py, and Go constructors of other signatures.
 OWN_TESTS = {"LBFGS": "test_lbfgs.py", "Muon": "test_muon.py", "SparseAdam": "test_sparse.py"}
-# What `python -m goptim bench` does not measure: it has dense gradients alone, and no closures. AMSGrad is AdamW amsgrad.
+# What `python -m goptim bench` does not measure: it has dense gradients and no closures. AMSGrad is `AdamW amsgrad`.
 NOT_MEASURED = ("LBFGS", "SparseAdam", "AMSGrad")
 # Gonum's Minimize has dense gradients alone.
 NOT_GONUMS = ("SparseAdam",)
