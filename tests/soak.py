@@ -24,10 +24,11 @@ from torch import Tensor
 from torch.nn import Parameter
 
 import goptim
+from goptim._step import GoStep
 from goptim.testing import assert_bit_equal, ieee_sqrt
 
-OPTIMIZERS = ["AdamW", "SGD", "Adam", "Adagrad", "SparseAdam", "Adafactor", "Adadelta", "Adamax", "ASGD", "NAdam"]
-OPTIMIZERS += ["RAdam", "RMSprop", "Rprop", *(["Muon"] if hasattr(torch.optim, "Muon") else [])]
+CLASSES = {name: getattr(goptim, name) for name in torch.optim.__all__}
+OPTIMIZERS = [name for name, c in CLASSES.items() if isinstance(c, type) and issubclass(c, GoStep)]
 # torch 2.6's Adagrad creates states only in the constructor, and not for groups that are added later.
 if "len(state)" not in inspect.getsource(torch.optim.Adagrad._init_group):
     OPTIMIZERS.remove("Adagrad")

@@ -206,7 +206,7 @@ def test_hyperparameters(name, tmp_path):
 def test_invalid_combinations(tmp_path):
     optimizer, params = build("SGD")
     h = Header(PATH["SGD"].read_bytes())
-    h.groups[0]["nesterov"] = True  # with a dampening
+    h.groups[0] |= {"nesterov": True, "dampening": 0.3}
     (tmp_path / "state").write_bytes(h.file())
     refuses(optimizer, params, tmp_path / "state", "group 0: Nesterov momentum requires a momentum and zero dampening")
 

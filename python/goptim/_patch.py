@@ -8,6 +8,7 @@ a ``functools.partial``), and ``isinstance`` and ``issubclass`` work as before.
 from __future__ import annotations
 
 import functools
+import sys
 import threading
 from collections.abc import Callable
 from types import TracebackType
@@ -15,7 +16,6 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-import goptim
 from goptim import _originals
 
 # The patched classes of torch.optim, with their original and their patched __init__.
@@ -71,7 +71,8 @@ def unpatch() -> None:
 
 def replacements() -> dict[type[Optimizer], type[Optimizer]]:
     """The classes of torch.optim, each with its counterpart in goptim."""
-    return {theirs: getattr(goptim, name) for name, theirs in _originals.CLASSES.items()}
+    package = sys.modules["goptim"]  # which imports this module
+    return {theirs: getattr(package, name) for name, theirs in _originals.CLASSES.items()}
 
 
 def _becoming(theirs: type[Optimizer], ours: type[Optimizer], init: Callable[..., None]) -> Callable[..., None]:

@@ -1,0 +1,180 @@
+"""Every optimizer has all its pieces: a message names each that is missing, and the file it belongs in.
+
+The optimizers are those of Go's Describe() and of goptim.__all__. Only exceptions are listed here, with the reason.
+"""
+
+import functools
+import importlib
+import json
+import re
+from pathlib import Path
+
+import configurations
+import golden
+import imports
+import pytest
+import soak
+import test_scalar_errors
+import torch
+
+import goptim
+import goptim.hf
+from goptim import _originals, _state
+from goptim._bench import subjects
+from goptim._step import GoStep
+
+ROOT = Path(__file__).parents[1]
+KINDS = json.loads(importlib.import_module("goptim._core").Describe())
+SPECIFIED = {name: kind for kind in KINDS for name in kind["classes"]}
+
+EXPORTED = [
+    name
+    for name in dict.fromkeys([*goptim.__all__, *_originals.CLASSES])
+    if isinstance(c := getattr(goptim, name, None), type)
+    and issubclass(c, torch.optim.Optimizer)
+    and name != "Optimizer"
+]
+
+# Who has tests of its own instead of a row in tests/configurations.py, and Go constructors of other signatures.
+OWN_TESTS = {"LBFGS": "test_lbfgs.py", "Muon": "test_muon.py", "SparseAdam": "test_sparse.py"}
+# What `python -m goptim bench` does not measure: it has dense gradients and no closures. AMSGrad is `AdamW amsgrad`.
+NOT_MEASURED = ("LBFGS", "SparseAdam", "AMSGrad")
+# Gonum's Minimize has dense gradients alone.
+NOT_GONUMS = ("SparseAdam",)
+
+
+@functools.cache
+def text(*patterns: str) -> str:
+    """The files of some patterns, one after the other."""
+    return "\n".join(path.read_text() for pattern in patterns for path in sorted(ROOT.glob(pattern)))
+
+
+def specification_of(name: str) -> str:
+    """The name under which Go describes a class: that of its torch class."""
+    twin = getattr(getattr(goptim, name), "twin", None)
+    return twin.__name__ if twin else name
+
+
+def missing(name: str) -> list[str]:
+    """The pieces of an optimizer that are not there."""
+    file, cls = name.lower(), getattr(goptim, name)
+    found: list[str] = []
+
+    def expect(there: object, where: str, what: str) -> None:
+        if not there:
+            found.append(f"{where}: {what}")
+
+    def expect_text(pattern: str, what: str, where: str, *files: str) -> None:
+        expect(re.search(pattern, text(*(files or [where]))), where, what)
+
+    described = specification_of(name)
+    if issubclass(cls, GoStep):
+        there = described in SPECIFIED or described in HALVES.values()
+        expect(there, f"goptim/{file}.go", f"no specification of {described}")
+    expect_text(rf"(?m)^func New{name}\[", f"no function New{name}", f"goptim/{file}.go", "goptim/*.go")
+    expect_text(rf"(?m)^func ExampleNew{name}\(", f"no ExampleNew{name}", "goptim/example_test.go", "goptim/*_test.go")
+    expect_text(rf"\[New{name}\]", f"no [New{name}] in its list", "goptim/doc.go")
+    if name != "LBFGS":
+        expect_text(rf'entry\("{name}"', f'no entry("{name}", …)', "goptim/registry_test.go")
+    if name not in NOT_GONUMS:
+        expect_text(
+            rf"(?m)^func {name}\(|^type {name} ", f"no {name}", "goptim/gonumopt/methods.go", "goptim/gonumopt/*.go"
+        )
+
+    if cls is not getattr(torch.optim, name, None):
+        expect_text(rf"import.*\b{name} as {name}\b", f"{name} is not imported", "python/goptim/__init__.py")
+    else:
+        expect(None, "python/goptim/__init__.py", f"{name} is torch's: no class of goptim is imported")
+    if hasattr(torch.optim, name):
+        expect(name in _originals.CLASSES, "python/goptim/_originals.py", f"no {name} among its names")
+        expect(name in _state._STATES or name == "LBFGS", "python/goptim/_state.py", f"no states of {name} in _STATES")
+    if name not in NOT_MEASURED:
+        measured = [title for title, subject in subjects.OPTIMIZERS.items() if subject.cls == name]
+        expect(measured, "python/goptim/_bench/subjects.py", f"no {name} in OPTIMIZERS")
+        for title in measured:
+            expect_text(rf"(?m)^\| {title} \|", f"no rows of {title}: run `make bench`", "docs/benchmarks.md")
+
+    if name in OWN_TESTS:
+        expect((ROOT / "tests" / OWN_TESTS[name]).exists(), f"tests/{OWN_TESTS[name]}", "is not there")
+    else:
+        expect(name in configurations.ROWS, "tests/configurations.py", f"no {name} in ROWS")
+        expect(any(c == name for c, _ in golden.CASES) or name == "AMSGrad", "tests/golden.py", f"no {name} in CASES")
+        expect(
+            name in test_scalar_errors.CLASSES or name == "AMSGrad",
+            "tests/test_scalar_errors.py",
+            f"no {name} in CLASSES",
+        )
+    expect(name in golden.RUNS, "tests/golden.py", f"no {name} in RUNS")
+    for folder in ("torch", "go"):
+        path = f"goptim/testdata/{folder}/{name}-float32.safetensors"
+        expect((ROOT / path).exists(), path, "is not there: run `make golden`")
+    if name in soak.OPTIMIZERS:
+        for option in {word.partition("[")[0] for word in SPECIFIED.get(described, {"scalars": []})["scalars"]}:
+            expect(option in soak.VALUES | soak.FLAGS, "tests/soak.py", f"no values of {option} in VALUES or FLAGS")
+    expect_text(rf'"goptim\.{name}"', f"no Stop of {name} in TOUR", "examples/tour.py")
+
+    for page in ("README.md", "CHANGELOG.md"):
+        expect_text(rf"`{name}`", f"no `{name}`", page)
+    return found
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_an_optimizer_has_its_pieces(name: str) -> None:
+    assert missing(name) == [], "\n".join([f"{name} lacks", *missing(name)])
+
+
+# Kinds of steps that make up the step of one class.
+HALVES = {"MuonMomentum": "Muon", "MuonUpdate": "Muon"}
+
+
+@pytest.mark.parametrize("name", SPECIFIED)
+def test_what_go_describes_has_a_class(name: str) -> None:
+    classes = {specification_of(n) for n in EXPORTED} | {goptim.hf.Adafactor.twin.__name__}
+    wanted = name if name in classes else HALVES.get(name, name.removeprefix("Sparse"))
+    if wanted == "Muon" and not hasattr(torch.optim, "Muon"):
+        return
+    where = f"python/goptim/{wanted.lower()}.py and python/goptim/__init__.py"
+    assert wanted in classes, f"{where}: no class of what Go describes as {name}"
+    if name.startswith("Sparse"):
+        assert re.search(rf"(?m)^func New{name}\[", text("goptim/*.go")), f"goptim/sparse.go: no function New{name}"
+        assert name in golden.RUNS, f"tests/golden.py: no {name} in RUNS"
+
+
+def test_every_class_of_torch_is_known() -> None:
+    names = [name for name in torch.optim.__all__ if isinstance(getattr(torch.optim, name), type)]
+    unknown = {*names} - {*_originals.CLASSES} - {"Optimizer"}
+    assert not unknown, f"python/goptim/_originals.py: no {', '.join(unknown)}"
+
+
+def test_imports_have_no_circle() -> None:
+    _, circle = imports.layers(imports.graph(imports.FIRST))
+    assert not circle, f"python/goptim: {' imports '.join(circle)}"
+
+
+def test_the_drawing_of_the_imports_is_current() -> None:
+    page = (ROOT / "docs" / "contributing.md").read_text()
+    assert imports.drawing() in page, "docs/contributing.md, Imports: put there what `python tests/imports.py` prints"
+
+
+def test_what_imports_are() -> None:
+    module = """
+import goptim.a
+from goptim import b, nothing
+from typing import TYPE_CHECKING
+if TYPE_CHECKING:
+    from goptim.c import C
+def f():
+    if True:
+        from goptim import d
+"""
+    known = {"goptim", *(f"goptim.{x}" for x in "abcd")}
+    found = list(imports.imports(module, known))
+    assert found == [
+        ("goptim.a", imports.FIRST),
+        ("goptim.b", imports.FIRST),
+        ("goptim", imports.FIRST),
+        ("goptim.c", imports.NEVER),
+        ("goptim.d", imports.LATER),
+    ]
+    assert imports.layers({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ([], ["b", "c", "b"])
+    assert imports.layers({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == ([["c"], ["b"], ["a"]], [])
