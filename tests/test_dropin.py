@@ -940,7 +940,8 @@ def test_amsgrad_is_an_adam():
 def public_classes():
     everything = [*vars(goptim).values(), *vars(goptim.hf).values()]
     optimizers = [c for c in everything if isinstance(c, type) and issubclass(c, Optimizer)]
-    return [c for c in optimizers if c.__module__.startswith("goptim.")]
+    # Not the base class, and not the class of torch's operations that one of ours is derived from.
+    return [c for c in optimizers if c.__module__.startswith("goptim.") and issubclass(c, (GoStep, goptim.LBFGS)) and c is not GoStep]
 
 
 @pytest.mark.parametrize("optimizer", public_classes(), ids=lambda c: f"{c.__module__}.{c.__name__}")
@@ -949,7 +950,7 @@ def test_docstrings(optimizer):
     text = optimizer.__doc__
     assert ".. math::" in text
     assert "state" in text
-    assert re.search("bits|tolerance", text)
+    assert re.search("exact results|same evaluations|tolerance", text)
     assert re.search(r"\(\d{4}\)| \d{4}|arxiv|openreview", text), "no paper"
 
 
@@ -971,7 +972,7 @@ def test_adamw_whose_group_says_that_it_is_adams():
         ours, theirs = make(goptim.AdamW), make(torch.optim.AdamW, foreach=False)
     assert_bit_equal(params_of(ours), params_of(theirs))
     assert_bit_equal(states_of(ours), states_of(theirs))
-    assert [row.to for row in goptim.explain(ours)] == ["torch"]
+    assert [row.to for row in goptim.explain(ours)] == ["go"]
 
 
 @pytest.mark.parametrize(

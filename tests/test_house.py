@@ -24,7 +24,7 @@ from goptim._bench import subjects
 from goptim._step import GoStep
 
 ROOT = Path(__file__).parents[1]
-KINDS = json.loads(importlib.import_module("goptim._core").Describe())
+KINDS = json.loads(importlib.import_module("goptim._core").Describe())["kinds"]
 SPECIFIED = {name: kind for kind in KINDS for name in kind["classes"]}
 
 EXPORTED = [

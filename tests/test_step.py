@@ -17,6 +17,7 @@ from torch.nn import Parameter
 
 import goptim
 from goptim import _native
+from goptim._kinds import Kind
 from goptim.testing import assert_bit_equal, ieee_sqrt
 
 OPTIONS = {"SGD": {"momentum": 0.9}}
@@ -796,3 +797,50 @@ STRESS = """
         assert [id(p) for group in opt.param_groups for p in group["params"]] == list(map(id, lasting))
     print(rounds, "rounds,", interrupts, "interrupts")
 """
+
+
+class Doubled(dict):  # type: ignore[type-arg]
+    """A group that says another learning rate than stands in it."""
+
+    def __getitem__(self, key):
+        return 2 * super().__getitem__(key) if key == "lr" else super().__getitem__(key)
+
+
+@every
+def test_group_that_looks_keys_up_in_its_own_way(name, go):
+    opts = []
+    for cls in twins(name):
+        torch.manual_seed(0)
+        opts.append(cls([leaf(3, 4), leaf(5)], **OPTIONS.get(name, {})))
+        opts[-1].param_groups[:] = [Doubled(group) for group in opts[-1].param_groups]
+        train(opts[-1])
+    assert_bit_equal(everything(opts[1]), everything(opts[0]))
+    assert go == [2, 2, 2]
+
+
+@pytest.mark.parametrize("name", ["Adam", "AdamW"])
+@pytest.mark.parametrize("decoupled", [True, False, None])
+def test_a_group_that_says_how_its_weight_decays(name, decoupled, go):
+    """It may say another thing than its class, or nothing: then it is as the class is."""
+    opts = []
+    for cls in twins(name):
+        torch.manual_seed(0)
+        opts.append(cls([leaf(3, 4), leaf(5)], weight_decay=0.1))
+        group = opts[-1].param_groups[0]
+        if decoupled is not None:
+            group["decoupled_weight_decay"] = decoupled
+        train(opts[-1])
+    assert_bit_equal(everything(opts[1]), everything(opts[0]))
+    assert go == [2, 2, 2]
+
+
+def test_an_option_that_torch_does_not_know_is_not_read():
+    """torch 2.6 has no decoupled_weight_decay, whatever a group says that newer ones have saved."""
+    kind = goptim.AdamW([leaf(2)]).kind
+    old = Kind(0, rows.kind_named("Adam"), {"decoupled_weight_decay": 1}, ["decoupled_weight_decay"])
+    group = dict(goptim.AdamW([leaf(2)]).param_groups[0])
+    for said in (group, group | {"decoupled_weight_decay": False}, {k: v for k, v in group.items() if k[:3] != "dec"}):
+        assert old.numbers(said)[-1] is True
+    assert kind.numbers(group | {"decoupled_weight_decay": False})[-1] is False
+    with pytest.raises(KeyError, match="lr"):
+        old.numbers({})

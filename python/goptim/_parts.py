@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -294,7 +295,9 @@ class Part:
     @torch.no_grad()
     def init_group(self, params: list[Tensor]) -> None:
         """Create states with torch's own code."""
-        call_init_group(self.optimizer, {**self.group, "params": params})
+        group = copy.copy(self.group)  # which may look its keys up in its own way
+        group["params"] = params
+        call_init_group(self.optimizer, group)
 
     @torch.no_grad()
     def finish(self) -> None:
