@@ -29,6 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import goptim
 from goptim import _native, _originals
+from goptim._step import GoStep
 from goptim.testing import assert_bit_equal, ieee_sqrt
 
 NAMES = IN_TABLES
@@ -941,7 +942,8 @@ def public_classes():
     everything = [*vars(goptim).values(), *vars(goptim.hf).values()]
     optimizers = [c for c in everything if isinstance(c, type) and issubclass(c, Optimizer)]
     # Not the base class, and not the class of torch's operations that one of ours is derived from.
-    return [c for c in optimizers if c.__module__.startswith("goptim.") and issubclass(c, (GoStep, goptim.LBFGS)) and c is not GoStep]
+    ours = [c for c in optimizers if c.__module__.startswith("goptim.")]
+    return [c for c in ours if issubclass(c, (GoStep, goptim.LBFGS)) and c is not GoStep]
 
 
 @pytest.mark.parametrize("optimizer", public_classes(), ids=lambda c: f"{c.__module__}.{c.__name__}")
