@@ -952,7 +952,7 @@ def test_docstrings(optimizer):
     text = optimizer.__doc__
     assert ".. math::" in text
     assert "state" in text
-    assert re.search("exact results|same evaluations|tolerance", text)
+    assert re.search("exact results|up to rounding|tolerance", text)
     assert re.search(r"\(\d{4}\)| \d{4}|arxiv|openreview", text), "no paper"
 
 
