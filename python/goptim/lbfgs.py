@@ -20,7 +20,7 @@ from goptim._parts import bump_versions
 
 
 class LBFGS(_originals.LBFGS):
-    r"""torch.optim.LBFGS with its arithmetic in Go: the same arguments and state, and the same evaluations up to rounding.
+    r"""torch.optim.LBFGS with its arithmetic in Go: the same arguments and state, equal evaluations up to rounding.
 
     From :math:`g_k = \nabla f(x_k)` and the last ``history_size`` pairs :math:`s_i = x_{i+1} - x_i`,
     :math:`y_i = g_{i+1} - g_i` with :math:`1 / \rho_i = y_i^\top s_i > 10^{-10}`, an iteration computes
