@@ -103,6 +103,11 @@ NEAREST = [
     ("state.go", ["test_safetensors.py"]),
     ("stateful.go", ["test_safetensors.py"]),
     ("steps.go", ["test_bindings.py", "test_faults.py"]),
+    ("_kinds", ["test_bindings.py", "test_numbers.py", "test_gather.py"]),
+    ("_empty", ["test_scalar_errors.py"]),
+    ("_fallback", ["test_step.py", "test_dropin.py"]),
+    ("_parts", ["test_step.py", "test_explain.py", "test_dropin.py", "test_sparse.py"]),
+    ("_eligible", ["test_explain.py", "test_step.py"]),
     ("_step", ["test_step.py", "test_explain.py", "test_dropin.py"]),
 ]
 OF_GROUP = {
