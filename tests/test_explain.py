@@ -2,6 +2,7 @@
 
 import operator
 
+import numpy as np
 import pytest
 import torch
 from configurations import ELEMENTWISE, IN_TABLES
@@ -10,6 +11,7 @@ from torch.nn import Parameter
 
 import goptim
 from goptim import _native, _originals, _parts
+from goptim.testing import assert_bit_equal
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse invariant checks")
 
@@ -373,3 +375,17 @@ def test_a_group_that_a_step_rejects():
     one, two = goptim.explain(opt)
     assert (one.to, two.to) == ("error", "go")
     assert "momentum" in one.reason
+
+
+@pytest.mark.parametrize("name", ["Adam", "AdamW"])
+def test_a_group_without_an_option_of_later_versions(name):
+    """A group that an earlier torch saved does not have decoupled_weight_decay; the class says what it is."""
+    opts = [getattr(goptim, name)([Parameter(torch.ones(3))], weight_decay=0.1) for _ in range(2)]
+    opts[1].param_groups[0].pop("decoupled_weight_decay", None)
+    opts[0].param_groups[0]["lr"] = 2.0**-10
+    opts[1].param_groups[0]["lr"] = np.float32(2.0**-10)
+    for opt in opts:
+        opt.param_groups[0]["params"][0].grad = torch.ones(3)
+        opt.step()
+        assert [row.to for row in goptim.explain(opt)] == ["go"]
+    assert_bit_equal(*([p for group in opt.param_groups for p in group["params"]] for opt in opts))
