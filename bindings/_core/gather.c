@@ -53,7 +53,7 @@ enum { FIRST = 1 << 0, FIRST_SCALAR = 1 << 8 }; /* engine.Flags */
 enum { GO = 0, NO_GRADIENT = 1, TORCH = 2, PYTHON = 3 };
 /* The shapes of states: of the parameter; of one element; a number for every row or column of the matrices of the last two
  * dimensions; of the parameter, if that has fewer dimensions. */
-enum { FULL, SCALAR, ROWS, COLS, VECTOR };
+enum { FULL, SCALAR, ROWS, COLS, VECTOR, FLAT_ROWS, FLAT_COLS };
 enum { KEYS = 4 };
 
 /* A Kind says what a step needs of a group and of a parameter's state: a steps.Kind. Its keys are held. */
@@ -68,7 +68,7 @@ typedef struct {
 	} scalar[SCALARS];
 	struct {
 		PyObject *key; /* NULL for one that is given with a row */
-		int shape;
+		int shape, flat; /* flat: the shape of ROWS or COLS does not have the dimension of 1 */
 		int when, above; /* the scalar that asks for it, or -1; whether by being above 0 */
 	} state[STATES];
 	PyObject *step; /* the key of the step, or NULL */
@@ -188,11 +188,13 @@ static int alike(const View *p, const View *v)
 
 /* reduced says who steps a parameter with a state v of its shape, but for the dimension that is number i from behind,
  * which is 1. */
-static int reduced(const View *p, const View *v, int64_t i)
+static int reduced(const View *p, const View *v, int64_t i, int flat)
 {
-	if (v->dtype == 0 || p->ndim != v->ndim) return PYTHON;
-	for (int64_t k = 0; k < p->ndim; k++)
-		if (v->sizes[k] != (k == p->ndim - i ? 1 : p->sizes[k])) return PYTHON;
+	if (v->dtype == 0 || p->ndim != v->ndim + flat) return PYTHON;
+	for (int64_t k = 0, of_v = 0; k < p->ndim; k++) {
+		if (k == p->ndim - i && flat) continue;
+		if (v->sizes[of_v++] != (k == p->ndim - i ? 1 : p->sizes[k])) return PYTHON;
+	}
 	return v->dtype == p->dtype && contiguous(v) ? GO : TORCH;
 }
 
@@ -252,7 +254,9 @@ typedef struct {
 /* A Found is one parameter of a group. It owns its tensors. */
 typedef struct {
 	PyObject *p;    /* borrowed of the group */
+	PyObject *with; /* borrowed of the group: a tensor that is given with the parameter, or NULL */
 	Given *given;   /* NULL for a parameter by itself */
+	double step;    /* of a kind whose step is an int */
 	uint8_t code;
 	uint8_t fresh;  /* it has no state yet */
 	uint8_t torchs; /* its whole group is torch's */
@@ -342,7 +346,44 @@ static int find(Call *c, Found *f, PyObject **of)
 		simple &= f->fresh || Py_IS_TYPE(*of, &PyDict_Type); /* a subclass may look keys up in its own way */
 		if (!f->fresh) prefetch(word(*of, DICT_KEYS), DICT);
 	}
-	f->code = g == Py_None ? NO_GRADIENT : simple && !c->kind->integer ? GO : PYTHON;
+	f->code = g == Py_None ? NO_GRADIENT : simple && (!c->kind->integer || f->with != NULL) ? GO : PYTHON;
+	return 1;
+}
+
+/* find_pair is find for a parameter that is given with a tensor, which takes the place of the state without a key. */
+static int find_pair(Call *c, Found *f, PyObject **of)
+{
+	int place = -1;
+	for (int k = 0; k < c->kind->n_states; k++)
+		if (c->kind->state[k].key == NULL) place = k;
+	if (place < 0) {
+		PyErr_Format(PyExc_ValueError, "step_groups: a row of 2, expected %d", 2 + c->tensors);
+		return -1;
+	}
+	f->with = PyTuple_GetItem(f->p, 1);
+	f->p = PyTuple_GetItem(f->p, 0);
+	if ((PyObject *)Py_TYPE(f->with) != c->plain[0]) {
+		PyErr_Format(PyExc_TypeError, "step_groups: a %R with a parameter, expected a tensor", Py_TYPE(f->with));
+		return -1;
+	}
+	if (find(c, f, of) < 0) return -1;
+	Py_INCREF(f->with);
+	f->tensor[STATE + place] = f->with;
+	return 1;
+}
+
+/* find_step reads the step of a kind whose step is an int. Python decides about one that is not. */
+static int find_step(const Call *c, Found *f, PyObject *of)
+{
+	PyObject *step = PyDict_GetItemWithError(of, c->kind->step);
+	if (step == NULL && PyErr_Occurred()) return -1;
+	if (step == NULL || !PyLong_CheckExact(step)) {
+		f->code = max(f->code, PYTHON);
+		return 1;
+	}
+	f->step = PyLong_AsDouble(step);
+	if (f->step == -1 && PyErr_Occurred()) return -1;
+	if (f->step < 0) f->code = max(f->code, PYTHON);
 	return 1;
 }
 
@@ -350,6 +391,7 @@ static int find(Call *c, Found *f, PyObject **of)
 static int find_states(const Call *c, Found *f, PyObject *of)
 {
 	if (f->code == NO_GRADIENT || f->fresh || of == NULL) return 1;
+	if (c->kind->integer && f->code != PYTHON && find_step(c, f, of) < 0) return -1;
 	int own = !Py_IS_TYPE(of, &PyDict_Type) &&
 	          PyType_GetSlot(Py_TYPE(of), Py_mp_subscript) != PyType_GetSlot(&PyDict_Type, Py_mp_subscript);
 	Py_ssize_t behind = 0; /* in of, the key that was found last: keys mostly have the order in which torch makes states */
@@ -580,7 +622,9 @@ static int collect(Call *c, PyObject *params, Py_ssize_t first)
 		for (Py_ssize_t i = start; ok > 0 && i < end; i++) {
 			Found *f = found_at(c, i);
 			if (c->layout != NULL) approach(c, i, all);
-			ok = PyTuple_CheckExact(f->p) ? take(c, f) : find(c, f, &of[i - start]);
+			PyObject **state = &of[i - start];
+			int members = PyTuple_CheckExact(f->p) ? (int)PyTuple_Size(f->p) : 0;
+			ok = members == 0 ? find(c, f, state) : members == 2 ? find_pair(c, f, state) : take(c, f);
 		}
 		for (Py_ssize_t i = start; ok > 0 && i < end; i++) {
 			Found *f = found_at(c, i);
@@ -614,10 +658,10 @@ static int column(const Call *c, PyObject *o, View *v)
 static int applies(int shape, int64_t ndim) { return shape <= SCALAR || (shape == VECTOR) == (ndim < 2); }
 
 /* fits says who steps a parameter with a state v of a shape. */
-static int fits(const View *p, const View *v, int shape)
+static int fits(const View *p, const View *v, int shape, int flat)
 {
-	if (shape == ROWS) return reduced(p, v, 1);
-	return shape == COLS ? reduced(p, v, 2) : alike(p, v);
+	if (shape == ROWS) return reduced(p, v, 1, flat);
+	return shape == COLS ? reduced(p, v, 2, flat) : alike(p, v);
 }
 
 static int64_t last_size(const View *v, int i) { return v->sizes == NULL ? v->last[i] : v->sizes[v->ndim - 2 + i]; }
@@ -661,6 +705,10 @@ static inline __attribute__((always_inline)) int fill_of(const Call *c, const Fo
 			*at++ = v.version;
 		}
 	}
+	if (matrices && kind->integer) {
+		row->step = (uint64_t)(uintptr_t)&f->step;
+		row->step_type = FLOAT64;
+	}
 	for (int k = 0; k < n_states; k++) {
 		PyObject *o = f->tensor[STATE + k];
 		int shape = kind->state[k].shape;
@@ -670,7 +718,7 @@ static inline __attribute__((always_inline)) int fill_of(const Call *c, const Fo
 			continue;
 		}
 		if (shape == SCALAR) found = number(c, o, &v);
-		else if ((found = column(c, o, &v)) == GO) found = matrices ? fits(&param, &v, shape) : alike(&param, &v);
+		else if ((found = column(c, o, &v)) == GO) found = matrices ? fits(&param, &v, shape, kind->state[k].flat) : alike(&param, &v);
 		code = max(code, found);
 		if (found != GO) continue;
 		row->state[k] = v.at;
@@ -1046,10 +1094,12 @@ PyObject *make_kind(PyObject *module, PyObject *const *args, Py_ssize_t n)
 		                      &kind->state[k].above);
 		if (!ok) break;
 		kind->state[k].key = held(key);
-		if (kind->state[k].shape < FULL || kind->state[k].shape > VECTOR || kind->state[k].when >= SCALARS) {
+		if (kind->state[k].shape < FULL || kind->state[k].shape > FLAT_COLS || kind->state[k].when >= SCALARS) {
 			PyErr_Format(PyExc_ValueError, "make_kind: state %d is of a shape or a scalar that is not known", k);
 			ok = 0;
 		}
+		kind->state[k].flat = kind->state[k].shape > VECTOR;
+		if (kind->state[k].flat) kind->state[k].shape += ROWS - FLAT_ROWS;
 		kind->matrices |= kind->state[k].shape == ROWS;
 	}
 	kind->step = held(args[3]);
@@ -1069,7 +1119,8 @@ const char step_groups_doc[] =
 	"torch.Tensor. state: the optimizer's. groups: of each its parameters, its dict, and numbers that are not in the dict.\n"
 	"threads: how many may work; 0 to ask without a step; below 0 to raise what Go refuses, and write nothing.\n\n"
 	"In the place of a parameter may be a row: a tuple of the parameter, the gradient, the step or None, the states of the\n"
-	"kind, each a tensor or None, and the dict in which the states are put afterwards, or None.";
+	"kind, each a tensor or None, and the dict in which the states are put afterwards, or None. Or a pair, of a parameter\n"
+	"and the tensor that is given for its state without a key.";
 
 PyObject *step_groups(PyObject *module, PyObject *const *args, Py_ssize_t n)
 {

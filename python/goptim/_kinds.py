@@ -13,7 +13,7 @@ from typing import Any
 from goptim import _native, _numbers
 
 # gather.c's numbers of the shapes of states.
-_SHAPES = {"full": 0, "scalar": 1, "rows": 2, "cols": 3, "vector": 4}
+_SHAPES = {"full": 0, "scalar": 1, "rows": 2, "cols": 3, "vector": 4, "flat_rows": 5, "flat_cols": 6}
 
 # Flags of a group that leave it to torch.
 LEAVE = ("differentiable", "capturable")

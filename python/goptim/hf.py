@@ -147,9 +147,9 @@ class _HFPart(FactoredPart):
         return why
 
     def finish(self) -> None:
-        states = self.optimizer.state
+        fresh, states = {id(p) for p in self.fresh}, self.optimizer.state
         self.go = [
-            self._row(x, x.grad, states[x]) if isinstance(x, Tensor) and x.grad is not None and states.get(x) else x
+            self._row(x, x.grad, states[x]) if id(x) in fresh and x.grad is not None and states.get(x) else x
             for x in self.go
         ]
 
@@ -209,26 +209,37 @@ class Adafactor(GoStep, HFAdafactor):
         return (fused_norms(), group["beta1"] is not None)
 
     def _go(self, groups: tuple[Asked, ...], threads: int | None = None, kind: Kind | None = None) -> Any:
-        given = [x for params, _, _ in groups for x in params]
-        if not all(type(x) is tuple for x in given):
-            return bytes([PYTHON]) * len(given)  # rows need a tensor for the RMS
         place = [s.key for s in self.kind.states].index(None)  # of the RMS, which Go writes
         counted: collections.Counter[int] = collections.Counter()  # parameters may share a state
         after, asked = [], []
+        mixed = False
         for params, options, extra in groups:
-            rows = []
-            for p, g, step, *states, new in params:
-                state, rms = self.state[p], torch.empty((), dtype=p.dtype)
-                step += counted[id(state)]
+            rows: list[Any] = []
+            for x in params:
+                p, given = (x[0], True) if type(x) is tuple else (x, False)
+                state = self.state.get(p) if given or getattr(p, "grad", None) is not None else None
+                if state is None:
+                    rows.append(x)
+                    continue
+                rms = torch.empty((), dtype=p.dtype)
+                earlier = counted[id(state)]
                 counted[id(state)] += 1
-                states[place] = rms
-                rows.append((p, g, step, *states, new))
-                after.append((state, step + 1, rms))
+                mixed |= bool(earlier) and not given
+                if given:
+                    _, g, step, *states, new = x
+                    states[place] = rms
+                    rows.append((p, g, step + earlier, *states, new))
+                else:
+                    rows.append((p, rms))  # gather.c reads the rest
+                after.append((state, earlier + 1, rms))
             asked.append((tuple(rows), options, extra))
+        if mixed:  # gather.c does not know that a state is shared
+            return bytes([PYTHON]) * sum(len(params) for params, _, _ in groups)
+        steps = [(state, state.get("step"), n, rms) for state, n, rms in after]
         done = super()._go(tuple(asked), threads, kind)
         if type(done) is int and threads is None:
-            for state, step, rms in after:
-                state["step"], state["RMS"] = step, rms
+            for state, step, n, rms in steps:
+                state["step"], state["RMS"] = step + n, rms
         return done
 
 
