@@ -33,7 +33,8 @@ var _ = factoredClass(class[hfAdafactorOptions]{
 	name:    "HFAdafactor",
 	integer: true,
 	states: []state{
-		{key: "exp_avg_sq_row", of: steps.OfRows}, {key: "exp_avg_sq_col", of: steps.OfCols}, {key: "exp_avg_sq", of: steps.OfVector},
+		{key: "exp_avg_sq_row", of: steps.OfFlatRows}, {key: "exp_avg_sq_col", of: steps.OfFlatCols},
+		{key: "exp_avg_sq", of: steps.OfVector},
 		hfExpAvg: {key: "exp_avg", word: hasBeta1},
 		hfRMS:    {key: "RMS", scalar: true, given: true}, // a new one at every step
 	},

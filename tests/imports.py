@@ -1,4 +1,4 @@
-"""Draws which modules of python/goptim import which, for docs/contributing.md: ``python tests/imports.py``."""
+"""Draw the imports between modules of python/goptim, for docs/contributing.md: ``python tests/imports.py``."""
 
 import ast
 import itertools
@@ -8,18 +8,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1] / "python"
 
-# When a module imports another.
+# The times at which a module imports another.
 FIRST, LATER, NEVER = "as it is imported", "in functions", "for type checkers alone"
 
 
 def modules() -> dict[str, Path]:
-    """The files of the package, by the names of their modules."""
+    """The files of the package, by module name."""
     paths = sorted((ROOT / "goptim").rglob("*.py"))
     return {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in paths}
 
 
 def imports(text: str, known: set[str]) -> Iterator[tuple[str, str]]:
-    """The known modules that a module imports, each with when it does."""
+    """The known modules that a module imports, and when it imports each."""
 
     def names(node: ast.AST) -> list[str]:
         if isinstance(node, ast.Import):
@@ -43,13 +43,13 @@ def imports(text: str, known: set[str]) -> Iterator[tuple[str, str]]:
 
 
 def graph(when: str) -> dict[str, set[str]]:
-    """What each module imports at a time."""
+    """The modules that each module imports at the given time, such as FIRST."""
     files = modules()
     return {name: {to for to, at in imports(path.read_text(), {*files}) if at == when} for name, path in files.items()}
 
 
 def layers(edges: dict[str, set[str]]) -> tuple[list[list[str]], list[str]]:
-    """Modules in layers, each of which imports those below alone, the lowest first; and a circle, if there is one."""
+    """Layers of modules, the lowest first, each importing only lower ones; and an import cycle if there is one."""
     left, done = dict(edges), []
     while left:
         layer = sorted(name for name, to in left.items() if not to & left.keys())
@@ -68,7 +68,7 @@ def short(name: str) -> str:
 
 
 def drawing() -> str:
-    """The layers, the highest first, and below them what is imported later."""
+    """The layers, the highest first, then the imports in functions and for type checkers."""
     done, circle = layers(graph(FIRST))
     lines = []
     for layer in reversed(done):

@@ -1,4 +1,4 @@
-"""Rows and groups as Go reads them, for tests that call Step without gather.c; and what the layouts are made of."""
+"""Rows and groups as Go reads them, for tests that call Step without gather.c, and the layouts of their structs."""
 
 import ctypes
 import json
@@ -16,7 +16,7 @@ def snake_case(name):
 
 
 def structure(name):
-    """A struct of Go's as ctypes has it. Its arrays are of 64-bit words, but types are bytes."""
+    """The ctypes structure of a Go struct. Scalars are float64, types are bytes, other arrays are 64-bit words."""
     at, fields = 0, []
     for field, (offset, size) in sorted(DESCRIPTION["structs"][name].items(), key=lambda item: item[1][0]):
         if not field:
@@ -41,7 +41,7 @@ def kind_named(name):
 
 
 def scalar_states(name):
-    """How many of a class's states, the first ones, are scalars."""
+    """The number of scalar states of a class; they come first."""
     return sum(s.get("scalar", False) for s in kind_named(name)["states"])
 
 
@@ -50,7 +50,7 @@ def counts(name):
 
 
 def row(n, param, grad, step=0, states=(), scalars=0, rows=0, cols=0):
-    """A row of float32, of which the first so many states are scalars."""
+    """A float32 row in which the first ``scalars`` states are scalar."""
     r = Row(n=n, param=param, grad=grad, step=step, rows=rows, cols=cols)
     r.param_type = r.grad_type = CONSTANTS["float32"]
     r.step_type = CONSTANTS["float32"] if step else CONSTANTS["none"]
@@ -66,7 +66,7 @@ def table(*rows):
 
 
 def call_groups(name, tables, scalars, threads=2):
-    """Go's step of groups of the same scalars. A table is its address and how many rows it has."""
+    """Step groups with the same scalars in Go. A table is an address and the number of rows."""
     groups, at = [], 0
     for address, rows in reversed(tables):
         group = Group(next=at, table=address, rows=rows, count=len(scalars))

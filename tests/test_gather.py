@@ -386,7 +386,7 @@ def test_gather_rejects_bad_input():
     for wrong in (
         ((("lr", -1, 0, False, None),) * 17, (), ()),
         ((), (("a", 0, -1, False),) * 7, ()),
-        ((), (("a", 5, -1, False),), ()),
+        ((), (("a", 7, -1, False),), ()),
         ((), (("a", 0, 16, False),), ()),
         ((), (), ("a",) * 5),
     ):

@@ -340,3 +340,44 @@ def test_all_by_torchs_operations(monkeypatch):
     with pytest.raises(RuntimeError, match="does not support sparse gradients"):
         twins.ours.step()
     twins.check()
+
+
+@pytest.mark.parametrize("options", [{}, {"beta1": 0.9}], ids=str)
+def test_usual_parameters_are_read_in_c(options, monkeypatch):
+    """Python judges the parameters of the first step, which do not have states, and none of those after it."""
+    reason_of = goptim.hf._HFPart.reason_of
+    judged = []
+    monkeypatch.setattr(goptim.hf._HFPart, "reason_of", lambda *args: judged.append(1) or reason_of(*args))
+    twins = Twins([normal(shape, torch.float32, i) for i, shape in enumerate(((3, 5), (7,), (2, 3, 4), ()))], options)
+    for i in range(4):
+        twins.step(step=i)
+    assert len(judged) == 4
+
+
+@pytest.mark.parametrize("step", [-1, 1.0, True, None, 1 << 70], ids=str)
+def test_an_unexpected_step_falls_back(step):
+    """Only an int from 0 on runs in Go. transformers computes with others, or raises."""
+    twins = Twins(
+        [normal((3, 5), torch.float32, 0), normal((7,), torch.float32, 1)],
+        {"relative_step": False, "lr": 0.01, "scale_parameter": False},
+    )
+    twins.step()
+    for opt in (twins.ours, twins.theirs):
+        opt.state[opt.param_groups[0]["params"][1]]["step"] = step
+    try:
+        twins.theirs.step()
+    except Exception as e:
+        with pytest.raises(type(e)):
+            twins.ours.step()
+    else:
+        twins.ours.step()
+        twins.check()
+
+
+def test_a_state_with_another_shape_is_refused():
+    twins = Twins([normal((3, 5), torch.float32, 0)], {})
+    twins.step()
+    [state] = twins.ours.state.values()
+    state["exp_avg_sq_row"] = state["exp_avg_sq_row"].unsqueeze(-1)
+    with pytest.raises(ValueError, match=r"'exp_avg_sq_row' has shape \(3, 1\), expected \(3,\)"):
+        twins.ours.step()

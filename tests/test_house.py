@@ -1,6 +1,6 @@
-"""Every optimizer has all its pieces: a message names each that is missing, and the file it belongs in.
+"""Every optimizer is complete: a message names each part that is missing, and the file it belongs in.
 
-The optimizers are those of Go's Describe() and of goptim.__all__. Only exceptions are listed here, with the reason.
+The optimizers are those in Describe() of Go and in goptim.__all__. This file lists only exceptions, with the reason.
 """
 
 import functools
@@ -35,28 +35,29 @@ EXPORTED = [
     and name != "Optimizer"
 ]
 
-# Who has tests of its own instead of a row in tests/configurations.py, and Go constructors of other signatures.
+# Optimizers with their own test file instead of a row in tests/configurations.py. Their Go constructors have other
+# signatures.
 OWN_TESTS = {"LBFGS": "test_lbfgs.py", "Muon": "test_muon.py", "SparseAdam": "test_sparse.py"}
-# What `python -m goptim bench` does not measure: it has dense gradients and no closures. AMSGrad is `AdamW amsgrad`.
+# `python -m goptim bench` does not measure these: it uses dense gradients and no closures. AMSGrad is `AdamW amsgrad`.
 NOT_MEASURED = ("LBFGS", "SparseAdam", "AMSGrad")
-# Gonum's Minimize has dense gradients alone.
+# Gonum's Minimize supports only dense gradients.
 NOT_GONUMS = ("SparseAdam",)
 
 
 @functools.cache
 def text(*patterns: str) -> str:
-    """The files of some patterns, one after the other."""
+    """The concatenated text of the files that match some patterns."""
     return "\n".join(path.read_text() for pattern in patterns for path in sorted(ROOT.glob(pattern)))
 
 
 def specification_of(name: str) -> str:
-    """The name under which Go describes a class: that of its torch class."""
+    """The name of a class in Go's description, which is the name of its torch class."""
     twin = getattr(getattr(goptim, name), "twin", None)
     return twin.__name__ if twin else name
 
 
 def missing(name: str) -> list[str]:
-    """The pieces of an optimizer that are not there."""
+    """The missing parts of an optimizer, each with the file it belongs in."""
     file, cls = name.lower(), getattr(goptim, name)
     found: list[str] = []
 
@@ -123,7 +124,7 @@ def test_an_optimizer_has_its_pieces(name: str) -> None:
     assert missing(name) == [], "\n".join([f"{name} lacks", *missing(name)])
 
 
-# Kinds of steps that make up the step of one class.
+# Kinds of steps that together are the step of one class.
 HALVES = {"MuonMomentum": "Muon", "MuonUpdate": "Muon"}
 
 

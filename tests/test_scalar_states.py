@@ -1,4 +1,4 @@
-"""Scalar states, as step: their version counters, their errors, and memory that they share with other parameters."""
+"""Scalar states such as step: their version counters, their errors, and memory shared with other parameters."""
 
 import copy
 from collections import OrderedDict
@@ -31,7 +31,7 @@ def twins(name: str) -> tuple[Any, Any]:
 
 
 def build(cls: Any, dtypes: list[torch.dtype], n: int = 8) -> tuple[Any, list[Parameter]]:
-    """An optimizer after a step, with gradients for the next."""
+    """An optimizer after one step, with gradients for the next step."""
     random = torch.Generator().manual_seed(0)
     params = [Parameter(torch.randn(n, generator=random).to(dtype)) for dtype in dtypes]
     opt = cls(params, **OPTIONS.get(cls.__name__, {}))
@@ -74,14 +74,14 @@ def test_versions(name: str, mix: str, layout: bool, monkeypatch: pytest.MonkeyP
     assert all(ours)
 
 
-REFUSED = ["Adam", "AdamW", "Adamax", "RAdam", "Adafactor"]  # Python raises an exception in step 0
+REFUSED = ["Adam", "AdamW", "Adamax", "RAdam", "Adafactor"]  # Python raises an exception at step 0
 
 
 @pytest.mark.parametrize("name", REFUSED)
 @pytest.mark.parametrize("mix", MIXES)
 @pytest.mark.parametrize("layout", [True, False], ids=["", "without a layout"])
 def test_a_refused_step_writes_nothing(name: str, mix: str, layout: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither parameters, nor states, nor version counters, of torch's parameters and of Go's."""
+    """Parameters, states and version counters are unchanged, both in Go and in torch."""
     if not layout:
         monkeypatch.setattr(_native, "layout", lambda: None)
     theirs, ours = twins(name)
@@ -171,7 +171,7 @@ def test_scalar_states_in_memory_of_another(name: str, share: Any, n: int, threa
 
 
 class Elsewhere(dict):  # type: ignore[type-arg]
-    """It holds copies, and looks the states up elsewhere."""
+    """A dict that contains copies and looks its keys up in another dict."""
 
     def __init__(self, kept: dict[str, Any]) -> None:
         super().__init__({key: copy.deepcopy(t) for key, t in kept.items()})
@@ -201,7 +201,7 @@ def test_states_that_look_keys_up_in_their_own_way(name: str) -> None:
 
 @pytest.mark.parametrize("name", IN_TABLES)
 def test_states_in_an_ordered_dict(name: str) -> None:
-    """It looks keys up as a dict does."""
+    """An OrderedDict does not override the lookup, so the parameter runs in Go."""
     opt, params = build(getattr(goptim, name), [torch.float32])
     expected, twin = build(getattr(torch.optim, name), [torch.float32])
     opt.state[params[0]] = OrderedDict(opt.state[params[0]])
@@ -220,7 +220,7 @@ class Subclass(Parameter):
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("odd", ["subclass", "capturable", "dict"])
 def test_states_shared_with_a_parameter_that_is_not_for_go(name: str, first: bool, odd: str) -> None:
-    """A state of a parameter that Python decides about, or of a group of torch's, is memory of one of Go's."""
+    """A parameter that runs in Go shares memory with a state of one that Python decides about or that falls back."""
 
     def run(cls: Any) -> list[Tensor]:
         opt, params = build(cls, [torch.float32, torch.float32])

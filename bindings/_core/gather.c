@@ -1,18 +1,18 @@
 /* step_groups steps groups of parameters: it finds their tensors, writes a table of rows (goptim/table.go) and calls Go.
  *
- * A step has two phases. In the first, the groups' numbers are read, and references are taken to every tensor of every
- * group; Python code may run there, as of hash functions, descriptors, flags, finalizers and the collector, and may change
- * all that has not been read yet. In
- * the second, addresses are read, checked and handed to Go; no Python code runs there, and no Python object is made.
- * So no address is older than the last Python code before the call of Go, and all that a row names is held until Go has
- * returned. What another thread does to a held tensor while Go writes, as to assign its data, nobody can prevent.
+ * A step has two phases. The first phase reads the groups' scalars and acquires references to every tensor of every
+ * group. Python code may run in it (hash functions, descriptors, flags, finalizers, the garbage collector) and may
+ * change anything that has not been read yet. The second phase reads addresses, checks them and passes them to Go. It
+ * runs no Python code and creates no Python object. So every address is read after the last Python code before the call
+ * of Go, and everything that a row refers to is referenced until Go has returned. Another thread can still change a
+ * referenced tensor while Go writes, for example assign its data; this cannot be prevented.
  *
- * A step of many small tensors costs what finding their addresses costs: some forty cache lines a parameter, which the
- * model's forward and backward pass have pushed out to memory. So parameters are taken in blocks, and a block in
- * sweeps, each of which brings the lines that the next one reads. The tensors are read where this torch has been found
- * to keep them (python/goptim/_layout.py), for a call of torch, even of its C interfaces, takes ten times as long as
- * the words themselves. Only the plain case is taken here, with every check that keeps it safe; a parameter that is
- * another case is answered with a code, and nothing is written (python/goptim/_step.py).
+ * With many small tensors, finding their addresses dominates the step: about forty cache lines per parameter, which the
+ * model's forward and backward passes have evicted to memory. So parameters are processed in blocks, and a block in
+ * passes, each of which prefetches the lines that the next one reads. Fields are read at offsets probed for this torch
+ * (python/goptim/_layout.py), because calling torch, even through its C interfaces, takes ten times as long as reading
+ * the words. Only the fast path is here, with every check that keeps it safe. For any other parameter the answer is a
+ * code, and nothing is written (python/goptim/_step.py).
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -26,7 +26,7 @@ void goptim_enter(void); /* bindings/internal/openmp/team.c */
 
 enum { NONE = 0, FLOAT32 = 1, FLOAT64 = 2, BFLOAT16 = 3, FLOAT16 = 4 }; /* engine.DType */
 enum { SCALARS = 16, STATES = 6, TYPES = 4, BLOCK = 32 };
-/* The layouts of what Go reads; a test compares them with Go's (layouts, below). */
+/* Structs that Go reads; a test compares their layouts with those in Go (layouts, below). */
 typedef struct { /* engine.Row */
 	int64_t n;
 	uint64_t param, grad, step, state[STATES];
@@ -49,49 +49,50 @@ typedef struct { /* steps.Group */
 } Group;
 enum { FIRST = 1 << 0, FIRST_SCALAR = 1 << 8 }; /* engine.Flags */
 
-/* What a step does with a parameter; the codes of _step.py. The larger of two codes holds. */
+/* Who steps a parameter; the codes of _step.py. Of two codes, the larger one applies. */
 enum { GO = 0, NO_GRADIENT = 1, TORCH = 2, PYTHON = 3 };
-/* The shapes of states: of the parameter; of one element; a number for every row or column of the matrices of the last two
- * dimensions; of the parameter, if that has fewer dimensions. */
-enum { FULL, SCALAR, ROWS, COLS, VECTOR };
+/* Shapes of states. FULL: the parameter's shape. SCALAR: one element. ROWS, COLS: one value per row or column of the
+ * matrices in the last two dimensions. VECTOR: the parameter's shape if it has fewer than two dimensions. FLAT_ROWS,
+ * FLAT_COLS: ROWS and COLS without the dimension of size 1. */
+enum { FULL, SCALAR, ROWS, COLS, VECTOR, FLAT_ROWS, FLAT_COLS };
 enum { KEYS = 4 };
 
-/* A Kind says what a step needs of a group and of a parameter's state: a steps.Kind. Its keys are held. */
+/* A Kind describes what a step reads from a group and from a parameter's state (steps.Kind). It owns its keys. */
 typedef struct {
 	int64_t number;
 	int n_scalars, n_states, n_leave;
 	struct {
-		PyObject *key; /* NULL for one that is not of the group, but the default */
-		int index, length; /* of an element of a sequence, and of the sequence; the index is -1 for a number */
+		PyObject *key; /* NULL: always the default, never read from the group */
+		int index, length; /* index in a sequence, or -1 for a scalar; length of the sequence */
 		int flag, optional;
-		double value; /* the default, if it is optional */
+		double value; /* the default, if optional */
 	} scalar[SCALARS];
 	struct {
-		PyObject *key; /* NULL for one that is given with a row */
-		int shape;
-		int when, above; /* the scalar that asks for it, or -1; whether by being above 0 */
+		PyObject *key; /* NULL: the tensor is passed with the row */
+		int shape, flat; /* flat: ROWS or COLS without the dimension of size 1 */
+		int when, above; /* index of the scalar that enables it, or -1; enabled by > 0 instead of != 0 */
 	} state[STATES];
-	PyObject *step; /* the key of the step, or NULL */
-	int integer;    /* the step is an int, which is given with a row */
-	int matrices;   /* some states have a number for every row or column */
-	PyObject *leave[KEYS]; /* keys of flags: a group with one that is set is torch's */
+	PyObject *step; /* key of the step, or NULL */
+	int integer;    /* the step is a Python int */
+	int matrices;   /* some states have one value per row or column */
+	PyObject *leave[KEYS]; /* keys of flags: a group in which one is set falls back to torch */
 } Kind;
 
-/* A Layout is where torch keeps what, in words of 8 bytes unless said otherwise: the fields of _layout.Layout. */
+/* A Layout has the offsets of fields in torch's objects, in words of 8 bytes unless noted: the fields of _layout.Layout. */
 typedef struct {
-	int64_t impl;                                                /* in a tensor's object: its TensorImpl */
+	int64_t impl;                                                /* in the Python object of a tensor: its TensorImpl */
 	int64_t storage, autograd, version, ndim, sizes, strides, offset, numel, keys; /* in a TensorImpl */
-	int64_t type;                                                /* there, in units of 2 bytes */
-	int64_t counter;                                             /* in what version points to, in units of 4 bytes */
+	int64_t type;                                                /* in a TensorImpl, in units of 2 bytes */
+	int64_t counter;                                             /* in the object that version points to, in units of 4 bytes */
 	int64_t data, size;                                          /* in a StorageImpl */
-	int64_t guard;                                               /* there, in bytes: not 0 if memory may not be written */
+	int64_t guard;                                               /* in a StorageImpl, in bytes: nonzero if read-only */
 	int64_t plain, float32, float64;                             /* values of keys and type */
 } Layout;
-enum { INLINE = 5 }; /* dimensions; the sizes and strides of more lie elsewhere */
+enum { INLINE = 5 }; /* dimensions; with more, sizes and strides are allocated separately */
 
 static char *word(const void *object, int64_t i) { return ((char **)object)[i]; }
 
-/* Into the second cache: it waits for more lines at a time than the first. */
+/* Prefetches into the L2 cache, which allows more outstanding misses than L1. */
 static void prefetch(const void *from, int64_t bytes)
 {
 	enum { LINE = 64 };
@@ -102,25 +103,26 @@ static void prefetch(const void *from, int64_t bytes)
 /* prefetch_impl prefetches the fields of a TensorImpl. */
 static void prefetch_impl(const Layout *l, const char *impl)
 {
-	prefetch(impl + 8 * l->storage, 8 * (l->keys - l->storage + 1)); /* the first and the last in every torch so far */
+	prefetch(impl + 8 * l->storage, 8 * (l->keys - l->storage + 1)); /* the first and the last field in every torch so far */
 }
 
-/* A View is a tensor in the CPU's memory. */
+/* A View is a tensor in CPU memory. */
 typedef struct {
-	uint64_t at, dtype; /* the dtype is 0 for one that Go does not take, and at then is 0 too */
+	uint64_t at, dtype; /* both are 0 if the dtype is not supported */
 	int64_t ndim, n;
-	const int64_t *sizes, *strides; /* NULL if torch was asked */
-	int64_t last[2];                /* the last two sizes, where there are as many, if torch was asked */
-	uint32_t *version;              /* NULL if it counts none, or torch was asked */
+	const int64_t *sizes, *strides; /* NULL if filled by ask */
+	int64_t last[2];                /* if filled by ask: the last two sizes, of two or more dimensions */
+	uint32_t *version;              /* NULL if there is no version counter, or if filled by ask */
 } View;
 
 static int64_t size_of(uint64_t dtype) { return dtype == FLOAT32 ? 4 : 8; }
 
-/* bytes is the size of a view's elements, if they fill one stretch. */
+/* bytes returns the size in bytes of a view whose elements fill one block of memory. */
 static int64_t bytes(const View *v) { return v->n * size_of(v->dtype); }
 
-/* view reads a tensor: 1; 0 for one that is not plain, or has less memory than it says. A plain one has memory of its
- * own, none of it negated or shared in secret; vouched leaves that to the caller. */
+/* view reads a tensor. It returns 1, or 0 if the tensor is on the slow path or its storage is too small. Fast-path
+ * tensors have their own memory, without the negative bit and without hidden sharing; if vouched, the caller has checked
+ * this. */
 static int view(const Layout *l, PyObject *o, int vouched, View *v)
 {
 	const void *impl = word(o, l->impl);
@@ -146,7 +148,7 @@ static int view(const Layout *l, PyObject *o, int vouched, View *v)
 	return v->n == 0 || (word(storage, l->data) != NULL && offset + bytes(v) <= (int64_t)word(storage, l->size));
 }
 
-/* dense reports whether v's elements fill one stretch of memory, each once, in any order of dimensions. */
+/* dense reports whether v's elements fill one block of memory, each once, in any order of dimensions. */
 static int dense(const View *v)
 {
 	int64_t filled = 1;
@@ -154,7 +156,7 @@ static int dense(const View *v)
 	if (v->n == 0) return 1;
 	if (v->ndim > 64) return 0;
 	for (int64_t found = 0; found < v->ndim; found++) {
-		int64_t i = v->ndim - 1; /* the dimension whose stride is what the ones before it fill */
+		int64_t i = v->ndim - 1; /* the dimension whose stride is the size of the dimensions found before */
 		while (i >= 0 && (seen >> i & 1 || (v->sizes[i] != 1 && v->strides[i] != filled))) i--;
 		if (i < 0) return 0;
 		seen |= (uint64_t)1 << i;
@@ -163,7 +165,7 @@ static int dense(const View *v)
 	return 1;
 }
 
-/* contiguous reports whether v's elements fill one stretch of memory in the order of its dimensions. */
+/* contiguous reports whether v's elements fill one block of memory in the order of its dimensions. */
 static int contiguous(const View *v)
 {
 	int64_t filled = 1;
@@ -174,7 +176,7 @@ static int contiguous(const View *v)
 	return 1;
 }
 
-/* alike says who steps a parameter with a gradient or state v of its shape. */
+/* alike returns the code for a parameter p with a gradient or state v of the same shape. */
 static int alike(const View *p, const View *v)
 {
 	if (v->dtype == 0 || p->ndim != v->ndim) return PYTHON;
@@ -186,20 +188,22 @@ static int alike(const View *p, const View *v)
 	return code;
 }
 
-/* reduced says who steps a parameter with a state v of its shape, but for the dimension that is number i from behind,
- * which is 1. */
-static int reduced(const View *p, const View *v, int64_t i)
+/* reduced returns the code for a parameter p with a state v of its shape in which dimension -i has size 1, or is missing
+ * if flat. */
+static int reduced(const View *p, const View *v, int64_t i, int flat)
 {
-	if (v->dtype == 0 || p->ndim != v->ndim) return PYTHON;
-	for (int64_t k = 0; k < p->ndim; k++)
-		if (v->sizes[k] != (k == p->ndim - i ? 1 : p->sizes[k])) return PYTHON;
+	if (v->dtype == 0 || p->ndim != v->ndim + flat) return PYTHON;
+	for (int64_t k = 0, of_v = 0; k < p->ndim; k++) {
+		if (k == p->ndim - i && flat) continue;
+		if (v->sizes[of_v++] != (k == p->ndim - i ? 1 : p->sizes[k])) return PYTHON;
+	}
 	return v->dtype == p->dtype && contiguous(v) ? GO : TORCH;
 }
 
 static int max(int a, int b) { return a > b ? a : b; }
 
-/* Stretches are the memory of one row, to see whether some of it overlaps: first the parameter and its gradient. Those
- * without memory are of one byte where no memory is. */
+/* Stretches are the memory ranges of one row, for overlap checks: first the parameter, then its gradient. An empty tensor
+ * has a range of one byte at an address that is never mapped. */
 enum { STRETCHES = 3 + STATES };
 typedef struct {
 	int n;
@@ -224,7 +228,7 @@ static inline int overlap_of(const Stretches *s, int n)
 
 static int overlap(const Stretches *s)
 {
-	switch (s->n) { /* loops of constant length take a third of the time */
+	switch (s->n) { /* with constant trip counts it takes a third of the time */
 	case 2: return overlap_of(s, 2);
 	case 3: return overlap_of(s, 3);
 	case 4: return overlap_of(s, 4);
@@ -234,59 +238,61 @@ static int overlap(const Stretches *s)
 	}
 }
 
-/* What belongs to a parameter, beside itself. */
+/* Indices of the tensors that belong to a parameter. */
 enum { GRAD, STEP, STATE, TENSORS = STATE + STATES };
-enum { VERSIONS = 2 + STATES }; /* of the parameter, the step and the states, all that Go writes */
-/* What is prefetched, in bytes. DICT_KEYS is the word of a dict where its keys and values are. */
+enum { VERSIONS = 2 + STATES }; /* the parameter, the step and the states: everything that Go writes */
+/* Sizes to prefetch, in bytes. DICT_KEYS is the word of a dict that points to its keys and values. */
 enum { OBJECT = 24, DICT_KEYS = 4, DICT = 112, AUTOGRAD = 64, STORAGE = 64, VERSION = 24 };
 
-/* A Given is a row that was given as a tuple. */
+/* A Given is a row that was passed as a tuple. */
 typedef struct {
-	PyObject *row; /* borrowed of the group */
-	int asked;     /* whether torch has been asked for what follows */
-	double step;   /* of a kind whose step is an int */
+	PyObject *row; /* borrowed from the group */
+	int asked;     /* whether the views below are from ask */
+	double step;   /* if the kind's step is an int */
 	View param, view[TENSORS];
-	PyObject *storage[1 + TENSORS]; /* what the tensors are in, held */
+	PyObject *storage[1 + TENSORS]; /* the storages of the tensors, owned */
 } Given;
 
 /* A Found is one parameter of a group. It owns its tensors. */
 typedef struct {
-	PyObject *p;    /* borrowed of the group */
-	Given *given;   /* NULL for a parameter by itself */
+	PyObject *p;    /* borrowed from the group */
+	PyObject *with; /* borrowed from the group: a tensor that was passed with the parameter, or NULL */
+	Given *given;   /* NULL unless the row was passed as a tuple */
+	double step;    /* if the kind's step is an int */
 	uint8_t code;
-	uint8_t fresh;  /* it has no state yet */
-	uint8_t torchs; /* its whole group is torch's */
-	uint8_t odd;    /* some of its state is no tensor, or of a subclass */
-	PyObject *tensor[]; /* as many as the Call says; NULL for none */
+	uint8_t fresh;  /* it does not have a state yet */
+	uint8_t torchs; /* its whole group falls back to torch */
+	uint8_t odd;    /* slow path: some of its state is not a tensor, or a tensor subclass */
+	PyObject *tensor[]; /* Call.tensors of them; NULL for a missing one */
 } Found;
 
-/* A Call is what step_groups was asked. */
+/* A Call has the arguments and the memory of one call of step_groups. */
 typedef struct {
 	const Kind *kind;
-	const Layout *layout;    /* NULL if that of this torch is not known */
+	const Layout *layout;    /* NULL if this torch's layout is not known */
 	PyObject *plain[TYPES];  /* types of parameters; the first is torch.Tensor */
-	PyObject *state;         /* of the optimizer */
-	PyObject *grad;          /* the name of gradients */
-	PyObject *descriptor;    /* torch's of gradients, held, or NULL */
-	descrgetfunc get;        /* of the descriptor, or NULL */
-	Py_ssize_t at;           /* in state, behind the parameter found last */
-	PyObject *key[TENSORS];  /* of the group at hand: keys of a parameter's state; NULL for one that is not looked for */
-	int stateful;            /* whether there is one */
-	int tensors;             /* what belongs to a parameter of the kind, beside itself: up to TENSORS */
+	PyObject *state;         /* the optimizer's state */
+	PyObject *grad;          /* the string "grad" */
+	PyObject *descriptor;    /* torch's descriptor of Tensor.grad, owned, or NULL */
+	descrgetfunc get;        /* the descriptor's getter, or NULL */
+	Py_ssize_t at;           /* position in state, after the parameter found last */
+	PyObject *key[TENSORS];  /* keys of a parameter's state in the current group; NULL for one that is not read */
+	int stateful;            /* whether any key is read */
+	int tensors;             /* tensors that belong to a parameter of the kind: up to TENSORS */
 	Py_ssize_t n, groups;
-	char *found;             /* n of them, of a size that depends on the kind; and n of what follows */
+	char *found;             /* n of size_of_found bytes, which depends on the kind; below, n of each */
 	size_t size_of_found;
 	char *rows;
-	uint32_t **version;      /* up to 1 + tensors of each */
+	uint32_t **version;      /* up to 1 + tensors per parameter */
 	uint8_t *code;
 	Group *group;
-	Py_ssize_t *size;        /* of each group: how many parameters */
+	Py_ssize_t *size;        /* number of parameters per group */
 } Call;
 
 static Found *found_at(const Call *c, Py_ssize_t i) { return (Found *)(c->found + i * c->size_of_found); }
 
-/* of_param is the state of p, borrowed, or NULL. It looks near the place of the last one before it asks for the hash
- * of p, which is a Python function. */
+/* of_param returns the state of p, borrowed, or NULL. It first searches near the state found last, because the hash of p
+ * is a Python function. */
 static PyObject *of_param(Call *c, PyObject *p)
 {
 	PyObject *key, *value;
@@ -306,8 +312,8 @@ static int is_plain(const Call *c, PyObject *p)
 	return 0;
 }
 
-/* find_descriptor finds torch's own descriptor of gradients, if it is that of all plain types, to call it without a look-up
- * for each parameter: 1; -1 for an exception. */
+/* find_descriptor finds torch's own descriptor of Tensor.grad, if all plain types share it, so that it can be called
+ * without a lookup per parameter. It returns 1, or -1 with an exception. */
 static int find_descriptor(Call *c)
 {
 	for (int i = 0; i < TYPES && c->plain[i] != NULL; i++) {
@@ -326,7 +332,7 @@ static int find_descriptor(Call *c)
 	return 1;
 }
 
-/* find takes a parameter's gradient and, in of, the dict of its state: 1; -1 for an exception. */
+/* find gets a parameter's gradient and, in of, the dict of its state. It returns 1, or -1 with an exception. */
 static int find(Call *c, Found *f, PyObject **of)
 {
 	int plain = c->layout != NULL && is_plain(c, f->p);
@@ -334,25 +340,63 @@ static int find(Call *c, Found *f, PyObject **of)
 	f->tensor[GRAD] = g;
 	if (g == NULL) return -1;
 	int simple = plain && (PyObject *)Py_TYPE(g) == c->plain[0];
-	if (c->layout != NULL && c->stateful && (plain || g != Py_None)) { /* without a gradient too: the place in state keeps up */
+	if (c->layout != NULL && c->stateful && (plain || g != Py_None)) { /* also without a gradient, so that c->at advances */
 		*of = of_param(c, f->p);
 		Py_XINCREF(*of);
 		if (*of == NULL && PyErr_Occurred()) return -1;
-		f->fresh = *of == NULL || !PyDict_Check(*of); /* or see find_states */
-		simple &= f->fresh || Py_IS_TYPE(*of, &PyDict_Type); /* a subclass may look keys up in its own way */
+		f->fresh = *of == NULL || !PyDict_Check(*of); /* set in find_states too */
+		simple &= f->fresh || Py_IS_TYPE(*of, &PyDict_Type); /* a subclass may override the lookup */
 		if (!f->fresh) prefetch(word(*of, DICT_KEYS), DICT);
 	}
-	f->code = g == Py_None ? NO_GRADIENT : simple && !c->kind->integer ? GO : PYTHON;
+	f->code = g == Py_None ? NO_GRADIENT : simple && (!c->kind->integer || f->with != NULL) ? GO : PYTHON;
 	return 1;
 }
 
-/* find_states takes the tensors of a parameter's state: 1; -1 for an exception. */
+/* find_pair is find for a parameter that was passed with a tensor, which is used as the state without a key. */
+static int find_pair(Call *c, Found *f, PyObject **of)
+{
+	int place = -1;
+	for (int k = 0; k < c->kind->n_states; k++)
+		if (c->kind->state[k].key == NULL) place = k;
+	if (place < 0) {
+		PyErr_Format(PyExc_ValueError, "step_groups: a row of 2, expected %d", 2 + c->tensors);
+		return -1;
+	}
+	f->with = PyTuple_GetItem(f->p, 1);
+	f->p = PyTuple_GetItem(f->p, 0);
+	if ((PyObject *)Py_TYPE(f->with) != c->plain[0]) {
+		PyErr_Format(PyExc_TypeError, "step_groups: a %R with a parameter, expected a tensor", Py_TYPE(f->with));
+		return -1;
+	}
+	if (find(c, f, of) < 0) return -1;
+	Py_INCREF(f->with);
+	f->tensor[STATE + place] = f->with;
+	return 1;
+}
+
+/* find_step reads the step of a kind whose step is an int. If it is not an int, Python decides. */
+static int find_step(const Call *c, Found *f, PyObject *of)
+{
+	PyObject *step = PyDict_GetItemWithError(of, c->kind->step);
+	if (step == NULL && PyErr_Occurred()) return -1;
+	if (step == NULL || !PyLong_CheckExact(step)) {
+		f->code = max(f->code, PYTHON);
+		return 1;
+	}
+	f->step = PyLong_AsDouble(step);
+	if (f->step == -1 && PyErr_Occurred()) return -1;
+	if (f->step < 0) f->code = max(f->code, PYTHON);
+	return 1;
+}
+
+/* find_states gets the tensors of a parameter's state. It returns 1, or -1 with an exception. */
 static int find_states(const Call *c, Found *f, PyObject *of)
 {
 	if (f->code == NO_GRADIENT || f->fresh || of == NULL) return 1;
+	if (c->kind->integer && f->code != PYTHON && find_step(c, f, of) < 0) return -1;
 	int own = !Py_IS_TYPE(of, &PyDict_Type) &&
 	          PyType_GetSlot(Py_TYPE(of), Py_mp_subscript) != PyType_GetSlot(&PyDict_Type, Py_mp_subscript);
-	Py_ssize_t behind = 0; /* in of, the key that was found last: keys mostly have the order in which torch makes states */
+	Py_ssize_t behind = 0; /* after the key found last: keys are usually in the order in which torch creates states */
 	for (int i = STEP; i < c->tensors && c->stateful; i++) {
 		if (c->key[i] == NULL) continue;
 		PyObject *key, *t;
@@ -360,7 +404,7 @@ static int find_states(const Call *c, Found *f, PyObject *of)
 		if (own) {
 			t = PyObject_GetItem(of, c->key[i]);
 			if (t == NULL && !PyErr_ExceptionMatches(PyExc_Exception)) return -1;
-			PyErr_Clear(); /* torch may not read it */
+			PyErr_Clear(); /* torch may not read this key */
 		} else if (PyDict_Next(of, &at, &key, &t) && key == c->key[i]) {
 			behind = at;
 			Py_INCREF(t);
@@ -372,7 +416,7 @@ static int find_states(const Call *c, Found *f, PyObject *of)
 		if (t == NULL) {
 			if (PyDict_Size(of) == 0) f->fresh = 1;
 			if (f->fresh) return 1;
-			if (i == STEP || c->kind->state[i - STATE].shape <= SCALAR) f->code = max(f->code, TORCH); /* PYTHON stays; or see fill */
+			if (i == STEP || c->kind->state[i - STATE].shape <= SCALAR) f->code = max(f->code, TORCH); /* keeps PYTHON; see fill */
 			continue;
 		}
 		f->tensor[i] = t;
@@ -382,7 +426,7 @@ static int find_states(const Call *c, Found *f, PyObject *of)
 	return 1;
 }
 
-/* approach prefetches what find will read of the parameters a little ahead of number i, up to n. */
+/* approach prefetches what find reads of the parameters a few indices after i and below n. */
 static void approach(const Call *c, Py_ssize_t i, Py_ssize_t n)
 {
 	PyObject *p;
@@ -393,7 +437,7 @@ static void approach(const Call *c, Py_ssize_t i, Py_ssize_t n)
 		prefetch(word(word(p, l->impl), l->autograd), AUTOGRAD);
 }
 
-/* asked is a number that torch says of a tensor, or of its storage; -1 with an exception. */
+/* asked calls a method of a tensor or storage that returns an int. It returns -1 with an exception. */
 static int64_t asked(PyObject *t, const char *what)
 {
 	PyObject *answer = PyObject_CallMethod(t, what, NULL);
@@ -403,11 +447,11 @@ static int64_t asked(PyObject *t, const char *what)
 	return n;
 }
 
-/* ask is view by torch's own functions, of a tensor of float32 or float64: 1; -1 for an exception. The address is that
- * of the storage it then holds, whatever becomes of the tensor. */
+/* ask is view through torch's Python API, for a float32 or float64 tensor. It returns 1, or -1 with an exception. The
+ * address is in the storage that it references, so it stays valid if the tensor changes. */
 static int ask(PyObject *t, View *v, PyObject **storage)
 {
-	if (asked(t, "data_ptr") < 0 && PyErr_Occurred()) return -1; /* memory that is copied on write is, now */
+	if (asked(t, "data_ptr") < 0 && PyErr_Occurred()) return -1; /* this materializes copy-on-write memory */
 	*storage = PyObject_CallMethod(t, "untyped_storage", NULL);
 	if (*storage == NULL) return -1;
 	int64_t size = asked(t, "element_size"), offset = asked(t, "storage_offset");
@@ -421,12 +465,12 @@ static int ask(PyObject *t, View *v, PyObject **storage)
 	int64_t has = asked(*storage, "nbytes"), at = asked(*storage, "data_ptr");
 	if (PyErr_Occurred()) return -1;
 	v->dtype = size == 4 ? FLOAT32 : size == 8 ? FLOAT64 : 0;
-	if (v->n < 0 || (v->n > 0 && (offset + v->n) * size > has)) v->dtype = 0; /* it has changed since it was looked at */
+	if (v->n < 0 || (v->n > 0 && (offset + v->n) * size > has)) v->dtype = 0; /* it has changed since Python checked it */
 	v->at = (uint64_t)at + offset * size;
 	return 1;
 }
 
-/* take takes a row that is given as a tuple: 1; -1 for an exception. */
+/* take reads a row that was passed as a tuple. It returns 1, or -1 with an exception. */
 static int take(const Call *c, Found *f)
 {
 	PyObject *row = f->p;
@@ -474,11 +518,11 @@ static int take(const Call *c, Found *f)
 	return 1;
 }
 
-/* number_of reads a number: 1; 0 if it is none that torch computes with as it is; -1 for an exception. */
+/* number_of reads a number. It returns 1; 0 if it is not a float or int that torch uses unconverted; -1 with an exception. */
 static int number_of(PyObject *x, double *to)
 {
-	if (!PyFloat_Check(x) && !PyLong_Check(x)) return 0; /* or see _numbers.py */
-	if (PyLong_Check(x)) { /* torch's operations refuse larger ones, and Python's do not */
+	if (!PyFloat_Check(x) && !PyLong_Check(x)) return 0; /* _numbers.py handles other types */
+	if (PyLong_Check(x)) { /* torch's operations raise for larger ones, Python's do not */
 		int beyond;
 		PyLong_AsLongLongAndOverflow(x, &beyond);
 		if (beyond) return 0;
@@ -487,7 +531,7 @@ static int number_of(PyObject *x, double *to)
 	return *to == -1 && PyErr_Occurred() ? -1 : 1;
 }
 
-/* element_of reads the number at an index of a sequence of a length, as number_of. */
+/* element_of reads the number at an index of a sequence that must have the given length. It returns what number_of does. */
 static int element_of(PyObject *sequence, int index, int length, double *to)
 {
 	PyObject *x;
@@ -501,8 +545,8 @@ static int element_of(PyObject *sequence, int index, int length, double *to)
 	return ok;
 }
 
-/* pack writes a group's scalars, those of its dict by their keys and then the extra ones: 1; 0 if one of them is no number,
- * or the group is torch's; -1 for an exception. Python code may run, of flags and of numbers. */
+/* pack writes a group's scalars: those in its dict, then the extra ones. It returns 1; 0 if one of them is not a number or
+ * the group falls back to torch; -1 with an exception. Flags and numbers may run Python code. */
 static int pack(const Kind *kind, PyObject *dict, PyObject *extra, Group *group)
 {
 	int ok = 1, n = kind->n_scalars;
@@ -519,7 +563,7 @@ static int pack(const Kind *kind, PyObject *dict, PyObject *extra, Group *group)
 	ok = 1;
 	for (int i = 0; i < n && ok > 0; i++) {
 		double *to = &group->scalars[i];
-		if (kind->scalar[i].index <= 0) { /* or it is the next element of a sequence */
+		if (kind->scalar[i].index <= 0) { /* otherwise x is the sequence of the element before */
 			Py_CLEAR(x);
 			if (kind->scalar[i].key != NULL) x = PyDict_GetItemWithError(dict, kind->scalar[i].key);
 			Py_XINCREF(x);
@@ -552,7 +596,7 @@ static int pack(const Kind *kind, PyObject *dict, PyObject *extra, Group *group)
 	return ok;
 }
 
-/* choose_keys sets what is looked for in the states of a group's parameters; of a group without scalars everything. */
+/* choose_keys sets the keys to read from the states of a group's parameters: all keys if the scalars were not read. */
 static void choose_keys(Call *c, const Group *group, int packed)
 {
 	memset(c->key, 0, sizeof c->key);
@@ -567,8 +611,8 @@ static void choose_keys(Call *c, const Group *group, int packed)
 	}
 }
 
-/* collect takes references to everything that the rows of a group's parameters can name: 1; -1 for an exception. The group's
- * first parameter is number first of all. */
+/* collect acquires references to everything that the rows of a group's parameters can refer to. It returns 1, or -1 with
+ * an exception. first is the index of the group's first parameter among all parameters. */
 static int collect(Call *c, PyObject *params, Py_ssize_t first)
 {
 	Py_ssize_t all = first + PyTuple_Size(params);
@@ -580,7 +624,9 @@ static int collect(Call *c, PyObject *params, Py_ssize_t first)
 		for (Py_ssize_t i = start; ok > 0 && i < end; i++) {
 			Found *f = found_at(c, i);
 			if (c->layout != NULL) approach(c, i, all);
-			ok = PyTuple_CheckExact(f->p) ? take(c, f) : find(c, f, &of[i - start]);
+			PyObject **state = &of[i - start];
+			int members = PyTuple_CheckExact(f->p) ? (int)PyTuple_Size(f->p) : 0;
+			ok = members == 0 ? find(c, f, state) : members == 2 ? find_pair(c, f, state) : take(c, f);
 		}
 		for (Py_ssize_t i = start; ok > 0 && i < end; i++) {
 			Found *f = found_at(c, i);
@@ -592,7 +638,7 @@ static int collect(Call *c, PyObject *params, Py_ssize_t first)
 	return 1;
 }
 
-/* number reads a state of one number. It says who steps. */
+/* number reads a scalar state. It returns a code. */
 static int number(const Call *c, PyObject *o, View *v)
 {
 	if ((PyObject *)Py_TYPE(o) != c->plain[0]) return TORCH;
@@ -602,27 +648,27 @@ static int number(const Call *c, PyObject *o, View *v)
 	return GO;
 }
 
-/* column reads a state that is a tensor beside its parameter. It says who steps, as far as the type goes. */
+/* column reads a state tensor that is not scalar. It returns a code; the caller checks the shape and dtype. */
 static int column(const Call *c, PyObject *o, View *v)
 {
-	if ((PyObject *)Py_TYPE(o) != c->plain[0]) /* of a subclass, Python asks for the shape */
+	if ((PyObject *)Py_TYPE(o) != c->plain[0]) /* Python checks the shape of a subclass */
 		return PyObject_TypeCheck(o, (PyTypeObject *)c->plain[0]) ? PYTHON : TORCH;
 	return view(c->layout, o, 0, v) ? GO : PYTHON;
 }
 
-/* applies reports whether a parameter of so many dimensions has states of a shape. */
+/* applies reports whether a parameter with ndim dimensions has a state of a shape. */
 static int applies(int shape, int64_t ndim) { return shape <= SCALAR || (shape == VECTOR) == (ndim < 2); }
 
-/* fits says who steps a parameter with a state v of a shape. */
-static int fits(const View *p, const View *v, int shape)
+/* fits returns the code for a parameter p with a state v of a shape. */
+static int fits(const View *p, const View *v, int shape, int flat)
 {
-	if (shape == ROWS) return reduced(p, v, 1);
-	return shape == COLS ? reduced(p, v, 2) : alike(p, v);
+	if (shape == ROWS) return reduced(p, v, 1, flat);
+	return shape == COLS ? reduced(p, v, 2, flat) : alike(p, v);
 }
 
 static int64_t last_size(const View *v, int i) { return v->sizes == NULL ? v->last[i] : v->sizes[v->ndim - 2 + i]; }
 
-/* set_matrices writes the shape of a parameter's matrices: 1; 0 if they are too large for it. */
+/* set_matrices writes the shape of a parameter's matrices. It returns 1, or 0 if a size exceeds the fields of Row. */
 static int set_matrices(Row *row, const View *p)
 {
 	int64_t rows = last_size(p, 0), cols = last_size(p, 1);
@@ -632,7 +678,7 @@ static int set_matrices(Row *row, const View *p)
 	return 1;
 }
 
-/* fill_of is fill for a kind of so many states. */
+/* fill_of is fill for a kind with n_states states. */
 static inline __attribute__((always_inline)) int fill_of(const Call *c, const Found *f, Row *row, uint32_t ***version,
                                                          Stretches *memory, int n_states, int matrices)
 {
@@ -661,6 +707,10 @@ static inline __attribute__((always_inline)) int fill_of(const Call *c, const Fo
 			*at++ = v.version;
 		}
 	}
+	if (matrices && kind->integer) {
+		row->step = (uint64_t)(uintptr_t)&f->step;
+		row->step_type = FLOAT64;
+	}
 	for (int k = 0; k < n_states; k++) {
 		PyObject *o = f->tensor[STATE + k];
 		int shape = kind->state[k].shape;
@@ -670,7 +720,7 @@ static inline __attribute__((always_inline)) int fill_of(const Call *c, const Fo
 			continue;
 		}
 		if (shape == SCALAR) found = number(c, o, &v);
-		else if ((found = column(c, o, &v)) == GO) found = matrices ? fits(&param, &v, shape) : alike(&param, &v);
+		else if ((found = column(c, o, &v)) == GO) found = matrices ? fits(&param, &v, shape, kind->state[k].flat) : alike(&param, &v);
 		code = max(code, found);
 		if (found != GO) continue;
 		row->state[k] = v.at;
@@ -684,10 +734,10 @@ static inline __attribute__((always_inline)) int fill_of(const Call *c, const Fo
 	return code;
 }
 
-/* fill makes the row of one parameter with its memory, and says who steps it: no row is made but for Go. */
+/* fill writes the row and the memory ranges of one parameter, and returns a code. The row is valid only for GO. */
 static int fill(const Call *c, const Found *f, Row *row, uint32_t ***version, Stretches *memory)
 {
-	if (!c->kind->matrices) switch (c->kind->n_states) { /* loops of constant length take less time */
+	if (!c->kind->matrices) switch (c->kind->n_states) { /* constant trip counts are faster */
 	case 1: return fill_of(c, f, row, version, memory, 1, 0);
 	case 2: return fill_of(c, f, row, version, memory, 2, 0);
 	case 3: return fill_of(c, f, row, version, memory, 3, 0);
@@ -695,7 +745,7 @@ static int fill(const Call *c, const Found *f, Row *row, uint32_t ***version, St
 	return fill_of(c, f, row, version, memory, c->kind->n_states, c->kind->matrices);
 }
 
-/* expected is how many elements a state of a shape has. */
+/* expected returns the number of elements of a state of a shape. */
 static int64_t expected(const View *p, int shape)
 {
 	if (shape == SCALAR) return 1;
@@ -703,7 +753,7 @@ static int64_t expected(const View *p, int shape)
 	return shape == ROWS ? p->n / last_size(p, 1) : p->n / last_size(p, 0);
 }
 
-/* copy makes the row of a tuple, whose tensors the caller vouches for, and says who steps it. */
+/* copy writes the row of a tuple, whose tensors the caller has checked, and returns a code. */
 static int copy(const Call *c, const Found *f, Row *row, uint32_t ***version)
 {
 	const Kind *kind = c->kind;
@@ -745,7 +795,7 @@ static int copy(const Call *c, const Found *f, Row *row, uint32_t ***version)
 	return GO;
 }
 
-/* touch prefetches the objects of parameter number i, of which references have been taken some time ago. */
+/* touch prefetches the tensor objects of parameter i, which may have left the cache since they were referenced. */
 static void touch(const Call *c, Py_ssize_t i)
 {
 	const Found *f = found_at(c, i);
@@ -753,8 +803,8 @@ static void touch(const Call *c, Py_ssize_t i)
 		if (f->tensor[k] != NULL) prefetch(f->tensor[k], OBJECT);
 }
 
-/* write_rows makes the rows of all parameters that have a gradient: 1; 0 if one of them is not for Go. It runs no Python
- * code. */
+/* write_rows writes the rows of all parameters that have a gradient. It returns 1, or 0 if one of them does not run in Go.
+ * It runs no Python code. */
 static int write_rows(const Call *c, uint32_t ***version)
 {
 	const Layout *l = c->layout;
@@ -804,10 +854,11 @@ static int write_rows(const Call *c, uint32_t ***version)
 	return ok;
 }
 
-/* A Span is memory of a parameter that torch may step. */
-typedef struct { uint64_t at, end, read; } Span; /* read: it is a gradient */
+/* A Span is a memory range of a parameter that torch may step. */
+typedef struct { uint64_t at, end, read; } Span; /* read: it is a gradient, which is only read */
 
-/* add_span adds the memory of a tensor, from its first element to its last, or its whole storage. */
+/* add_span adds the memory from the first element of a tensor to its last, or its whole storage if the dtype is not
+ * supported. */
 static Span *add_span(const Layout *l, PyObject *t, int read, Span *to)
 {
 	View v;
@@ -831,8 +882,8 @@ static int by_address(const void *a, const void *b)
 
 static int may_be_torchs(int code) { return code == TORCH || code == PYTHON; }
 
-/* keep_order leaves to torch what shares memory with a parameter that torch may step, so that one is stepped after the
- * other, in order: 1; -1 for want of memory. Two may read one gradient. */
+/* keep_order makes each parameter fall back to torch that shares memory with a parameter that torch may step, so that they
+ * are stepped in order. A shared gradient is allowed. It returns 1, or -1 if it is out of memory. */
 static int keep_order(Call *c)
 {
 	const Layout *l = c->layout;
@@ -856,7 +907,7 @@ static int keep_order(Call *c)
 		}
 		Py_ssize_t n = end - spans;
 		qsort(spans, n, sizeof *spans, by_address);
-		uint64_t high = 0; /* the end of all so far, so that a search can stop */
+		uint64_t high = 0; /* the end of the last span; ranges from there on need no search */
 		for (Span *x = spans; x < end; x++) high = x->end > high ? x->end : high;
 		for (Py_ssize_t i = 0; i < c->n; i++) {
 			uint32_t *unused[VERSIONS], **version = unused;
@@ -866,7 +917,7 @@ static int keep_order(Call *c)
 			for (int k = 0; k < s.n && c->code[i] == GO; k++) {
 				uint64_t from = s.at[k], to = s.at[k] + s.size[k];
 				if (n == 0 || from >= high || to <= spans[0].at) continue;
-				Py_ssize_t first = 0, behind = n; /* the spans that begin before the stretch ends */
+				Py_ssize_t first = 0, behind = n; /* finds the spans that begin before the range ends */
 				while (first < behind) {
 					Py_ssize_t middle = (first + behind) / 2;
 					if (spans[middle].at < to) first = middle + 1;
@@ -885,8 +936,8 @@ static int keep_order(Call *c)
 	return 1;
 }
 
-/* translate makes an error of Go that begins with the name of one of Python's exceptions that exception. It reports
- * whether Go had written something before. */
+/* translate replaces an error from Go whose message begins with the name of a Python exception by that exception. It
+ * reports whether Go had written anything before the error. */
 static int translate(void)
 {
 	static const char *const names[] = {"ZeroDivisionError: ", "OverflowError: ", "ValueError: ", "TypeError: "};
@@ -912,7 +963,7 @@ static int translate(void)
 	return written;
 }
 
-/* keep puts the new states of rows that were given as tuples where they belong: 1; -1 for an exception. */
+/* keep stores the new states of rows that were passed as tuples in their dicts. It returns 1, or -1 with an exception. */
 static int keep(const Call *c)
 {
 	for (Py_ssize_t i = 0; i < c->n; i++) {
@@ -926,7 +977,8 @@ static int keep(const Call *c)
 	return 1;
 }
 
-/* A large step's memory is kept for the next one: the system would take it back, and give it page by page. */
+/* The memory of a large step is kept for the next one: freed, it would return to the system, and each page would fault
+ * again. */
 static char *spare;
 static size_t spare_size;
 
@@ -941,7 +993,7 @@ static char *borrow(size_t size)
 
 static void give_back(char *memory, size_t size)
 {
-	if (spare != NULL) { /* another thread's */
+	if (spare != NULL) { /* from another thread */
 		free(memory);
 		return;
 	}
@@ -961,8 +1013,8 @@ static void drop(Call *c)
 	}
 }
 
-/* expect reports whether the arguments are as many as types, and each of its type, where one is asked for. The parser of
- * formats, which does the same, would take longer than the small groups that it is for. */
+/* expect checks the number of arguments and their types; NULL allows any type. PyArg_ParseTuple does the same, but takes
+ * longer than a small group's step. */
 static int expect(const char *name, PyTypeObject *const *types, Py_ssize_t count, PyObject *const *args, Py_ssize_t n)
 {
 	if (n != count) {
@@ -990,7 +1042,7 @@ static void free_kind(PyObject *capsule)
 	free(kind);
 }
 
-/* held is a new reference to a key, of the string that dicts mostly have, or NULL for None. */
+/* held returns a new reference to a key, interned as the keys of most dicts are, or NULL for None. */
 static PyObject *held(PyObject *key)
 {
 	if (key == Py_None) return NULL;
@@ -1001,13 +1053,14 @@ static PyObject *held(PyObject *key)
 
 const char make_kind_doc[] =
 	"make_kind(number, scalars, states, step, integer, leave, /)\n--\n\n"
-	"Make what step_groups has to know of a kind of step (steps.Kind).\n\n"
-	"number: of Kind. scalars: of each the key in a group, or None; the index in a sequence, or -1; the sequence's length;\n"
-	"whether it is a flag; and the value in a group without the key, or None. states: of each the key in a parameter's\n"
-	"state, or None for one that is given with a row; its shape, 0 for the parameter's, 1 for one element, 2 and 3 for a\n"
-	"number for every row or column of its matrices, 4 for a vector's; the number of the scalar that asks for it, or -1;\n"
-	"and whether that has to be above 0, instead of not 0. step: the key of the step, or None. integer: whether the step\n"
-	"is an int. leave: keys of flags of groups that are torch's.";
+	"Return a description of a kind of step (steps.Kind) for step_groups.\n\n"
+	"number: the number that Kind returns. scalars: for each, the key in a group, or None; the index in a sequence, or -1;\n"
+	"the length of the sequence; whether it is a flag; and the default for a group without the key, or None. states: for\n"
+	"each, the key in a parameter's state, or None for a tensor that is passed with the row; its shape: 0 for the shape of\n"
+	"the parameter, 1 for one element, 2 and 3 for one value per row or column of its matrices, 4 for the shape of a\n"
+	"parameter with fewer than two dimensions, 5 and 6 for 2 and 3 without the dimension of size 1; the index of the scalar\n"
+	"that enables it, or -1; and whether it is enabled by > 0 instead of != 0. step: the key of the step, or None.\n"
+	"integer: whether the step is an int. leave: keys of flags; a group in which one is set falls back to torch.";
 
 PyObject *make_kind(PyObject *module, PyObject *const *args, Py_ssize_t n)
 {
@@ -1046,10 +1099,12 @@ PyObject *make_kind(PyObject *module, PyObject *const *args, Py_ssize_t n)
 		                      &kind->state[k].above);
 		if (!ok) break;
 		kind->state[k].key = held(key);
-		if (kind->state[k].shape < FULL || kind->state[k].shape > VECTOR || kind->state[k].when >= SCALARS) {
+		if (kind->state[k].shape < FULL || kind->state[k].shape > FLAT_COLS || kind->state[k].when >= SCALARS) {
 			PyErr_Format(PyExc_ValueError, "make_kind: state %d is of a shape or a scalar that is not known", k);
 			ok = 0;
 		}
+		kind->state[k].flat = kind->state[k].shape > VECTOR;
+		if (kind->state[k].flat) kind->state[k].shape += ROWS - FLAT_ROWS;
 		kind->matrices |= kind->state[k].shape == ROWS;
 	}
 	kind->step = held(args[3]);
@@ -1062,14 +1117,16 @@ PyObject *make_kind(PyObject *module, PyObject *const *args, Py_ssize_t n)
 
 const char step_groups_doc[] =
 	"step_groups(kind, layout, plain, state, groups, threads, /)\n--\n\n"
-	"Step groups of parameters in Go, and return how many parameters that were. If one of those that have a gradient is\n"
-	"not a plain case, write nothing, and return a byte for every parameter: 0 for Go, 1 without a gradient, 2 for\n"
-	"torch, 3 for Python to decide.\n\n"
-	"kind: of make_kind. layout: of _layout.find, or None. plain: the types of a plain parameter, of which the first is\n"
-	"torch.Tensor. state: the optimizer's. groups: of each its parameters, its dict, and numbers that are not in the dict.\n"
-	"threads: how many may work; 0 to ask without a step; below 0 to raise what Go refuses, and write nothing.\n\n"
-	"In the place of a parameter may be a row: a tuple of the parameter, the gradient, the step or None, the states of the\n"
-	"kind, each a tensor or None, and the dict in which the states are put afterwards, or None.";
+	"Step groups of parameters in Go, and return the number of parameters stepped. If a parameter that has a gradient is\n"
+	"not on the fast path, write nothing, and return one byte per parameter: 0 for Go, 1 for no gradient, 2 for torch,\n"
+	"3 if Python has to decide.\n\n"
+	"kind: the result of make_kind. layout: the result of _layout.find, or None. plain: the types of fast-path parameters,\n"
+	"torch.Tensor first. state: the optimizer's state. groups: for each, the parameters, the dict, and the scalars that are\n"
+	"not in the dict. threads: the largest number of threads; 0 to check without a step; negative to raise the errors that\n"
+	"Go would raise, without writing.\n\n"
+	"A parameter may be replaced by a row: a tuple of the parameter, the gradient, the step or None, the states of the\n"
+	"kind, each a tensor or None, and the dict in which the states are stored after the step, or None. It may also be\n"
+	"replaced by a pair: the parameter and the tensor to use as the state without a key.";
 
 PyObject *step_groups(PyObject *module, PyObject *const *args, Py_ssize_t n)
 {
@@ -1100,13 +1157,13 @@ PyObject *step_groups(PyObject *module, PyObject *const *args, Py_ssize_t n)
 		return NULL;
 	}
 
-	if (!PyDict_Check(c.state)) c.layout = NULL; /* Python asks it */
+	if (!PyDict_Check(c.state)) c.layout = NULL; /* Python looks the states up */
 	static PyObject *grad;
 	if (grad == NULL && (grad = PyUnicode_InternFromString("grad")) == NULL) return NULL;
 	c.grad = grad;
 	if (c.n >= BLOCK && c.layout != NULL && find_descriptor(&c) < 0) return NULL;
 
-	/* Small steps are on the stack. */
+	/* Small steps use memory on the stack. */
 	uint64_t room[1 << 11];
 	c.size_of_found = sizeof(Found) + c.tensors * sizeof(PyObject *);
 	size_t of_each = c.size_of_found + sizeof(Row) + (1 + c.tensors) * sizeof(uint32_t *) + 1;
@@ -1139,7 +1196,7 @@ PyObject *step_groups(PyObject *module, PyObject *const *args, Py_ssize_t n)
 	}
 	if (ok < 0) goto end;
 
-	/* From here on no Python code runs, until Go has returned. */
+	/* From here until Go has returned, no Python code runs. */
 	uint32_t **version = c.version;
 	ok = write_rows(&c, &version);
 	if (!ok && keep_order(&c) < 0) {
@@ -1158,7 +1215,7 @@ PyObject *step_groups(PyObject *module, PyObject *const *args, Py_ssize_t n)
 		Py_ssize_t count = version - c.version;
 		for (Py_ssize_t i = 0; i < count && threads > 0; i++) {
 			if (i + 16 < count) __builtin_prefetch(c.version[i + 16], 1);
-			__atomic_fetch_add(c.version[i], 1, __ATOMIC_RELAXED); /* autograd's own threads may count too */
+			__atomic_fetch_add(c.version[i], 1, __ATOMIC_RELAXED); /* autograd's threads may increment too */
 		}
 		goptim_enter();
 		bindings_Step(c.kind->number, (long long)head, threads);
@@ -1179,10 +1236,11 @@ end:
 
 const char step_sparse_doc[] =
 	"step_sparse(kind, group, extra, size, row, step, threads, /)\n--\n\n"
-	"Step the rows of one parameter that have a gradient. The caller holds the memory.\n\n"
-	"kind: of make_kind. group, extra: as of step_groups. size: of an element, in bytes. row: addresses of the parameter\n"
-	"and of two states, or 0; how many rows it has, and elements in each; addresses of the indices, of the values, and of\n"
-	"the order of the indices, or 0; and how many indices there are. step: its number, from 1. threads: how many may work.";
+	"Step the rows of one parameter that have a gradient. The caller keeps the memory alive.\n\n"
+	"kind: the result of make_kind. group, extra: as for step_groups. size: the size of an element in bytes. row: the\n"
+	"addresses of the parameter and of two states, or 0; the number of rows and of elements per row; the addresses of the\n"
+	"indices, of the values, and of the order of the indices, or 0; and the number of indices. step: the number of the\n"
+	"step, from 1. threads: the largest number of threads.";
 
 PyObject *step_sparse(PyObject *module, PyObject *const *args, Py_ssize_t n)
 {
@@ -1221,8 +1279,8 @@ PyObject *step_sparse(PyObject *module, PyObject *const *args, Py_ssize_t n)
 
 const char layouts_doc[] =
 	"layouts()\n--\n\n"
-	"The layouts of structs and the constants as C has them, for a test that compares them with those of Go: of each\n"
-	"struct the offset and the size of every field, in bytes, and under an empty name the size of the whole.";
+	"Return the layouts of structs and the constants in C, for a test that compares them with those in Go: for each struct,\n"
+	"the offset and size of every field in bytes, and under an empty name the size of the struct.";
 
 PyObject *layouts(PyObject *module, PyObject *const *args, Py_ssize_t n)
 {

@@ -116,6 +116,9 @@ const (
 	OfRows   = "rows"
 	OfCols   = "cols"
 	OfVector = "vector"
+	// The same as OfRows and OfCols in tensors without the dimension of 1.
+	OfFlatRows = "flat_rows"
+	OfFlatCols = "flat_cols"
 )
 
 // Words is how many scalars a group of the kind has.

@@ -1,4 +1,4 @@
-"""Sparse gradients without elements: a step moves nothing, but torch computes with its numbers all the same."""
+"""Sparse gradients without elements: a step changes no parameter, but torch still computes with its scalars."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from goptim._parts import Part
 
 
 class EmptyPart(Part):
-    """One group's part of a step of an optimizer whose sparse gradients torch never skips."""
+    """One group's part of a step, for optimizers in which torch does not skip empty sparse gradients."""
 
     def check_sparse(self, p: Tensor, g: Tensor) -> None:
         super().check_sparse(p, g)
@@ -23,7 +23,7 @@ class EmptyPart(Part):
 
     @torch.no_grad()
     def _try_torch(self, p: Tensor, g: Tensor) -> None:
-        """Raise what torch raises, by its step of a parameter of one row."""
+        """Raise the error that torch raises, by a step of torch on a parameter with one row."""
         n, width = min(1, g._nnz()), min(1, math.prod(p.shape[1:]))
         twin: Any = self.optimizer.twin
         with torch.device("cpu"):

@@ -1,4 +1,4 @@
-"""What Go says of its optimizers: the numbers that it takes of a group, and the states of a parameter."""
+"""Go's descriptions of its optimizers: the scalars that a step reads from a group, and the states of a parameter."""
 
 from __future__ import annotations
 
@@ -12,33 +12,34 @@ from typing import Any
 
 from goptim import _native, _numbers
 
-# gather.c's numbers of the shapes of states.
-_SHAPES = {"full": 0, "scalar": 1, "rows": 2, "cols": 3, "vector": 4}
+# The constants of gather.c for shapes of states.
+_SHAPES = {"full": 0, "scalar": 1, "rows": 2, "cols": 3, "vector": 4, "flat_rows": 5, "flat_cols": 6}
 
-# Flags of a group that leave it to torch.
+# Flags of a group: if one is set, the group falls back to torch.
 LEAVE = ("differentiable", "capturable")
 
 
 @dataclass(frozen=True)
 class State:
-    """A state of a parameter, in its place in a row."""
+    """A state of a parameter, at its index in a row."""
 
     key: str | None
-    """None for a tensor that is given with a row, and is none of the parameter's state."""
+    """None for a tensor that is passed with a row and is not in the parameter's state."""
 
     shape: str
-    """``full``: the parameter's; ``scalar``; ``rows`` or ``cols``: a number for every row or column of its matrices;
-    ``vector``: the parameter's, if that has fewer than two dimensions."""
+    """``full``: the parameter's shape. ``scalar``: one element. ``rows`` or ``cols``: one value per row or column of
+    its matrices. ``flat_rows`` or ``flat_cols``: the same without the dimension of size 1. ``vector``: the parameter's
+    shape, if it has fewer than two dimensions."""
 
     when: int
-    """The number of the scalar that asks for the state, or -1."""
+    """The index of the scalar that enables the state, or -1."""
 
     above: bool
-    """Whether that scalar asks by being above 0, instead of not being 0."""
+    """Whether the state is enabled if that scalar is > 0, instead of != 0."""
 
 
 class Kind:
-    """A kind of step (internal/steps): what gather.c needs of a group, by its keys, and of a parameter's state."""
+    """A kind of step (internal/steps): the keys that gather.c reads from a group and from a parameter's state."""
 
     def __init__(
         self, number: int, description: dict[str, Any], absent: dict[str, float], unread: Iterable[str]
@@ -61,7 +62,7 @@ class Kind:
             )
             for s in description["states"]
         )
-        self.keys: dict[str, int] = {}  # of a group; for each how many numbers it holds, or 0 for one by itself
+        self.keys: dict[str, int] = {}  # of a group, with the length of the sequence, or 0 for a scalar
         for scalar in description["scalars"]:
             key, _, index = scalar.partition("[")
             self.keys[key] = self.keys.get(key, 0) + 1 if index else 0
@@ -87,15 +88,15 @@ class Kind:
             )
 
     def value(self, group: dict[str, Any], key: str) -> Any:
-        """A group's value of an option, where the group may lack it."""
+        """A group's value of an option, or the default if the group does not have the option."""
         return self.absent[key] if key in self.unread or (key in self.absent and key not in group) else group[key]
 
     def plain_group(self, group: dict[str, Any]) -> dict[str, Any]:
-        """The options of a group that is a subclass of dict, which may look them up in its own way."""
+        """The options of a group that is an instance of a subclass of dict, which may override the lookup."""
         return {key: group[key] for key in (*self.keys, *LEAVE) if key in group}
 
     def numbers(self, group: dict[str, Any]) -> tuple[Any, ...] | None:
-        """The scalars of a group, whatever they are; None where a sequence does not have as many as there should be."""
+        """The scalars of a group, of any type; None if a sequence does not have the expected length."""
         numbers: list[Any] = []
         for key, length in self.keys.items():
             value = self.value(group, key)
@@ -112,7 +113,7 @@ class Kind:
         return tuple(numbers)
 
     def is_plain(self, group: dict[str, Any], extra: tuple[Any, ...]) -> bool:
-        """Whether gather.c takes the numbers of a group as they are."""
+        """Whether gather.c supports the types of a group's scalars."""
         numbers = self.numbers(group)
         return (
             numbers is not None
@@ -121,13 +122,13 @@ class Kind:
         )
 
     def with_numbers(self, group: dict[str, Any], numbers: tuple[Any, ...]) -> dict[str, Any]:
-        """A group with other scalars."""
+        """A copy of a group with other scalars."""
         rest = iter(numbers)
         found = {key: tuple([next(rest) for _ in range(n)]) if n else next(rest) for key, n in self.keys.items()}
         return {**group, **found}
 
     def states_of(self, group: dict[str, Any], extra: tuple[Any, ...]) -> tuple[State | None, ...]:
-        """The states that a group's parameters have, in their places; None where a place is empty."""
+        """The states that a group's parameters have, at their indices in a row; None for one that is not used."""
         numbers = self.numbers(group)
 
         def asks(s: State) -> bool:
@@ -147,7 +148,7 @@ def _description() -> list[dict[str, Any]]:
 
 @functools.cache
 def kind_of(cls: Any) -> Kind:
-    """The kind of step of a class of torch.optim, or of a name that Go knows. The extension must be there."""
+    """The kind of step of a class of torch.optim, or of a name in Go's description. It requires the extension."""
     name = cls if isinstance(cls, str) else cls.__name__
     for number, description in enumerate(_description()):
         if name in description["classes"]:
@@ -159,12 +160,12 @@ def kind_of(cls: Any) -> Kind:
 
 @functools.cache
 def sparse_kind_of(cls: Any) -> Kind | None:
-    """The kind of step with sparse gradients of a class; None if it has none."""
+    """The kind of step with sparse gradients of a class; None if sparse gradients are not supported."""
     names = {name for description in _description() if description["sparse"] for name in description["classes"]}
     name = cls.__name__ if cls.__name__ in names else f"Sparse{cls.__name__}"
     return kind_of(name) if name in names else None
 
 
 def _has_option(cls: Any, key: str) -> bool:
-    """Whether this version of torch has an option, for a class or one that it is derived from."""
+    """Whether a class, or one of its bases, has an option in this version of torch."""
     return any(key in inspect.signature(vars(c)["__init__"]).parameters for c in cls.__mro__ if "__init__" in vars(c))

@@ -11,10 +11,10 @@ from torch import Tensor
 from goptim import _native
 from goptim._kinds import Kind
 
-# Python and torch can compute with all numbers from 0 to this one, also in float32. Decay rates are below 1.
+# Scalars from 0 to this value raise no errors in Python or torch, also in float32. Decay rates are below 1.
 LARGE = 1e18
 
-# From so many on, torch's builds with fbgemm sort integers by radix.
+# With at least this many integers, builds of torch with fbgemm use a radix sort.
 _RADIX = 1 << 15
 
 
@@ -47,7 +47,7 @@ def wrong_row(p: Tensor, g: Tensor) -> int | None:
 
 
 def step(kind: Kind, p: Tensor, g: Tensor, states: list[Tensor], count: float, options: dict[str, Any]) -> None:
-    """Step the rows of one parameter that have a gradient in Go. There must be at least one."""
+    """Step in Go the rows of one parameter that have a gradient. There must be at least one."""
     indices, values = g._indices().contiguous(), g._values().contiguous().resolve_neg()
     order = _order(g) if kind.sums else None
     torch.autograd.graph.increment_version([p, *states])
@@ -65,7 +65,7 @@ def step(kind: Kind, p: Tensor, g: Tensor, states: list[Tensor], count: float, o
 
 
 def check(kind: Kind, p: Tensor, count: float, options: dict[str, Any]) -> None:
-    """Have Go compute the scalars of a step that moves nothing, for their errors."""
+    """Raise the errors of a step's scalars, by a step in Go that changes nothing."""
     _call(kind, p, (0, 0, 0, 0, 1, 0, 0, 0, 0), count, options, 1)
 
 

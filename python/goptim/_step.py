@@ -1,9 +1,9 @@
 """Optimizer.step(): supported parameters in Go, the rest in torch.
 
-A step asks gather.c to step all groups. It does so if every parameter that has a gradient is supported; otherwise it
-writes nothing and answers with a code for each parameter. Then Python decides about the parameters that C cannot judge,
-torch steps those that are not supported, and gather.c is asked again for what remains. No address is known here, and
-the optimizer that the user sees is never changed: torch steps a stand-in with groups of its own.
+A step calls gather.c with all groups. If every parameter that has a gradient is supported, gather.c steps them;
+otherwise it writes nothing and returns a code for each parameter. Then Python decides about the parameters that C
+cannot, torch steps those that are not supported, and gather.c is called again for the rest. This module handles no
+addresses. The user's optimizer is never changed: torch steps a stand-in with its own groups.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from goptim._parts import GO, NO_GRADIENT, PYTHON, TORCH, Asked, Part, bump_vers
 
 _FOR_TORCH = bytes([NO_GRADIENT, TORCH])
 
-# For threads: see gather.c.
+# Values of the argument threads of step_groups, in gather.c.
 ASK, CHECK = 0, -1
 
-# How often a step looks again at parameters that other code has changed since they were looked at.
+# How many times a step checks the parameters: other code may change them after a check.
 _TURNS = 10
 
 _begin_record: Callable[[str], Any] = torch.autograd._record_function_with_args_enter  # type: ignore[attr-defined]
@@ -44,15 +44,15 @@ class GoStep(Optimizer):
     """An optimizer of torch.optim whose update runs in Go.
 
     Mixed into a class before torch's: ``class SGD(GoStep, torch.optim.SGD)``. Construction, validation, hooks, state
-    and its keys, pickling and ``param_groups`` stay torch's. The numbers that Go takes and the states are those that Go
-    describes (_kinds.py); a class says more only where they do not follow from the group alone.
+    and its keys, pickling and ``param_groups`` are inherited from torch. Go describes the scalars and the states of
+    each class (_kinds.py); a class overrides a method only where they do not follow from the group alone.
     """
 
     twin: ClassVar[type[Optimizer]]
-    """The class of torch.optim."""
+    """The corresponding class of torch.optim."""
 
     elementwise: ClassVar[bool] = True
-    """Whether an element's update depends on no other element, so that a part of a parameter can be stepped alone."""
+    """Whether an element's update is independent of other elements, so that part of a parameter can be stepped."""
 
     part_class: ClassVar[type[Part]] = Part
 
@@ -63,17 +63,17 @@ class GoStep(Optimizer):
 
     @staticmethod
     def profile_hook_step(func: Callable[..., Any]) -> Callable[..., Any]:
-        """torch's runner of hooks around a class's step, without what its record for profilers costs.
+        """torch's wrapper that runs hooks around a class's step, with a cheaper profiler record.
 
-        torch records a step by two operations through its dispatcher, in 7 µs; here it is one call, in 1.6, that leaves
-        the same record: name, scope and all.
+        torch records a step by two operations through its dispatcher, which takes 7 µs. One call, which takes 1.6 µs,
+        leaves the same record, including name and scope.
         """
         torchs = Optimizer.profile_hook_step(func)
 
         @functools.wraps(func)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             self = args[0]
-            if torch.compiler.is_compiling() or dispatch_modes():  # who look for torch's
+            if torch.compiler.is_compiling() or dispatch_modes():  # they look for torch's record
                 return torchs(*args, **kwargs)
             record = _begin_record(f"Optimizer.step#{type(self).__name__}.step")
             try:
@@ -99,15 +99,15 @@ class GoStep(Optimizer):
 
     @property
     def kind(self) -> Kind:
-        """What Go says of the class."""
+        """Go's description of the class."""
         return kind_of(self.twin)  # type: ignore[arg-type]
 
     def options(self, group: dict[str, Any]) -> dict[str, Any]:
-        """A group as gather.c reads it."""
+        """The options of a group, as gather.c reads them."""
         return group if type(group) is dict else self.kind.plain_group(group)
 
     def extra(self, group: dict[str, Any]) -> tuple[Any, ...]:
-        """The numbers that Go takes beside a group's; None among them leaves the group to torch."""
+        """The scalars that Go needs besides those in a group. If one is None, the group falls back to torch."""
         return ()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -124,10 +124,10 @@ class GoStep(Optimizer):
             What the closure returned, or None.
 
         Raises:
-            ValueError: a gradient or a state has another shape than its parameter, or a sparse gradient names a row
-                that its parameter has not. Nothing has been written then.
+            ValueError: the shape of a gradient or a state differs from its parameter's, or a sparse gradient has a row
+                index that is out of range. Nothing has been written in that case.
         """
-        if torch.compiler.is_compiling():  # before what a compiler cannot trace
+        if torch.compiler.is_compiling():  # first, because a compiler cannot trace what follows
             return undecorated_step(self.twin)(self, closure)
         if (why := reason_of_optimizer(self)) is not None:
             if _parts.watch is not None:
@@ -155,11 +155,11 @@ class GoStep(Optimizer):
         return loss
 
     def _ask(self, group: dict[str, Any]) -> Asked:
-        """What gather.c is asked of a group. The list of parameters is read once, here."""
+        """The arguments of gather.c for a group. The list of parameters is read only here."""
         return tuple(group["params"]), self.options(group), self.extra(group)
 
     def _with_floats(self, group: dict[str, Any], asked: Asked) -> Asked:
-        """The same with its numbers as floats, if they are real numbers of other types and torch accepts these."""
+        """The arguments with the scalars as floats, if they are real numbers of other types and torch accepts those."""
         params, options, extra = asked
         kind = self.kind
         numbers = kind.numbers(options)
@@ -171,9 +171,9 @@ class GoStep(Optimizer):
         return params, kind.with_numbers(options, floats), floats[len(numbers) :]
 
     def _go(self, groups: tuple[Asked, ...], threads: int | None = None, kind: Kind | None = None) -> Any:
-        """Have Go step groups if it can step all: the number of parameters, or a code for each.
+        """Step groups in Go if all are supported, and return the number of parameters; otherwise a code for each.
 
-        With ASK for threads, step nothing; with CHECK, raise what that step would raise, and write nothing.
+        If threads is ASK, step nothing. If it is CHECK, raise the errors that the step would raise, and write nothing.
         """
         kind = kind or self.kind
         if kind.sparse:
@@ -184,7 +184,7 @@ class GoStep(Optimizer):
         return core.step_groups(kind.handle, _native.layout(), PLAIN, self.state, groups, threads)
 
     def _step_parts(self, groups: list[dict[str, Any]], asked: Sequence[Asked], codes: bytes) -> None:
-        """The step of groups of which some parameters are not for Go, or not as gather.c finds them."""
+        """Step groups in which some parameters do not run in Go, or need a decision by Python."""
         if (
             _parts.watch is None
             and not codes.translate(None, _FOR_TORCH)
@@ -200,7 +200,7 @@ class GoStep(Optimizer):
                     part.check_sparse(p, g)
             new = self._make_states(parts)
             if any(part.fresh for part in parts) and any(part.rest for part in parts):
-                again = self._go(tuple(asked), ASK)  # with states, for what shares memory with a parameter of torch's
+                again = self._go(tuple(asked), ASK)  # new states may share memory with a parameter of torch
                 if type(again) is bytes:
                     fresh = [part.fresh for part in parts]
                     parts = self._sort(groups, asked, again)
@@ -215,7 +215,7 @@ class GoStep(Optimizer):
                 if any(part.go for part in parts):
                     try:
                         self._go(tuple([part.checked for part in parts]), CHECK)
-                    except Exception:  # torch has not stepped either
+                    except Exception:  # torch has not stepped yet
                         for p in new:
                             self.state.pop(p, None)
                         raise
@@ -224,7 +224,7 @@ class GoStep(Optimizer):
                 part.finish()
             try:
                 done = self._go(tuple([part.asked for part in parts]))
-            except Exception:  # nothing has been written; new states, which may depend on a wrong lr, go again
+            except Exception:  # nothing has been written; new states may depend on a wrong lr, so they are removed
                 for p in [p for part in parts for p in part.fresh]:
                     self.state.pop(p, None)
                 raise
@@ -237,14 +237,14 @@ class GoStep(Optimizer):
                 for part, p, g in sparse:
                     part.step_sparse(p, g)
                 return
-            # Other code has changed something since; or states have been made that gather.c leaves to Python.
+            # Other code has changed something since the check, or new states need a decision by Python.
             given = [type(x) is tuple for part in parts for x in part.go]
             codes = bytes([PYTHON if row and x == GO else x for row, x in zip(given, done, strict=True)])
             asked = [part.asked_again for part in parts]
         raise RuntimeError(f"{type(self).__name__}: the parameters or their states change all the time")
 
     def _sort(self, groups: list[dict[str, Any]], asked: Sequence[Asked], codes: bytes) -> list[Part]:
-        """Find out where each parameter goes, and raise if one can go nowhere."""
+        """Decide who steps each parameter, and raise an error if neither Go nor torch can."""
         code = iter(codes)
         parts = [self.part_class(self, i, *both) for i, both in enumerate(zip(groups, asked, strict=True))]
         for part in parts:
@@ -253,12 +253,13 @@ class GoStep(Optimizer):
         return parts
 
     def _keep_order(self, parts: list[Part]) -> None:
-        """Leave to torch what shares memory with a parameter that steps elsewhere, or has a new state in two groups.
+        """Make parameters fall back to torch that share memory with one stepped elsewhere, or are new in two groups.
 
-        gather.c has compared the parameters that it takes with the others; these are compared here.
+        gather.c has compared the parameters that it reads with the others; those that Python decided about are
+        compared here.
         """
         seen: set[int] = set()
-        twice: set[int] = set()  # in two groups, so that the state is new in the first one alone
+        twice: set[int] = set()  # in two groups, so that the state is new only in the first one
         for part in parts:
             fresh = {id(p) for p in part.fresh}
             twice |= fresh & seen
@@ -289,14 +290,14 @@ class GoStep(Optimizer):
             part.leave(mixed)
 
     def _make_states(self, parts: list[Part]) -> list[Tensor]:
-        """Make the states of new parameters, whoever steps them, in their order, as a state_dict shows it.
+        """Create the states of new parameters, in Go and in torch, in the order of a state_dict.
 
         Returns:
-            These parameters.
+            The new parameters.
         """
         made: list[Tensor] = []
         if not any(part.fresh or part.sparse for part in parts):
-            return made  # torch makes those of its own
+            return made  # torch creates states for the parameters that it steps
         for part in parts:
             new = {id(p): p for p in part.stepped if not self.state.get(p)}
             if not new:
@@ -304,16 +305,16 @@ class GoStep(Optimizer):
             try:
                 part.init_group(list(new.values()))
             except Exception:
-                for p in new.values():  # some of a state may be there
+                for p in new.values():  # a state may be incomplete
                     self.state.pop(p, None)
                 if not part.rest:
                     raise
-                return made  # torch's step will raise it
+                return made  # torch's step will raise the same error
             made += new.values()
         return made
 
     def _torch_step(self, groups: list[dict[str, Any]], asked: Sequence[Asked], parts: list[Part] | None) -> None:
-        """Have torch step what Go does not: of parts, or everything."""
+        """Have torch step the parameters in ``parts`` that do not run in Go; all parameters if it is None."""
         step = undecorated_step(self.twin)
         try:
             if parts is None:
@@ -326,7 +327,7 @@ class GoStep(Optimizer):
             rest = None if parts is None else {id(p) for part in parts for p in part.rest}
             if parts is not None and rest is not None:
                 for p in [p for part in parts for p in part.fresh if id(p) not in rest]:
-                    self.state.pop(p, None)  # made for Go, which will not step now
+                    self.state.pop(p, None)  # created for Go, which will not step now
             misfits = []
             for i, both in enumerate(zip(groups, asked, strict=True)):
                 part = self.part_class(self, i, *both)

@@ -1,4 +1,4 @@
-"""Optimizers of Hugging Face's transformers, with their arguments."""
+"""Optimizers of Hugging Face transformers, with the same arguments."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _HALF = (torch.float16, torch.bfloat16)  # stepped in float32
 
 
 class HFAdafactor(Optimizer):
-    """transformers.Adafactor by torch's operations: for what does not run in Go, and for compilers."""
+    """transformers.Adafactor in operations of torch: the fallback, and the step that compilers trace."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class HFAdafactor(Optimizer):
 
     @staticmethod
     def _get_lr(param_group: dict[str, Any], param_state: dict[str, Any]) -> Any:
-        """The step size of a parameter; transformers' AdafactorSchedule asks for it."""
+        """The step size of a parameter; AdafactorSchedule of transformers calls this method."""
         step = param_state["step"]
         rate = param_group["lr"]
         if param_group["relative_step"]:
@@ -93,7 +93,7 @@ class HFAdafactor(Optimizer):
         return scale * rate
 
     def _update(self, p: Tensor, group: dict[str, Any]) -> None:
-        """One step by torch's operations, in float32 for a 16-bit parameter."""
+        """One step in operations of torch, in float32 for a 16-bit parameter."""
         assert p.grad is not None
         state, g, x = self.state[p], _widened(p.grad), _widened(p)
         for key in _shapes(g, group):
@@ -123,14 +123,14 @@ class HFAdafactor(Optimizer):
 
 
 class _HFPart(FactoredPart):
-    """A part whose states are those of transformers, of which ``step`` is an int."""
+    """A part with the states of transformers, in which ``step`` is an int."""
 
     def _shapes(self, p: Tensor) -> dict[str, torch.Size]:
         return _shapes(p, self.group)
 
     @property
     def numbers(self) -> tuple[str, ...]:
-        return ()  # step is an int, and RMS is made anew
+        return ()  # step is an int, and each step creates a new RMS
 
     @functools.cached_property
     def reason_of_group(self) -> str | None:
@@ -139,7 +139,7 @@ class _HFPart(FactoredPart):
         return super().reason_of_group
 
     def reason_of(self, p: Tensor, g: Tensor, state: dict[str, Any]) -> str | None:
-        if p.grad is g:  # explain makes one up
+        if p.grad is g:  # not a gradient that explain has created
             _refuse_sparse(g)
         why = self.reason_of_group or super().reason_of(p, g, state)
         if why is None and state and (type(state.get("step")) is not int or state["step"] < 0):
@@ -147,9 +147,9 @@ class _HFPart(FactoredPart):
         return why
 
     def finish(self) -> None:
-        states = self.optimizer.state
+        fresh, states = {id(p) for p in self.fresh}, self.optimizer.state
         self.go = [
-            self._row(x, x.grad, states[x]) if isinstance(x, Tensor) and x.grad is not None and states.get(x) else x
+            self._row(x, x.grad, states[x]) if id(x) in fresh and x.grad is not None and states.get(x) else x
             for x in self.go
         ]
 
@@ -174,7 +174,7 @@ class Adafactor(GoStep, HFAdafactor):
     The state of a parameter is ``step``, a Python int; ``RMS``, a tensor with one element; ``exp_avg_sq_row`` and
     ``exp_avg_sq_col`` if it has two or more dimensions, of which the last two are matrices, else ``exp_avg_sq``; and
     ``exp_avg`` if ``beta1`` is given. Contiguous float32 and float64 tensors on the CPU run in Go, which sums in the
-    order of the installed torch. Others, such as bfloat16, use torch's operations.
+    order of the installed torch. Others, such as bfloat16, fall back to torch.
 
     Shazeer & Stern, `Adafactor: Adaptive Learning Rates with Sublinear Memory Cost <https://arxiv.org/abs/1804.04235>`_,
     Algorithms 4 and 5.
@@ -202,33 +202,44 @@ class Adafactor(GoStep, HFAdafactor):
     def options(self, group: dict[str, Any]) -> dict[str, Any]:
         options = super().options(group)
         relative, beta1 = options["relative_step"], options["beta1"]
-        # With a relative step lr is unused, and transformers' AdafactorSchedule stores a tensor in it.
+        # With a relative step lr is unused, and AdafactorSchedule of transformers stores a tensor in it.
         return {**options, "lr": 0.0 if relative else options["lr"], "beta1": 0.0 if beta1 is None else beta1}
 
     def extra(self, group: dict[str, Any]) -> tuple[Any, ...]:
         return (fused_norms(), group["beta1"] is not None)
 
     def _go(self, groups: tuple[Asked, ...], threads: int | None = None, kind: Kind | None = None) -> Any:
-        given = [x for params, _, _ in groups for x in params]
-        if not all(type(x) is tuple for x in given):
-            return bytes([PYTHON]) * len(given)  # rows need a tensor for the RMS
-        place = [s.key for s in self.kind.states].index(None)  # of the RMS, which Go writes
+        place = [s.key for s in self.kind.states].index(None)  # index of the RMS, which Go writes
         counted: collections.Counter[int] = collections.Counter()  # parameters may share a state
         after, asked = [], []
+        mixed = False
         for params, options, extra in groups:
-            rows = []
-            for p, g, step, *states, new in params:
-                state, rms = self.state[p], torch.empty((), dtype=p.dtype)
-                step += counted[id(state)]
+            rows: list[Any] = []
+            for x in params:
+                p, given = (x[0], True) if type(x) is tuple else (x, False)
+                state = self.state.get(p) if given or getattr(p, "grad", None) is not None else None
+                if state is None:
+                    rows.append(x)
+                    continue
+                rms = torch.empty((), dtype=p.dtype)
+                earlier = counted[id(state)]
                 counted[id(state)] += 1
-                states[place] = rms
-                rows.append((p, g, step, *states, new))
-                after.append((state, step + 1, rms))
+                mixed |= bool(earlier) and not given
+                if given:
+                    _, g, step, *states, new = x
+                    states[place] = rms
+                    rows.append((p, g, step + earlier, *states, new))
+                else:
+                    rows.append((p, rms))  # gather.c reads the rest
+                after.append((state, earlier + 1, rms))
             asked.append((tuple(rows), options, extra))
+        if mixed:  # gather.c does not know that a state is shared
+            return bytes([PYTHON]) * sum(len(params) for params, _, _ in groups)
+        steps = [(state, state.get("step"), n, rms) for state, n, rms in after]
         done = super()._go(tuple(asked), threads, kind)
         if type(done) is int and threads is None:
-            for state, step, rms in after:
-                state["step"], state["RMS"] = step, rms
+            for state, step, n, rms in steps:
+                state["step"], state["RMS"] = step + n, rms
         return done
 
 
