@@ -14,7 +14,7 @@ import (
 )
 
 // hfAdafactorOptions are the hyperparameters of Adafactor (Shazeer & Stern, arXiv:1804.04235) in the version of Hugging
-// Face transformers. It is for bindings; Go programs use Adafactor.
+// Face transformers. They are for bindings; Go programs use Adafactor.
 type hfAdafactorOptions struct {
 	LR             float64    `torch:"lr,null"` // only without RelativeStep
 	Eps            [2]float64 `torch:"eps"`     // the first is added to squared gradients; the second is the smallest scale of a parameter

@@ -28,8 +28,8 @@ type SparseParam[T Float] struct {
 	Grad    []T     // a row of Width elements per index; only read; nil excludes the parameter from the step
 }
 
-// A sparseSpec is what distinguishes one optimizer of sparse gradients. Its options and its states, which are tensors
-// like the parameter, are those of a class.
+// A sparseSpec is what distinguishes one optimizer of sparse gradients. Its options and states are those of a class. The
+// states are tensors of the parameter's shape.
 type sparseSpec[O, S any] struct {
 	*class[O]
 	sparseRule

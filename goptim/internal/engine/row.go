@@ -13,7 +13,7 @@ import (
 // A DType is the type of elements.
 type DType uint8
 
-// The numbers are part of the layout of a Row. Rows of BFloat16 and Float16 are not supported yet: Check refuses them.
+// The numbers are part of the layout of a Row. Rows of BFloat16 and Float16 are not supported yet, and Check rejects them.
 const (
 	None DType = iota
 	Float32

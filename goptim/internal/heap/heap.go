@@ -1,5 +1,5 @@
 // Package heap makes large allocations only if the system has enough memory. Go's runtime terminates the process if an
-// allocation fails, so that a caller cannot do without it.
+// allocation fails, even if the caller could continue without the memory.
 package heap
 
 import (
