@@ -1,8 +1,10 @@
-// Package bindings is what gopy exports to Python: Step, which steps groups of parameters, and what does not fit it.
+// Package bindings is the package that gopy exports to Python: Step, which steps groups of parameters, and the functions
+// that do not fit Step's signature.
 //
-// Every function has (int64, error) for results: an error-only result would leak. Booleans are int64, 0 for false. A
-// panic becomes an error. An error whose text begins with the name of an exception of Python and a colon becomes that
-// exception in bindings/_core/gather.c; any other a RuntimeError.
+// The results of every function are (int64, error) or (string, error), or a string alone: a function with only an error
+// result would leak memory. Booleans are int64, 0 for false. A panic becomes an error. If an error's text begins with the
+// name of a Python exception and a colon, bindings/_core/gather.c raises that exception; otherwise it raises
+// RuntimeError.
 package bindings
 
 import (
@@ -17,19 +19,20 @@ import (
 	"github.com/goptim/goptim/internal/steps"
 )
 
-// Version names the Go release and the width in bits of the vectors that this process uses.
+// Version returns the Go release and the width in bits of the vectors that this process uses.
 func Version() string { return fmt.Sprintf("%s simd=%d", runtime.Version(), steps.VectorBits) }
 
-// Kind is the number by which Step knows an optimizer's class, or for Muon one half of its step.
+// Kind returns the number by which Step knows an optimizer's class, or for Muon one half of its step.
 func Kind(name string) (int64, error) {
 	kind, err := steps.Find(name)
 	return int64(kind), err
 }
 
-// Describe says in JSON what Step has to be given: a steps.Description.
+// Describe returns the arguments that Step expects: a steps.Description in JSON.
 func Describe() (string, error) { return steps.Describe() }
 
-// Step steps groups by a kind, from the address of the first steps.Group on, and returns the number of rows.
+// Step steps groups with a kind and returns the number of rows. The argument groups is the address of the first
+// steps.Group. If threads is negative, Step only checks.
 func Step(kind, groups, threads int64) (n int64, err error) {
 	defer enter(&err)()
 	kinds := steps.Kinds()
@@ -41,30 +44,31 @@ func Step(kind, groups, threads int64) (n int64, err error) {
 	})
 }
 
-// LBFGS resumes the machine at an address, of a size in bytes, until it asks for something: see Machine, Resume and Ask in
-// goptim/internal/lbfgs.
+// LBFGS resumes the machine at an address, whose size is in bytes, until it has a request for the caller. See Machine,
+// Resume and Ask in goptim/internal/lbfgs.
 func LBFGS(machine, size, threads int64) (ask int64, err error) {
 	defer enter(&err)()
 	return steps.ResumeLBFGS(uintptr(machine), int(size), int(threads), openmp.Team())
 }
 
-// OpenMP has steps run on the threads of OpenMP instead of Go's: parallel and number are the addresses of libgomp's
-// GOMP_parallel and omp_get_thread_num; 0 for Go's threads.
+// OpenMP makes steps run on OpenMP's threads instead of Go's. The arguments are the addresses of libgomp's GOMP_parallel
+// and omp_get_thread_num, or 0 to use Go's threads.
 func OpenMP(parallel, number int64) (n int64, err error) {
 	defer enter(&err)()
 	openmp.Use(uintptr(parallel), uintptr(number))
 	return parallel, nil
 }
 
-// Reserve has Go start its threads now, as many as threads beside the caller's, where later there may be no room for them:
-// Go ends the process if it cannot start one.
+// Reserve makes Go start its threads now, as many as threads in addition to the caller's, because later there may not be
+// enough memory for them. Go terminates the process if it cannot start a thread.
 func Reserve(threads int64) (n int64, err error) {
 	defer enter(&err)()
 	openmp.Reserve(int(threads))
 	return threads, nil
 }
 
-// enter makes a fault at a bad address a panic; what it returns, deferred, makes a panic an error.
+// enter turns a fault at an invalid address into a panic. The function that it returns is deferred and turns a panic into
+// an error.
 func enter(err *error) func() {
 	debug.SetPanicOnFault(true)
 	return func() {
@@ -75,8 +79,8 @@ func enter(err *error) func() {
 	}
 }
 
-// named begins the text of an error with the exception that it is in Python, unless that is a RuntimeError, which gopy
-// makes of any error.
+// named prefixes the text of an error with the name of its Python exception, except for RuntimeError, which gopy raises
+// for any error.
 func named(err error) error {
 	var scalar *goptim.ScalarError
 	if errors.As(err, &scalar) && scalar.Exception != "RuntimeError" {

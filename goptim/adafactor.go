@@ -23,9 +23,9 @@ import (
 
 // AdafactorOptions are the hyperparameters of Adafactor.
 type AdafactorOptions struct {
-	LR          float64    `torch:"lr" default:"1e-2" range:"[0,inf]"`           // largest relative step size, and factor of the weight decay
+	LR          float64    `torch:"lr" default:"1e-2" range:"[0,inf]"`           // largest relative step size, and a factor of the weight decay
 	Beta2Decay  float64    `torch:"beta2_decay" default:"-0.8" range:"[-inf,0]"` // exponent of the decay of the second moment
-	Eps         [2]float64 `torch:"eps,null" range:"[0,inf]"`                    // least root of the second moment, and least scale of a parameter; New takes 0 as the elements' machine epsilon, and as 1e-3
+	Eps         [2]float64 `torch:"eps,null" range:"[0,inf]"`                    // smallest root of the second moment, and smallest scale of a parameter; New replaces 0 by the machine epsilon of the element type and by 1e-3
 	D           float64    `torch:"d" default:"1" range:"[1,inf]"`               // largest root mean square of an update
 	WeightDecay float64    `torch:"weight_decay" range:"[0,inf]"`                // decoupled
 	Maximize    bool       `torch:"maximize"`
@@ -151,7 +151,7 @@ func (a *Adafactor[T]) Step() error {
 	return err
 }
 
-// gather makes the rows of one step.
+// gather collects the rows of one step.
 func (a *Adafactor[T]) gather(threads int) {
 	rows := a.step.rows[:0]
 	for i, p := range a.params {
@@ -174,10 +174,10 @@ func (a *Adafactor[T]) gather(threads int) {
 	}
 	s := &a.step
 	s.options, s.ends, s.rows = append(s.options[:0], a.AdafactorOptions), append(s.ends[:0], len(rows)), rows
-	s.threads, s.meanThreads, s.pow = threads, 1, cpow.Pow // one thread's means, so that the result does not depend on Workers
+	s.threads, s.meanThreads, s.pow = threads, 1, cpow.Pow // computes means on one thread, so that the result does not depend on Workers
 }
 
-// stepAdafactor steps groups. It does not check the options, as torch's step does not. On an error nothing has changed.
+// stepAdafactor steps groups. Like torch's step, it does not check the options. On an error, nothing has changed.
 func stepAdafactor(options []AdafactorOptions, extra [][]float64, c steps.Call) error {
 	s := &adafactorStep{options: options}
 	s.factorings = factoringsOf(c, extra[0])
@@ -201,10 +201,10 @@ func stepAdafactor(options []AdafactorOptions, extra [][]float64, c steps.Call) 
 	return s.run()
 }
 
-// An adafactorStep is one step, in memory that is kept for the next.
+// An adafactorStep is one step. Its memory is reused by later steps.
 type adafactorStep struct {
 	options []AdafactorOptions
-	ends    []int // of the rows of each
+	ends    []int // the end of each group's rows
 	factorings
 	rows    []engine.Row
 	log     scalarLog
@@ -212,7 +212,7 @@ type adafactorStep struct {
 	scalars []adafactorScalars // of every row
 }
 
-// begin computes the scalars of the rows and counts the step. On an error nothing has changed.
+// begin computes the scalars of the rows and increments the step counts. On an error, nothing has changed.
 func (s *adafactorStep) begin() error {
 	s.log.begin()
 	s.scalars = s.scalars[:0]
@@ -235,8 +235,8 @@ func (s *adafactorStep) begin() error {
 	return nil
 }
 
-// tryOut looks for an error that depends on the elements: a factor of the update that float32 cannot hold. That can be
-// only where the step is larger than the parameter, or the least scale of a parameter is as large.
+// tryOut checks for an error that depends on the elements: a factor of the update that float32 cannot represent. It can
+// occur only if the step is larger than the parameter or the smallest scale of a parameter is too large for float32.
 func (s *adafactorStep) tryOut(i int) {
 	of := &s.scalars[i]
 	if s.rows[i].DType() != engine.Float32 || !(math.Abs(of.rho) > 1 || of.eps2 > math.MaxFloat32) {
@@ -247,7 +247,7 @@ func (s *adafactorStep) tryOut(i int) {
 	}
 }
 
-// updateCopy updates a copy of a row, and logs an error of its factor.
+// updateCopy updates a copy of a row and records an error of its factor.
 func (s *adafactorStep) updateCopy(of *adafactorScalars, row engine.Row) {
 	shape, lengths := matricesOf(&row), [3]int{ofVector: int(row.N)}
 	if shape.rows != 0 {
@@ -267,14 +267,14 @@ func (s *adafactorStep) updateCopy(of *adafactorScalars, row engine.Row) {
 	runtime.KeepAlive(states)
 }
 
-// copied are n elements in memory of Go's.
+// copied returns a copy of n elements in Go memory.
 func copied(from uintptr, n int) []float32 {
 	var s []float32
 	copy(heap.Grown(&s, n), elements[float32](from, n))
 	return s
 }
 
-// run steps the rows: one thread a parameter, for a norm is one chain of additions.
+// run updates the rows. Each parameter is updated on one thread because its norm is a single chain of additions.
 func (s *adafactorStep) run() error {
 	if err := s.begin(); err != nil {
 		return err
@@ -305,7 +305,7 @@ type adafactorScalars struct {
 func (o *AdafactorOptions) scalarsOf(n *now) adafactorScalars {
 	shape := matricesOf(n.row)
 	h := adafactorScalars{count: n.pow(float64(n.row.N), 0.5), rho: o.LR, eps2: o.Eps[1]}
-	w := n.power(n.t, o.Beta2Decay, "TypeError") // torch compares a complex number of the same base
+	w := n.power(n.t, o.Beta2Decay, "TypeError") // TypeError because torch then compares another complex power of the same base
 	if x := n.quotient(1, n.power(n.t, 0.5, "TypeError")); x < h.rho {
 		h.rho = x
 	}
@@ -339,7 +339,7 @@ var (
 	}
 )
 
-// updateAdafactor steps a row and returns the factor of its update.
+// updateAdafactor updates a row and returns the factor of its update.
 func updateAdafactor[T Float](of *adafactorScalars, r *engine.Row, f *factorings, k *adafactorKernels[T]) float64 {
 	n, shape := int(r.N), matricesOf(r)
 	p, g := elements[T](r.Param, n), elements[T](r.Grad, n)
@@ -371,7 +371,7 @@ func updateAdafactor[T Float](of *adafactorScalars, r *engine.Row, f *factorings
 	return h.Step
 }
 
-// update writes the unclipped update of a batch of matrices to u, and moves row_var and col_var.
+// update writes the unclipped update of a batch of matrices to u, and updates row_var and col_var.
 func (k *adafactorKernels[T]) update(h *kernel.Adafactor, shape matrices, p, u, g, row, col []T, f *factorings, s *scratch[T]) {
 	switch {
 	case shape.rows == 1 && shape.cols == 1:
@@ -420,17 +420,17 @@ func (k *adafactorKernels[T]) update(h *kernel.Adafactor, shape matrices, p, u, 
 	}
 }
 
-// largest is the largest of some numbers that are not below 0, as a float64; NaN if one is.
+// largest returns the maximum of nonnegative numbers as a float64, or NaN if one of them is NaN.
 func largest[T Float](s []T) float64 { return float64(slices.Max(s)) }
 
-// updateSmall takes some matrices at a time, laid side by side for the lanes of vectors, in the first cache.
+// updateSmall processes a few matrices at a time, interleaved so that each vector lane processes one, in the L1 cache.
 func (k *adafactorKernels[T]) updateSmall(h *kernel.Adafactor, shape matrices, p, u, g, row, col []T, s *scratch[T]) {
 	w, rows, cols := kernel.Lanes[T](), shape.rows, shape.cols
 	size := rows * cols
 	b := 0
 	for n := 1; n > 0 && rows == 3 && cols == 3; b += n {
 		n = kernel.AdafactorConvolutions(h, u[b*size:], g[b*size:], row[b*rows:], col[b*cols:])
-		extend(&s.norm, u[:(b+n)*size]) // no norm of p, for which the first cache has no room
+		extend(&s.norm, u[:(b+n)*size]) // not the norm of p, which does not fit in the L1 cache
 	}
 	most := max(1, cached/2/(w*size)) * w
 	memory := grown(&s.product, most*(size+rows+cols)+w*size)
@@ -453,7 +453,7 @@ func (k *adafactorKernels[T]) updateSmall(h *kernel.Adafactor, shape matrices, p
 	}
 }
 
-// epsilons are Adafactor's in JSON, where torch's default for the first is null.
+// epsilons are Adafactor's eps in JSON, where torch's default of the first one is null.
 type epsilons [2]float64
 
 func (e *epsilons) MarshalJSON() ([]byte, error) { return tuple(e[:]).MarshalJSON() }
@@ -471,7 +471,7 @@ func (e *epsilons) UnmarshalJSON(data []byte) error {
 		e[0] = float64(*all[0])
 		return nil
 	}
-	e[0] = math.NaN() // until the type of the elements is known
+	e[0] = math.NaN() // until the element type is known
 	return nil
 }
 
@@ -483,7 +483,7 @@ func (a *Adafactor[T]) tensors(param int) []safetensors.Tensor {
 	if s.shape.rows == 0 {
 		return []safetensors.Tensor{scalarOf("step", s.step), tensorOf("variance", shape, s.variance)}
 	}
-	if m, err := a.params[param].matrices(); err != nil || m != s.shape { // what Step refuses is saved as it was
+	if m, err := a.params[param].matrices(); err != nil || m != s.shape { // a state for a shape that Step rejects is saved with its old shape
 		shape = []int{s.shape.batch, s.shape.rows, s.shape.cols}
 	}
 	row, col := slices.Clone(shape), slices.Clone(shape)

@@ -9,8 +9,8 @@ import (
 	"github.com/goptim/goptim/goptim"
 )
 
-// TestParametersThatShareMemory has them step in their order, as on one thread: the first is written before the second,
-// of which it is the gradient, is stepped, and a third has half of its value in the first.
+// TestParametersThatShareMemory checks that parameters that share memory are stepped in order, as on one thread. The
+// first one's value is the second one's gradient and overlaps half of the third one's value.
 func TestParametersThatShareMemory(t *testing.T) {
 	const n = 700_000
 	for name, build := range kinds[float32](true) {
@@ -36,7 +36,8 @@ func TestParametersThatShareMemory(t *testing.T) {
 	}
 }
 
-// TestGradientThatIsTheValue is refused: torch's operations, one after the other, would read what others have written.
+// TestGradientThatIsTheValue checks that a gradient that shares memory with its value is rejected. Torch's operations run
+// one after the other and would read what earlier ones have written.
 func TestGradientThatIsTheValue(t *testing.T) {
 	memory := []float32{1, 2, 3, 4, 5, 6, 7, 8, 9}
 	build := kinds[float32](true)
@@ -47,7 +48,7 @@ func TestGradientThatIsTheValue(t *testing.T) {
 	for name, build := range build {
 		for _, grad := range [][]float32{memory[:8], memory[1:]} {
 			opt, err := build([]*goptim.Param[float32]{{Name: "w", Value: memory[:8], Grad: grad}})
-			if err == nil { // NewMuon refuses it
+			if err == nil { // NewMuon rejects it
 				err = opt.Step()
 			}
 			require.ErrorIs(t, err, goptim.ErrParam, name)
@@ -64,7 +65,8 @@ func TestGradientThatIsTheValue(t *testing.T) {
 	assert.Equal(t, []float32{1, 2, 3, 4, 5, 6, 7, 8, 9}, memory)
 }
 
-// TestScalarErrors has a step refuse what torch refuses, and go on as if it had not been asked for.
+// TestScalarErrors checks that a step fails where torch's does, and that a later step continues as if there had been no
+// failed one.
 func TestScalarErrors(t *testing.T) {
 	for name, c := range map[string]struct {
 		exception string

@@ -12,8 +12,8 @@ import (
 type ASGDOptions struct {
 	LR          float64 `torch:"lr" default:"1e-2" range:"[0,inf]"`    // learning rate
 	Lambd       float64 `torch:"lambd" range:"[0,inf]"`                // decay of the parameter and, over the steps, of the learning rate; torch's default is 1e-4
-	Alpha       float64 `torch:"alpha" default:"0.75" range:"[0,inf]"` // power of that decay of the learning rate
-	T0          float64 `torch:"t0" default:"1e6" range:"[-inf,inf]"`  // the step after which the average begins
+	Alpha       float64 `torch:"alpha" default:"0.75" range:"[0,inf]"` // exponent of the decay of the learning rate
+	T0          float64 `torch:"t0" default:"1e6" range:"[-inf,inf]"`  // the step after which averaging begins
 	WeightDecay float64 `torch:"weight_decay" range:"[0,inf]"`         // added to the gradient, times the parameter
 	Maximize    bool    `torch:"maximize"`
 }
@@ -21,15 +21,15 @@ type ASGDOptions struct {
 var asgd = elementwiseSpec(class[ASGDOptions]{
 	name: "ASGD",
 	states: []state{
-		asgdEta: {key: "eta", scalar: true, from: "lr"}, // the learning rate of the next step
-		asgdMu:  {key: "mu", scalar: true, initial: 1},  // the weight of the next parameter in the average
+		asgdEta: {key: "eta", scalar: true, from: "lr"}, // learning rate of the next step
+		asgdMu:  {key: "mu", scalar: true, initial: 1},  // weight of the next parameter in the average
 		asgdAx:  {key: "ax"},
 	},
 }, (*ASGDOptions).scalars, f32.ASGD, f64.ASGD, "default_is_float64")
 
-// ASGD is averaged stochastic gradient descent, of Polyak & Juditsky, "Acceleration of Stochastic Approximation by
-// Averaging", SIAM Journal on Control and Optimization 30 (1992), with the schedules of torch. Results are bit-for-bit
-// equal to torch.optim.ASGD.
+// ASGD is averaged stochastic gradient descent by Polyak & Juditsky, "Acceleration of Stochastic Approximation by
+// Averaging", SIAM Journal on Control and Optimization 30 (1992), with torch's schedules of the learning rate and the
+// average. Results are bit-for-bit equal to torch.optim.ASGD.
 type ASGD[T Float] struct {
 	ASGDOptions     // used by the next Step; may be changed between steps
 	Workers     int // maximum number of threads of a Step; 0 means GOMAXPROCS

@@ -14,8 +14,8 @@ import (
 	"github.com/goptim/goptim/internal/steps"
 )
 
-// TestCalls has every registered elementwise optimizer and every one of sparse gradients step groups of a steps.Call as
-// Step does, without an allocation.
+// TestCalls steps groups of a steps.Call with every registered elementwise and sparse optimizer, compares the results
+// with Step, and checks that a call does not allocate.
 func TestCalls(t *testing.T) {
 	for _, k := range steps.Kinds() {
 		if s, ok := k.Spec.(interface {
@@ -26,10 +26,10 @@ func TestCalls(t *testing.T) {
 	}
 }
 
-// onHeap holds what a call has the addresses of: the stack may move.
+// onHeap refers to the objects whose addresses are in a call. On the stack they could move.
 var onHeap []any
 
-// odd are options of which every one that is a number, and may be so, is another than the default.
+// odd returns options in which every number differs from its default if its range permits it.
 func (c *class[O]) odd() (o O) {
 	c.setDefaults(&o)
 	for i := range c.fields {
@@ -47,7 +47,7 @@ func (c *class[O]) odd() (o O) {
 	return o
 }
 
-// group is a group of a call for the options.
+// group returns a group of a call with the options.
 func (c *class[O]) group(o *O, k *steps.Kind) *steps.Group {
 	g := &steps.Group{Count: int64(k.Words())}
 	at := 0
@@ -150,7 +150,7 @@ func testNoAllocations(t *testing.T, step func() error) {
 			t.Fatal(err)
 		}
 	})
-	if !RaceDetector { // under which a sync.Pool drops some of what it is given
+	if !RaceDetector { // with the race detector, a sync.Pool drops some of the objects that are put into it
 		assert.Zero(t, allocations)
 	}
 }

@@ -14,7 +14,7 @@ import (
 	"github.com/goptim/goptim/internal/steps"
 )
 
-// This file has the common code of optimizers whose states have an element per row and per column of a parameter.
+// This file contains the common code of optimizers whose states have an element per row and per column of a parameter.
 
 // matrices is the shape of a batch of matrices, or of a vector, which has no rows and columns.
 type matrices struct{ batch, rows, cols int }
@@ -54,7 +54,7 @@ func matricesOf(r *engine.Row) matrices {
 	return m
 }
 
-// The states of a row: of matrices the first two, of a vector the third.
+// The states of a row. A matrix has the first two, and a vector the third.
 const (
 	ofRows = iota
 	ofCols
@@ -96,8 +96,8 @@ func (m matrices) small() bool {
 	return m.rows <= smallMatrix && m.cols <= smallMatrix && m.batch >= 8
 }
 
-// factoredClass registers an optimizer of batches of matrices. Its step function has the options of all groups and the words
-// after them as arguments.
+// factoredClass registers an optimizer of batches of matrices. The arguments of its step function are the options of all
+// groups and the extra words that follow them.
 func factoredClass[O any](c class[O], step func(options []O, extra [][]float64, c steps.Call) error, extra ...string) *class[O] {
 	c = c.described()
 	k := c.kind()
@@ -144,7 +144,7 @@ type factorings struct {
 // aloneFactored is the number of elements below which a second thread costs more than it saves.
 const aloneFactored = 1 << 15
 
-// each calls do for each row, the largest first. If rows share memory, it does so in order on one thread.
+// each calls do for each row, the largest first. If rows share memory, it processes them in order on one thread.
 func (f *factorings) each(rows []engine.Row) error {
 	if f.next == nil {
 		f.next = func(i int) { f.do(f.queue[i]) }

@@ -22,10 +22,10 @@ import (
 
 var update = flag.Bool("update", false, "write testdata/go, which the Python tests read")
 
-// runSteps is how many steps a run has, and savedStep the one whose state is in the file: tests/golden.py.
+// runSteps is the number of steps of a run. The file contains the state after savedStep. See tests/golden.py.
 const runSteps, savedStep = 5, 3
 
-// A runFile is a file of testdata/torch, which tests/golden.py describes.
+// A runFile is a file of testdata/torch. See tests/golden.py for its format.
 type runFile struct {
 	class   string
 	names   []string
@@ -51,7 +51,7 @@ func readRun(t *testing.T, path string) *runFile {
 	return r
 }
 
-// stateless is the file without a state.
+// stateless returns the file without a state.
 func (r *runFile) stateless(t *testing.T) []byte {
 	f := safetensors.File{Metadata: r.file.Metadata}
 	return fileOf(t, &f)
@@ -89,7 +89,7 @@ func read[T goptim.Float](t *testing.T, r *runFile, name string) ([]T, []int) {
 	return values, tensor.Shape
 }
 
-// follow is an optimizer of the run's class and parameters, as they are after a step.
+// follow returns an optimizer with the run's class and parameters, with the values after the given step.
 func follow[T goptim.Float](t *testing.T, r *runFile, step int) (subject[T], func(step int)) {
 	var s subject[T]
 	value := func(name string) ([]T, []int) {
@@ -147,7 +147,7 @@ func follow[T goptim.Float](t *testing.T, r *runFile, step int) (subject[T], fun
 	}
 }
 
-// TestTorchsRuns has torch's runs again: from the beginning, and on from the state that torch's optimizer saved.
+// TestTorchsRuns repeats torch's runs: from the beginning, and from the state that torch's optimizer saved.
 func TestTorchsRuns(t *testing.T) {
 	paths, err := filepath.Glob("testdata/torch/*.safetensors")
 	require.NoError(t, err)
@@ -182,7 +182,7 @@ func testTorchsRun[T goptim.Float](t *testing.T, r *runFile) {
 	}
 }
 
-// requireClose asks for the same bits, but of optimizers that sum in an order of their own.
+// requireClose requires exact equality, except for optimizers that sum in a different order than torch.
 func requireClose[T goptim.Float](t *testing.T, class string, want, got []T, what string) {
 	tolerance := 0.
 	switch class {
@@ -203,8 +203,8 @@ func requireClose[T goptim.Float](t *testing.T, class string, want, got []T, wha
 	}
 }
 
-// TestFilesForPython holds testdata/go, which the Python tests read, against what this package writes: runs with the
-// gradients of testdata/torch, in its format. -update writes them.
+// TestFilesForPython compares testdata/go, which the Python tests read, with the files that this package writes. The runs
+// have the gradients of testdata/torch and the same format. The flag -update writes the files.
 func TestFilesForPython(t *testing.T) {
 	paths, err := filepath.Glob("testdata/torch/*-float32.safetensors")
 	require.NoError(t, err)

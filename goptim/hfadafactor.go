@@ -13,20 +13,20 @@ import (
 	"github.com/goptim/goptim/internal/steps"
 )
 
-// hfAdafactorOptions are the hyperparameters of Adafactor (Shazeer & Stern, arXiv:1804.04235) as Hugging Face's
-// transformers have it. It is for bindings; a Go program uses Adafactor.
+// hfAdafactorOptions are the hyperparameters of Adafactor (Shazeer & Stern, arXiv:1804.04235) in the version of Hugging
+// Face transformers. They are for bindings; Go programs use Adafactor.
 type hfAdafactorOptions struct {
-	LR             float64    `torch:"lr,null"` // without RelativeStep
-	Eps            [2]float64 `torch:"eps"`     // added to squared gradients; and the least scale of a parameter
+	LR             float64    `torch:"lr,null"` // only without RelativeStep
+	Eps            [2]float64 `torch:"eps"`     // the first is added to squared gradients; the second is the smallest scale of a parameter
 	ClipThreshold  float64    `torch:"clip_threshold"`
 	DecayRate      float64    `torch:"decay_rate"`
-	Beta1          float64    `torch:"beta1,null"` // decay of an average of updates, if there is one
+	Beta1          float64    `torch:"beta1,null"` // decay of the average of updates; null for no average
 	WeightDecay    float64    `torch:"weight_decay"`
 	ScaleParameter bool       `torch:"scale_parameter"`
 	RelativeStep   bool       `torch:"relative_step"`
 	WarmupInit     bool       `torch:"warmup_init"`
 
-	averages bool // there is an exp_avg, which decays by Beta1
+	averages bool // whether there is an exp_avg, which decays by Beta1
 }
 
 var _ = factoredClass(class[hfAdafactorOptions]{
@@ -36,7 +36,7 @@ var _ = factoredClass(class[hfAdafactorOptions]{
 		{key: "exp_avg_sq_row", of: steps.OfFlatRows}, {key: "exp_avg_sq_col", of: steps.OfFlatCols},
 		{key: "exp_avg_sq", of: steps.OfVector},
 		hfExpAvg: {key: "exp_avg", word: hasBeta1},
-		hfRMS:    {key: "RMS", scalar: true, given: true}, // a new one at every step
+		hfRMS:    {key: "RMS", scalar: true, given: true}, // a new tensor at every step
 	},
 }, stepHFAdafactor, fusedNorms, hasBeta1)
 
@@ -49,8 +49,8 @@ const (
 	hfRMS
 )
 
-// stepHFAdafactor steps groups one after the other. It does not check the options, as transformers do not. It does not
-// count the step.
+// stepHFAdafactor steps groups one after the other. Like transformers, it does not check the options. It does not
+// increment the step count.
 func stepHFAdafactor(options []hfAdafactorOptions, extra [][]float64, c steps.Call) error {
 	if len(options) > 1 && !c.OnlyCheck { // check all groups before the first write
 		check := c
@@ -71,7 +71,7 @@ func stepHFAdafactor(options []hfAdafactorOptions, extra [][]float64, c steps.Ca
 	return nil
 }
 
-// step steps a group. On an error nothing has changed.
+// step steps one group. On an error, nothing has changed.
 func (o *hfAdafactorOptions) step(g *steps.Group, f factorings, onlyCheck bool) error {
 	layout := engine.LayoutOf(true)
 	layout.Set(hfRMS, engine.Scalar)
@@ -110,7 +110,7 @@ func (o *hfAdafactorOptions) step(g *steps.Group, f factorings, onlyCheck bool) 
 	return f.each(rows)
 }
 
-// checkScalars computes the scalars of all rows for their errors.
+// checkScalars computes the scalars of all rows and returns their first error.
 func (o *hfAdafactorOptions) checkScalars(rows []engine.Row, f *factorings) error {
 	var log scalarLog
 	n := now{log: &log, pow: f.pow}
@@ -131,8 +131,8 @@ func (o *hfAdafactorOptions) checkScalars(rows []engine.Row, f *factorings) erro
 	return log.err
 }
 
-// decayOf is the factor of the weight decay, where it is a number; it is 0 where it is a tensor, because it is relative
-// to the root mean square of the parameter.
+// decayOf returns the factor of the weight decay if it is a number. It returns 0 if the factor is a tensor because it is
+// relative to the root mean square of the parameter.
 func (o *hfAdafactorOptions) decayOf(n *now, f *factorings) float64 {
 	if !o.ScaleParameter {
 		return -o.WeightDecay * o.rate(n.t)
@@ -201,7 +201,7 @@ func updateHFAdafactor[T Float](o *hfAdafactorOptions, r *engine.Row, f *factori
 	kernel.Apply(k.step, h, p, u, [3][]T{expAvg})
 }
 
-// rates are the learning rate and the factor of the weight decay. Where the scale of the parameter is a tensor, torch
+// rates returns the learning rate and the factor of the weight decay. If the scale of the parameter is a tensor, torch
 // rounds every product.
 func (o *hfAdafactorOptions) rates(t, rms, leastScale float64, round func(float64) float64) (lr, decay float64) {
 	lr = o.rate(t)
@@ -217,7 +217,7 @@ func (o *hfAdafactorOptions) rates(t, rms, leastScale float64, round func(float6
 	return lr, -o.WeightDecay * lr
 }
 
-// rate is the learning rate, before it is scaled.
+// rate returns the learning rate before it is scaled.
 func (o *hfAdafactorOptions) rate(t float64) float64 {
 	if !o.RelativeStep {
 		return o.LR
@@ -229,10 +229,10 @@ func (o *hfAdafactorOptions) rate(t float64) float64 {
 	return math.Min(least, 1/math.Sqrt(t))
 }
 
-// update writes the unclipped update of a batch of matrices to u, and moves exp_avg_sq_row and exp_avg_sq_col.
+// update writes the unclipped update of a batch of matrices to u, and updates exp_avg_sq_row and exp_avg_sq_col.
 func (k *hfAdafactorKernels[T]) update(h *kernel.HFAdafactor, shape matrices, u, g, row, col []T, f *factorings, s *scratch[T]) {
 	rows, cols := shape.rows, shape.cols
-	// torch cuts a sum between threads if it is the only one.
+	// torch splits a sum between threads if it is the only one.
 	threads, rowThreads, colThreads := 1, 1, 1
 	if shape.batch == 1 {
 		threads = f.meanThreads

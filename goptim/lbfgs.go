@@ -15,13 +15,13 @@ import (
 
 // LBFGSOptions are the hyperparameters of L-BFGS.
 type LBFGSOptions struct {
-	LR              float64 `torch:"lr" default:"1" range:"[0,inf]"`             // the step along a direction, or the line search's first
-	MaxIter         int     `torch:"max_iter" default:"20" range:"[1,inf]"`      // iterations in a Step
-	MaxEval         int     `torch:"max_eval" range:"[1,inf]"`                   // evaluations in a Step; New takes 0 as MaxIter*5/4
-	ToleranceGrad   float64 `torch:"tolerance_grad" default:"1e-7"`              // a Step ends where no gradient is larger; below 0: never
-	ToleranceChange float64 `torch:"tolerance_change" default:"1e-9"`            // a Step ends where neither loss nor values change by more; below 0: never
-	HistorySize     int     `torch:"history_size" default:"100" range:"[1,inf]"` // pairs of vectors that stand for the Hessian
-	StrongWolfe     bool    `torch:"line_search_fn,null"`                        // search along a direction for a point that meets the strong Wolfe conditions
+	LR              float64 `torch:"lr" default:"1" range:"[0,inf]"`             // step size along a direction, or the first one of the line search
+	MaxIter         int     `torch:"max_iter" default:"20" range:"[1,inf]"`      // maximum number of iterations per Step
+	MaxEval         int     `torch:"max_eval" range:"[1,inf]"`                   // maximum number of evaluations per Step; New replaces 0 by MaxIter*5/4
+	ToleranceGrad   float64 `torch:"tolerance_grad" default:"1e-7"`              // a Step ends if no gradient element is larger; if negative, never
+	ToleranceChange float64 `torch:"tolerance_change" default:"1e-9"`            // a Step ends if neither the loss nor the values change by more; if negative, never
+	HistorySize     int     `torch:"history_size" default:"100" range:"[1,inf]"` // number of pairs of vectors that approximate the Hessian
+	StrongWolfe     bool    `torch:"line_search_fn,null"`                        // search along each direction for a point that satisfies the strong Wolfe conditions
 	Maximize        bool    `torch:"maximize"`
 }
 
@@ -29,11 +29,12 @@ var lbfgsClass = class[LBFGSOptions]{name: "LBFGS", encodings: map[string]any{"l
 
 // LBFGS is the quasi-Newton method of Liu & Nocedal, "On the limited memory BFGS method for large scale optimization",
 // Mathematical Programming 45 (1989); see Nocedal & Wright, "Numerical Optimization" (2nd ed.), Algorithms 7.4 and 7.5.
-// With StrongWolfe its line search is that of Mark Schmidt's minFunc, which torch has: their Algorithms 3.5 and 3.6 with
-// cubic interpolation.
+// With StrongWolfe, the line search is that of Mark Schmidt's minFunc, as in torch: Algorithms 3.5 and 3.6 of the same
+// book with cubic interpolation.
 //
-// It evaluates where torch.optim.LBFGS does. Sums over vectors are rounded in another order than torch's, so losses
-// agree to rounding, not in every bit; they depend on neither the number of threads nor the width of vectors.
+// It evaluates the same points as torch.optim.LBFGS, up to rounding. Dot products are summed in a different order than
+// torch's, so losses agree up to rounding and not bit for bit. They depend neither on the number of threads nor on the
+// vector width.
 type LBFGS[T Float] struct {
 	LBFGSOptions     // used by the next Step; may be changed between steps
 	Workers      int // maximum number of threads of a Step; 0 means GOMAXPROCS
@@ -42,21 +43,21 @@ type LBFGS[T Float] struct {
 	segments     []lbfgs.Segment
 	history      []lbfgsPair[T] // oldest first
 	spare        lbfgsPair[T]   // memory for the next pair
-	pairs        [][2]uintptr   // the addresses of history
+	pairs        [][2]uintptr   // addresses of history
 	ro, alpha    []float64
 	direction    []T
-	kept         []T // the gradient for which the direction was computed
-	low          []T // the gradient at the line search's point of lowest loss
-	start        []T // the parameters where the line search began
+	kept         []T // gradient for which the direction was computed
+	low          []T // gradient at the line search's point of lowest loss
+	start        []T // parameters at the start of the line search
 }
 
-// An lbfgsPair is a change of the gradient, y, and the change of the parameters that caused it, s.
+// An lbfgsPair is a change s of the parameters and the resulting change y of the gradient.
 type lbfgsPair[T Float] struct{ y, s []T }
 
-// ErrLineSearch is a failed line search. The parameters are back where it began.
+// ErrLineSearch reports a failed line search. The parameters have the values from before the line search.
 var ErrLineSearch = errors.New("line search failed")
 
-// NewLBFGS returns a new LBFGS for params, all optimized as one vector. The error wraps ErrOption or ErrParam.
+// NewLBFGS returns a new LBFGS for params, which are optimized as one vector. The error wraps ErrOption or ErrParam.
 func NewLBFGS[T Float](params []*Param[T], o LBFGSOptions) (*LBFGS[T], error) {
 	lbfgsClass.setDefaults(&o)
 	if o.MaxEval == 0 {
@@ -68,7 +69,7 @@ func NewLBFGS[T Float](params []*Param[T], o LBFGSOptions) (*LBFGS[T], error) {
 	return &LBFGS[T]{LBFGSOptions: o, params: slices.Clone(params)}, nil
 }
 
-// A lineSearchName is in JSON whether there is a line search, by its name in torch.
+// A lineSearchName reports whether there is a line search. In JSON it is the name of the line search in torch.
 type lineSearchName bool
 
 func (s lineSearchName) MarshalJSON() ([]byte, error) {
@@ -86,18 +87,19 @@ func (s *lineSearchName) UnmarshalJSON(data []byte) error {
 	return nil
 }
 
-// Iterations is how many directions the optimizer has taken so far, and Evaluations how many points.
+// Iterations returns the number of directions that the optimizer has taken so far.
 func (l *LBFGS[T]) Iterations() int { return int(l.machine.Iterations) }
 
-// Evaluations is how many points the optimizer has evaluated so far, apart from a line search that ended in an error.
+// Evaluations returns the number of points evaluated so far, without those of a line search that ended in an error.
 func (l *LBFGS[T]) Evaluations() int { return int(l.machine.Evaluations) }
 
-// Step takes up to MaxIter iterations and returns the loss where they began. The closure evaluates the loss at the
-// parameters' values, and puts the gradients beside these; a Grad that is nil counts as zeros. Its error ends the Step,
-// which returns it as it is; the parameters are where it was called then, and the next Step goes on from there.
+// Step performs up to MaxIter iterations and returns the loss before the first one. The closure evaluates the loss at the
+// parameters' values and sets their gradients; a nil Grad counts as zeros. If the closure returns an error, Step returns
+// that error unchanged. The parameters then have the values for which the closure was called, and the next Step continues
+// from there.
 //
-// Other errors wrap ErrOption or ErrParam, and come before a value is changed if they can be known then, or
-// ErrLineSearch.
+// Other errors wrap ErrOption, ErrParam or ErrLineSearch. Step returns errors of options and parameters before it changes
+// a value if they can be known then.
 func (l *LBFGS[T]) Step(closure func() (loss float64, err error)) (float64, error) {
 	if closure == nil {
 		return 0, fmt.Errorf("goptim: LBFGS: Step needs a closure: %w", ErrOption)
@@ -113,7 +115,7 @@ func (l *LBFGS[T]) Step(closure func() (loss float64, err error)) (float64, erro
 	m := &l.machine
 	for {
 		ask, err := m.Resume(l.Workers, nil)
-		runtime.KeepAlive(l) // the machine holds addresses
+		runtime.KeepAlive(l) // the machine contains addresses
 		if err != nil {
 			return first, lbfgsError(err)
 		}
@@ -142,7 +144,7 @@ func init() {
 	}
 }
 
-// lbfgsError makes an error of package lbfgs one of this package's.
+// lbfgsError converts an error of package lbfgs to an error of this package.
 func lbfgsError(err error) error {
 	var invalid *lbfgs.InvalidError
 	if errors.As(err, &invalid) {
@@ -152,10 +154,10 @@ func lbfgsError(err error) error {
 }
 
 // Rescale multiplies the length of the last movement, which ended a Step without StrongWolfe, by a factor. It is for a
-// caller that has moved the parameters to another point along the direction, as by a line search of its own.
+// caller that has moved the parameters to another point along the direction, for example by its own line search.
 func (l *LBFGS[T]) Rescale(factor float64) { l.machine.T.Value *= factor }
 
-// Check reports what Step would refuse now, before it calls the closure.
+// Check returns the error that Step would return before it calls the closure.
 func (l *LBFGS[T]) Check() error {
 	return errors.Join(lbfgsClass.checkOptions(&l.LBFGSOptions), l.checkLengths())
 }
@@ -175,7 +177,7 @@ func expectedLength(n int) string {
 	return fmt.Sprintf("%d as at the first step", n)
 }
 
-// evaluate calls the closure, and gives the machine the loss and the addresses of the gradients.
+// evaluate calls the closure and sets the machine's loss and addresses of the gradients.
 func (l *LBFGS[T]) evaluate(closure func() (float64, error)) (float64, error) {
 	loss, err := closure()
 	if err != nil {
@@ -204,7 +206,7 @@ func (l *LBFGS[T]) evaluate(closure func() (float64, error)) (float64, error) {
 	return loss, nil
 }
 
-// begin prepares the machine for a Step after its first evaluation.
+// begin prepares the machine for a Step after the first evaluation.
 func (l *LBFGS[T]) begin() {
 	m := &l.machine
 	if l.kept == nil {
@@ -236,7 +238,7 @@ func (l *LBFGS[T]) elements() (n int) {
 
 func newLBFGSPair[T Float](n int) lbfgsPair[T] { return lbfgsPair[T]{make([]T, n), make([]T, n)} }
 
-// bind gives the machine the addresses of its vectors.
+// bind sets the addresses of the machine's vectors.
 func (l *LBFGS[T]) bind() {
 	m := &l.machine
 	m.N, m.Float64 = len(l.kept), 0
@@ -258,8 +260,8 @@ func (l *LBFGS[T]) bindPairs() {
 	m.Y, m.S = address(l.spare.y), address(l.spare.s)
 }
 
-// storePair appends the machine's new pair to the history. If that is full, the memory of the oldest pair becomes the next
-// pair's.
+// storePair appends the machine's new pair to the history. If the history is full, the memory of the oldest pair is
+// reused for the next one.
 func (l *LBFGS[T]) storePair() {
 	m, newest := &l.machine, l.spare
 	l.spare = lbfgsPair[T]{}
@@ -286,10 +288,10 @@ func (l *LBFGS[T]) className() string { return lbfgsClass.name }
 func (l *LBFGS[T]) options() []option { return lbfgsClass.options(&l.LBFGSOptions) }
 func (l *LBFGS[T]) handles() []handle { return handlesOf(l.params) }
 
-// ordered is true: the vectors lie in the order of the parameters.
+// ordered returns true because the vectors contain the parameters in order.
 func (l *LBFGS[T]) ordered() bool { return true }
 
-// tensors are all on the first parameter.
+// tensors returns the state, all of it for the first parameter.
 func (l *LBFGS[T]) tensors(param int) []safetensors.Tensor {
 	m := &l.machine
 	if param != 0 || m.Evaluations == 0 {
@@ -365,7 +367,7 @@ func (l *LBFGS[T]) load(saved *savedGroup) (func(), error) {
 	}, nil
 }
 
-// lbfgsNumber reads a number that is a Python int or float, or a tensor of a dtype.
+// lbfgsNumber reads a number that is saved as a Python int, a Python float or a tensor of a dtype.
 func (s *savedState) lbfgsNumber(key, dtype string) lbfgs.Number {
 	x, of := s.number(key)
 	switch of {

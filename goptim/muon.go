@@ -20,13 +20,13 @@ import (
 // MuonOptions are the hyperparameters of Muon.
 type MuonOptions struct {
 	LR             float64      `torch:"lr" default:"1e-3" range:"[0,inf]"`               // learning rate
-	WeightDecay    float64      `torch:"weight_decay" range:"[0,inf]"`                    // shrinks the parameter itself; torch's default is 0.1
+	WeightDecay    float64      `torch:"weight_decay" range:"[0,inf]"`                    // multiplies the parameter by 1 - lr*weight_decay; torch's default is 0.1
 	Momentum       float64      `torch:"momentum" default:"0.95" range:"[0,inf]"`         // decay of the momentum
 	Nesterov       bool         `torch:"nesterov"`                                        // torch's default is true
-	NSCoefficients [3]float64   `torch:"ns_coefficients" default:"3.4445 -4.7750 2.0315"` // of the quintic polynomial
-	Eps            float64      `torch:"eps" default:"1e-7" range:"[0,inf]"`              // the least norm that an update is divided by
-	NSSteps        int          `torch:"ns_steps" default:"5" range:"[0,100)"`            // of Newton-Schulz
-	AdjustLR       LRAdjustment `torch:"adjust_lr_fn,null"`                               // to the shape of a matrix
+	NSCoefficients [3]float64   `torch:"ns_coefficients" default:"3.4445 -4.7750 2.0315"` // of the quintic polynomial of Newton-Schulz
+	Eps            float64      `torch:"eps" default:"1e-7" range:"[0,inf]"`              // smallest norm by which an update is divided
+	NSSteps        int          `torch:"ns_steps" default:"5" range:"[0,100)"`            // number of Newton-Schulz iterations
+	AdjustLR       LRAdjustment `torch:"adjust_lr_fn,null"`                               // factor of the learning rate by the shape of the matrix
 }
 
 var muonClass = class[MuonOptions]{
@@ -38,19 +38,19 @@ var muonClass = class[MuonOptions]{
 	},
 }.described()
 
-// The halves of a step, between which the update is made orthogonal.
+// The two halves of a step. The caller orthogonalizes the update between them.
 var (
 	_ = muonHalf("MuonMomentum", []string{"momentum", "nesterov"}, (*MuonOptions).towardGroup)
 	_ = muonHalf("MuonUpdate", []string{"lr", "weight_decay", "adjust_lr_fn"}, (*MuonOptions).movementGroup, "height", "width")
 )
 
-// An LRAdjustment is a factor of Muon's learning rate, by the shape of a matrix of A rows and B columns.
+// An LRAdjustment selects a factor of Muon's learning rate that depends on the shape of a matrix of A rows and B columns.
 type LRAdjustment int64
 
 const (
-	AdjustOriginal          LRAdjustment = iota // √max(1, A/B): Jordan's
-	AdjustMatchRMSAdamW                         // 0.2·√max(A, B): Moonshot's, as large an update as AdamW's
-	AdjustSpectralUnclamped                     // √(A/B): Bernstein's
+	AdjustOriginal          LRAdjustment = iota // √max(1, A/B), by Jordan
+	AdjustMatchRMSAdamW                         // 0.2·√max(A, B), by Moonshot: the update is as large as AdamW's
+	AdjustSpectralUnclamped                     // √(A/B), by Bernstein
 	AdjustNone                                  // 1
 )
 
@@ -68,9 +68,10 @@ func (a LRAdjustment) ratio(rows, cols int) float64 {
 
 // Muon is the optimizer of Jordan et al., "Muon: An optimizer for hidden layers in neural networks",
 // https://kellerjordan.github.io/posts/muon, with the weight decay of Liu et al., "Muon is Scalable for LLM Training",
-// arXiv:2502.16982: momentum, made orthogonal by Newton-Schulz iterations in bfloat16. Momentum and the movement of the
-// parameter have torch.optim.Muon's bits; the matrix products are summed in an order of their own, in float32, so that
-// updates agree with torch's as closely as two orders of summation in bfloat16 do: in norm, to some percent.
+// arXiv:2502.16982. The update is the momentum, orthogonalized by Newton-Schulz iterations in bfloat16. The momentum and
+// the step from a given update are bit-for-bit equal to torch.optim.Muon. The matrix products are summed in float32 in a
+// different order, so updates agree with torch's as closely as two orders of summation in bfloat16 allow: within a few
+// percent in norm.
 type Muon[T Float] struct {
 	MuonOptions     // used by the next Step; may be changed between steps
 	Workers     int // maximum number of threads of a Step; 0 means GOMAXPROCS
@@ -83,8 +84,8 @@ type Muon[T Float] struct {
 	now         now
 }
 
-// NewMuon returns a new Muon for params, each a matrix by its Shape of two dimensions: a hidden layer's weight. The error wraps
-// ErrOption or ErrParam.
+// NewMuon returns a new Muon for params. The Shape of each must have two dimensions: Muon is for weights of hidden
+// layers. The error wraps ErrOption or ErrParam.
 func NewMuon[T Float](params []*Param[T], o MuonOptions) (*Muon[T], error) {
 	muonClass.setDefaults(&o)
 	if err := muonClass.checkOptions(&o); err != nil {
@@ -103,7 +104,7 @@ func NewMuon[T Float](params []*Param[T], o MuonOptions) (*Muon[T], error) {
 	return m, nil
 }
 
-// checkMatrix reports what is wrong with a parameter that had a number of elements at first.
+// checkMatrix returns an error if the parameter is not a matrix or no longer has the given number of elements.
 func (p *Param[T]) checkMatrix(i, elements int) error {
 	m, err := p.matrices()
 	switch {
@@ -194,7 +195,7 @@ func (m *Muon[T]) Step() error {
 	return nil
 }
 
-// orthogonalize replaces the update, a matrix, by its nearest orthogonal one, approximately.
+// orthogonalize replaces the update by an approximation of the nearest orthogonal matrix.
 func (m *Muon[T]) orthogonalize(rows, cols, threads int) error {
 	o := newtonschulz.Options{Coefficients: m.NSCoefficients, Eps: m.Eps, Steps: m.NSSteps}
 	if err := newtonschulz.Orthogonalize(&m.workspace, m.update, rows, cols, o, threads); err != nil {
@@ -203,11 +204,11 @@ func (m *Muon[T]) orthogonalize(rows, cols, threads int) error {
 	return nil
 }
 
-// muonLayout is the layout of Muon's rows: momentum_buffer, and the update.
+// muonLayout is the layout of Muon's rows. The states are momentum_buffer and the update.
 var muonLayout = engine.LayoutOf(false, engine.Column, engine.Column)
 
-// muonHalf registers a half of a step: its options, and what it does with a group whose states are momentum_buffer and
-// the update. It takes the options unchecked.
+// muonHalf registers one half of a step with its options and its pass over the rows of a group, whose states are
+// momentum_buffer and the update. It does not check the options.
 func muonHalf(name string, options []string, pass func(o *MuonOptions, rows []engine.Row, extra []float64) muonPass, extra ...string) *steps.Kind {
 	half := muonClass
 	half.fields = nil
@@ -241,16 +242,16 @@ func muonHalf(name string, options []string, pass func(o *MuonOptions, rows []en
 	return k
 }
 
-// towardGroup is the first half: momentum moves, and the update is written, for the caller to make orthogonal.
+// towardGroup is the first half. It updates the momentum and writes the update, which the caller orthogonalizes.
 func (o *MuonOptions) towardGroup(rows []engine.Row, _ []float64) muonPass { return o.toward(rows) }
 
-// movementGroup is the second half, of the table of the first, whose updates are orthogonal now: parameters, all of one
-// shape, decay, and move by their updates.
+// movementGroup is the second half. Its table is that of the first half, with orthogonalized updates. It applies the
+// weight decay and the updates to the parameters, which all have the same shape.
 func (o *MuonOptions) movementGroup(rows []engine.Row, shape []float64) muonPass {
 	return o.movement(rows, int(shape[0]), int(shape[1]))
 }
 
-// checkScalars computes the scalars of a matrix for their errors.
+// checkScalars computes the scalars for a matrix and records their errors.
 func (o *MuonOptions) checkScalars(n *now, rows, cols int) {
 	n.narrow(1 - o.Momentum)
 	if o.Nesterov {
@@ -280,11 +281,11 @@ func (o *MuonOptions) movement(table []engine.Row, rows, cols int) muonPass {
 	}
 }
 
-// A muonPass is one of the two halves of a step, before and after the update is made orthogonal.
+// A muonPass is one of the two halves of a step: before or after the update is orthogonalized.
 type muonPass struct {
 	rows     []engine.Row
 	momentum [2]kernel.MuonMomentum // for float32 and for float64
-	moves    bool                   // it is the second half
+	moves    bool                   // whether this is the second half
 	movement kernel.MuonUpdate
 }
 
@@ -293,7 +294,7 @@ var muonPasses = sync.Pool{New: func() any { return new(muonPass) }}
 func runMuon(pass muonPass, threads int, team engine.Team) error {
 	p := muonPasses.Get().(*muonPass)
 	defer func() {
-		*p = muonPass{} // see stepTables
+		*p = muonPass{} // foreign addresses must not stay in a pool, which the garbage collector scans
 		muonPasses.Put(p)
 	}()
 	*p = pass
@@ -326,7 +327,8 @@ func (p *muonPass) Update(part engine.Part) {
 	}
 }
 
-// lrAdjustments are torch's names of the adjustments; null is the first, and what it does not know the last.
+// lrAdjustments are torch's names of the adjustments. None in torch is the first. AdjustNone, the last, does not exist in
+// torch.
 var lrAdjustments = [...]string{"original", "match_rms_adamw", "spectral_unclamped", "none"}
 
 func (a LRAdjustment) String() string {
@@ -336,7 +338,7 @@ func (a LRAdjustment) String() string {
 	return lrAdjustments[a]
 }
 
-// MarshalText is the adjustment's name in torch.
+// MarshalText returns the name of the adjustment in torch.
 func (a LRAdjustment) MarshalText() ([]byte, error) {
 	if a < 0 || a > AdjustNone {
 		return nil, fmt.Errorf("goptim: %v: %w", a, ErrOption)
@@ -344,7 +346,7 @@ func (a LRAdjustment) MarshalText() ([]byte, error) {
 	return []byte(a.String()), nil
 }
 
-// UnmarshalText takes a name that MarshalText gives.
+// UnmarshalText accepts the names that MarshalText returns.
 func (a *LRAdjustment) UnmarshalText(text []byte) error {
 	i := slices.Index(lrAdjustments[:], string(text))
 	if i < 0 {

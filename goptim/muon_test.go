@@ -15,7 +15,7 @@ import (
 )
 
 func ExampleNewMuon() {
-	// A step of Muon turns and stretches as little as it can: all singular values of the update are near 1.
+	// Muon makes all singular values of the update nearly equal to 1.
 	w := &goptim.Param[float32]{Name: "w", Value: make([]float32, 6), Shape: []int{2, 3}}
 	opt, err := goptim.NewMuon([]*goptim.Param[float32]{w}, goptim.MuonOptions{LR: 1})
 	if err != nil {
@@ -29,8 +29,8 @@ func ExampleNewMuon() {
 	// Output: [0.7 0.0 0.0 0.0 -1.1 0.0]
 }
 
-// orthogonalized is what Newton-Schulz approaches in bfloat16, in float64 and by another way: UDVᵀ, where UΣVᵀ is the
-// matrix and D is Σ/‖Σ‖ after so many steps of the polynomial.
+// orthogonalized computes in float64, with a different method, the matrix that Newton-Schulz approximates in bfloat16:
+// UDVᵀ, where UΣVᵀ is the matrix and D is Σ/‖Σ‖ after the given number of steps of the polynomial.
 func orthogonalized(t *testing.T, x *mat.Dense, o goptim.MuonOptions) *mat.Dense {
 	var svd mat.SVD
 	require.True(t, svd.Factorize(x, mat.SVDThin))
@@ -101,7 +101,7 @@ func testMuonOf[T goptim.Float](t *testing.T, rows, cols, workers int) {
 			update = lerp(grad, momentum, o.Momentum)
 		}
 		expected := orthogonalized(t, update, o)
-		step := mat.NewDense(rows, cols, nil) // as the parameter shows it
+		step := mat.NewDense(rows, cols, nil) // computed from the change of the parameter
 		for i := range n {
 			x := before.At(i/cols, i%cols)*(1-o.LR*o.WeightDecay) - float64(p.Value[i])
 			step.Set(i/cols, i%cols, x/(o.LR*math.Sqrt(max(1, float64(rows)/float64(cols)))))

@@ -13,7 +13,7 @@ type NAdamOptions struct {
 	Betas                [2]float64 `torch:"betas" default:"0.9 0.999" range:"[0,1)"` // decay rates of the moments
 	Eps                  float64    `torch:"eps" default:"1e-8" range:"[0,inf]"`      // added to the denominator
 	WeightDecay          float64    `torch:"weight_decay" range:"[0,inf]"`
-	MomentumDecay        float64    `torch:"momentum_decay" range:"[0,inf]"` // of the momentum's schedule; torch's default is 4e-3
+	MomentumDecay        float64    `torch:"momentum_decay" range:"[0,inf]"` // decay of the momentum schedule; torch's default is 4e-3
 	DecoupledWeightDecay bool       `torch:"decoupled_weight_decay"`         // shrink the parameter itself instead of adding the decay to the gradient
 	Maximize             bool       `torch:"maximize"`
 }
@@ -37,7 +37,7 @@ func NewNAdam[T Float](params []*Param[T], o NAdamOptions) (*NAdam[T], error) {
 	return made(opt, opt.begin(nadam, &opt.NAdamOptions, &opt.Workers, params))
 }
 
-// nadamMuProduct is NAdam's scalar state: the product of all momenta so far.
+// nadamMuProduct is the index of NAdam's scalar state, the product of all momenta so far.
 const nadamMuProduct = 0
 
 func (o *NAdamOptions) scalars(n *now) kernel.NAdam {

@@ -19,10 +19,10 @@ import (
 
 // A constructor is a New function. Q is goptim.Param or goptim.SparseParam.
 type constructor[Q any] struct {
-	name string // without New
-	// build makes an optimizer of options that edit has changed, which is given a pointer to zeros.
+	name string // the function's name without New
+	// build returns an optimizer whose options are set by edit, which is called with a pointer to zero options.
 	build func(params []*Q, edit func(options any)) (goptim.Optimizer, error)
-	// usual are options for tests, and odd have another value of every option that a state depends on.
+	// usual are options for tests. In odd, every option that a state depends on has a different value.
 	usual, odd any
 }
 
@@ -42,7 +42,7 @@ func (c constructor[Q]) with(params []*Q, options any) (goptim.Optimizer, error)
 	return c.build(params, func(o any) { reflect.ValueOf(o).Elem().Set(reflect.ValueOf(options)) })
 }
 
-// constructors are the New functions of dense gradients, but LBFGS's. TestRegistry names one that is missing.
+// constructors returns the New functions of dense gradients, except LBFGS's. TestRegistry fails if one is missing.
 func constructors[T goptim.Float]() []constructor[goptim.Param[T]] {
 	betas := [2]float64{.7, .8}
 	return []constructor[goptim.Param[T]]{
@@ -70,7 +70,7 @@ func constructors[T goptim.Float]() []constructor[goptim.Param[T]] {
 	}
 }
 
-// sparseConstructors are the New functions of sparse gradients.
+// sparseConstructors returns the New functions of sparse gradients.
 func sparseConstructors[T goptim.Float]() []constructor[goptim.SparseParam[T]] {
 	return []constructor[goptim.SparseParam[T]]{
 		entry("SparseAdam", goptim.NewSparseAdam[T], goptim.SparseAdamOptions{},
@@ -81,7 +81,8 @@ func sparseConstructors[T goptim.Float]() []constructor[goptim.SparseParam[T]] {
 	}
 }
 
-// kinds builds every optimizer for which any parameters do: the elementwise ones and, with factored, Adafactor.
+// kinds returns functions that build the optimizers that accept any parameters: the elementwise ones and, with factored,
+// Adafactor.
 func kinds[T goptim.Float](factored bool) map[string]func([]*goptim.Param[T]) (stepper, error) {
 	all := map[string]func([]*goptim.Param[T]) (stepper, error){}
 	for _, c := range constructors[T]() {
@@ -92,7 +93,8 @@ func kinds[T goptim.Float](factored bool) map[string]func([]*goptim.Param[T]) (s
 	return all
 }
 
-// golden builds an optimizer of torch's class from options in JSON, under their names in Go.
+// golden returns a function that builds an optimizer of a torch class from options in JSON with the names of the Go
+// fields.
 func golden[T goptim.Float](t *testing.T, class string, options []byte) func([]*goptim.Param[T]) (stepper, error) {
 	for _, c := range constructors[T]() {
 		if c.name == class {
@@ -109,8 +111,7 @@ func golden[T goptim.Float](t *testing.T, class string, options []byte) func([]*
 	return nil
 }
 
-// TestRegistry names what is missing of an optimizer: its constructor in the tests' lists, its example, or gonum's
-// method.
+// TestRegistry checks that every optimizer has a constructor in the tests' lists, an example and a method for gonum.
 func TestRegistry(t *testing.T) {
 	listed := map[string]bool{"LBFGS": true, "Groups": true}
 	for _, c := range constructors[float32]() {
@@ -151,7 +152,7 @@ func TestRegistry(t *testing.T) {
 	}
 }
 
-// functionsOf are the exported functions of a folder, tests included.
+// functionsOf returns the exported functions of a folder, including those of tests.
 func functionsOf(t *testing.T, folder string) (all []string) {
 	paths, err := filepath.Glob(filepath.Join(folder, "*.go"))
 	require.NoError(t, err)
@@ -165,7 +166,8 @@ func functionsOf(t *testing.T, folder string) (all []string) {
 	return all
 }
 
-// TestOptionsThatAreNoNumbers has every option that has a range refuse NaN by its name.
+// TestOptionsThatAreNoNumbers checks that NaN is rejected for every option with a range, with the option's name in the
+// error.
 func TestOptionsThatAreNoNumbers(t *testing.T) {
 	for _, c := range constructors[float64]() {
 		testNoNumbers(t, c, matrices[float64])

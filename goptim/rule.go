@@ -10,7 +10,7 @@ import (
 	"github.com/goptim/goptim/internal/steps"
 )
 
-// A spec is all that one elementwise optimizer has of its own. S is the scalars that its kernel takes.
+// A spec is what distinguishes one elementwise optimizer. S is the type of its kernel's scalars.
 type spec[O, S any] struct {
 	class[O]
 	scalarsOf  func(o *O, n *now) S
@@ -48,7 +48,7 @@ func (b *bound[O, S]) layout() engine.Layout { return b.spec.layout(b.o) }
 func (b *bound[O, S]) scalars(n *now) S      { return b.scalarsOf(b.o, n) }
 func (b *bound[O, S]) kernels() kernels[S]   { return b.arithmetic }
 
-// A rule is what a pass needs of an optimizer with its options.
+// A rule is the interface of an optimizer with its options to a pass.
 type rule[S any] interface {
 	name() string
 	layout() engine.Layout
@@ -77,10 +77,10 @@ type pass[S any] struct {
 	kernels  kernels[S]
 	rows     []engine.Row
 	distinct []terms[S]
-	at       []int // the index of a row's terms
+	at       []int // index of a row's terms
 	log      scalarLog
-	now      now          // the row whose scalars are computed
-	joined   []engine.Row // of several tables
+	now      now          // context of the row whose scalars are computed
+	joined   []engine.Row // the rows of several tables
 	added    []addition[S]
 	turn     turn
 }

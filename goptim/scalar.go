@@ -115,9 +115,9 @@ func (n *now) sqrt(x float64) float64 {
 	return math.Sqrt(x)
 }
 
-// narrow returns x. It is for the conversions of a number to the element type in which torch rejects a finite number that
+// narrow returns x. It is for conversions of a number to the element type in which torch rejects a finite number that
 // becomes infinite. These are the alpha of add_, the value of addcmul_ and addcdiv_, the weight of lerp_, the bounds of
-// clamp_, and assignments; not the operand of mul_, div_ and add_.
+// clamp_, and assignments, but not the operands of mul_, div_ and add_.
 func (n *now) narrow(x float64) float64 {
 	if n.row.DType() == engine.Float32 && math.Abs(x) > math.MaxFloat32 && !math.IsInf(x, 0) {
 		n.fail("RuntimeError", "%v cannot be converted to float32 without overflow", x)

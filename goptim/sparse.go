@@ -28,8 +28,8 @@ type SparseParam[T Float] struct {
 	Grad    []T     // a row of Width elements per index; only read; nil excludes the parameter from the step
 }
 
-// A sparseSpec is all that an optimizer of sparse gradients has of its own. Its options and states, which are columns, are
-// those of a class.
+// A sparseSpec is what distinguishes one optimizer of sparse gradients. Its options and states are those of a class. The
+// states are tensors of the parameter's shape.
 type sparseSpec[O, S any] struct {
 	*class[O]
 	sparseRule
@@ -40,11 +40,11 @@ type sparseSpec[O, S any] struct {
 	passes     sync.Pool // of *sparsePass
 }
 
-// A sparseRule is what is different with sparse gradients.
+// A sparseRule is what is specific to sparse gradients.
 type sparseRule struct {
-	name  string   // the optimizer's
-	sums  bool     // the gradients of one row are added up first; else each is a step of its own
-	zeros []string // options that must be zero, or rows without a gradient would move
+	name  string   // name of the optimizer
+	sums  bool     // gradients of the same row are summed first; otherwise each is a separate step
+	zeros []string // options that must be zero because they would move rows without a gradient
 }
 
 // sparseSpecOf registers an optimizer of sparse gradients.
@@ -66,7 +66,7 @@ func sparseSpecOf[O, S any](
 
 func (s *sparseSpec[O, S]) title() string { return s.sparseRule.name }
 
-// checkOptions reports options out of their range, and those that must be zero.
+// checkOptions returns an error for options that are out of range or that must be zero and are not.
 func (s *sparseSpec[O, S]) checkOptions(o *O) error {
 	err := s.class.checkOptions(o)
 	for _, f := range s.zero {
@@ -92,7 +92,7 @@ type sparse[T Float, O, S any] struct {
 	workers *int
 	params  []*SparseParam[T]
 	states  []sparseState[T]
-	row     engine.Row // of which scalars are checked
+	row     engine.Row // the row whose scalars are checked
 	log     scalarLog
 	now     now
 }
@@ -102,7 +102,7 @@ type sparseState[T Float] struct {
 	columns [engine.Columns][]T
 }
 
-// begin initializes an optimizer with a spec, options and parameters. It replaces zero options by defaults.
+// begin initializes an optimizer with a spec, options and parameters. It replaces zero options by their defaults.
 func (b *sparse[T, O, S]) begin(s *sparseSpec[O, S], o *O, workers *int, params []*SparseParam[T]) error {
 	s.setDefaults(o)
 	*b = sparse[T, O, S]{
@@ -158,7 +158,7 @@ func (b *sparse[T, O, S]) Check() error {
 	return err
 }
 
-// checkScalars reports whether the scalars of a parameter's next step cannot be computed.
+// checkScalars returns an error if the scalars of a parameter's next step cannot be computed.
 func (b *sparse[T, O, S]) checkScalars(i int) error {
 	b.log.begin()
 	b.row.Types = engine.TypesOf(dtype[T](), engine.None)
@@ -169,7 +169,7 @@ func (b *sparse[T, O, S]) checkScalars(i int) error {
 	return nil
 }
 
-// Step updates every row that has a gradient. On an error that wraps ErrOption or ErrParam nothing has changed.
+// Step updates every row that has a gradient. If the error wraps ErrOption or ErrParam, nothing has changed.
 func (b *sparse[T, O, S]) Step() error {
 	if err := b.Check(); err != nil {
 		return err
@@ -191,7 +191,7 @@ func (b *sparse[T, O, S]) Step() error {
 	return nil
 }
 
-// rowOf is the step of a parameter. It holds addresses.
+// rowOf returns the table row for a parameter's step. It contains addresses.
 func (b *sparse[T, O, S]) rowOf(i int) sparseRow {
 	p, s := b.params[i], &b.states[i]
 	t := sparseRow{
@@ -231,16 +231,16 @@ func (p *SparseParam[T]) check(optimizer string, i int) error {
 	return nil
 }
 
-// A sparseRow is the step of one parameter, in a table of bindings: eleven 64-bit words. The addresses are of dense memory:
-// of the parameter and its states, rows times width elements each, of n indices (int64) of rows, and of n rows of values.
-// The caller answers for them.
+// A sparseRow is the step of one parameter in a table of the bindings: eleven 64-bit words. The addresses are of
+// contiguous memory: the parameter and each state of rows times width elements, n row indices (int64), and n rows of
+// gradient values. The caller guarantees that they are valid.
 type sparseRow struct {
 	param           uintptr
-	state           [2]uintptr // in the order of the class; 0 for none
+	state           [2]uintptr // in the order of the class; 0 if there is none
 	rows, width     int64
-	dtype           int64 // of the elements: an engine.DType
+	dtype           int64 // the elements' engine.DType
 	indices, values uintptr
-	order           uintptr // of n places (int64) that put indices in order; 0: a row's gradients are taken as they come
+	order           uintptr // address of n positions (int64) that sort the indices; if 0, the gradients of a row are used in the given order
 	n               int64
 	step            float64 // the number of this step, from 1
 }
@@ -268,8 +268,8 @@ func (t *sparseRow) check(l engine.Layout) error {
 	return nil
 }
 
-// stepGroups steps the parameters of groups one after the other. It takes the options unchecked, as torch's step does. On
-// an error of the first parameter nothing has changed.
+// stepGroups steps the parameters of groups one after the other. Like torch's step, it does not check the options. On an
+// error of the first parameter, nothing has changed.
 func (s *sparseSpec[O, S]) stepGroups(c steps.Call) error {
 	p := s.take()
 	defer s.put(p)
@@ -285,7 +285,7 @@ func (s *sparseSpec[O, S]) stepGroups(c steps.Call) error {
 	return nil
 }
 
-// take is a pass of the pool, and put gives it back.
+// take returns a pass from the pool, and put returns it to the pool.
 func (s *sparseSpec[O, S]) take() *sparsePass[O, S] {
 	if p, _ := s.passes.Get().(*sparsePass[O, S]); p != nil {
 		return p
@@ -333,11 +333,11 @@ func (p *sparsePass[O, S]) begin(t *sparseRow) error {
 	return nil
 }
 
-// touched is the list of rows of a parameter that have a gradient, in order.
+// touched is the sorted list of the rows of a parameter that have a gradient.
 type touched struct {
 	entries []entry
 	starts  []int32 // the start of each row in entries, and the end of the last row
-	places  uint    // number of bits of an entry for the gradient's index
+	places  uint    // number of bits of an entry for the index in the gradient
 	spare   []entry
 }
 
@@ -350,7 +350,7 @@ func (r *touched) index(e entry) int { return int(e >> r.places) }
 
 func (r *touched) place(e entry) int { return int(e & (1<<r.places - 1)) }
 
-// find sorts the rows of the gradient, and finds the start of each row of the parameter among them.
+// find sorts the rows of the gradient by the parameter's row and finds where each of these begins.
 func (r *touched) find(t *sparseRow) error {
 	n := int(t.n)
 	r.places = uint(bits.Len(uint(n)))
@@ -422,7 +422,7 @@ func (r *touched) sort(rows int) {
 
 // A sparsePass is a pass over the rows that have a gradient.
 type sparsePass[O, S any] struct {
-	options O // of a call
+	options O // options of one call
 	table   sparseRow
 	kernels rowKernels[S]
 	h       S
@@ -544,7 +544,7 @@ func updateRows[O, S any, T Float](p *sparsePass[O, S], f kernel.RowsFunc[S, T],
 				}
 				kernel.ApplyRows(accumulate, nil, sum, [engine.Columns][]T{}, b.adds[:k], whole)
 			}
-			if p.negated { // by the kernel: but a zero may have the other sign than the sum of negated gradients
+			if p.negated { // the kernel negates the sum, but a zero may have a different sign in the sum of negated gradients
 				for j, x := range sum {
 					if x == 0 {
 						x = -gradient(start)[j]

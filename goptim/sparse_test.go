@@ -16,7 +16,7 @@ import (
 )
 
 func ExampleNewSparseAdam() {
-	// Of an embedding of 1000 words, a step moves the rows of the words that it has seen.
+	// In an embedding of 1000 words, a step changes only the rows of the words that occur.
 	words := &goptim.SparseParam[float32]{Name: "words", Value: make([]float32, 1000*2), Width: 2}
 	opt, err := goptim.NewSparseAdam([]*goptim.SparseParam[float32]{words}, goptim.SparseAdamOptions{LR: 0.1})
 	if err != nil {
@@ -31,7 +31,7 @@ func ExampleNewSparseAdam() {
 }
 
 func ExampleNewSparseSGD() {
-	// Every gradient of a row is a step of its own.
+	// Each gradient of a row is a separate step.
 	words := &goptim.SparseParam[float32]{Name: "words", Value: make([]float32, 1000*2), Width: 2}
 	opt, err := goptim.NewSparseSGD([]*goptim.SparseParam[float32]{words}, goptim.SGDOptions{LR: 0.5})
 	if err != nil {
@@ -45,7 +45,7 @@ func ExampleNewSparseSGD() {
 	// Output: [1 1] [-1 -1] [0 0]
 }
 
-// A plain is torch's formula for one element, with the sum of its gradients: the tests' oracle.
+// A plain is torch's formula for one element, given the sum of its gradients. It is the reference of the tests.
 type plain func(t int, x, g float64, state *[2]float64) float64
 
 // steppers are the sparse optimizers with options, and their formulas.
@@ -118,7 +118,7 @@ func TestSparse(t *testing.T) {
 	for name := range steppers {
 		for _, c := range []struct{ rows, width, n int }{{1, 1, 5}, {50, 7, 80}, {3, 5, 4000}, {5000, 33, 9000}, {50_000, 17, 80_000}, {3, 200_000, 5}} {
 			if testing.Short() && c.n*c.width > 1<<19 {
-				continue // which differs from the others in what threads share
+				continue // large cases differ from the others only in how threads share the rows
 			}
 			for workers := 1; workers < 3; workers++ {
 				t.Run(fmt.Sprintf("%s/%d x %d/%d", name, c.rows, c.width, workers), func(t *testing.T) {
@@ -152,7 +152,7 @@ func testSparse(t *testing.T, name string, rows, width, n, workers int) {
 		require.NoError(t, opt.Step())
 		steppers[name].plain.step(step, name != "SparseSGD", &expected, states)
 		if name == "SparseAdam" {
-			require.InDeltaSlice(t, expected.Value, ours.Value, 1e-12, "step %d", step) // math.Pow is not C's
+			require.InDeltaSlice(t, expected.Value, ours.Value, 1e-12, "step %d", step) // math.Pow may differ from C's pow
 		} else {
 			require.Equal(t, expected.Value, ours.Value, "step %d", step)
 		}

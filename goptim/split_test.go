@@ -15,7 +15,7 @@ import (
 	"github.com/goptim/goptim/internal/steps"
 )
 
-// splits are some ways to cut n elements into ranges: at random places, in any order.
+// splits returns several ways to cut n elements into ranges, at random positions and in any order.
 func splits(r *rand.Rand, n int) [][2]int {
 	cuts := []int{0, n}
 	for range r.IntN(9) {
@@ -32,8 +32,8 @@ func splits(r *rand.Rand, n int) [][2]int {
 	return all
 }
 
-// TestAnySplitHasTheSameBits has every registered optimizer update its rows whole, and in any ranges: with the default
-// options, and with those that ask for states and all flags.
+// TestAnySplitHasTheSameBits updates the rows of every registered optimizer whole and in arbitrary ranges, and compares
+// the results. The options are the defaults, and those that enable all states and flags.
 func TestAnySplitHasTheSameBits(t *testing.T) {
 	for _, k := range steps.Kinds() {
 		if s, ok := k.Spec.(interface{ testSplits(t *testing.T) }); ok {
@@ -107,7 +107,7 @@ func testSplit[T Float, O, S any](t *testing.T, s *spec[O, S], o O) {
 	}
 }
 
-// partOf is elements lo to hi of rows laid end to end.
+// partOf returns elements lo to hi of the concatenated rows.
 func partOf(rows []engine.Row, lo, hi int) engine.Part {
 	p, start := engine.Part{First: -1}, 0
 	for i := range rows {
@@ -124,7 +124,7 @@ func partOf(rows []engine.Row, lo, hi int) engine.Part {
 	panic("beyond the rows")
 }
 
-// testSplits does the same with the rows that have a gradient.
+// testSplits is the same test for the rows that have a gradient.
 func (s *sparseSpec[O, S]) testSplits(t *testing.T) {
 	random := rand.New(rand.NewPCG(3, 4))
 	rows, width, n := 30+random.IntN(20), 10+random.IntN(20), 60+random.IntN(60)

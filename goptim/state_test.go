@@ -21,7 +21,7 @@ import (
 	"github.com/goptim/goptim/goptim/internal/safetensors"
 )
 
-// A subject is an optimizer of some parameters, with gradients for any number of steps.
+// A subject is an optimizer and its parameters, with gradients for any number of steps.
 type subject[T goptim.Float] struct {
 	goptim.Stateful
 	params []*goptim.Param[T]
@@ -30,20 +30,20 @@ type subject[T goptim.Float] struct {
 	step   func() error
 }
 
-// do steps so often.
+// do performs the given number of steps.
 func (s *subject[T]) do(t testing.TB, times int) {
 	for range times {
 		require.NoError(t, s.try())
 	}
 }
 
-// try takes a step. The gradients depend on its number.
+// try performs one step. The gradients depend on the step's number.
 func (s *subject[T]) try() error {
 	s.steps++
 	wave := func(i int) T { return T(math.Sin(float64(i*i + 3*s.steps))) }
 	for k, p := range s.params {
 		if k == 1 && s.steps == 1 {
-			continue // its state is made at another step than the others'
+			continue // so that its state is initialized at a different step than the others'
 		}
 		p.Grad = make([]T, len(p.Value))
 		for i := range p.Grad {
@@ -70,7 +70,7 @@ func (s *subject[T]) values() (all [][]T) {
 	return all
 }
 
-// continueFrom gives the parameters another subject's values.
+// continueFrom sets the parameters to another subject's values.
 func (s *subject[T]) continueFrom(other *subject[T]) {
 	s.steps = other.steps
 	for i, v := range other.values() {
@@ -82,7 +82,7 @@ func (s *subject[T]) continueFrom(other *subject[T]) {
 	}
 }
 
-// subjects make every optimizer, with odd options; nil without them.
+// subjects returns functions that build every optimizer, with odd options or, if odd is false, without options.
 func subjects[T goptim.Float]() map[string]func(t testing.TB, odd bool) *subject[T] {
 	all := map[string]func(t testing.TB, odd bool) *subject[T]{}
 	dense := func(name string, shapes [][]int, build func(p []*goptim.Param[T], odd bool) (goptim.Optimizer, error)) {
@@ -238,7 +238,7 @@ func TestDamagedStateChangesNothing(t *testing.T) {
 					require.ErrorIs(t, goptim.ReadState(&file, into), goptim.ErrState, other)
 				}
 			}
-			if name != "SparseSGD" { // which has none of a type
+			if name != "SparseSGD" { // SparseSGD has no state and thus no element type
 				wide := subjects[float64]()[name](t, true)
 				wide.do(t, 2)
 				refuse(encoded(t, wide), "float64")
@@ -311,7 +311,7 @@ func TestStateSaysWhatIsWrong(t *testing.T) {
 	require.ErrorContains(t, opt.UnmarshalBinary([]byte("goptim\x00\x02"+string(make([]byte, 50)))), "version 2, expected 1")
 }
 
-// edited is a state's file with another tensor in the place of one.
+// edited returns a state file in which one tensor is replaced.
 func edited(t *testing.T, file []byte, name, dtype string, number any) []byte {
 	f, err := safetensors.Parse(file)
 	require.NoError(t, err)
@@ -341,7 +341,7 @@ func TestNumbersThatAreNoCounts(t *testing.T) {
 		} {
 			dtype := map[string]string{"int64": "I64", "float32": "F32", "float64": "F64"}[fmt.Sprintf("%T", number)]
 			err := goptim.ReadState(bytes.NewReader(edited(t, file.Bytes(), step, dtype, number)), s)
-			if name != "Adam" && number == 17e6+1 { // whose steps are counted in more than a float32
+			if name != "Adam" && number == 17e6+1 { // only Adam of these counts steps in float32
 				require.NoError(t, err)
 				require.NoError(t, goptim.ReadState(bytes.NewReader(file.Bytes()), s))
 				continue
@@ -355,7 +355,8 @@ func TestNumbersThatAreNoCounts(t *testing.T) {
 	}
 }
 
-// TestCountsBeyondFloat32 are kept in float64 where torch's would stand still.
+// TestCountsBeyondFloat32 checks that counts are kept in float64 if they are too large for float32, where torch's count
+// would no longer increase.
 func TestCountsBeyondFloat32(t *testing.T) {
 	s := subjects[float32]()["SparseAdagrad"](t, true)
 	s.do(t, 1)
@@ -367,7 +368,7 @@ func TestCountsBeyondFloat32(t *testing.T) {
 	assert.Equal(t, long, again.Bytes())
 }
 
-// TestShapesOfStates are those that torch gives them: of rows where there are any.
+// TestShapesOfStates checks that the states of a sparse optimizer have the same shape as in torch: rows by width.
 func TestShapesOfStates(t *testing.T) {
 	for _, c := range []struct {
 		width, length int
@@ -403,7 +404,7 @@ func TestStateWithAKeyThatIsNotKnown(t *testing.T) {
 	}
 }
 
-// TestStateOfAnotherVersionOfTorch has no flag that the optimizer has, which stays as it is.
+// TestStateOfAnotherVersionOfTorch loads a file that lacks some of the optimizer's flags. These flags must not change.
 func TestStateOfAnotherVersionOfTorch(t *testing.T) {
 	p := params[float32](4)
 	from, err := goptim.NewAdam(p, goptim.AdamOptions{LR: .1})
@@ -422,7 +423,7 @@ func TestStateOfAnotherVersionOfTorch(t *testing.T) {
 	assert.Equal(t, [2]any{.1, true}, [2]any{into.LR, into.Maximize})
 }
 
-// TestStateThatTheNextStepMakes has options ask for a state that no step has made yet.
+// TestStateThatTheNextStepMakes saves an optimizer whose options require a state that no step has created yet.
 func TestStateThatTheNextStepMakes(t *testing.T) {
 	build := func() (*goptim.Param[float32], *goptim.Adam[float32]) {
 		p := params[float32](4)
@@ -441,7 +442,8 @@ func TestStateThatTheNextStepMakes(t *testing.T) {
 	assert.Equal(t, encoded(t, opt), encoded(t, other))
 }
 
-// TestLBFGSTakesAStateOfTheSameOrder refuses one of parameters in another order, in which its vectors lie.
+// TestLBFGSTakesAStateOfTheSameOrder checks that LBFGS rejects a state whose parameters have a different order, because
+// its vectors contain the parameters in order.
 func TestLBFGSTakesAStateOfTheSameOrder(t *testing.T) {
 	build := func(names ...string) *goptim.LBFGS[float32] {
 		p := valleyParams[float32](3, 3)
@@ -457,7 +459,8 @@ func TestLBFGSTakesAStateOfTheSameOrder(t *testing.T) {
 	require.NoError(t, goptim.ReadState(&file, build("a", "b")))
 }
 
-// TestGroupsTakeAStateTogetherOrNot gives groups states of which only the first one's fits.
+// TestGroupsTakeAStateTogetherOrNot loads states for two groups, of which only the first matches. Neither group must
+// change.
 func TestGroupsTakeAStateTogetherOrNot(t *testing.T) {
 	build := func(lr float64, sizes ...int) *goptim.Groups {
 		p := params[float32](sizes...)
@@ -481,7 +484,8 @@ func TestGroupsTakeAStateTogetherOrNot(t *testing.T) {
 	assert.Equal(t, before, encoded(t, into))
 }
 
-// TestStateOfWhatStepRefuses saves optimizers whose parameters have changed since the last step: what fits, or nothing.
+// TestStateOfWhatStepRefuses saves optimizers whose parameters have changed since the last step. The file must contain a
+// state that can be loaded, or nothing.
 func TestStateOfWhatStepRefuses(t *testing.T) {
 	for name, build := range subjects[float32]() {
 		s := build(t, true)
@@ -500,7 +504,7 @@ func TestStateOfWhatStepRefuses(t *testing.T) {
 		require.NoError(t, into.UnmarshalBinary(odd), name)
 		assert.Equal(t, state, encoded(t, into), name)
 
-		if name == "LBFGS" || name == "SparseSGD" || name == "Adafactor" { // whose states have no value's shape
+		if name == "LBFGS" || name == "SparseSGD" || name == "Adafactor" { // whose states do not have the shape of the value
 			continue
 		}
 		s = build(t, true)
@@ -523,7 +527,8 @@ func TestStateOfWhatStepRefuses(t *testing.T) {
 	}
 }
 
-// TestDamagedGroups has the description of a group changed: a list of edits, and what the error says.
+// TestDamagedGroups edits the description of a group and checks the error. A case is a list of edits and the expected
+// message.
 func TestDamagedGroups(t *testing.T) {
 	every := subjects[float32]()
 	for _, c := range []struct{ optimizer, old, new, says string }{
@@ -584,10 +589,10 @@ func TestDamagedGroups(t *testing.T) {
 	}
 }
 
-// oddValues stand in for what a file says, in TestChangedFiles.
+// oddValues replace values of a file in TestChangedFiles.
 var oddValues = []string{"null", "true", "0", "-1", "0.5", "1e39", "1e400", `""`, `"x"`, `"nan"`, `"inf"`, `"F64"`, "[]", "{}", "[0.5,0.5]", "[null]"}
 
-// changed is a file with some bytes, or a value in its header or its groups, changed.
+// changed returns a file with some changed bytes, or with a changed value in its header or its groups.
 func changed(r *rand.Rand, file []byte) []byte {
 	if r.IntN(2) == 0 {
 		file = slices.Clone(file)
@@ -606,7 +611,7 @@ func changed(r *rand.Rand, file []byte) []byte {
 	}
 	n := 8 + int(binary.LittleEndian.Uint64(file))
 	text := string(file[8:n])
-	// A value follows a colon; those of the groups are in a string, with backslashes before their quotes.
+	// A value follows a colon. The values of groups are in a string, where their quotes are escaped with backslashes.
 	parts := strings.Split(text, ":")
 	i := 1 + r.IntN(len(parts)-1)
 	value := oddValues[r.IntN(len(oddValues))]
@@ -622,8 +627,8 @@ func changed(r *rand.Rand, file []byte) []byte {
 	return slices.Concat(binary.LittleEndian.AppendUint64(nil, uint64(len(text))), []byte(text), file[n:])
 }
 
-// TestChangedFiles has files that load be written again, and others change nothing; then every optimizer can step,
-// or names the option that it cannot compute with.
+// TestChangedFiles changes files at random. If such a file can be read, the state can be written again; otherwise the
+// optimizer has not changed. Every optimizer can then step, or its error names the option with which it cannot compute.
 func TestChangedFiles(t *testing.T) {
 	for name, build := range subjects[float32]() {
 		r := rand.New(rand.NewPCG(1, 2))
@@ -643,8 +648,8 @@ func TestChangedFiles(t *testing.T) {
 				loaded++
 				require.NoError(t, goptim.WriteState(new(bytes.Buffer), s), "%s %d", name, i)
 			}
-			if name != "LBFGS" { // which may have no way on
-				if err := s.try(); err != nil { // an option that float32 cannot hold
+			if name != "LBFGS" { // LBFGS may be unable to continue
+				if err := s.try(); err != nil { // an option that float32 cannot represent
 					require.ErrorIs(t, err, goptim.ErrOption, "%s %d", name, i)
 				}
 			}
@@ -654,7 +659,7 @@ func TestChangedFiles(t *testing.T) {
 	}
 }
 
-// FuzzReadState has no file end in a panic, then or at the next step.
+// FuzzReadState checks that no file causes a panic, either when it is read or at the next step.
 func FuzzReadState(f *testing.F) {
 	r := rand.New(rand.NewPCG(3, 4))
 	every := subjects[float32]()
@@ -679,12 +684,12 @@ func FuzzReadState(f *testing.F) {
 			require.Equal(t, before, encoded(t, s))
 			return
 		}
-		_ = s.step() // LBFGS may have no way on
+		_ = s.step() // LBFGS may be unable to continue
 		encoded(t, s)
 	})
 }
 
-// FuzzOptions has no options end in a panic: they are refused, or used.
+// FuzzOptions checks that no options cause a panic: they are either rejected or used.
 func FuzzOptions(f *testing.F) {
 	dense, sparse := constructors[float32](), sparseConstructors[float32]()
 	for kind := range uint8(len(dense) + len(sparse) + 1) {
@@ -736,7 +741,7 @@ func FuzzOptions(f *testing.F) {
 	})
 }
 
-// spread gives options values: numbers in turn, and the same flag.
+// spread sets options: floats to the numbers in turn, Booleans to flag, and the others to n.
 func spread(options reflect.Value, numbers []float64, n int, flag bool) {
 	at := 0
 	var fill func(v reflect.Value)
@@ -760,7 +765,7 @@ func spread(options reflect.Value, numbers []float64, n int, flag bool) {
 	}
 }
 
-// A program saves what it needs to go on, and goes on.
+// This program saves the state of a run and continues the run.
 func ExampleWriteState() {
 	w := &goptim.Param[float64]{Name: "w", Value: []float64{1, 2}, Grad: []float64{1, -1}}
 	opt, err := goptim.NewAdamW([]*goptim.Param[float64]{w}, goptim.AdamOptions{LR: 0.5})

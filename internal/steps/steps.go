@@ -1,5 +1,5 @@
-// Package steps is how package bindings steps optimizers: each registers its Kind here, and the binding finds it by its
-// number. A step's rows lie in memory that another language owns.
+// Package steps connects package bindings to the optimizers. Each optimizer registers its Kind here, and the binding
+// selects it by its number. The rows of a step are in memory that another language owns.
 package steps
 
 import (
@@ -12,44 +12,44 @@ import (
 	"unsafe"
 )
 
-// ErrCall is a step that cannot be, as of a group at no address. Nothing has changed.
+// ErrCall reports an invalid call, for example a group at a null address. Nothing has changed.
 var ErrCall = errors.New("invalid call")
 
-// Scalars is how many scalars a group has room for.
+// Scalars is the maximum number of scalars of a group.
 const Scalars = 16
 
-// A Group is one parameter group of a step: a table of rows, and the scalars of its options. Its layout is fixed:
+// A Group is one parameter group of a step: a table of rows, and the scalars of its options. Its layout is fixed because
 // bindings/_core/gather.c writes it.
 type Group struct {
 	Next    uintptr // the address of the next group; 0 after the last
 	Table   uintptr // the address of the first row
 	Rows    int64
-	Count   int64 // of the scalars
+	Count   int64 // the number of scalars
 	Scalars [Scalars]float64
 }
 
-// After is the next group; nil after the last.
+// After returns the next group, or nil after the last.
 func (g *Group) After() *Group { return at(g.Next) }
 
-// Words are the scalars.
+// Words returns the scalars.
 func (g *Group) Words() []float64 { return g.Scalars[:g.Count] }
 
 // A Call is one step of some groups.
 type Call struct {
-	Groups    *Group // the first
-	Threads   int    // as many threads as may work on the step
-	OnlyCheck bool   // report the errors of the rows and the scalars, and leave everything as it is
-	// Team, if the caller has threads at hand, calls work on as many as threads of them at the same time, one being
-	// the caller's, with the number of the thread from 0, or -1, and returns when every call has returned; nil: the
-	// engine's own threads.
+	Groups    *Group // the first of a linked list
+	Threads   int    // maximum number of threads
+	OnlyCheck bool   // report the errors of the rows and the scalars without changing anything
+	// Team calls work concurrently on up to the given number of threads, including the caller's, and returns when all
+	// calls have returned. The argument of work is the number of its thread from 0, or -1. If Team is nil, the engine's
+	// own threads are used.
 	Team func(threads int, work func(thread int))
 	Pow  func(x, y float64) float64 // C's pow
 }
 
-// Call checks the groups from an address on, and has the kind step them. It returns the number of rows.
+// Call checks the groups, which begin at the given address, and steps them. It returns the number of rows.
 func (k *Kind) Call(groups uintptr, c Call) (rows int64, err error) {
 	for address, n := groups, 0; address != 0 || n == 0; n++ {
-		if int64(address) < 4096 || address%8 != 0 { // beyond half of all addresses there is no memory
+		if int64(address) < 4096 || address%8 != 0 { // there is no memory in the upper half of the address space
 			return 0, fmt.Errorf("goptim: group %d is at %#x: %w", n, int64(address), ErrCall)
 		}
 		g := at(address)
@@ -67,29 +67,30 @@ func (k *Kind) Call(groups uintptr, c Call) (rows int64, err error) {
 
 func at(address uintptr) *Group { return *(**Group)(unsafe.Pointer(&address)) }
 
-// A Kind is what Step can do: the step of an optimizer, or of Muon a half of it. Its fields but Step are what another
-// language has to know to hand over a group.
+// A Kind is the step of one optimizer, or for Muon one half of it. The fields other than Step describe to another
+// language how to fill a group.
 type Kind struct {
-	Name string `json:"name"` // torch's class
-	// Classes are all classes of torch that the kind steps, each with the values of options that its groups lack in some
+	Name string `json:"name"` // name of the class in torch
+	// Classes are the torch classes that the kind steps. Each has the values of options that its groups lack in some
 	// version of torch.
 	Classes map[string]map[string]float64 `json:"classes"`
-	// Options are the keys of a group in the order of the scalars; an element of a pair as "betas[0]".
+	// Options are the keys of a group in the order of the scalars. The key of an element of a pair has the form
+	// "betas[0]".
 	Options []string `json:"scalars"`
-	Flags   []string `json:"flags"` // those of Options that are true or false: 1 or 0
-	// Names are the texts that Options may be, and the numbers that stand for them; "" is None.
+	Flags   []string `json:"flags"` // the Boolean ones of Options, as 1 or 0
+	// Names are the string values of options and the numbers that represent them; "" is None.
 	Names map[string]map[string]float64 `json:"names,omitempty"`
-	Extra []string                      `json:"extra"` // scalars after Options that are not of the group
+	Extra []string                      `json:"extra"` // scalars after Options that are not in torch's parameter group
 	// Defaults and Ranges are the tags of options in Go, by their keys.
 	Defaults map[string]string `json:"defaults"`
 	Ranges   map[string]string `json:"ranges"`
 
-	Counts  bool    `json:"counts"`  // a parameter's state has a step
-	Integer bool    `json:"integer"` // the step is a Python int
+	Counts  bool    `json:"counts"`  // whether a parameter's state has a step count
+	Integer bool    `json:"integer"` // whether the step count is a Python int
 	States  []State `json:"states"`
-	Sparse  bool    `json:"sparse"` // a table is of goptim's sparseRow instead of engine.Row
-	// Sums reports whether the gradients of a row that repeats are added up first; Zero are options that must be zero:
-	// both of kinds of sparse gradients.
+	Sparse  bool    `json:"sparse"` // whether a table contains goptim's sparseRow instead of engine.Row
+	// Sums reports whether the gradients of a repeated row are summed first. Zero are options that must be zero. Both are
+	// only for kinds of sparse gradients.
 	Sums bool     `json:"sums"`
 	Zero []string `json:"zero,omitempty"`
 
@@ -98,35 +99,36 @@ type Kind struct {
 	Spec any `json:"-"`
 }
 
-// A State is a state of a parameter that a kind updates, in its place in a row.
+// A State describes one state of a parameter that a kind updates. Its index is its position in a row.
 type State struct {
 	Key    string `json:"key"`
-	Scalar bool   `json:"scalar,omitempty"` // of one element, instead of the parameter's shape
-	Of     string `json:"of,omitempty"`     // or see the constants
-	// When, if it is not empty, is the scalar that asks for the state: by not being zero, or by being above 0.
+	Scalar bool   `json:"scalar,omitempty"` // one element instead of the parameter's shape
+	Of     string `json:"of,omitempty"`     // one of the constants below, or empty
+	// When, if not empty, is the scalar that enables the state: by being nonzero, or if Above is set by being above 0.
 	When  string `json:"when,omitempty"`
 	Above bool   `json:"above,omitempty"`
-	// Given says that the caller hands over the tensor with a row: it is not one of the parameter's state.
+	// Given reports whether the caller passes the tensor with each row. It is not part of the parameter's state.
 	Given bool `json:"given,omitempty"`
 }
 
-// What a state has a number of: for every row or every column of the matrices of a parameter's last two dimensions; or for
-// every element of a parameter of fewer dimensions, the only ones that have the state.
+// The possible values of Of. The state has one element for each row or each column of the matrices over a parameter's
+// last two dimensions. With OfVector it has one for each element of the parameter, and only parameters of fewer than two
+// dimensions have it.
 const (
 	OfRows   = "rows"
 	OfCols   = "cols"
 	OfVector = "vector"
-	// The same as OfRows and OfCols in tensors without the dimension of 1.
+	// Like OfRows and OfCols, but without the dimension of size 1.
 	OfFlatRows = "flat_rows"
 	OfFlatCols = "flat_cols"
 )
 
-// Words is how many scalars a group of the kind has.
+// Words returns the number of scalars in a group of the kind.
 func (k *Kind) Words() int { return len(k.Options) + len(k.Extra) }
 
 var kinds []*Kind
 
-// Register adds a kind, when package goptim is initialized.
+// Register adds a kind. Package goptim calls it in its initialization.
 func Register(k *Kind) {
 	if k.Words() > Scalars {
 		panic(fmt.Sprintf("%s has %d scalars, expected at most %d", k.Name, k.Words(), Scalars))
@@ -139,10 +141,10 @@ func Register(k *Kind) {
 	kinds = append(kinds, k)
 }
 
-// Kinds are all kinds. The index of one is its number in Step.
+// Kinds returns all kinds. The index of a kind is its number in the bindings' Step.
 func Kinds() []*Kind { return kinds }
 
-// Find is the index of the kind of a class.
+// Find returns the index of the kind for a class.
 func Find(class string) (int, error) {
 	at := slices.IndexFunc(kinds, func(k *Kind) bool {
 		_, ok := k.Classes[class]
@@ -154,10 +156,11 @@ func Find(class string) (int, error) {
 	return at, nil
 }
 
-// A Description is what another language has to know.
+// A Description contains what another language has to know.
 type Description struct {
-	Kinds []*Kind `json:"kinds"` // in their order
-	// Structs are the structs in its memory, each with its size and with offset and size of each field, in bytes.
+	Kinds []*Kind `json:"kinds"` // in the order of their numbers
+	// Structs are the structs that the other language fills, each with its size and the offset and size of each field, in
+	// bytes.
 	Structs map[string]map[string][2]uintptr `json:"structs"`
 	// Constants are the numbers of types and flags, and the lengths of arrays.
 	Constants map[string]int `json:"constants"`
@@ -168,7 +171,7 @@ var description = Description{
 	Constants: map[string]int{"Scalars": Scalars},
 }
 
-// DescribeStruct adds a struct that the binding is given the address of.
+// DescribeStruct adds a struct whose address is passed to the bindings.
 func DescribeStruct[T any](name string) {
 	description.Structs[name] = fieldsOf(reflect.TypeFor[T]())
 }
@@ -193,17 +196,17 @@ func fieldsOf(t reflect.Type) map[string][2]uintptr {
 	return all
 }
 
-// Describe is the Description as JSON.
+// Describe returns the Description as JSON.
 func Describe() (string, error) {
 	description.Kinds = kinds
 	text, err := json.Marshal(description)
 	return string(text), err
 }
 
-// VectorBits is the width of the vectors that this process computes with: 512, 256 or 128; 0 if it takes one element
-// at a time, for want of vectors or of GOEXPERIMENT=simd. Package goptim sets it.
+// VectorBits is the vector width that this process uses: 512, 256 or 128. It is 0 if the process computes one element at
+// a time, because the CPU lacks vector instructions or Go was built without GOEXPERIMENT=simd. Package goptim sets it.
 var VectorBits int
 
-// ResumeLBFGS resumes the lbfgs.Machine at an address, of a size in bytes. It returns an lbfgs.Ask; the error wraps
-// goptim.ErrParam if the machine cannot be valid. Package goptim sets it.
+// ResumeLBFGS resumes the lbfgs.Machine at an address, whose size is in bytes. It returns an lbfgs.Ask. The error wraps
+// goptim.ErrParam if the machine is invalid. Package goptim sets it.
 var ResumeLBFGS func(address uintptr, size, threads int, team func(threads int, work func(thread int))) (ask int64, err error)

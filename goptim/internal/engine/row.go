@@ -13,7 +13,7 @@ import (
 // A DType is the type of elements.
 type DType uint8
 
-// The numbers are part of the layout of a Row. Rows of BFloat16 and Float16 are not supported yet: Check refuses them.
+// The numbers are part of the layout of a Row. Rows of BFloat16 and Float16 are not supported yet, and Check rejects them.
 const (
 	None DType = iota
 	Float32
@@ -43,27 +43,27 @@ func (d DType) Size() int {
 }
 
 const (
-	// States is how many states a row has room for.
+	// States is the number of states that a row has space for.
 	States = 6
-	// Columns is how many of them, the first ones, a kernel takes.
+	// Columns is the maximum number of states that are passed to a kernel as tensors. They are the first ones.
 	Columns = 3
 )
 
-// A Row is one parameter: the addresses of its columns, each of N elements, and their types. Callers in other languages
-// write tables of rows, so the layout is fixed: it is written here and in bindings/_core/gather.c, and a test compares the
-// two. The engine never keeps a row after the step.
+// A Row is one parameter: the addresses of its tensors ("columns"), each of N elements, and their types. Callers in other
+// languages write tables of rows, so the layout is fixed. It is defined here and in bindings/_core/gather.c, and a test
+// compares the two. The engine never keeps a row after the step.
 type Row struct {
 	N     int64
 	Param uintptr
 	Grad  uintptr
-	Step  uintptr         // of a scalar: how many steps this parameter has seen; 0 for optimizers that do not count
-	State [States]uintptr // of a column, or of a scalar; 0 for none
+	Step  uintptr         // of the scalar step count; 0 for optimizers that do not count steps
+	State [States]uintptr // of a tensor or a scalar; 0 for none
 	Types
-	// Of a parameter that is a batch of matrices, for optimizers of such: the rows and columns of a matrix; else 0.
+	// The rows and columns of a matrix if the optimizer treats the parameter as a batch of matrices; otherwise 0.
 	Rows, Cols uint32
 }
 
-// Types are the types of what a row has, and its flags. Types of what it does not have are None.
+// Types are a row's flags and the types of its tensors and scalars. The type of a missing one is None.
 type Types struct {
 	ParamType DType
 	GradType  DType
@@ -74,20 +74,20 @@ type Types struct {
 	_         [2]uint8
 }
 
-// Flags are facts about a row. From FirstScalar on, one bit for each state says that it is a scalar.
+// Flags are properties of a row. From FirstScalar on, each state has a bit that is set if the state is a scalar.
 type Flags uint32
 
 const (
-	// First marks a row whose state holds nothing yet.
+	// First marks a row whose state is not initialized yet.
 	First Flags = 1 << 0
 	// FirstScalar is the bit of state 0.
 	FirstScalar Flags = 1 << 8
 )
 
-// ScalarState is the flag of a row whose state k is a scalar.
+// ScalarState returns the flag of a row whose state k is a scalar.
 func ScalarState(k int) Flags { return FirstScalar << k }
 
-// TypesOf are the types of a row without states: of a parameter and its gradient, and of a step.
+// TypesOf returns the types of a row without states: those of the parameter and its gradient, and that of the step count.
 func TypesOf(elements, step DType) Types {
 	return Types{ParamType: elements, GradType: elements, StepType: step}
 }
@@ -103,30 +103,30 @@ func (t *Types) Equal(o *Types) bool {
 	return *(*[2]uint64)(unsafe.Pointer(t)) == *(*[2]uint64)(unsafe.Pointer(o))
 }
 
-// First reports whether the row's state holds nothing yet.
+// First reports whether the row's state is not initialized yet.
 func (t *Types) First() bool { return t.Flags&First != 0 }
 
-// DType is the type of the parameter's elements.
+// DType returns the type of the parameter's elements.
 func (t *Types) DType() DType { return t.ParamType }
 
 // A Layout describes the rows of an optimizer.
 type Layout struct {
-	Counts bool        // a step
+	Counts bool        // whether rows have a step count
 	Used   int         // states from this one on are unused
 	State  [States]Use // its states
 }
 
-// A Use is the form of a state.
+// A Use is the kind of a state.
 type Use uint8
 
-// A state is unused, a column of the parameter's length, or a scalar.
+// A state is unused, a tensor of the parameter's length, or a scalar.
 const (
 	Unused Use = iota
 	Column
 	Scalar
 )
 
-// LayoutOf is a layout of states.
+// LayoutOf returns the layout with the given states.
 func LayoutOf(counts bool, states ...Use) Layout {
 	l := Layout{Counts: counts}
 	for k, use := range states {
@@ -135,7 +135,7 @@ func LayoutOf(counts bool, states ...Use) Layout {
 	return l
 }
 
-// Set says what a state is.
+// Set sets the kind of a state.
 func (l *Layout) Set(k int, use Use) {
 	l.State[k] = use
 	if use != Unused {
@@ -146,15 +146,14 @@ func (l *Layout) Set(k int, use Use) {
 // HasScalars reports whether one of the states is a scalar.
 func (l *Layout) HasScalars() bool { return slices.Contains(l.State[:], Scalar) }
 
-// Prefetch prefetches the beginnings of the columns of a row of a layout, as many cache lines as the processor's own
-// prefetcher leaves.
+// Prefetch prefetches the first cache lines of each tensor of a row: those that the hardware prefetcher does not load.
 func (r *Row) Prefetch(l *Layout) {
 	const most = 4
 	lines := min(int(uint64(r.N)*uint64(r.ParamType.Size())/64)+1, most)
 	kernel.Prefetch((*[3 + States]uintptr)(unsafe.Pointer(&r.Param))[:3+l.Used], lines)
 }
 
-// Check reports what is wrong with a row for an optimizer of a layout.
+// Check returns an error if the row is invalid for an optimizer with the given layout.
 func (r *Row) Check(l *Layout) error {
 	if r.ParamType != Float32 && r.ParamType != Float64 {
 		return fmt.Errorf("elements of %v; expected float32 or float64", r.ParamType)
@@ -222,10 +221,10 @@ func checkAddress(what string, a uintptr, bytes int64) error {
 	return nil
 }
 
-// Steps is how many steps the row has seen, which must be a layout's that counts.
+// Steps returns the row's step count. The layout must count steps.
 func (r *Row) Steps() float64 { return number(r.Step, r.StepType) }
 
-// SetSteps sets how many steps the row has seen.
+// SetSteps sets the row's step count.
 func (r *Row) SetSteps(t float64) { setNumber(r.Step, r.StepType, t) }
 
 // Tick increments the step count in its dtype, as torch does, and returns it.
@@ -234,10 +233,10 @@ func (r *Row) Tick() float64 {
 	return setNumber(r.Step, r.StepType, t)
 }
 
-// Number is state i, which is a scalar.
+// Number returns state i, which must be a scalar.
 func (r *Row) Number(i int) float64 { return number(r.State[i], r.StateType[i]) }
 
-// SetNumber sets state i, which is a scalar, and returns it as rounded to its dtype.
+// SetNumber sets state i, which must be a scalar, and returns the value rounded to its dtype.
 func (r *Row) SetNumber(i int, x float64) float64 { return setNumber(r.State[i], r.StateType[i], x) }
 
 func number(a uintptr, d DType) float64 {
@@ -256,7 +255,7 @@ func setNumber(a uintptr, d DType, x float64) float64 {
 	return x
 }
 
-// View gives elements lo to hi of a row's columns; nil for a state that the layout has no column of.
+// View returns elements lo to hi of a row's tensors. It returns nil for states that are not tensors in the layout.
 func View[T any](r *Row, l *Layout, lo, hi int) (param, grad []T, states [Columns][]T) {
 	for k, use := range l.State[:Columns] {
 		if use == Column {

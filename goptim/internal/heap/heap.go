@@ -1,5 +1,5 @@
-// Package heap allocates what is large only if there is room. Go's runtime ends the process where it does not get
-// memory, whatever a caller could do without.
+// Package heap makes large allocations only if the system has enough memory. Go's runtime terminates the process if an
+// allocation fails, even if the caller could continue without the memory.
 package heap
 
 import (
@@ -7,15 +7,16 @@ import (
 	"unsafe"
 )
 
-// An Error is a number of bytes that there was no room for.
+// An Error is the number of bytes that could not be allocated.
 type Error int
 
 func (e Error) Error() string { return fmt.Sprintf("cannot allocate %d bytes of memory", int(e)) }
 
-// large is from how many bytes on room is asked for. Less usually fits in what Go's heap has reserved.
+// large is the size in bytes from which Grow checks for available memory. Less usually fits in what Go's heap has
+// reserved.
 const large = 4 << 20
 
-// Grow is n elements, of s's memory if that is enough; their values are not defined.
+// Grow returns n elements with undefined values. It reuses the memory of s if it is large enough.
 func Grow[T any](s []T, n int) ([]T, error) {
 	if n <= cap(s) {
 		return s[:n], nil
@@ -26,7 +27,7 @@ func Grow[T any](s []T, n int) ([]T, error) {
 	return make([]T, n), nil
 }
 
-// Grown makes s n elements, and panics with an Error if there is no room.
+// Grown resizes s to n elements. It panics with an Error if there is not enough memory.
 func Grown[T any](s *[]T, n int) []T {
 	grown, err := Grow(*s, n)
 	if err != nil {
