@@ -158,7 +158,8 @@ class Scaled(Run):
     def closure(self):
         loss = super().closure()
         for i, p in enumerate(self.params):
-            p.grad *= values(p.dtype, i, *p.shape).abs()
+            if p.grad is not None:
+                p.grad *= values(p.dtype, i, *p.shape).abs()
         return loss
 
 
