@@ -103,7 +103,7 @@ def assert_same_types(ours, expected):
 @SEARCH
 @FLOATS
 def test_every_problem(name, search, dtype, exact, go):
-    for history in (1, 4, 100) if dtype is torch.float64 else (4,):
+    for history in (1, 4, 100) if dtype is torch.float64 and name != "large quadratic" else (4,):
         ours, error, _ = assert_same(PROBLEMS[name], dtype, 2, line_search_fn=search, history_size=history)
         assert error is None
         assert ours.state()["n_iter"] > 3
@@ -201,7 +201,7 @@ def test_parameters_of_every_size(exact):
         normal(*shapes),
         lambda *params: sum(quadratic(p.reshape(-1)) * (i + 1) for i, p in enumerate(params) if p.numel()),
     )
-    assert_same(problem, line_search_fn="strong_wolfe")
+    assert_same(problem, steps=2, line_search_fn="strong_wolfe", max_iter=6)
 
 
 def test_threads(threads):
@@ -338,7 +338,7 @@ def test_state_edited_between_steps(exact, go):
             if i == 1:
                 run.opt.state[run.params[0]][key.strip()] = copy.deepcopy(value)
 
-        _, error, expected = assert_same(PROBLEMS["network"], between=between)
+        _, error, expected = assert_same(PROBLEMS["network"], between=between, max_iter=8)
         assert str(error) == str(expected)
     assert go
 
@@ -761,7 +761,7 @@ NESTED = {"first": (1,), "some": (2, 5), "every": range(1, 9)}
 
 
 @pytest.mark.parametrize("where", NESTED)
-@pytest.mark.parametrize("history", [2, 100])
+@pytest.mark.parametrize("history", [2, pytest.param(100, marks=pytest.mark.full)])
 @SEARCH
 def test_closure_that_steps_its_optimizer(where, history, search, exact):
     """Both steps use the same state, as in torch: the results are exact, and so is the error in a first step."""

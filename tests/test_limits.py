@@ -221,7 +221,7 @@ def _parents(path):
 @pytest.mark.parametrize(
     ("names", "limits"),
     [
-        ("Adafactor,SparseAdam", "40,600"),
+        ("Adafactor", "40,600"),
         pytest.param(
             "Adafactor,Adafactor tried out,hf.Adafactor,SparseAdam,SGD,wide rows",
             "40,90,140,190,240,600",

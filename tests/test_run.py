@@ -302,12 +302,13 @@ if __name__ == "__main__":
 """
 METHODS = ("spawn", "forkserver", "fork")
 EVERY_CHILD = [[f"{what}:{method}" for method in METHODS] for what in ("nested", "loaded", "pooled")]
+EVERY_CHILD[0].append("other:")
 
 
 @pytest.mark.parametrize("how", ["file", pytest.param("module", marks=pytest.mark.full)])
 @pytest.mark.parametrize(
     "children",
-    [["executed:spawn", "other:"], *(pytest.param(children, marks=pytest.mark.full) for children in EVERY_CHILD)],
+    [["executed:spawn"], *(pytest.param(children, marks=pytest.mark.full) for children in EVERY_CHILD)],
     ids=["few", "nested", "loaded", "pooled"],
 )
 def test_child_processes(new_python, script, how, children):
@@ -324,8 +325,8 @@ def test_child_processes(new_python, script, how, children):
 
 
 def test_a_program_that_patches_itself_does_so_in_child_processes(new_python, script):
-    out, _ = new_python(script("import goptim\ngoptim.patch()\n" + CHILDREN), "executed:spawn", "executed:fork")
-    assert out.count("goptim.sgd") == 3
+    out, _ = new_python(script("import goptim\ngoptim.patch()\n" + CHILDREN), "executed:spawn")
+    assert out.count("goptim.sgd") == 2
     assert "torch.optim.sgd" not in out
 
 

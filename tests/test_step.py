@@ -215,7 +215,7 @@ def test_another_thread_loads_states_while_one_steps():
     saved = opt.state_dict()
     saved = {"state": {k: {n: t.clone() for n, t in s.items()} for k, s in saved["state"].items()},
              "param_groups": saved["param_groups"]}
-    end, errors = time.time() + 4, []
+    end, errors = time.time() + 2, []
     sys.setswitchinterval(1e-5)
 
     def load():
