@@ -258,7 +258,7 @@ typedef struct {
 	PyObject *p;    /* borrowed from the group */
 	PyObject *with; /* borrowed from the group: a tensor that was passed with the parameter, or NULL */
 	Given *given;   /* NULL unless the row was passed as a tuple */
-	double step;    /* if the kind's step is an int */
+	double step;    /* if the kind's step is an int; in a list, the number that Go writes */
 	uint8_t code;
 	uint8_t fresh;  /* it does not have a state yet */
 	uint8_t torchs; /* its whole group falls back to torch */
@@ -818,10 +818,11 @@ enum {
 	ONE_TYPE = 1 << 3,  /* all rows in Go have one dtype */
 	FINITE = 1 << 4,    /* nothing is written unless the first result is finite */
 	FILLED = 1 << 5,    /* one without elements falls back to torch */
+	EACH = 1 << 6,      /* Go writes a number for each row, as state 0 */
 };
 
 /* fill_list writes the row of a list, and returns a code. */
-static int fill_list(const Call *c, const Found *f, Row *row, uint32_t ***version)
+static int fill_list(const Call *c, Found *f, Row *row, uint32_t ***version)
 {
 	View first, second;
 	if (!view(c->layout, f->p, 0, &first) || first.dtype == 0 || !dense(&first)) return TORCH;
@@ -835,6 +836,11 @@ static int fill_list(const Call *c, const Found *f, Row *row, uint32_t ***versio
 		if (overlap(&memory)) return TORCH;
 		row->grad = second.at;
 		row->grad_type = second.dtype;
+	}
+	if (c->list & EACH) {
+		row->state[0] = (uint64_t)(uintptr_t)&f->step;
+		row->state_type[0] = FLOAT64;
+		row->flags |= FIRST_SCALAR;
 	}
 	*(*version)++ = first.version;
 	return GO;
@@ -878,7 +884,7 @@ static int write_rows(const Call *c, uint32_t ***version)
 			}
 		}
 		for (Py_ssize_t i = start; i < stop; i++) {
-			const Found *f = found_at(c, i);
+			Found *f = found_at(c, i);
 			while (i == end) {
 				end += c->size[++g];
 				c->group[g].table = (uint64_t)(uintptr_t)to;
@@ -1346,6 +1352,17 @@ static int find_list(Call *c, PyObject *tensors, PyObject *others)
 	return 1;
 }
 
+/* set_item stores x, which it takes over, in a new tuple. If either is NULL, the tuple becomes NULL. */
+static void set_item(PyObject **tuple, Py_ssize_t i, PyObject *x)
+{
+	if (*tuple == NULL || x == NULL) {
+		Py_XDECREF(x);
+		Py_CLEAR(*tuple);
+	} else if (PyTuple_SetItem(*tuple, i, x) < 0) {
+		Py_CLEAR(*tuple);
+	}
+}
+
 /* sequence returns a new tuple of the items of a list or tuple, or NULL with an exception. */
 static PyObject *sequence(PyObject *items)
 {
@@ -1360,13 +1377,14 @@ static PyObject *sequence(PyObject *items)
 const char step_lists_doc[] =
 	"step_lists(kind, results, layout, plain, tensors, others, flags, scalars, versions, threads, /)\n--\n\n"
 	"Apply a kind to a list of tensors in Go. Return the number of rows, or if the kind has results a tuple of that number,\n"
-	"the size in bytes of an element of the last row, and the results. If a tensor is not on the fast path, write nothing,\n"
+	"the size in bytes of an element of the first row, and the results. If a tensor is not on the fast path, write nothing,\n"
 	"and return one byte per tensor: 0 for Go, 1 for no gradient, 2 for torch.\n\n"
 	"kind: the number that Kind returns. results: the number of its results. layout, plain: as for step_groups. tensors: a\n"
 	"list or tuple. others: the second tensors of the rows, as many, or None. flags: the sum of 2 for the gradients of the\n"
 	"tensors, 4 if those that require a gradient fall back to torch, 8 if all rows must have one dtype, 16 if nothing is\n"
-	"written unless the first result is finite, and 32 if tensors without elements fall back to torch. scalars: numbers.\n"
-	"versions: how much is added to the version counters of the first tensors. threads: the largest number of threads.";
+	"written unless the first result is finite, 32 if tensors without elements fall back to torch, and 64 to return a tuple\n"
+	"of the number that Go writes for each tensor. scalars: numbers. versions: how much is added to the version counters of\n"
+	"the first tensors. threads: the largest number of threads.";
 
 PyObject *step_lists(PyObject *module, PyObject *const *args, Py_ssize_t n)
 {
@@ -1404,9 +1422,8 @@ PyObject *step_lists(PyObject *module, PyObject *const *args, Py_ssize_t n)
 	int packed = pack(c.kind, NULL, scalars, group);
 	if (packed == 0) PyErr_SetString(PyExc_TypeError, "step_lists: expected numbers");
 	if (packed <= 0 || find_list(&c, tensors, others) < 0) goto end;
-	group->count += results;
-	if (group->count > SCALARS) {
-		PyErr_Format(PyExc_ValueError, "step_lists: %lld scalars, expected up to %d", (long long)group->count, SCALARS);
+	if (group->count + results > SCALARS) {
+		PyErr_Format(PyExc_ValueError, "step_lists: %lld scalars and results, expected up to %d", (long long)(group->count + results), SCALARS);
 		goto end;
 	}
 
@@ -1415,24 +1432,23 @@ PyObject *step_lists(PyObject *module, PyObject *const *args, Py_ssize_t n)
 	int ok = write_rows(&c, &version);
 	const Row *rows = (const Row *)c.rows;
 	for (Py_ssize_t i = 1; i < group->rows && c.list & ONE_TYPE; i++) ok &= rows[i].param_type == rows[0].param_type;
-	const double *of = &group->scalars[group->count - results];
+	const double *of = &group->scalars[group->count]; /* the results */
 	if (ok && group->rows > 0) {
 		if (call(&c, kind, (uint64_t)(uintptr_t)group, version, (uint32_t)versions, threads) < 0) goto end;
 		if (c.list & FINITE && results > 0 && !(of[0] - of[0] == 0)) count(&c, version, -(uint32_t)versions);
 	}
 	if (!ok) {
 		result = PyBytes_FromStringAndSize((const char *)c.code, c.n);
+	} else if (c.list & EACH) {
+		result = PyTuple_New(c.n);
+		for (Py_ssize_t i = 0; i < c.n; i++) set_item(&result, i, PyFloat_FromDouble(found_at(&c, i)->step));
 	} else if (results == 0) {
 		result = PyLong_FromLongLong(group->rows);
-	} else if ((result = PyTuple_New(2 + results)) != NULL) {
-		long long size = group->rows > 0 ? size_of(rows[group->rows - 1].param_type) : 0;
-		for (Py_ssize_t i = 0; i < 2 + results; i++) {
-			PyObject *x = i >= 2 ? PyFloat_FromDouble(of[i - 2]) : PyLong_FromLongLong(i == 0 ? group->rows : size);
-			if (x == NULL || PyTuple_SetItem(result, i, x) < 0) {
-				Py_CLEAR(result);
-				break;
-			}
-		}
+	} else {
+		result = PyTuple_New(2 + results);
+		set_item(&result, 0, PyLong_FromLongLong(group->rows));
+		set_item(&result, 1, PyLong_FromLongLong(group->rows > 0 ? size_of(rows[0].param_type) : 0));
+		for (Py_ssize_t i = 0; i < results; i++) set_item(&result, 2 + i, PyFloat_FromDouble(of[i]));
 	}
 end:
 	drop(&c);
