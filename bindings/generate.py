@@ -35,7 +35,7 @@ import (
 func main() {}
 """
 # The functions of bindings/_core/gather.c, which pybindgen does not know.
-BY_HAND = ("step_groups", "step_sparse", "make_kind", "layouts")
+BY_HAND = ("step_groups", "step_lists", "step_sparse", "make_kind", "layouts")
 ENTER = "void goptim_enter(void); /* bindings/internal/openmp/team.c */\n"
 DECLARATIONS = "".join(
     f"PyObject *{name}(PyObject *module, PyObject *const *args, Py_ssize_t n);\nextern const char {name}_doc[];\n\n"

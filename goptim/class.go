@@ -20,6 +20,8 @@ type class[O any] struct {
 	variant, flag string
 	uncounted     bool // the optimizer does not have a step count
 	integer       bool // the step count of a state is a Python int
+	tensors       int  // for operations on lists: see steps.Kind
+	results       []string
 	states        []state
 	check         func(o *O) error // checks that ranges cannot express
 	encodings     map[string]any   // types of options with a custom JSON encoding, by torch's name
@@ -124,7 +126,7 @@ func (c *class[O]) decode(o *O, words []float64) {
 
 // layout returns the layout of a row that the options require.
 func (c *class[O]) layout(o *O) engine.Layout {
-	l := engine.Layout{Counts: !c.uncounted}
+	l := engine.Layout{Counts: c.tensors == 0 && !c.uncounted, Single: c.tensors == 1}
 	for i := range c.states {
 		s := &c.states[i]
 		switch {
@@ -152,9 +154,14 @@ func (c *class[O]) initial(o *O, i int) float64 {
 func (c *class[O]) kind() *steps.Kind {
 	k := &steps.Kind{
 		Name: c.name, Classes: map[string]map[string]float64{c.name: {}}, Flags: []string{}, Extra: []string{},
-		Counts: !c.uncounted, Integer: c.integer, States: []steps.State{},
+		Tensors: c.tensors, Results: []string{},
+		Counts: c.tensors == 0 && !c.uncounted, Integer: c.integer, States: []steps.State{},
 		Defaults: map[string]string{}, Ranges: map[string]string{},
 	}
+	if c.tensors != 0 {
+		k.Classes, k.Options = map[string]map[string]float64{}, []string{}
+	}
+	k.Results = append(k.Results, c.results...)
 	if c.variant != "" {
 		k.Classes = map[string]map[string]float64{c.name: {c.flag: 0}, c.variant: {c.flag: 1}}
 	}

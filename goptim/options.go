@@ -14,7 +14,8 @@ import (
 // A field is an option of an optimizer, described by the tags of its field in the struct of options:
 //
 //	torch:"lr"            torch's name; after a comma, null allows null in a file, initial marks an option that is used only
-//	                      to create states, and absent marks a flag that does not exist in some versions of torch
+//	                      to create states, and absent marks a flag that does not exist in some versions of torch.
+//	                      A field named - is not an option of torch
 //	default:"0.9 0.999"   the value with which New replaces zero, for each element
 //	range:"[0,1)"         the allowed values, for each element or one range for all; - allows any value
 //
@@ -41,6 +42,9 @@ func fieldsOf(options reflect.Type, encodings map[string]any) (all []field) {
 			continue
 		}
 		key, flags, _ := strings.Cut(member.Tag.Get("torch"), ",")
+		if key == "-" {
+			continue
+		}
 		f := field{
 			key: key, name: member.Name, offset: member.Offset, kind: member.Type.Kind(), size: member.Type.Size(),
 			null: flags == "null", initial: flags == "initial", absent: flags == "absent", encoding: member.Type,

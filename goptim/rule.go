@@ -15,7 +15,8 @@ type spec[O, S any] struct {
 	class[O]
 	scalarsOf  func(o *O, n *now) S
 	arithmetic kernels[S]
-	passes     sync.Pool // of *tablePass
+	idle       func(o *O) bool // whether a step changes nothing; may be nil
+	passes     sync.Pool       // of *tablePass
 }
 
 // elementwiseSpec registers an elementwise optimizer.
@@ -242,16 +243,8 @@ type tablePass[O, S any] struct {
 // stepGroups steps groups together, each with its own options. Like torch's step, it does not check the options. On an
 // error, nothing has changed.
 func (s *spec[O, S]) stepGroups(c steps.Call) error {
-	p, _ := s.passes.Get().(*tablePass[O, S])
-	if p == nil {
-		p = new(tablePass[O, S])
-	}
-	defer func() {
-		p.restore()
-		clear(p.added)
-		p.rows, p.now = nil, now{} // foreign addresses must not stay in a pool, which the garbage collector scans
-		s.passes.Put(p)
-	}()
+	p := s.take()
+	defer s.put(p)
 	p.decode(s, c)
 	rows, err := p.rowsOf(c)
 	if err != nil {
@@ -267,7 +260,7 @@ func (s *spec[O, S]) stepGroups(c steps.Call) error {
 		}
 		i++
 	}
-	if c.OnlyCheck {
+	if c.OnlyCheck || p.idle() {
 		return nil
 	}
 	p.postpone()
@@ -277,6 +270,32 @@ func (s *spec[O, S]) stepGroups(c steps.Call) error {
 		return fmt.Errorf("goptim: %s: %w", p.rules[0].name(), err)
 	}
 	return p.log.err
+}
+
+// take returns a pass for put to keep.
+func (s *spec[O, S]) take() *tablePass[O, S] {
+	if p, _ := s.passes.Get().(*tablePass[O, S]); p != nil {
+		return p
+	}
+	return new(tablePass[O, S])
+}
+
+// put undoes what was not committed, and keeps the pass for later calls.
+func (s *spec[O, S]) put(p *tablePass[O, S]) {
+	p.restore()
+	clear(p.added)
+	p.rows, p.now = nil, now{} // foreign addresses must not stay in a pool, which the garbage collector scans
+	s.passes.Put(p)
+}
+
+// idle reports whether the options of every group change nothing.
+func (p *tablePass[O, S]) idle() bool {
+	for i := range p.rules {
+		if r := &p.rules[i]; r.spec.idle == nil || !r.spec.idle(r.o) {
+			return false
+		}
+	}
+	return true
 }
 
 // decode reads the options of all groups.

@@ -10,7 +10,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
 import torch
-from counting import rows_per_call
+from counting import rows_of_lists, rows_per_call
 from pythons import Server
 
 from goptim import _core
@@ -52,6 +52,13 @@ def to_go():
 def go():
     """The number of rows of each step in Go, which runs as usual."""
     with rows_per_call() as calls:
+        yield calls
+
+
+@pytest.fixture
+def lists():
+    """The number of tensors of each operation on a list in Go, which runs as usual."""
+    with rows_of_lists() as calls:
         yield calls
 
 

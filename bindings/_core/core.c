@@ -177,6 +177,9 @@ PyObject * _wrap__core_Version(PyObject *PYBINDGEN_UNUSED(_args), PyObject *PYBI
 PyObject *step_groups(PyObject *module, PyObject *const *args, Py_ssize_t n);
 extern const char step_groups_doc[];
 
+PyObject *step_lists(PyObject *module, PyObject *const *args, Py_ssize_t n);
+extern const char step_lists_doc[];
+
 PyObject *step_sparse(PyObject *module, PyObject *const *args, Py_ssize_t n);
 extern const char step_sparse_doc[];
 
@@ -195,6 +198,7 @@ static PyMethodDef _core_functions[] = {
     {(char *) "Describe", (PyCFunction) _wrap__core_Describe, METH_NOARGS, "Describe($module, /)\n--\n\n" },
     {(char *) "Version", (PyCFunction) _wrap__core_Version, METH_NOARGS, "Version($module, /)\n--\n\n" },
     {"step_groups", (PyCFunction)(void (*)(void))step_groups, METH_FASTCALL, step_groups_doc},
+    {"step_lists", (PyCFunction)(void (*)(void))step_lists, METH_FASTCALL, step_lists_doc},
     {"step_sparse", (PyCFunction)(void (*)(void))step_sparse, METH_FASTCALL, step_sparse_doc},
     {"make_kind", (PyCFunction)(void (*)(void))make_kind, METH_FASTCALL, make_kind_doc},
     {"layouts", (PyCFunction)(void (*)(void))layouts, METH_FASTCALL, layouts_doc},

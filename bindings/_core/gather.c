@@ -258,7 +258,7 @@ typedef struct {
 	PyObject *p;    /* borrowed from the group */
 	PyObject *with; /* borrowed from the group: a tensor that was passed with the parameter, or NULL */
 	Given *given;   /* NULL unless the row was passed as a tuple */
-	double step;    /* if the kind's step is an int */
+	double step;    /* if the kind's step is an int; in a list, the number that Go writes */
 	uint8_t code;
 	uint8_t fresh;  /* it does not have a state yet */
 	uint8_t torchs; /* its whole group falls back to torch */
@@ -266,15 +266,31 @@ typedef struct {
 	PyObject *tensor[]; /* Call.tensors of them; NULL for a missing one */
 } Found;
 
+/* Flags of step_lists. */
+enum {
+	LIST = 1 << 0,      /* set in C */
+	GRADIENTS = 1 << 1, /* the rows are the gradients of the tensors */
+	LEAVES = 1 << 2,    /* one that requires a gradient falls back to torch */
+	ONE_TYPE = 1 << 3,  /* all rows in Go have one dtype */
+	FINITE = 1 << 4,    /* nothing is written unless the first result is finite */
+	FILLED = 1 << 5,    /* one without elements falls back to torch */
+	EACH = 1 << 6,      /* Go writes a number for each row, as state 0 */
+};
+
+/* An Attribute is one that torch defines for its tensors. */
+typedef struct {
+	PyObject *name;
+	PyObject *descriptor; /* owned; NULL if it is looked up in each tensor */
+} Attribute;
+
 /* A Call has the arguments and the memory of one call of step_groups. */
 typedef struct {
 	const Kind *kind;
 	const Layout *layout;    /* NULL if this torch's layout is not known */
 	PyObject *plain[TYPES];  /* types of parameters; the first is torch.Tensor */
 	PyObject *state;         /* the optimizer's state */
-	PyObject *grad;          /* the string "grad" */
-	PyObject *descriptor;    /* torch's descriptor of Tensor.grad, owned, or NULL */
-	descrgetfunc get;        /* the descriptor's getter, or NULL */
+	Attribute grad, requires_grad;
+	descrgetfunc get;        /* the getter of descriptors, or NULL */
 	Py_ssize_t at;           /* position in state, after the parameter found last */
 	PyObject *key[TENSORS];  /* keys of a parameter's state in the current group; NULL for one that is not read */
 	int stateful;            /* whether any key is read */
@@ -287,6 +303,7 @@ typedef struct {
 	uint8_t *code;
 	Group *group;
 	Py_ssize_t *size;        /* number of parameters per group */
+	int list, pairs;         /* in step_lists: a list's flags, and whether a row has two tensors */
 } Call;
 
 static Found *found_at(const Call *c, Py_ssize_t i) { return (Found *)(c->found + i * c->size_of_found); }
@@ -312,19 +329,19 @@ static int is_plain(const Call *c, PyObject *p)
 	return 0;
 }
 
-/* find_descriptor finds torch's own descriptor of Tensor.grad, if all plain types share it, so that it can be called
- * without a lookup per parameter. It returns 1, or -1 with an exception. */
-static int find_descriptor(Call *c)
+/* find_descriptor finds torch's own descriptor of an attribute, if the first n plain types share it, so that it can be
+ * called without a lookup per tensor. It returns 1, or -1 with an exception. */
+static int find_descriptor(Call *c, Attribute *a, int n)
 {
-	for (int i = 0; i < TYPES && c->plain[i] != NULL; i++) {
-		PyObject *found = PyObject_GetAttr(c->plain[i], c->grad);
+	for (int i = 0; i < n && c->plain[i] != NULL; i++) {
+		PyObject *found = PyObject_GetAttr(c->plain[i], a->name);
 		if (found == NULL) return -1;
-		int same = (i == 0 || found == c->descriptor) && Py_IS_TYPE(found, &PyGetSetDescr_Type) &&
+		int same = (i == 0 || found == a->descriptor) && Py_IS_TYPE(found, &PyGetSetDescr_Type) &&
 		           PyType_GetSlot((PyTypeObject *)c->plain[i], Py_tp_getattro) == (void *)PyObject_GenericGetAttr;
-		if (i == 0 && same) c->descriptor = found;
+		if (i == 0 && same) a->descriptor = found;
 		else Py_DECREF(found);
 		if (!same) {
-			Py_CLEAR(c->descriptor);
+			Py_CLEAR(a->descriptor);
 			return 1;
 		}
 	}
@@ -332,12 +349,31 @@ static int find_descriptor(Call *c)
 	return 1;
 }
 
+/* find_attributes prepares value for gradients, and in lists for requires_grad, with descriptors for at least few
+ * tensors. It returns 1, or -1 with an exception. */
+static int find_attributes(Call *c, Py_ssize_t few)
+{
+	static PyObject *grad, *requires_grad;
+	if (grad == NULL && (grad = PyUnicode_InternFromString("grad")) == NULL) return -1;
+	if (requires_grad == NULL && (requires_grad = PyUnicode_InternFromString("requires_grad")) == NULL) return -1;
+	c->grad.name = grad;
+	c->requires_grad.name = requires_grad;
+	if (c->n < few || c->layout == NULL) return 1;
+	if ((!c->list || c->list & GRADIENTS) && find_descriptor(c, &c->grad, TYPES) < 0) return -1;
+	return c->list & LEAVES ? find_descriptor(c, &c->requires_grad, 1) : 1;
+}
+
+/* value returns a new reference to an attribute of t, or NULL with an exception. */
+static PyObject *value(const Call *c, const Attribute *a, PyObject *t, int plain)
+{
+	return plain && a->descriptor != NULL ? c->get(a->descriptor, t, (PyObject *)Py_TYPE(t)) : PyObject_GetAttr(t, a->name);
+}
+
 /* find gets a parameter's gradient and, in of, the dict of its state. It returns 1, or -1 with an exception. */
 static int find(Call *c, Found *f, PyObject **of)
 {
 	int plain = c->layout != NULL && is_plain(c, f->p);
-	PyObject *g = plain && c->get != NULL ? c->get(c->descriptor, f->p, (PyObject *)Py_TYPE(f->p)) : PyObject_GetAttr(f->p, c->grad);
-	f->tensor[GRAD] = g;
+	PyObject *g = f->tensor[GRAD] = value(c, &c->grad, f->p, plain);
 	if (g == NULL) return -1;
 	int simple = plain && (PyObject *)Py_TYPE(g) == c->plain[0];
 	if (c->layout != NULL && c->stateful && (plain || g != Py_None)) { /* also without a gradient, so that c->at advances */
@@ -795,6 +831,31 @@ static int copy(const Call *c, const Found *f, Row *row, uint32_t ***version)
 	return GO;
 }
 
+/* fill_list writes the row of a list, and returns a code. */
+static int fill_list(const Call *c, Found *f, Row *row, uint32_t ***version)
+{
+	View first, second;
+	if (!view(c->layout, f->p, 0, &first) || first.dtype == 0 || !dense(&first)) return TORCH;
+	if (first.n == 0 && c->list & FILLED) return TORCH;
+	*row = (Row){.n = first.n, .param = first.at, .param_type = first.dtype};
+	if (c->pairs) {
+		if (!view(c->layout, f->tensor[GRAD], 0, &second) || alike(&first, &second) != GO) return TORCH;
+		Stretches memory = {0};
+		put(&memory, first.at, bytes(&first));
+		put(&memory, second.at, bytes(&second));
+		if (overlap(&memory)) return TORCH;
+		row->grad = second.at;
+		row->grad_type = second.dtype;
+	}
+	if (c->list & EACH) {
+		row->state[0] = (uint64_t)(uintptr_t)&f->step;
+		row->state_type[0] = FLOAT64;
+		row->flags |= FIRST_SCALAR;
+	}
+	*(*version)++ = first.version;
+	return GO;
+}
+
 /* touch prefetches the tensor objects of parameter i, which may have left the cache since they were referenced. */
 static void touch(const Call *c, Py_ssize_t i)
 {
@@ -833,13 +894,14 @@ static int write_rows(const Call *c, uint32_t ***version)
 			}
 		}
 		for (Py_ssize_t i = start; i < stop; i++) {
-			const Found *f = found_at(c, i);
+			Found *f = found_at(c, i);
 			while (i == end) {
 				end += c->size[++g];
 				c->group[g].table = (uint64_t)(uintptr_t)to;
 			}
 			int code = f->code;
 			if (f->torchs) code = TORCH;
+			else if (c->list) code = code == GO ? fill_list(c, f, to, version) : code;
 			else if (f->given != NULL) code = copy(c, f, to, version);
 			else if (code == GO || code == TORCH) code = fill(c, f, to, version, &memory);
 			c->code[i] = code;
@@ -963,6 +1025,26 @@ static int translate(void)
 	return written;
 }
 
+/* count adds to the version counters from the first to the one before end. */
+static void count(const Call *c, uint32_t **end, uint32_t add)
+{
+	for (uint32_t **at = c->version; at < end; at++) {
+		if (end - at > 16) __builtin_prefetch(at[16], 1);
+		__atomic_fetch_add(*at, add, __ATOMIC_RELAXED); /* autograd's threads may increment too */
+	}
+}
+
+/* call increments the version counters and calls Go. It returns 1, or -1 with an exception. */
+static int call(const Call *c, int64_t kind, uint64_t groups, uint32_t **end, uint32_t add, long long threads)
+{
+	if (add > 0) count(c, end, add);
+	goptim_enter();
+	bindings_Step(kind, (long long)groups, threads);
+	if (!PyErr_Occurred()) return 1;
+	if (!translate() && add > 0) count(c, end, -add); /* nothing was written */
+	return -1;
+}
+
 /* keep stores the new states of rows that were passed as tuples in their dicts. It returns 1, or -1 with an exception. */
 static int keep(const Call *c)
 {
@@ -999,6 +1081,28 @@ static void give_back(char *memory, size_t size)
 	}
 	spare = memory;
 	spare_size = size;
+}
+
+enum { ROOM = 1 << 11 }; /* words on the stack, enough for small steps */
+
+/* need_of returns the size in bytes of the memory of a call. */
+static size_t need_of(Call *c)
+{
+	c->size_of_found = sizeof(Found) + c->tensors * sizeof(PyObject *);
+	size_t of_each = c->size_of_found + sizeof(Row) + (1 + c->tensors) * sizeof(uint32_t *) + 1;
+	return c->n * of_each + c->groups * (sizeof(Group) + sizeof(Py_ssize_t)) + 8;
+}
+
+/* divide distributes the memory of a call, and clears what is not written later. */
+static void divide(Call *c, char *memory)
+{
+	c->found = memory;
+	c->group = (Group *)(c->found + c->n * c->size_of_found);
+	c->size = (Py_ssize_t *)(c->group + c->groups);
+	c->version = (uint32_t **)(c->size + c->groups);
+	c->rows = (char *)(c->version + (1 + c->tensors) * c->n);
+	c->code = (uint8_t *)c->rows + sizeof(Row) * c->n;
+	memset(memory, 0, (char *)c->version - memory);
 }
 
 static void drop(Call *c)
@@ -1115,6 +1219,19 @@ PyObject *make_kind(PyObject *module, PyObject *const *args, Py_ssize_t n)
 	return NULL;
 }
 
+/* read_torch sets the layout and the plain types of a call. It returns 1, or 0 if they are invalid. */
+static int read_torch(Call *c, PyObject *layout, PyObject *plain)
+{
+	Py_ssize_t n = PyTuple_Size(plain);
+	int sound = n >= 1 && n <= TYPES;
+	if (layout != Py_None && sound) {
+		sound = PyBytes_Check(layout) && PyBytes_Size(layout) == sizeof(Layout);
+		c->layout = sound ? (const Layout *)PyBytes_AsString(layout) : NULL;
+	}
+	for (Py_ssize_t i = 0; i < n && sound; i++) c->plain[i] = PyTuple_GetItem(plain, i), sound = PyType_Check(c->plain[i]);
+	return sound;
+}
+
 const char step_groups_doc[] =
 	"step_groups(kind, layout, plain, state, groups, threads, /)\n--\n\n"
 	"Step groups of parameters in Go, and return the number of parameters stepped. If a parameter that has a gradient is\n"
@@ -1138,14 +1255,8 @@ PyObject *step_groups(PyObject *module, PyObject *const *args, Py_ssize_t n)
 	long long threads = PyLong_AsLongLong(args[5]);
 	c.tensors = STATE + c.kind->n_states;
 	c.groups = PyTuple_Size(groups);
-	Py_ssize_t n_plain = PyTuple_Size(plain);
 	if (PyErr_Occurred()) return NULL;
-	int sound = n_plain >= 1 && n_plain <= TYPES;
-	if (layout != Py_None && sound) {
-		sound = PyBytes_Check(layout) && PyBytes_Size(layout) == sizeof(Layout);
-		c.layout = sound ? (const Layout *)PyBytes_AsString(layout) : NULL;
-	}
-	for (Py_ssize_t i = 0; i < n_plain && sound; i++) c.plain[i] = PyTuple_GetItem(plain, i), sound = PyType_Check(c.plain[i]);
+	int sound = read_torch(&c, layout, plain);
 	for (Py_ssize_t g = 0; g < c.groups && sound; g++) {
 		PyObject *group = PyTuple_GetItem(groups, g);
 		sound = PyTuple_CheckExact(group) && PyTuple_Size(group) == 3 && PyTuple_CheckExact(PyTuple_GetItem(group, 0)) &&
@@ -1158,28 +1269,16 @@ PyObject *step_groups(PyObject *module, PyObject *const *args, Py_ssize_t n)
 	}
 
 	if (!PyDict_Check(c.state)) c.layout = NULL; /* Python looks the states up */
-	static PyObject *grad;
-	if (grad == NULL && (grad = PyUnicode_InternFromString("grad")) == NULL) return NULL;
-	c.grad = grad;
-	if (c.n >= BLOCK && c.layout != NULL && find_descriptor(&c) < 0) return NULL;
+	if (find_attributes(&c, BLOCK) < 0) goto done;
 
-	/* Small steps use memory on the stack. */
-	uint64_t room[1 << 11];
-	c.size_of_found = sizeof(Found) + c.tensors * sizeof(PyObject *);
-	size_t of_each = c.size_of_found + sizeof(Row) + (1 + c.tensors) * sizeof(uint32_t *) + 1;
-	size_t need = c.n * of_each + c.groups * (sizeof(Group) + sizeof(Py_ssize_t)) + 8;
+	uint64_t room[ROOM];
+	size_t need = need_of(&c);
 	char *memory = need <= sizeof room ? (char *)room : borrow(need);
 	if (memory == NULL) {
-		Py_XDECREF(c.descriptor);
-		return PyErr_NoMemory();
+		PyErr_NoMemory();
+		goto done;
 	}
-	c.found = memory;
-	c.group = (Group *)(c.found + c.n * c.size_of_found);
-	c.size = (Py_ssize_t *)(c.group + c.groups);
-	c.version = (uint32_t **)(c.size + c.groups);
-	c.rows = (char *)(c.version + (1 + c.tensors) * c.n);
-	c.code = (uint8_t *)c.rows + sizeof(Row) * c.n;
-	memset(memory, 0, (char *)c.version - memory);
+	divide(&c, memory);
 
 	int ok = 1;
 	Py_ssize_t first = 0;
@@ -1212,25 +1311,164 @@ PyObject *step_groups(PyObject *module, PyObject *const *args, Py_ssize_t n)
 		rows += c.group[g].rows;
 	}
 	if (ok && rows > 0 && threads != 0) {
-		Py_ssize_t count = version - c.version;
-		for (Py_ssize_t i = 0; i < count && threads > 0; i++) {
-			if (i + 16 < count) __builtin_prefetch(c.version[i + 16], 1);
-			__atomic_fetch_add(c.version[i], 1, __ATOMIC_RELAXED); /* autograd's threads may increment too */
-		}
-		goptim_enter();
-		bindings_Step(c.kind->number, (long long)head, threads);
-		if (PyErr_Occurred()) {
-			if (!translate())
-				for (Py_ssize_t i = 0; i < count && threads > 0; i++) __atomic_fetch_sub(c.version[i], 1, __ATOMIC_RELAXED);
-			goto end;
-		}
+		if (call(&c, c.kind->number, head, version, threads > 0, threads) < 0) goto end;
 		if (threads > 0 && keep(&c) < 0) goto end;
 	}
 	result = ok ? PyLong_FromLongLong(rows) : PyBytes_FromStringAndSize((const char *)c.code, c.n);
 end:
 	drop(&c);
-	Py_XDECREF(c.descriptor);
 	if (memory != (char *)room) give_back(memory, need);
+done:
+	Py_XDECREF(c.grad.descriptor);
+	return result;
+}
+
+/* requires_grad reports whether a tensor of the first plain type requires a gradient. It returns -1 with an exception. */
+static int requires_grad(const Call *c, PyObject *t)
+{
+	PyObject *answer = value(c, &c->requires_grad, t, 1);
+	int does = answer == Py_False ? 0 : answer == NULL ? -1 : PyObject_IsTrue(answer);
+	Py_XDECREF(answer);
+	return does;
+}
+
+/* find_list acquires references to the tensors of a list's rows: i of them are in tensors, and the second ones in others,
+ * or NULL. It returns 1, or -1 with an exception. */
+static int find_list(Call *c, PyObject *tensors, PyObject *others)
+{
+	for (Py_ssize_t i = 0; i < c->n; i++) found_at(c, i)->p = PyTuple_GetItem(tensors, i);
+	for (Py_ssize_t i = 0; i < c->n; i++) {
+		Found *f = found_at(c, i);
+		PyObject *t = f->p, *o = others == NULL ? NULL : PyTuple_GetItem(others, i);
+		if (c->layout != NULL) approach(c, i, c->n);
+		int plain = is_plain(c, t);
+		if (c->list & GRADIENTS) {
+			if ((t = value(c, &c->grad, t, plain)) == NULL) return -1;
+			f->p = f->tensor[GRAD] = t;
+			plain = (PyObject *)Py_TYPE(t) == c->plain[0];
+		} else if (o != NULL) {
+			Py_INCREF(o);
+			f->tensor[GRAD] = o;
+			plain &= is_plain(c, o);
+		}
+		f->code = t == Py_None ? NO_GRADIENT : plain && c->layout != NULL ? GO : TORCH;
+		f->odd = f->code != GO;
+		if (f->odd || !(c->list & LEAVES)) continue;
+		const char *impl = word(t, c->layout->impl);
+		if (impl != NULL && word(impl, c->layout->autograd) == NULL) continue; /* as most gradients */
+		int requires = requires_grad(c, t);
+		if (requires < 0) return -1;
+		if (requires) f->code = TORCH;
+	}
+	return 1;
+}
+
+/* set_item stores x, which it takes over, in a new tuple. If either is NULL, the tuple becomes NULL. */
+static void set_item(PyObject **tuple, Py_ssize_t i, PyObject *x)
+{
+	if (*tuple == NULL || x == NULL) {
+		Py_XDECREF(x);
+		Py_CLEAR(*tuple);
+	} else if (PyTuple_SetItem(*tuple, i, x) < 0) {
+		Py_CLEAR(*tuple);
+	}
+}
+
+/* sequence returns a new tuple of the items of a list or tuple, or NULL with an exception. */
+static PyObject *sequence(PyObject *items)
+{
+	if (PyList_Check(items)) return PyList_AsTuple(items);
+	if (PyTuple_Check(items)) {
+		Py_INCREF(items);
+		return items;
+	}
+	return PyErr_Format(PyExc_TypeError, "step_lists: a %R, expected a list or tuple of tensors", Py_TYPE(items));
+}
+
+const char step_lists_doc[] =
+	"step_lists(kind, results, layout, plain, tensors, others, flags, scalars, versions, threads, /)\n--\n\n"
+	"Apply a kind to a list of tensors in Go. Return the number of rows, or if the kind has results a tuple of that number,\n"
+	"the size in bytes of an element of the first row, and the results. If a tensor is not on the fast path, write nothing,\n"
+	"and return one byte per tensor: 0 for Go, 1 for no gradient, 2 for torch.\n\n"
+	"kind: the number that Kind returns. results: the number of its results. layout, plain: as for step_groups. tensors: a\n"
+	"list or tuple. others: the second tensors of the rows, as many, or None. flags: the sum of 2 for the gradients of the\n"
+	"tensors, 4 if those that require a gradient fall back to torch, 8 if all rows must have one dtype, 16 if nothing is\n"
+	"written unless the first result is finite, 32 if tensors without elements fall back to torch, and 64 to return a tuple\n"
+	"of the number that Go writes for each tensor. scalars: numbers. versions: how much is added to the version counters of\n"
+	"the first tensors. threads: the largest number of threads.";
+
+PyObject *step_lists(PyObject *module, PyObject *const *args, Py_ssize_t n)
+{
+	enum { RESULTS = 4 };
+	PyTypeObject *types[] = {&PyLong_Type, &PyLong_Type, NULL, &PyTuple_Type, NULL, NULL, &PyLong_Type, &PyTuple_Type, &PyLong_Type, &PyLong_Type};
+	if (!expect("step_lists", types, 10, args, n)) return NULL;
+	long long kind = PyLong_AsLongLong(args[0]), results = PyLong_AsLongLong(args[1]), versions = PyLong_AsLongLong(args[8]);
+	long long threads = PyLong_AsLongLong(args[9]);
+	static const Kind none; /* without keys and states */
+	Call c = {.kind = &none, .list = LIST | (int)PyLong_AsLongLong(args[6]), .pairs = args[5] != Py_None, .tensors = 1, .groups = 1};
+	if (PyErr_Occurred()) return NULL;
+	PyObject *scalars = args[7], *result = NULL, *others = NULL, *tensors = sequence(args[4]);
+	if (tensors == NULL || (c.pairs && (others = sequence(args[5])) == NULL)) goto done;
+	c.n = PyTuple_Size(tensors);
+	if (!read_torch(&c, args[2], args[3]) || versions < 0 || results < 0 || results > RESULTS) {
+		PyErr_Format(PyExc_ValueError, "step_lists: expected a layout, up to four types, and up to %d results", RESULTS);
+		goto done;
+	}
+	if (c.pairs && (c.list & GRADIENTS || PyTuple_Size(others) != c.n)) {
+		PyErr_Format(PyExc_ValueError, "step_lists: %zd tensors with %zd others, expected as many", c.n, PyTuple_Size(others));
+		goto done;
+	}
+	if (find_attributes(&c, BLOCK / 4) < 0) goto done;
+
+	uint64_t room[ROOM];
+	size_t need = need_of(&c);
+	char *memory = need <= sizeof room ? (char *)room : borrow(need);
+	if (memory == NULL) {
+		PyErr_NoMemory();
+		goto done;
+	}
+	divide(&c, memory);
+	c.size[0] = c.n;
+	Group *group = c.group;
+	int packed = pack(c.kind, NULL, scalars, group);
+	if (packed == 0) PyErr_SetString(PyExc_TypeError, "step_lists: expected numbers");
+	if (packed <= 0 || find_list(&c, tensors, others) < 0) goto end;
+	if (group->count + results > SCALARS) {
+		PyErr_Format(PyExc_ValueError, "step_lists: %lld scalars and results, expected up to %d", (long long)(group->count + results), SCALARS);
+		goto end;
+	}
+
+	/* From here until Go has returned, no Python code runs. */
+	uint32_t **version = c.version;
+	int ok = write_rows(&c, &version);
+	const Row *rows = (const Row *)c.rows;
+	for (Py_ssize_t i = 1; i < group->rows && c.list & ONE_TYPE; i++) ok &= rows[i].param_type == rows[0].param_type;
+	const double *of = &group->scalars[group->count]; /* the results */
+	if (ok && group->rows > 0) {
+		if (call(&c, kind, (uint64_t)(uintptr_t)group, version, (uint32_t)versions, threads) < 0) goto end;
+		if (c.list & FINITE && results > 0 && !(of[0] - of[0] == 0)) count(&c, version, -(uint32_t)versions);
+	}
+	if (!ok) {
+		result = PyBytes_FromStringAndSize((const char *)c.code, c.n);
+	} else if (c.list & EACH) {
+		result = PyTuple_New(c.n);
+		for (Py_ssize_t i = 0; i < c.n; i++) set_item(&result, i, PyFloat_FromDouble(found_at(&c, i)->step));
+	} else if (results == 0) {
+		result = PyLong_FromLongLong(group->rows);
+	} else {
+		result = PyTuple_New(2 + results);
+		set_item(&result, 0, PyLong_FromLongLong(group->rows));
+		set_item(&result, 1, PyLong_FromLongLong(group->rows > 0 ? size_of(rows[0].param_type) : 0));
+		for (Py_ssize_t i = 0; i < results; i++) set_item(&result, 2 + i, PyFloat_FromDouble(of[i]));
+	}
+end:
+	drop(&c);
+	if (memory != (char *)room) give_back(memory, need);
+done:
+	Py_XDECREF(c.grad.descriptor);
+	Py_XDECREF(c.requires_grad.descriptor);
+	Py_XDECREF(tensors);
+	Py_XDECREF(others);
 	return result;
 }
 

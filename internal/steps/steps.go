@@ -25,7 +25,7 @@ type Group struct {
 	Table   uintptr // the address of the first row
 	Rows    int64
 	Count   int64 // the number of scalars
-	Scalars [Scalars]float64
+	Scalars [Scalars]float64 // and after them the kind's results, which Step writes
 }
 
 // After returns the next group, or nil after the last.
@@ -33,6 +33,9 @@ func (g *Group) After() *Group { return at(g.Next) }
 
 // Words returns the scalars.
 func (g *Group) Words() []float64 { return g.Scalars[:g.Count] }
+
+// Results returns the memory for results, which is after the scalars.
+func (g *Group) Results() []float64 { return g.Scalars[g.Count:] }
 
 // A Call is one step of some groups.
 type Call struct {
@@ -67,10 +70,15 @@ func (k *Kind) Call(groups uintptr, c Call) (rows int64, err error) {
 
 func at(address uintptr) *Group { return *(**Group)(unsafe.Pointer(&address)) }
 
-// A Kind is the step of one optimizer, or for Muon one half of it. The fields other than Step describe to another
-// language how to fill a group.
+// A Kind is the step of one optimizer, or for Muon one half of it, or an operation on lists of tensors, such as clipping.
+// The fields other than Step describe to another language how to fill a group.
 type Kind struct {
-	Name string `json:"name"` // name of the class in torch
+	Name string `json:"name"` // name of the class in torch, or of the operation
+	// Tensors is the number of tensors in a row of an operation on lists, which has no classes and no counts: Param, and for
+	// two also Grad. It is 0 for optimizers.
+	Tensors int `json:"tensors"`
+	// Results are the scalars that an operation on lists writes after those of its group, which must be the only one.
+	Results []string `json:"results"`
 	// Classes are the torch classes that the kind steps. Each has the values of options that its groups lack in some
 	// version of torch.
 	Classes map[string]map[string]float64 `json:"classes"`
@@ -130,8 +138,8 @@ var kinds []*Kind
 
 // Register adds a kind. Package goptim calls it in its initialization.
 func Register(k *Kind) {
-	if k.Words() > Scalars {
-		panic(fmt.Sprintf("%s has %d scalars, expected at most %d", k.Name, k.Words(), Scalars))
+	if n := k.Words() + len(k.Results); n > Scalars {
+		panic(fmt.Sprintf("%s has %d scalars, expected at most %d", k.Name, n, Scalars))
 	}
 	for _, s := range k.States {
 		if s.When != "" && !slices.Contains(k.Options, s.When) && !slices.Contains(k.Extra, s.When) {
@@ -144,14 +152,14 @@ func Register(k *Kind) {
 // Kinds returns all kinds. The index of a kind is its number in the bindings' Step.
 func Kinds() []*Kind { return kinds }
 
-// Find returns the index of the kind for a class.
-func Find(class string) (int, error) {
+// Find returns the index of the kind for a class, or of an operation on lists.
+func Find(name string) (int, error) {
 	at := slices.IndexFunc(kinds, func(k *Kind) bool {
-		_, ok := k.Classes[class]
-		return ok
+		_, ok := k.Classes[name]
+		return ok || (k.Tensors != 0 && k.Name == name)
 	})
 	if at < 0 {
-		return 0, fmt.Errorf("goptim: no kind %q: %w", class, ErrCall)
+		return 0, fmt.Errorf("goptim: no kind %q: %w", name, ErrCall)
 	}
 	return at, nil
 }

@@ -25,6 +25,13 @@ from goptim.adagrad import Adagrad as Adagrad
 from goptim.adam import Adam as Adam, AdamW as AdamW, AMSGrad as AMSGrad
 from goptim.adamax import Adamax as Adamax
 from goptim.asgd import ASGD as ASGD
+from goptim.averages import ema_ as ema_, polyak_update as polyak_update
+from goptim.clip import (
+    clip_grad_norm_ as clip_grad_norm_,
+    clip_grad_value_ as clip_grad_value_,
+    clip_grads_with_norm_ as clip_grads_with_norm_,
+    get_total_norm as get_total_norm,
+)
 from goptim.lbfgs import LBFGS as LBFGS
 from goptim.nadam import NAdam as NAdam
 from goptim.radam import RAdam as RAdam
@@ -42,7 +49,16 @@ from goptim._patch import patch as patch, unpatch as unpatch
 
 __version__ = "0.1.0"
 
-__all__ = [*_torch_optim.__all__, "AMSGrad"]
+__all__ = [
+    *_torch_optim.__all__,
+    "AMSGrad",
+    "clip_grad_norm_",
+    "clip_grad_value_",
+    "clip_grads_with_norm_",
+    "ema_",
+    "get_total_norm",
+    "polyak_update",
+]
 
 _modules.add_modules()
 

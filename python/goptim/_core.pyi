@@ -35,6 +35,19 @@ def step_groups(
     threads: int,
     /,
 ) -> int | bytes: ...
+def step_lists(
+    kind: int,
+    results: int,
+    layout: bytes | None,
+    plain: tuple[type, ...],
+    tensors: list[Any] | tuple[Any, ...],
+    others: list[Any] | tuple[Any, ...] | None,
+    flags: int,
+    scalars: tuple[float, ...],
+    versions: int,
+    threads: int,
+    /,
+) -> Any: ...
 def step_sparse(
     kind: object,
     group: dict[str, Any],

@@ -26,7 +26,7 @@ PLAIN = (Tensor, torch.nn.Parameter)
 # Called at each step. Looking them up in torch's modules would take as long as the call.
 dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 
-_functorch: Callable[[], Any] = torch._C._functorch.peek_interpreter_stack
+functorch: Callable[[], Any] = torch._C._functorch.peek_interpreter_stack
 
 # Methods that read a dict. gather.c does not call them.
 _LOOKUPS = ("__getitem__", "__contains__", "__len__", "get")
@@ -45,7 +45,7 @@ def reason_of_optimizer(optimizer: Optimizer) -> str | None:
         return _native.why_not()
     if dispatch_modes():
         return "a dispatch mode is active"
-    if _functorch() is not None:
+    if functorch() is not None:
         return "functorch is active"
     if getattr(optimizer, "grad_scale", None) is not None or getattr(optimizer, "found_inf", None) is not None:
         return "a GradScaler passes its scale to the optimizer"

@@ -1,4 +1,4 @@
-"""The classes of torch.optim as torch defines them, even if a program has replaced them.
+"""The classes of torch.optim, and functions of torch.nn.utils, as torch defines them, even if a program replaces them.
 
 Programs replace them (``torch.optim.Adam = goptim.Adam``) before or after they import goptim. So goptim looks them up
 once, here, and never by name afterwards. Otherwise, a step that falls back to ``torch.optim.LBFGS`` would call itself.
@@ -6,11 +6,13 @@ once, here, and never by name afterwards. Otherwise, a step that falls back to `
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch.optim as _torch_optim
+from torch.nn.utils import clip_grad as _clip_grad
 from torch.optim.optimizer import Optimizer
 
 if TYPE_CHECKING:
@@ -61,6 +63,19 @@ CLASSES: dict[str, type[Optimizer]] = {
                  "RAdam", "RMSprop", "Rprop", "SparseAdam")
     if hasattr(_torch_optim, name) and _is_optimizer(cls := _original(name))
 }  # fmt: skip
+
+# The functions of torch.nn.utils for gradients, without the decorator that disables gradients.
+CLIP: dict[str, Callable[..., Any]] = {
+    f.__name__.removeprefix("_"): inspect.unwrap(f)
+    for f in (
+        _clip_grad.clip_grad_norm_,
+        _clip_grad.clip_grad_value_,
+        _clip_grad._get_total_norm,
+        _clip_grad._clip_grads_with_norm_,
+    )
+}
+
+ZERO_GRAD: Callable[..., None] = Optimizer.zero_grad
 
 # Their steps, which a program may replace too.
 STEPS: dict[type[Optimizer], Callable[..., Any]] = {cls: cls.step for cls in CLASSES.values()}

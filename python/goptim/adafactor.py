@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import math
-from array import array
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from goptim import _originals
+from goptim._lists import fused_norms as fused_norms
 from goptim._parts import Part
 from goptim._step import GoStep
 
@@ -95,22 +94,3 @@ class Adafactor(GoStep, _originals.Adafactor):
 
 
 functools.update_wrapper(Adafactor.__init__, _originals.Adafactor.__init__)  # the signature
-
-
-@functools.cache
-def fused_norms() -> bool:
-    """Whether this torch fuses a norm's squares into their sum: torch 2.6 does, and 2.15 does not."""
-    # Sums of two squares that are 8 elements apart, so that torch's vectors of 8 have them in one lane.
-    pairs = torch.rand(256, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
-    x = torch.zeros(256, 16, dtype=torch.float32)
-    x[:, 0], x[:, 8] = pairs.unbind(1)
-    plain = fused = 0
-    for (a, b), norm in zip(pairs.tolist(), torch.linalg.vector_norm(x, dim=-1).tolist(), strict=True):
-        first = _float32(a * a)
-        plain += norm == _float32(math.sqrt(_float32(first + _float32(b * b))))
-        fused += norm == _float32(math.sqrt(_float32(first + b * b)))
-    return fused > plain
-
-
-def _float32(x: float) -> float:
-    return array("f", [x])[0]

@@ -17,9 +17,10 @@ from goptim import _native, _numbers, _originals, _parts
 from goptim._eligible import DTYPES, PLAIN, reason_of_optimizer
 from goptim._fallback import copy_slot, slots_of, threads_after_fork, undecorated_step
 from goptim._parts import bump_versions
+from goptim._zero import ZeroGrad
 
 
-class LBFGS(_originals.LBFGS):
+class LBFGS(ZeroGrad, _originals.LBFGS):
     r"""torch.optim.LBFGS with its arithmetic in Go: the same arguments and state, equal evaluations up to rounding.
 
     From :math:`g_k = \nabla f(x_k)` and the last ``history_size`` pairs :math:`s_i = x_{i+1} - x_i`,

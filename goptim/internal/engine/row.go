@@ -55,7 +55,7 @@ const (
 type Row struct {
 	N     int64
 	Param uintptr
-	Grad  uintptr
+	Grad  uintptr         // 0 for rows of one tensor
 	Step  uintptr         // of the scalar step count; 0 for optimizers that do not count steps
 	State [States]uintptr // of a tensor or a scalar; 0 for none
 	Types
@@ -112,6 +112,7 @@ func (t *Types) DType() DType { return t.ParamType }
 // A Layout describes the rows of an optimizer.
 type Layout struct {
 	Counts bool        // whether rows have a step count
+	Single bool        // whether rows have one tensor, Param, and no gradient
 	Used   int         // states from this one on are unused
 	State  [States]Use // its states
 }
@@ -150,7 +151,11 @@ func (l *Layout) HasScalars() bool { return slices.Contains(l.State[:], Scalar) 
 func (r *Row) Prefetch(l *Layout) {
 	const most = 4
 	lines := min(int(uint64(r.N)*uint64(r.ParamType.Size())/64)+1, most)
-	kernel.Prefetch((*[3 + States]uintptr)(unsafe.Pointer(&r.Param))[:3+l.Used], lines)
+	used := 3 + l.Used
+	if l.Single {
+		used = 1
+	}
+	kernel.Prefetch((*[3 + States]uintptr)(unsafe.Pointer(&r.Param))[:used], lines)
 }
 
 // Check returns an error if the row is invalid for an optimizer with the given layout.
@@ -162,8 +167,12 @@ func (r *Row) Check(l *Layout) error {
 	if r.N < 0 || r.N > math.MaxInt64/size {
 		return fmt.Errorf("%d elements", r.N)
 	}
-	if r.GradType != r.ParamType {
-		return fmt.Errorf("a gradient of %v; expected %v", r.GradType, r.ParamType)
+	expected := r.ParamType
+	if l.Single {
+		expected = None
+	}
+	if r.GradType != expected {
+		return fmt.Errorf("a gradient of %v; expected %v", r.GradType, expected)
 	}
 	if l.Counts {
 		if err := checkScalar("the step", r.Step, r.StepType); err != nil {
@@ -180,6 +189,12 @@ func (r *Row) Check(l *Layout) error {
 	}
 	if err := checkAddress("the parameter", r.Param, r.N*size); err != nil {
 		return err
+	}
+	if l.Single {
+		if r.Grad != 0 {
+			return fmt.Errorf("address %#x of the gradient; expected none", r.Grad)
+		}
+		return nil
 	}
 	return checkAddress("the gradient", r.Grad, r.N*size)
 }
@@ -255,14 +270,19 @@ func setNumber(a uintptr, d DType, x float64) float64 {
 	return x
 }
 
-// View returns elements lo to hi of a row's tensors. It returns nil for states that are not tensors in the layout.
+// View returns elements lo to hi of a row's tensors. It returns nil for a gradient that is not in the layout, and for states
+// that are not tensors there.
 func View[T any](r *Row, l *Layout, lo, hi int) (param, grad []T, states [Columns][]T) {
 	for k, use := range l.State[:Columns] {
 		if use == Column {
 			states[k] = column[T](r.State[k], lo, hi)
 		}
 	}
-	return column[T](r.Param, lo, hi), column[T](r.Grad, lo, hi), states
+	param = column[T](r.Param, lo, hi)
+	if !l.Single {
+		grad = column[T](r.Grad, lo, hi)
+	}
+	return param, grad, states
 }
 
 func column[T any](address uintptr, lo, hi int) []T {

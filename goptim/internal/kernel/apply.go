@@ -9,7 +9,7 @@ import (
 type Float interface{ ~float32 | ~float64 }
 
 // A Func applies one step with the scalars h to buffers of the same length, a multiple of the lanes of a vector: the
-// parameter, the gradient, which it only reads, and the states, which may be nil.
+// parameter, the gradient, which it only reads, and the states. All but the first may be nil.
 type Func[S any, T Float] func(h *S, p, g []T, s [3][]T)
 
 // widest is the number of float32 elements in a vector of 512 bits.
@@ -29,7 +29,10 @@ func Apply[S any, T Float](f Func[S, T], h *S, p, g []T, s [3][]T) {
 		Leave()
 	}
 	if rest > 0 {
-		applyRest(f, h, p[whole:], g[whole:], s, whole)
+		if g != nil {
+			g = g[whole:]
+		}
+		applyRest(f, h, p[whole:], g, s, whole)
 	}
 }
 
@@ -39,7 +42,7 @@ func applyRest[S any, T Float](f Func[S, T], h *S, p, g []T, s [3][]T, whole int
 	padded := (*[5][widest]T)(unsafe.Pointer(memory))
 	n := Lanes[T]()
 	copy(padded[0][:n], p)
-	copy(padded[1][:n], g)
+	copy(padded[1][:n], g) // not read by a kernel without a gradient
 	var states [3][]T
 	for i := range s {
 		if s[i] != nil {
@@ -55,6 +58,31 @@ func applyRest[S any, T Float](f Func[S, T], h *S, p, g []T, s [3][]T, whole int
 			copy(s[i][whole:], states[i])
 		}
 	}
+}
+
+// A ScanFunc applies an operation with the scalars h to a buffer, a multiple of the lanes of a vector, and returns the largest
+// magnitude of its elements before the operation, or NaN if one is NaN.
+type ScanFunc[S any, T Float] func(h *S, p []T) T
+
+// Scan applies an operation to a buffer of any length. The tail is processed in a copy that fills a vector with zeros.
+func Scan[S any, T Float](f ScanFunc[S, T], h *S, p []T) (most T) {
+	rest := len(p) % Lanes[T]()
+	whole := len(p) - rest
+	if whole > 0 {
+		most = f(h, p[:whole])
+		Leave()
+	}
+	if rest > 0 {
+		memory := padding.Get().(*[5][widest]float64)
+		defer padding.Put(memory)
+		padded := (*[widest]T)(unsafe.Pointer(memory))[:Lanes[T]()]
+		clear(padded[copy(padded, p[whole:]):])
+		last := f(h, padded)
+		Leave()
+		copy(p[whole:], padded)
+		most = T(Maximum(float64(most), float64(last)))
+	}
+	return most
 }
 
 // padding has one vector per buffer. It is pooled because arguments of a call through a function value escape to the heap.

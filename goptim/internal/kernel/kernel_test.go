@@ -98,6 +98,16 @@ func addRows[S any, T kernel.Float](b *builder[T], name string, columns int, h S
 	}})
 }
 
+// addScan adds a variant of a kernel that also returns a magnitude, which TestScan checks.
+func addScan[S any, T kernel.Float](b *builder[T], name string, h S) {
+	f := scanOf[S, T](b.kernels, name)
+	b.variants = append(b.variants, variant[T]{name, 2, func(c [][]T) { kernel.Scan(f, &h, c[0]) }})
+}
+
+func scanOf[S any, T kernel.Float](k kernels, name string) kernel.ScanFunc[S, T] {
+	return k.named(name).(func(*S, []T) T)
+}
+
 // fromSecond passes the buffers from the second state on to a kernel, fromThird those from the third on.
 func fromSecond[S any, T kernel.Float](f kernel.Func[S, T]) kernel.Func[S, T] {
 	return func(h *S, p, g []T, s [3][]T) { f(h, p, g, [3][]T{nil, s[0], s[1]}) }
@@ -110,6 +120,11 @@ func fromThird[S any, T kernel.Float](f kernel.Func[S, T]) kernel.Func[S, T] {
 // withGrad passes the gradient to a kernel as its states, which it only reads.
 func withGrad[S any, T kernel.Float](f kernel.Func[S, T]) kernel.Func[S, T] {
 	return func(h *S, p, g []T, _ [3][]T) { f(h, p, g, [3][]T{g, g, g}) }
+}
+
+// withoutGrad passes no gradient to a kernel.
+func withoutGrad[S any, T kernel.Float](f kernel.Func[S, T]) kernel.Func[S, T] {
+	return func(h *S, p, _ []T, s [3][]T) { f(h, p, nil, s) }
 }
 
 // variants returns the variants of a package's kernels. Each kernel needs at least one, except those with separate tests.
@@ -193,6 +208,17 @@ func variants[T kernel.Float](k kernels) []variant[T] {
 	add(b, "MuonMomentum nesterov", 3, kernel.MuonMomentum{C: kernel.WeightOf[T](.7), Momentum: kernel.WeightOf[T](.3), Nesterov: 1})
 	add(b, "MuonUpdate", 2, kernel.MuonUpdate{Decay: .99, Step: -.1})
 	add(b, "Combine", 2, kernel.Combine{A: [4]float64{.1, .2, .3, .4}}, withGrad)
+	add(b, "AverageLerp", 2, kernel.Average{Weight: kernel.WeightOf[T](.1)})
+	add(b, "AverageLerp from the end", 2, kernel.Average{Weight: kernel.WeightOf[T](.7)})
+	add(b, "AverageMulAdd", 2, kernel.Average{Keep: .9, C: .1})
+	add(b, "AveragePolyak", 2, kernel.Average{Keep: .9, C: .1})
+	add(b, "AverageSWA", 2, kernel.Average{N: 7})
+	add(b, "Copy", 2, kernel.None{})
+	add(b, "Zero", 2, kernel.None{}, withoutGrad)
+	add(b, "Scale", 2, kernel.Factor{X: .7}, withoutGrad)
+	add(b, "Divide", 2, kernel.Factor{X: .7}, withoutGrad)
+	add(b, "Clamp", 2, kernel.Clamp{Min: -1e-9, Max: 1e-8}, withoutGrad)
+	addScan(b, "Unscale", kernel.Factor{X: .7})
 	return b.variants
 }
 
@@ -341,6 +367,35 @@ func testQuotient[T kernel.Float](t *testing.T, k kernels) {
 	}
 }
 
+func TestScan(t *testing.T) { onCopies(t, testScan[float32], testScan[float64]) }
+
+// testScan checks the magnitudes that kernels return: at every length, with the largest element, an infinity or a NaN at every
+// position.
+func testScan[T kernel.Float](t *testing.T, k kernels) {
+	largest, unscale := scanOf[kernel.None, T](k, "Largest"), scanOf[kernel.Factor, T](k, "Unscale")
+	require.Zero(t, kernel.Scan(largest, &kernel.None{}, nil))
+	for n := 1; n <= longest; n++ {
+		for i := range n {
+			for _, special := range []float64{3, -4, math.Inf(1), math.Inf(-1), math.NaN()} {
+				x := make([]T, n)
+				fill([][]T{x})
+				x[i] = T(special)
+				if special != special {
+					x[(i+1)%n], x[i] = T(math.Inf(1)), T(special)
+				}
+				before := append([]T(nil), x...)
+				want := T(math.Abs(special))
+				for _, most := range []T{kernel.Scan(largest, &kernel.None{}, x), kernel.Scan(unscale, &kernel.Factor{X: .5}, x)} {
+					require.True(t, most == want || (most != most && want != want), "%d elements, %v at %d: %v", n, special, i, most)
+				}
+				for e := range x {
+					require.True(t, x[e] == before[e]/2 || x[e] != x[e], "%d elements, %v at %d: element %d", n, special, i, e)
+				}
+			}
+		}
+	}
+}
+
 func TestPrefetchOfWrongAddressesIsHarmless(t *testing.T) {
 	for _, lines := range []int{0, 1, 3} {
 		kernel.Prefetch([]uintptr{0, 1, 1 << 62, ^uintptr(0)}, lines)
@@ -350,7 +405,7 @@ func TestPrefetchOfWrongAddressesIsHarmless(t *testing.T) {
 
 // TestEveryKernelIsTested reports kernels that are missing from the lists of variants and passes.
 func TestEveryKernelIsTested(t *testing.T) {
-	tested := map[string]bool{"AdafactorSmall": true} // tested by TestAdafactorSmall
+	tested := map[string]bool{"AdafactorSmall": true, "Largest": true} // tested by TestAdafactorSmall and TestScan
 	for _, v := range variants[float32](single[float32]()) {
 		tested[kernelOf(v.name)] = true
 	}

@@ -175,6 +175,19 @@ type MuonUpdate struct {
 // Combine has the factors of four vectors.
 type Combine struct{ A [4]float64 }
 
+// Average has the scalars of an average of parameters.
+type Average struct {
+	Weight  Weight  // of the parameter, in lerp
+	Keep, C float64 // factors of the average and of the parameter
+	N       float64 // number of averaged parameters, with this one
+}
+
+// Factor has the scalar of an operation with one.
+type Factor struct{ X float64 }
+
+// Clamp has the bounds of clamp.
+type Clamp struct{ Min, Max float64 }
+
 // Flag converts a flag to a scalar.
 func Flag(on bool) float64 {
 	if on {

@@ -22,6 +22,17 @@ var (
 	Adam               = f32x1.Adam
 	Adamax             = f32x1.Adamax
 	ASGD               = f32x1.ASGD
+	AverageLerp        = f32x1.AverageLerp
+	AverageMulAdd      = f32x1.AverageMulAdd
+	AveragePolyak      = f32x1.AveragePolyak
+	AverageSWA         = f32x1.AverageSWA
+	Copy               = f32x1.Copy
+	Scale              = f32x1.Scale
+	Divide             = f32x1.Divide
+	Clamp              = f32x1.Clamp
+	Zero               = f32x1.Zero
+	Unscale            = f32x1.Unscale
+	Largest            = f32x1.Largest
 	HFAdafactorSquares = f32x1.HFAdafactorSquares
 	HFAdafactorMoment  = f32x1.HFAdafactorMoment
 	HFAdafactorFactor  = f32x1.HFAdafactorFactor

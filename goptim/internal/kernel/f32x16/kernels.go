@@ -349,6 +349,103 @@ func ASGD(h *kernel.ASGD, p, g []float32, s [3][]float32) {
 
 func average(ax, p, mu vector) vector { return ax.Add(p.Sub(ax).Mul(mu)) }
 
+func AverageLerp(h *kernel.Average, p, g []float32, s [3][]float32) {
+	w := weight{set(h.Weight.W), flag(h.Weight.FromX)}
+	for i := 0; i < len(p); i += lanes {
+		*at(p, i) = lerp(*at(p, i), *at(g, i), w)
+	}
+}
+
+func AverageMulAdd(h *kernel.Average, p, g []float32, s [3][]float32) {
+	keep, c := set(h.Keep), set(h.C)
+	for i := 0; i < len(p); i += lanes {
+		*at(p, i) = at(p, i).Mul(keep).Add(at(g, i).Mul(c))
+	}
+}
+
+func AveragePolyak(h *kernel.Average, p, g []float32, s [3][]float32) {
+	keep, c := set(h.Keep), set(h.C)
+	for i := 0; i < len(p); i += lanes {
+		*at(p, i) = axpy(at(p, i).Mul(keep), *at(g, i), c)
+	}
+}
+
+func AverageSWA(h *kernel.Average, p, g []float32, s [3][]float32) {
+	n := set(h.N)
+	for i := 0; i < len(p); i += lanes {
+		x := *at(p, i)
+		*at(p, i) = at(g, i).Sub(x).Div(n).Add(x)
+	}
+}
+
+func Copy(h *kernel.None, p, g []float32, s [3][]float32) {
+	for i := 0; i < len(p); i += lanes {
+		*at(p, i) = *at(g, i)
+	}
+}
+
+func Scale(h *kernel.Factor, p, g []float32, s [3][]float32) {
+	x := set(h.X)
+	for i := 0; i < len(p); i += lanes {
+		*at(p, i) = at(p, i).Mul(x)
+	}
+}
+
+func Divide(h *kernel.Factor, p, g []float32, s [3][]float32) {
+	x := set(h.X)
+	for i := 0; i < len(p); i += lanes {
+		*at(p, i) = at(p, i).Div(x)
+	}
+}
+
+func Clamp(h *kernel.Clamp, p, g []float32, s [3][]float32) {
+	low, high := set(h.Min), set(h.Max)
+	all := nan(low).Or(nan(high))
+	for i := 0; i < len(p); i += lanes {
+		x := *at(p, i)
+		x = choose(above(low, x), low, x)
+		x = choose(above(x, high), high, x)
+		*at(p, i) = x.ToBits().Or(all).BitsToFloat32()
+	}
+}
+
+func Zero(h *kernel.None, p, g []float32, s [3][]float32) {
+	zero := zeros()
+	for i := 0; i < len(p); i += lanes {
+		*at(p, i) = zero
+	}
+}
+
+func Unscale(h *kernel.Factor, p []float32) float32 {
+	x, most, nans := set(h.X), zeros(), zeros().ToBits()
+	for i := 0; i < len(p); i += lanes {
+		v := *at(p, i)
+		most, nans = most.Max(abs(v)), nans.Or(nan(v))
+		*at(p, i) = v.Mul(x)
+	}
+	return largest(most.ToBits().Or(nans).BitsToFloat32())
+}
+
+func Largest(h *kernel.None, p []float32) float32 {
+	most, nans := zeros(), zeros().ToBits()
+	for i := 0; i < len(p); i += lanes {
+		v := *at(p, i)
+		most, nans = most.Max(abs(v)), nans.Or(nan(v))
+	}
+	return largest(most.ToBits().Or(nans).BitsToFloat32())
+}
+
+func largest(v vector) (most float32) {
+	var all [lanes]float32
+	*at(all[:], 0) = v
+	for _, x := range all {
+		if x > most || math.IsNaN(float64(x)) {
+			most = x
+		}
+	}
+	return most
+}
+
 func HFAdafactorSquares(h *kernel.HFAdafactor, p, g []float32, s [3][]float32) {
 	eps := set(h.Eps1)
 	for i := 0; i < len(p); i += lanes {

@@ -22,6 +22,17 @@ var (
 	Adam               = f64x1.Adam
 	Adamax             = f64x1.Adamax
 	ASGD               = f64x1.ASGD
+	AverageLerp        = f64x1.AverageLerp
+	AverageMulAdd      = f64x1.AverageMulAdd
+	AveragePolyak      = f64x1.AveragePolyak
+	AverageSWA         = f64x1.AverageSWA
+	Copy               = f64x1.Copy
+	Scale              = f64x1.Scale
+	Divide             = f64x1.Divide
+	Clamp              = f64x1.Clamp
+	Zero               = f64x1.Zero
+	Unscale            = f64x1.Unscale
+	Largest            = f64x1.Largest
 	HFAdafactorSquares = f64x1.HFAdafactorSquares
 	HFAdafactorMoment  = f64x1.HFAdafactorMoment
 	HFAdafactorFactor  = f64x1.HFAdafactorFactor

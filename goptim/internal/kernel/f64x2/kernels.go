@@ -349,6 +349,103 @@ func ASGD(h *kernel.ASGD, p, g []float64, s [3][]float64) {
 
 func average(ax, p, mu vector) vector { return ax.Add(p.Sub(ax).Mul(mu)) }
 
+func AverageLerp(h *kernel.Average, p, g []float64, s [3][]float64) {
+	w := weight{set(h.Weight.W), flag(h.Weight.FromX)}
+	for i := 0; i < len(p); i += lanes {
+		*at(p, i) = lerp(*at(p, i), *at(g, i), w)
+	}
+}
+
+func AverageMulAdd(h *kernel.Average, p, g []float64, s [3][]float64) {
+	keep, c := set(h.Keep), set(h.C)
+	for i := 0; i < len(p); i += lanes {
+		*at(p, i) = at(p, i).Mul(keep).Add(at(g, i).Mul(c))
+	}
+}
+
+func AveragePolyak(h *kernel.Average, p, g []float64, s [3][]float64) {
+	keep, c := set(h.Keep), set(h.C)
+	for i := 0; i < len(p); i += lanes {
+		*at(p, i) = axpy(at(p, i).Mul(keep), *at(g, i), c)
+	}
+}
+
+func AverageSWA(h *kernel.Average, p, g []float64, s [3][]float64) {
+	n := set(h.N)
+	for i := 0; i < len(p); i += lanes {
+		x := *at(p, i)
+		*at(p, i) = at(g, i).Sub(x).Div(n).Add(x)
+	}
+}
+
+func Copy(h *kernel.None, p, g []float64, s [3][]float64) {
+	for i := 0; i < len(p); i += lanes {
+		*at(p, i) = *at(g, i)
+	}
+}
+
+func Scale(h *kernel.Factor, p, g []float64, s [3][]float64) {
+	x := set(h.X)
+	for i := 0; i < len(p); i += lanes {
+		*at(p, i) = at(p, i).Mul(x)
+	}
+}
+
+func Divide(h *kernel.Factor, p, g []float64, s [3][]float64) {
+	x := set(h.X)
+	for i := 0; i < len(p); i += lanes {
+		*at(p, i) = at(p, i).Div(x)
+	}
+}
+
+func Clamp(h *kernel.Clamp, p, g []float64, s [3][]float64) {
+	low, high := set(h.Min), set(h.Max)
+	all := nan(low).Or(nan(high))
+	for i := 0; i < len(p); i += lanes {
+		x := *at(p, i)
+		x = choose(above(low, x), low, x)
+		x = choose(above(x, high), high, x)
+		*at(p, i) = x.ToBits().Or(all).BitsToFloat64()
+	}
+}
+
+func Zero(h *kernel.None, p, g []float64, s [3][]float64) {
+	zero := zeros()
+	for i := 0; i < len(p); i += lanes {
+		*at(p, i) = zero
+	}
+}
+
+func Unscale(h *kernel.Factor, p []float64) float64 {
+	x, most, nans := set(h.X), zeros(), zeros().ToBits()
+	for i := 0; i < len(p); i += lanes {
+		v := *at(p, i)
+		most, nans = most.Max(abs(v)), nans.Or(nan(v))
+		*at(p, i) = v.Mul(x)
+	}
+	return largest(most.ToBits().Or(nans).BitsToFloat64())
+}
+
+func Largest(h *kernel.None, p []float64) float64 {
+	most, nans := zeros(), zeros().ToBits()
+	for i := 0; i < len(p); i += lanes {
+		v := *at(p, i)
+		most, nans = most.Max(abs(v)), nans.Or(nan(v))
+	}
+	return largest(most.ToBits().Or(nans).BitsToFloat64())
+}
+
+func largest(v vector) (most float64) {
+	var all [lanes]float64
+	*at(all[:], 0) = v
+	for _, x := range all {
+		if x > most || math.IsNaN(float64(x)) {
+			most = x
+		}
+	}
+	return most
+}
+
 func HFAdafactorSquares(h *kernel.HFAdafactor, p, g []float64, s [3][]float64) {
 	eps := set(h.Eps1)
 	for i := 0; i < len(p); i += lanes {

@@ -33,6 +33,26 @@ func addSquaresFloat32(lanes *[widest]float32, x []float32, fused bool) {
 	kernel.Leave()
 }
 
+// addFourSquaresFloat32 is addSquaresFloat32 for four buffers of n elements.
+func addFourSquaresFloat32(lanes *[4][widest]float32, x0, x1, x2, x3 *float32, n int, fused bool) {
+	a0, a1 := *atFloat32(&lanes[0][0], 0), *atFloat32(&lanes[1][0], 0)
+	a2, a3 := *atFloat32(&lanes[2][0], 0), *atFloat32(&lanes[3][0], 0)
+	if fused {
+		for i := 0; i < n; i += a0.Len() {
+			v0, v1, v2, v3 := *atFloat32(x0, i), *atFloat32(x1, i), *atFloat32(x2, i), *atFloat32(x3, i)
+			a0, a1, a2, a3 = v0.MulAdd(v0, a0), v1.MulAdd(v1, a1), v2.MulAdd(v2, a2), v3.MulAdd(v3, a3)
+		}
+	} else {
+		for i := 0; i < n; i += a0.Len() {
+			v0, v1, v2, v3 := *atFloat32(x0, i), *atFloat32(x1, i), *atFloat32(x2, i), *atFloat32(x3, i)
+			a0, a1, a2, a3 = a0.Add(v0.Mul(v0)), a1.Add(v1.Mul(v1)), a2.Add(v2.Mul(v2)), a3.Add(v3.Mul(v3))
+		}
+	}
+	*atFloat32(&lanes[0][0], 0), *atFloat32(&lanes[1][0], 0) = a0, a1
+	*atFloat32(&lanes[2][0], 0), *atFloat32(&lanes[3][0], 0) = a2, a3
+	kernel.Leave()
+}
+
 // matrixSquaresFloat32 processes groups of four rows, and returns the number of processed rows.
 func matrixSquaresFloat32(x, rows, columns []float32, o Order) int {
 	c := len(columns)

@@ -32,6 +32,25 @@ func addSquaresFloat64(lanes *[widest]float64, x []float64, fused bool) {
 	kernel.Leave()
 }
 
+func addFourSquaresFloat64(lanes *[4][widest]float64, x0, x1, x2, x3 *float64, n int, fused bool) {
+	a0, a1 := *atFloat64(&lanes[0][0], 0), *atFloat64(&lanes[1][0], 0)
+	a2, a3 := *atFloat64(&lanes[2][0], 0), *atFloat64(&lanes[3][0], 0)
+	if fused {
+		for i := 0; i < n; i += a0.Len() {
+			v0, v1, v2, v3 := *atFloat64(x0, i), *atFloat64(x1, i), *atFloat64(x2, i), *atFloat64(x3, i)
+			a0, a1, a2, a3 = v0.MulAdd(v0, a0), v1.MulAdd(v1, a1), v2.MulAdd(v2, a2), v3.MulAdd(v3, a3)
+		}
+	} else {
+		for i := 0; i < n; i += a0.Len() {
+			v0, v1, v2, v3 := *atFloat64(x0, i), *atFloat64(x1, i), *atFloat64(x2, i), *atFloat64(x3, i)
+			a0, a1, a2, a3 = a0.Add(v0.Mul(v0)), a1.Add(v1.Mul(v1)), a2.Add(v2.Mul(v2)), a3.Add(v3.Mul(v3))
+		}
+	}
+	*atFloat64(&lanes[0][0], 0), *atFloat64(&lanes[1][0], 0) = a0, a1
+	*atFloat64(&lanes[2][0], 0), *atFloat64(&lanes[3][0], 0) = a2, a3
+	kernel.Leave()
+}
+
 func matrixSquaresFloat64(x, rows, columns []float64, o Order) int {
 	c := len(columns)
 	var lanes [4][widest]float64

@@ -18,7 +18,7 @@ func (n *Norm[T]) Done() int { return n.done }
 
 // Extend adds the elements of x after those of the last call, without the tail that does not fill the lanes.
 func (n *Norm[T]) Extend(x []T) {
-	whole := len(x) - len(x)%lanesOf[T]()
+	whole := len(x) - len(x)%lanesIn[T](n.Order)
 	addSquares(&n.lanes, x[n.done:whole], n.Order)
 	n.done = whole
 }

@@ -10,12 +10,17 @@ import (
 	"github.com/goptim/goptim/goptim/internal/kernel"
 )
 
-// An Order is the part of the order that depends on torch's compiler.
+// An Order is the part of the order of a norm that depends on torch's compiler and on the architecture.
 type Order struct {
-	// Fused is whether every square is fused into its sum, as in torch 2.6. Otherwise only the last few of a norm are, as in
-	// torch 2.15.
+	// Fused is whether every square is fused into its sum, as in torch 2.6 and on arm64. Otherwise only the last few of a norm
+	// are, as in torch 2.15.
 	Fused bool
+	// Narrow is whether a sum has 128 bits of lanes, as on arm64, instead of 256.
+	Narrow bool
 }
+
+// Orders are the orders of torch's builds: the newest for x86-64, torch 2.6 for x86-64, and those for arm64.
+var Orders = [...]Order{{}, {Fused: true}, {Fused: true, Narrow: true}}
 
 // Grain is the smallest number of elements of a sum that torch assigns to a thread.
 const Grain = 32768
@@ -25,12 +30,19 @@ const widest = 8
 
 func lanesOf[T kernel.Float]() int { return 32 / int(unsafe.Sizeof(T(0))) }
 
+// lanesIn returns the number of lanes of a norm.
+func lanesIn[T kernel.Float](o Order) int {
+	if o.Narrow {
+		return lanesOf[T]() / 2
+	}
+	return lanesOf[T]()
+}
+
 // SumSquares is torch.linalg.vector_norm(x) before the square root: a sum per lane, then these sums in order, and then the
 // tail.
 func SumSquares[T kernel.Float](x []T, o Order) T {
 	var lanes [widest]T
-	w := lanesOf[T]()
-	whole := len(x) - len(x)%w
+	whole := len(x) - len(x)%lanesIn[T](o)
 	addSquares(&lanes, x[:whole], o)
 	return finish(&lanes, x[whole:], o)
 }
@@ -38,7 +50,7 @@ func SumSquares[T kernel.Float](x []T, o Order) T {
 // finish adds the lanes of a norm's sum, and the squares of the tail.
 func finish[T kernel.Float](lanes *[widest]T, rest []T, o Order) T {
 	sum := lanes[0]
-	for _, lane := range lanes[1:lanesOf[T]()] {
+	for _, lane := range lanes[1:lanesIn[T](o)] {
 		sum += lane
 	}
 	plain := 0
@@ -56,7 +68,7 @@ func finish[T kernel.Float](lanes *[widest]T, rest []T, o Order) T {
 }
 
 func addSquares[T kernel.Float](lanes *[widest]T, x []T, o Order) {
-	if vectors && len(x) > 0 {
+	if vectors && !o.Narrow && len(x) > 0 {
 		if unsafe.Sizeof(T(0)) == 4 {
 			addSquaresFloat32((*[widest]float32)(unsafe.Pointer(lanes)), cast[float32](x), o.Fused)
 		} else {
@@ -64,9 +76,11 @@ func addSquares[T kernel.Float](lanes *[widest]T, x []T, o Order) {
 		}
 		return
 	}
-	w := lanesOf[T]()
-	for i, x := range x {
-		lanes[i%w] = addSquare(lanes[i%w], x, o)
+	w := lanesIn[T](o)
+	for ; len(x) > 0; x = x[w:] {
+		for k, x := range x[:w] {
+			lanes[k] = addSquare(lanes[k], x, o)
+		}
 	}
 }
 
@@ -90,7 +104,7 @@ func MatrixSquares[T kernel.Float](x []T, rows, columns []T, o Order) {
 	}
 	clear(columns)
 	i := 0
-	if vectors && c >= w {
+	if vectors && !o.Narrow && c >= w {
 		if unsafe.Sizeof(T(0)) == 4 {
 			i = matrixSquaresFloat32(cast[float32](x), cast[float32](rows), cast[float32](columns), o)
 		} else {

@@ -7,6 +7,9 @@ const vectors = false
 func addSquaresFloat32(*[widest]float32, []float32, bool) {}
 func addSquaresFloat64(*[widest]float64, []float64, bool) {}
 
+func addFourSquaresFloat32(_ *[4][widest]float32, _, _, _, _ *float32, _ int, _ bool) {}
+func addFourSquaresFloat64(_ *[4][widest]float64, _, _, _, _ *float64, _ int, _ bool) {}
+
 func matrixSquaresFloat32(_, _, _ []float32, _ Order) int { return 0 }
 func matrixSquaresFloat64(_, _, _ []float64, _ Order) int { return 0 }
 

@@ -1,0 +1,78 @@
+//go:build goexperiment.simd && amd64
+
+package f32x8
+
+import (
+	"math"
+
+	"github.com/goptim/goptim/goptim/internal/kernel"
+)
+
+// Scale is p.mul_(x).
+func Scale(h *kernel.Factor, p, g []float32, s [3][]float32) {
+	x := set(h.X)
+	for i := 0; i < len(p); i += lanes {
+		*at(p, i) = at(p, i).Mul(x)
+	}
+}
+
+// Divide is p.div_(x).
+func Divide(h *kernel.Factor, p, g []float32, s [3][]float32) {
+	x := set(h.X)
+	for i := 0; i < len(p); i += lanes {
+		*at(p, i) = at(p, i).Div(x)
+	}
+}
+
+// Clamp is p.clamp_(min, max). An element that is NaN stays, and all become NaN if a bound is NaN.
+func Clamp(h *kernel.Clamp, p, g []float32, s [3][]float32) {
+	low, high := set(h.Min), set(h.Max)
+	all := nan(low).Or(nan(high))
+	for i := 0; i < len(p); i += lanes {
+		x := *at(p, i)
+		x = choose(above(low, x), low, x)
+		x = choose(above(x, high), high, x)
+		*at(p, i) = x.ToBits().Or(all).BitsToFloat32()
+	}
+}
+
+// Zero is p.zero_().
+func Zero(h *kernel.None, p, g []float32, s [3][]float32) {
+	zero := zeros()
+	for i := 0; i < len(p); i += lanes {
+		*at(p, i) = zero
+	}
+}
+
+// Unscale multiplies p by x, and returns the largest magnitude before that.
+func Unscale(h *kernel.Factor, p []float32) float32 {
+	x, most, nans := set(h.X), zeros(), zeros().ToBits()
+	for i := 0; i < len(p); i += lanes {
+		v := *at(p, i)
+		most, nans = most.Max(abs(v)), nans.Or(nan(v))
+		*at(p, i) = v.Mul(x)
+	}
+	return largest(most.ToBits().Or(nans).BitsToFloat32())
+}
+
+// Largest returns the largest magnitude.
+func Largest(h *kernel.None, p []float32) float32 {
+	most, nans := zeros(), zeros().ToBits()
+	for i := 0; i < len(p); i += lanes {
+		v := *at(p, i)
+		most, nans = most.Max(abs(v)), nans.Or(nan(v))
+	}
+	return largest(most.ToBits().Or(nans).BitsToFloat32())
+}
+
+// largest returns the largest lane of v, or NaN if one is NaN.
+func largest(v vector) (most float32) {
+	var all [lanes]float32
+	*at(all[:], 0) = v
+	for _, x := range all {
+		if x > most || math.IsNaN(float64(x)) {
+			most = x
+		}
+	}
+	return most
+}
