@@ -17,8 +17,9 @@ from configurations import ELEMENTWISE, IN_TABLES, needs_late_state
 from torch.nn import Parameter
 
 import goptim
-from goptim import _native
+from goptim import _native, _sparse
 from goptim._kinds import Kind
+from goptim.adafactor import fused_norms
 from goptim.testing import assert_bit_equal, ieee_sqrt
 
 OPTIONS = {"SGD": {"momentum": 0.9}}
@@ -885,6 +886,32 @@ def test_groups_that_look_keys_up_in_their_own_way_with_torch(name, group):
         return params_of(opt), [dict(opt.state.get(p, {})) for p in params_of(opt)], dict(opt.param_groups[0])
 
     expected, ours = map(train, twins(name))
+    assert_bit_equal(ours, expected)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
+@pytest.mark.parametrize("name", [*IN_TABLES, "SparseAdam", "Muon"])
+def test_a_default_device(name):
+    """A step with states does not create tensors on the default device."""
+    if not hasattr(torch.optim, name) or name == "ASGD":
+        pytest.skip(f"torch does not have {name}, or it fails")
+
+    def run(cls):
+        torch.manual_seed(0)
+        p = leaf(4, 3)
+        opt = cls([p], **OPTIONS.get(name, {}))
+        for i in range(2):
+            p.grad = torch.randn(4, 3)
+            if name == "SparseAdam":
+                rows = torch.arange(1 << 15)[None] % 4
+                p.grad = torch.sparse_coo_tensor(rows, torch.randn(1 << 15, 3), p.shape)
+            fused_norms.cache_clear()
+            _sparse._sorts_by_radix.cache_clear()
+            with ieee_sqrt(), torch.device("meta") if i else contextlib.nullcontext():
+                opt.step()
+        return everything(opt)
+
+    expected, ours = map(run, twins(name))
     assert_bit_equal(ours, expected)
 
 

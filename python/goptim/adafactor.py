@@ -101,8 +101,8 @@ functools.update_wrapper(Adafactor.__init__, _originals.Adafactor.__init__)  # t
 def fused_norms() -> bool:
     """Whether this torch fuses a norm's squares into their sum: torch 2.6 does, and 2.15 does not."""
     # Sums of two squares that are 8 elements apart, so that torch's vectors of 8 have them in one lane.
-    pairs = torch.rand(256, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
-    x = torch.zeros(256, 16, dtype=torch.float32)
+    pairs = torch.rand(256, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu")
+    x = torch.zeros(256, 16, dtype=torch.float32, device="cpu")
     x[:, 0], x[:, 8] = pairs.unbind(1)
     plain = fused = 0
     for (a, b), norm in zip(pairs.tolist(), torch.linalg.vector_norm(x, dim=-1).tolist(), strict=True):
