@@ -280,7 +280,7 @@ typedef struct {
 	PyObject *key[TENSORS];  /* keys of a parameter's state in the current group; NULL for one that is not read */
 	int stateful;            /* whether any key is read */
 	int tensors;             /* tensors that belong to a parameter of the kind: up to TENSORS */
-	PyObject *inner[2];      /* lists, or NULL: tensors whose memory others use that fall back or are read by Python, and such gradients */
+	PyObject *inner[2];      /* lists, or NULL: tensors in those of parameters that torch may step, and in their gradients */
 	Py_ssize_t n, groups;
 	char *found;             /* n of size_of_found bytes, which depends on the kind; below, n of each */
 	size_t size_of_found;
@@ -640,45 +640,6 @@ static int collect(Call *c, PyObject *params, Py_ssize_t first)
 	return 1;
 }
 
-/* has_inner reports whether a tensor may use the memory of other tensors, such as a sparse one or a wrapper. */
-static int has_inner(const Call *c, PyObject *t)
-{
-	if (!PyObject_TypeCheck(t, (PyTypeObject *)c->plain[0])) return 0;
-	const void *impl = word(t, c->layout->impl);
-	return impl != NULL && (!is_plain(c, t) || word(impl, c->layout->storage) == NULL);
-}
-
-/* find_inner finds the tensors whose memory is used by others, if parameters on the fast path could share memory with them.
- * It returns 1, or -1 with an exception. */
-static int find_inner(Call *c)
-{
-	Py_ssize_t fast = 0, others = 0;
-	if (c->layout == NULL || c->kind->inner == NULL) return 1;
-	for (int look = 0; look < 2; look++) {
-		for (Py_ssize_t i = 0; i < c->n; i++) {
-			const Found *f = found_at(c, i);
-			if (f->code == NO_GRADIENT || f->given != NULL) continue;
-			int any = 0;
-			for (int k = -1; k < c->tensors; k++) {
-				PyObject *t = k < 0 ? f->p : f->tensor[k];
-				if (t == NULL || !has_inner(c, t)) continue;
-				any = 1;
-				if (!look) break;
-				PyObject *found = PyObject_CallFunctionObjArgs(c->kind->inner, t, NULL), **list = &c->inner[k == GRAD];
-				if (*list == NULL && found != NULL) *list = PyList_New(0);
-				PyObject *put = found == NULL || *list == NULL ? NULL : PySequence_InPlaceConcat(*list, found);
-				Py_XDECREF(found);
-				Py_XDECREF(put);
-				if (put == NULL) return -1;
-			}
-			others += any;
-			fast += !any && f->code == GO && !f->torchs;
-		}
-		if (fast == 0 || others == 0) return 1;
-	}
-	return 1;
-}
-
 /* number reads a scalar state. It returns a code. */
 static int number(const Call *c, PyObject *o, View *v)
 {
@@ -923,19 +884,53 @@ static int by_address(const void *a, const void *b)
 
 static int may_be_torchs(int code) { return code == TORCH || code == PYTHON; }
 
+/* has_inner reports whether a tensor may use the memory of other tensors, such as a sparse one or a wrapper. */
+static int has_inner(const Call *c, PyObject *t)
+{
+	if (!PyObject_TypeCheck(t, (PyTypeObject *)c->plain[0])) return 0;
+	const void *impl = word(t, c->layout->impl);
+	return impl != NULL && (!is_plain(c, t) || word(impl, c->layout->storage) == NULL);
+}
+
+/* find_inner finds the tensors whose memory is used by those of parameters that torch may step. It runs Python code. It
+ * returns 1, or -1 with an exception. */
+static int find_inner(Call *c)
+{
+	for (Py_ssize_t i = 0; i < c->n && c->kind->inner != NULL; i++) {
+		const Found *f = found_at(c, i);
+		if (!may_be_torchs(c->code[i]) || f->given != NULL) continue;
+		for (int k = -1; k < c->tensors; k++) {
+			PyObject *t = k < 0 ? f->p : f->tensor[k];
+			if (t == NULL || !has_inner(c, t)) continue;
+			PyObject *found = PyObject_CallFunctionObjArgs(c->kind->inner, t, NULL), **list = &c->inner[k == GRAD];
+			if (*list == NULL && found != NULL) *list = PyList_New(0);
+			PyObject *put = found == NULL || *list == NULL ? NULL : PySequence_InPlaceConcat(*list, found);
+			Py_XDECREF(found);
+			Py_XDECREF(put);
+			if (put == NULL) return -1;
+		}
+	}
+	return 1;
+}
+
 /* keep_order makes each parameter fall back to torch that shares memory with a parameter that torch may step, so that they
- * are stepped in order. A shared gradient is allowed. It returns 1, or -1 if it is out of memory. */
+ * are stepped in order. A shared gradient is allowed. Nothing is stepped after it, because it runs Python code. It returns 1, or
+ * -1 with an exception. */
 static int keep_order(Call *c)
 {
 	const Layout *l = c->layout;
 	Py_ssize_t all = 0, go = 0;
 	for (Py_ssize_t i = 0; i < c->n; i++) all += may_be_torchs(c->code[i]), go += c->code[i] == GO;
 	if (l == NULL || all == 0 || go == 0) return 1;
+	if (find_inner(c) < 0) return -1;
 	Py_ssize_t inner[2];
 	for (int read = 0; read < 2; read++) inner[read] = c->inner[read] == NULL ? 0 : PyList_Size(c->inner[read]);
 	Span *spans = malloc((c->n * (1 + c->tensors) + inner[0] + inner[1]) * sizeof *spans), *end;
 	Row scratch;
-	if (spans == NULL) return -1;
+	if (spans == NULL) {
+		PyErr_NoMemory();
+		return -1;
+	}
 	for (int more = 1; more;) {
 		more = 0;
 		end = spans;
@@ -959,7 +954,7 @@ static int keep_order(Call *c)
 		for (Span *x = spans; x < end; x++) high = x->end > high ? x->end : high;
 		for (Py_ssize_t i = 0; i < c->n; i++) {
 			uint32_t *unused[VERSIONS], **version = unused;
-			Stretches s;
+			Stretches s = {0}; /* other code may have changed a tensor, so that fill does not write it */
 			if (c->code[i] != GO || found_at(c, i)->given != NULL) continue;
 			fill(c, found_at(c, i), &scratch, &version, &s);
 			for (int k = 0; k < s.n && c->code[i] == GO; k++) {
@@ -1245,16 +1240,12 @@ PyObject *step_groups(PyObject *module, PyObject *const *args, Py_ssize_t n)
 		for (Py_ssize_t i = 0; i < c.size[g] && packed == 0; i++) found_at(&c, first + i)->torchs = 1;
 		first += c.size[g];
 	}
-	if (ok >= 0) ok = find_inner(&c);
 	if (ok < 0) goto end;
 
-	/* From here until Go has returned, no Python code runs. */
+	/* From here until Go has returned, no Python code runs; keep_order runs some, but only if Go is not called. */
 	uint32_t **version = c.version;
 	ok = write_rows(&c, &version);
-	if (!ok && keep_order(&c) < 0) {
-		PyErr_NoMemory();
-		goto end;
-	}
+	if (!ok && keep_order(&c) < 0) goto end;
 	long long rows = 0;
 	uint64_t head = 0, *next = &head;
 	for (Py_ssize_t g = 0; g < c.groups; g++) {
