@@ -210,29 +210,68 @@ type adafactorStep struct {
 	log     scalarLog
 	now     now
 	scalars []adafactorScalars // of every row
+	waiting bool               // whether step counts change in the order of the rows, each before its row is updated
 }
 
 // begin computes the scalars of the rows and increments the step counts. On an error, nothing has changed.
 func (s *adafactorStep) begin() error {
 	s.log.begin()
-	s.scalars = s.scalars[:0]
-	group := 0
+	s.scalars = slices.Grow(s.scalars[:0], len(s.rows))[:len(s.rows)]
 	for i := range s.rows {
-		for i == s.ends[group] {
-			group++
-		}
 		s.now = now{row: &s.rows[i], i: i, log: &s.log, pow: s.pow}
 		s.now.t = s.log.tick(s.rows, i)
-		s.scalars = append(s.scalars, s.options[group].scalarsOf(&s.now))
-		if s.log.err == nil {
-			s.tryOut(i)
-		}
-		if s.log.err != nil {
+		if s.compute(i); s.log.err != nil {
 			s.log.restore(s.rows)
 			return fmt.Errorf("goptim: Adafactor: %w", s.log.err)
 		}
 	}
 	return nil
+}
+
+// compute computes the scalars of a row, whose context is now.
+func (s *adafactorStep) compute(i int) {
+	group, _ := slices.BinarySearch(s.ends, i+1)
+	s.scalars[i] = s.options[group].scalarsOf(&s.now)
+	if s.now.log.err == nil {
+		s.tryOut(i)
+	}
+}
+
+// postpone restores the step counts, which then change in the order of the rows, because a step count may be memory that an
+// earlier row reads or writes.
+func (s *adafactorStep) postpone() {
+	undo := s.log.undo
+	s.log.restore(s.rows)
+	s.log.undo = undo
+	s.waiting = true
+}
+
+// prepare changes all step counts before rows are updated in another order.
+func (s *adafactorStep) prepare() {
+	for i := range s.log.undo {
+		o := &s.log.undo[i]
+		o.set(s.rows, o.after)
+	}
+	s.waiting = false
+}
+
+// take changes the step count of the next row, and reports whether the row can be updated. It computes the scalars again only
+// if an earlier row has changed the step count.
+func (s *adafactorStep) take(i int) bool {
+	if s.log.err != nil {
+		return false
+	}
+	o := &s.log.undo[i]
+	if o.get(s.rows) == o.before {
+		o.set(s.rows, o.after)
+		return true
+	}
+	log := scalarLog{}
+	s.now = now{row: &s.rows[i], i: i, log: &log, pow: s.pow, t: s.rows[i].Tick()}
+	if s.compute(i); log.err != nil {
+		s.log.err = fmt.Errorf("goptim: Adafactor: after the rows before it were stepped: %w", log.err)
+	}
+	return log.err == nil
 }
 
 // tryOut checks for an error that depends on the elements: a factor of the update that float32 cannot represent. It can
@@ -243,7 +282,7 @@ func (s *adafactorStep) tryOut(i int) {
 		return
 	}
 	if err := engine.Each(1, 1, nil, func(int) { s.updateCopy(of, s.rows[i]) }); err != nil {
-		s.log.err = err
+		s.now.log.err = err
 	}
 }
 
@@ -280,15 +319,19 @@ func (s *adafactorStep) run() error {
 		return err
 	}
 	if s.do == nil {
-		s.do = s.update
+		s.do, s.beforeSort = s.update, s.prepare
 	}
+	s.postpone()
 	if err := s.each(s.rows); err != nil {
 		return fmt.Errorf("goptim: Adafactor: %w", err)
 	}
-	return nil
+	return s.log.err
 }
 
 func (s *adafactorStep) update(i int) {
+	if s.waiting && !s.take(i) {
+		return
+	}
 	if r := &s.rows[i]; r.DType() == engine.Float32 {
 		updateAdafactor(&s.scalars[i], r, &s.factorings, &adafactor32)
 	} else {

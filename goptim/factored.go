@@ -138,6 +138,7 @@ type factorings struct {
 	queue       []int // indices of rows
 	ranges      engine.Ranges
 	more        func(row int) // adds additional memory of a row to ranges, if not nil
+	beforeSort  func()        // called before rows are processed in another order, if not nil
 	next        func(i int)
 }
 
@@ -162,6 +163,9 @@ func (f *factorings) each(rows []engine.Row) error {
 		if f.shared(rows) {
 			threads = 1
 		} else {
+			if f.beforeSort != nil {
+				f.beforeSort()
+			}
 			slices.SortFunc(f.queue, func(i, j int) int { return cmp.Or(cmp.Compare(rows[j].N, rows[i].N), cmp.Compare(i, j)) })
 		}
 	}
@@ -176,6 +180,9 @@ func (f *factorings) shared(rows []engine.Row) bool {
 		size, shape := r.DType().Size(), matricesOf(r)
 		f.ranges.Write(r.Param, int(r.N)*size)
 		f.ranges.Read(r.Grad, int(r.N)*size)
+		if r.Step != 0 {
+			f.ranges.Scalar(r.Step, r.StepType.Size())
+		}
 		if shape.rows == 0 {
 			f.ranges.Write(r.State[ofVector], int(r.N)*size)
 		} else {

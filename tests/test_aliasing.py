@@ -1,5 +1,6 @@
 """Parameters that share memory with others' gradients and states are stepped in order, with torch's results."""
 
+from collections import OrderedDict
 from typing import Any
 
 import pytest
@@ -12,6 +13,9 @@ from torch.nn import Parameter
 import goptim
 import goptim.hf
 from goptim.testing import assert_bit_equal, ieee_sqrt
+
+# torch's own sparse Adagrad causes it.
+pytestmark = pytest.mark.filterwarnings("ignore:Sparse invariant checks")
 
 N = 1 << 19  # per parameter, enough for two threads
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -137,3 +141,75 @@ def test_small_matrices_one_after_the_other(share: str) -> None:
 
     for _ in range(2):
         assert_bit_equal(run(one_group(muon), {}, shapes, alias), run(one_group(torch.optim.Muon), {}, shapes, alias))
+
+
+def sparse(shape: tuple[int, ...], rows: list[int], values: Tensor) -> Tensor:
+    return torch.sparse_coo_tensor(torch.tensor([rows]), values, shape, check_invariants=False)
+
+
+def values_of_sparse_gradient(cls: Any, first: bool, falls_back: bool) -> list[Tensor]:
+    """A parameter whose sparse gradient has the memory of another parameter."""
+    memory = numbers(3, 4, seed=2)
+    p, other = Parameter(numbers(4, 5, seed=1).t() if falls_back else numbers(5, 4, seed=1)), Parameter(memory)
+    last = Parameter(numbers(3, seed=3))
+    opt = cls([p, other, last] if first else [last, other, p], lr=0.1)
+    for step in range(3):
+        p.grad = sparse((5, 4), [0, 3, 1], memory)
+        other.grad, last.grad = numbers(3, 4, seed=4 + step), numbers(3, seed=5)
+        opt.step()
+    return [t for q in (p, other, last) for t in (q, *opt.state.get(q, {}).values()) if isinstance(t, Tensor)]
+
+
+@pytest.mark.parametrize("falls_back", [False, True])
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("name", ["SGD", "Adagrad"])
+def test_memory_of_sparse_gradients(name: str, first: bool, falls_back: bool) -> None:
+    with ieee_sqrt():
+        expected = values_of_sparse_gradient(getattr(torch.optim, name), first, falls_back)
+        assert_bit_equal(values_of_sparse_gradient(getattr(goptim, name), first, falls_back), expected)
+
+
+def chain(cls: Any) -> list[Tensor]:
+    """The first parameter reads the second one's memory, which reads the third one's. Python decides about all."""
+    p, other, last = (Parameter(numbers(4, 4, seed=i)) for i in range(3))
+    opt = cls([last, other, p], lr=0.1)
+    for q in (other, last):
+        opt.state[q] = OrderedDict(opt.state[q])
+    for step in range(3):
+        p.grad = sparse((4, 4), [0, 3, 1], other.detach()[:3])
+        other.grad, last.grad = last.detach(), numbers(4, 4, seed=step)
+        opt.step()
+    return [t for q in (p, other, last) for t in (q, *opt.state.get(q, {}).values()) if isinstance(t, Tensor)]
+
+
+def test_chains_of_shared_memory() -> None:
+    with ieee_sqrt():
+        assert_bit_equal(chain(goptim.Adagrad), chain(torch.optim.Adagrad))
+
+
+@pytest.mark.parametrize("shared", ["parameter", "state", "gradient"])
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("name", [*ELEMENTWISE, "Adafactor"])
+def test_memory_of_a_wrapper(name: str, first: bool, shared: str) -> None:
+    """A tensor subclass without memory of its own falls back, and wraps the memory of a parameter that runs in Go."""
+    wrapper = pytest.importorskip("torch.testing._internal.two_tensor").TwoTensor
+    def run(cls: Any) -> list[Tensor]:
+        p, other = Parameter(wrapper(numbers(3, 4, seed=0), numbers(3, 4, seed=1))), Parameter(numbers(3, 4, seed=2))
+        opt = cls([p, other] if first else [other, p], **OPTIONS.get(name, {}))
+        for step in range(3):
+            p.grad = wrapper(numbers(3, 4, seed=10 + step), numbers(3, 4, seed=20 + step))
+            other.grad = numbers(3, 4, seed=30 + step)
+            if step == 1:
+                key = next(key for key, t in opt.state[p].items() if t.dim())
+                t = {"parameter": p.detach(), "gradient": p.grad, "state": opt.state[p][key]}[shared]
+                if t.shape == other.shape:
+                    other.data = t.b if shared == "parameter" else t.a
+                else:  # of Adafactor
+                    opt.state[p][key] = wrapper(other.detach().view(-1)[:3].view(t.shape), t.b)
+            opt.step()
+        inner = [t for q in (p, *opt.state[p].values()) for t in ((q.a, q.b) if type(q) is wrapper else (q,))]
+        return [*inner, other, *opt.state[other].values()]
+
+    with ieee_sqrt(), torch.no_grad():
+        expected = run(getattr(torch.optim, name))
+        assert_bit_equal(run(getattr(goptim, name)), expected)

@@ -4,6 +4,7 @@ Every test does the same with torch's class and goptim's on both ranks, and comp
 shared by the module, because importing torch and connecting takes seconds.
 """
 
+import collections
 import contextlib
 import functools
 import multiprocessing
@@ -323,6 +324,40 @@ def leave_to_torch(name, what):
 @pytest.mark.parametrize("what", OTHERS)
 def test_dtensors_that_fall_back(name, what, ranks):
     ranks(leave_to_torch, name, what)
+
+
+def shared_shards(name, of, falls_back):
+    """A parameter has the memory of a local shard. One of the two falls back, or Python decides about both."""
+    from torch.distributed.tensor import Shard
+
+    def run(optimizer, first):
+        torch.manual_seed(1)
+        p, other = Parameter(dtensor((6, 4), [Shard(0)])), Parameter(torch.randn(3, 4))
+        opt = optimizer([p, other] if first else [other, p], **OPTIONS.get(name, {}))
+        for i in range(3):
+            g = dtensor(p.shape, p.placements)
+            p.grad = gaps(g) if falls_back == "DTensor" and i else g
+            g = torch.randn(3, 4)
+            other.grad = g.t().contiguous().t() if falls_back == "other" and i else g
+            if i == 1:
+                shard = {"parameter": p, "gradient": p.grad, "state": next(t for t in opt.state[p].values() if t.dim())}[of]
+                other.data = shard.detach().to_local().as_strided((3, 4), (4, 1))
+                if falls_back == "DTensor, and Python decides":
+                    p.grad = gaps(p.grad)
+                    opt.state[other] = collections.OrderedDict(opt.state[other])
+            opt.step()
+        return everything(opt)
+
+    torchs, optimizer = twins(name)
+    for first in (True, False):
+        assert_bit_equal(run(optimizer, first), run(torchs, first))
+
+
+@few
+@pytest.mark.parametrize("of", ["parameter", "gradient", "state"])
+@pytest.mark.parametrize("falls_back", ["DTensor", "DTensor, and Python decides", "other"])
+def test_memory_of_shards(name, of, falls_back, ranks):
+    ranks(shared_shards, name, of, falls_back)
 
 
 def whole_tensors(name):

@@ -586,7 +586,7 @@ def test_scalars_that_are_not_numbers():
         group = {f"x{i}": x for i, x in enumerate(scalars)}
         answers = [
             _core.step_groups(
-                _core.make_kind(0, described, (), None, False, ()),
+                _core.make_kind(0, described, (), None, False, (), None),
                 None,
                 (torch.Tensor, Parameter),
                 {},

@@ -371,7 +371,7 @@ def test_gather_rejects_bad_input():
         gather(opt, params=[(p, p.grad)])
     with pytest.raises(TypeError, match="a <class 'int'> in a row, expected a tensor"):
         gather(opt, params=[(p, 1, *[None] * 5)])
-    kind = _core.make_kind(0, (), (("a", 0, -1, False),) * 2, "step", True, ())
+    kind = _core.make_kind(0, (), (("a", 0, -1, False),) * 2, "step", True, (), None)
     with pytest.raises(TypeError, match="step None, expected an int"):
         gather(opt, params=[(p, p.grad, *[None] * 4)], kind=kind)
     with pytest.raises(TypeError, match="takes exactly 6 arguments"):
@@ -391,9 +391,9 @@ def test_gather_rejects_bad_input():
         ((), (), ("a",) * 5),
     ):
         with pytest.raises(ValueError, match="make_kind"):
-            _core.make_kind(0, *wrong[:2], None, False, wrong[2])
+            _core.make_kind(0, *wrong[:2], None, False, wrong[2], None)
     with pytest.raises(TypeError):
-        _core.make_kind(0, (("lr", -1),), (), None, False, ())
+        _core.make_kind(0, (("lr", -1),), (), None, False, (), None)
 
 
 def test_a_row_with_mismatched_tensors_is_rejected():

@@ -12,6 +12,7 @@ from test_adafactor import SHAPES
 from test_parity import CAPABILITY, FLOATS
 
 import goptim.hf
+from goptim.adafactor import fused_norms
 from goptim.testing import assert_bit_equal, ieee_sqrt
 
 transformers = pytest.importorskip("transformers.optimization")
@@ -381,3 +382,13 @@ def test_a_state_with_another_shape_is_refused():
     state["exp_avg_sq_row"] = state["exp_avg_sq_row"].unsqueeze(-1)
     with pytest.raises(ValueError, match=r"'exp_avg_sq_row' has shape \(3, 1\), expected \(3,\)"):
         twins.ours.step()
+
+
+def test_a_default_device():
+    """A step does not create tensors on the default device."""
+    fused_norms.cache_clear()
+    twins = Twins([normal((3, 4), torch.float32, 0), normal((5,), torch.float32, 1)], {})
+    twins.step()
+    grads = gradients(twins.params, 1)
+    with torch.device("meta"):
+        twins.step(grads)

@@ -75,6 +75,22 @@ def test_continues_a_run_of_go(build, path):
         compare(name, tensors, params, t)
 
 
+@pytest.mark.parametrize("name", ["Adam", "Adagrad"])
+def test_states_are_not_loaded_to_a_default_device(name, tmp_path):
+    p = torch.nn.Parameter(torch.ones(3))
+    first = getattr(goptim, name)([p])
+    for saved in range(2):  # also a file without states
+        goptim.save_state(first, tmp_path / "state", [("p", p)])
+        opt = getattr(goptim, name)([p])
+        with torch.device("meta"):
+            goptim.load_state(opt, tmp_path / "state", [("p", p)])
+        assert bool(opt.state[p]) == bool(saved or name == "Adagrad")
+        assert all(t.is_cpu for t in opt.state[p].values())
+        p.grad = torch.ones(3)
+        first.step()
+        first.state[p]["step"] = first.state[p]["step"].to(torch.int64)  # loading converts it
+
+
 def test_go_has_a_file_of_every_run():
     assert [path.stem for path in GO] == sorted(f"{name}-float32" for name in golden.RUNS)
 

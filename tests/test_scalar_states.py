@@ -147,7 +147,7 @@ WAYS = [
 ]  # fmt: skip
 
 
-@elementwise
+@counting
 @pytest.mark.parametrize("n", [8, 1 << 19])
 @pytest.mark.parametrize("share", WAYS, ids=[way.__name__ for way in WAYS])
 def test_scalar_states_in_memory_of_another(name: str, share: Any, n: int, threads: Any) -> None:

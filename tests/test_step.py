@@ -1,5 +1,6 @@
 """Steps with concurrent changes: of lists and states, by interrupts and other threads; and shared memory."""
 
+import collections
 import contextlib
 import copy
 import itertools
@@ -16,8 +17,9 @@ from configurations import ELEMENTWISE, IN_TABLES, needs_late_state
 from torch.nn import Parameter
 
 import goptim
-from goptim import _native
+from goptim import _native, _sparse
 from goptim._kinds import Kind
+from goptim.adafactor import fused_norms
 from goptim.testing import assert_bit_equal, ieee_sqrt
 
 OPTIONS = {"SGD": {"momentum": 0.9}}
@@ -816,6 +818,112 @@ def test_group_that_looks_keys_up_in_its_own_way(name, go):
         train(opts[-1])
     assert_bit_equal(everything(opts[1]), everything(opts[0]))
     assert go == [2, 2, 2]
+
+
+class Kept(dict):  # type: ignore[type-arg]
+    """A group that contains other values than those of the dict in which it looks keys up."""
+
+    def __init__(self, kept):
+        super().__init__({**kept, "lr": 7.0, "weight_decay": 7.0})
+        self.kept = kept
+
+    def __getitem__(self, key):
+        return self.kept[key]
+
+    def __setitem__(self, key, value):
+        self.kept[key] = value
+
+    def __contains__(self, key):
+        return key in self.kept
+
+    def get(self, key, default=None):
+        return self.kept.get(key, default)
+
+    def setdefault(self, key, default=None):
+        return self.kept.setdefault(key, default)
+
+
+class Defaults(dict):  # type: ignore[type-arg]
+    """A group without a learning rate, which is 0.03."""
+
+    def __init__(self, group):
+        super().__init__({key: value for key, value in group.items() if key != "lr"})
+
+    def __missing__(self, key):
+        if key == "lr":
+            return 0.03
+        raise KeyError(key)
+
+
+class Another(collections.UserDict):  # type: ignore[type-arg]
+    """A group that is not a dict."""
+
+
+LOOKUPS = [Doubled, Kept, Defaults, Another]
+
+
+@pytest.mark.parametrize("group", LOOKUPS)
+@pytest.mark.parametrize("name", [*IN_TABLES, "SparseAdam", "Muon", "LBFGS"])
+def test_groups_that_look_keys_up_in_their_own_way_with_torch(name, group):
+    """A part of the step falls back to torch, which reads the group by its lookup methods."""
+    if not hasattr(torch.optim, name):
+        pytest.skip(f"torch does not have {name}")
+    dtypes = [torch.float32, torch.bfloat16, torch.float64]
+
+    def train(cls):
+        torch.manual_seed(0)
+        groups = [[leaf(3, 4, dtype=d) for d in dtypes] for _ in range(1 if name == "LBFGS" else 2)]
+        if name == "LBFGS":
+            groups[0] = groups[0][:1]
+        opt = cls([{"params": params} for params in groups], **OPTIONS.get(name, {}))
+        opt.param_groups[:1] = [group(opt.param_groups[0])]
+        for i in range(3):
+            give_gradients(opt, i)
+            for p in params_of(opt) if name == "SparseAdam" else ():
+                p.grad = p.grad.to_sparse(1)
+            with ieee_sqrt():
+                opt.step(*([lambda: 1.0 / (1 + i)] if name == "LBFGS" else []))
+        return params_of(opt), [dict(opt.state.get(p, {})) for p in params_of(opt)], dict(opt.param_groups[0])
+
+    expected, ours = map(train, twins(name))
+    assert_bit_equal(ours, expected)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
+@pytest.mark.parametrize("name", [*IN_TABLES, "SparseAdam", "Muon"])
+def test_a_default_device(name):
+    """A step with states does not create tensors on the default device."""
+    if not hasattr(torch.optim, name) or name == "ASGD":
+        pytest.skip(f"torch does not have {name}, or it fails")
+
+    def run(cls):
+        torch.manual_seed(0)
+        p = leaf(4, 3)
+        opt = cls([p], **OPTIONS.get(name, {}))
+        for i in range(2):
+            p.grad = torch.randn(4, 3)
+            if name == "SparseAdam":
+                rows = torch.arange(1 << 15)[None] % 4
+                p.grad = torch.sparse_coo_tensor(rows, torch.randn(1 << 15, 3), p.shape)
+            fused_norms.cache_clear()
+            _sparse._sorts_by_radix.cache_clear()
+            with ieee_sqrt(), torch.device("meta") if i else contextlib.nullcontext():
+                opt.step()
+        return everything(opt)
+
+    expected, ours = map(run, twins(name))
+    assert_bit_equal(ours, expected)
+
+
+@pytest.mark.parametrize("group", LOOKUPS)
+def test_explain_knows_that_such_a_group_falls_back_as_a_whole(group):
+    opt = mixed(goptim.SGD, groups=2)
+    opt.param_groups[:1] = [group(opt.param_groups[0])]
+    give_gradients(opt)
+    with ieee_sqrt():
+        opt.step()
+    assert [row.to for row in goptim.explain(opt)] == ["torch"] * 8
+    assert sum("another parameter falls back" in row.reason for row in goptim.explain(opt)) == 6
 
 
 @pytest.mark.parametrize("name", ["Adam", "AdamW"])

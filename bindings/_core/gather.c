@@ -76,6 +76,7 @@ typedef struct {
 	int integer;    /* the step is a Python int */
 	int matrices;   /* some states have one value per row or column */
 	PyObject *leave[KEYS]; /* keys of flags: a group in which one is set falls back to torch */
+	PyObject *inner; /* a function that returns the tensors whose memory a tensor uses, or NULL */
 } Kind;
 
 /* A Layout has the offsets of fields in torch's objects, in words of 8 bytes unless noted: the fields of _layout.Layout. */
@@ -295,6 +296,7 @@ typedef struct {
 	PyObject *key[TENSORS];  /* keys of a parameter's state in the current group; NULL for one that is not read */
 	int stateful;            /* whether any key is read */
 	int tensors;             /* tensors that belong to a parameter of the kind: up to TENSORS */
+	PyObject *inner[2];      /* lists, or NULL: tensors in those of parameters that torch may step, and in their gradients */
 	Py_ssize_t n, groups;
 	char *found;             /* n of size_of_found bytes, which depends on the kind; below, n of each */
 	size_t size_of_found;
@@ -944,17 +946,53 @@ static int by_address(const void *a, const void *b)
 
 static int may_be_torchs(int code) { return code == TORCH || code == PYTHON; }
 
+/* has_inner reports whether a tensor may use the memory of other tensors, such as a sparse one or a wrapper. */
+static int has_inner(const Call *c, PyObject *t)
+{
+	if (!PyObject_TypeCheck(t, (PyTypeObject *)c->plain[0])) return 0;
+	const void *impl = word(t, c->layout->impl);
+	return impl != NULL && (!is_plain(c, t) || word(impl, c->layout->storage) == NULL);
+}
+
+/* find_inner finds the tensors whose memory is used by those of parameters that torch may step. It runs Python code. It
+ * returns 1, or -1 with an exception. */
+static int find_inner(Call *c)
+{
+	for (Py_ssize_t i = 0; i < c->n && c->kind->inner != NULL; i++) {
+		const Found *f = found_at(c, i);
+		if (!may_be_torchs(c->code[i]) || f->given != NULL) continue;
+		for (int k = -1; k < c->tensors; k++) {
+			PyObject *t = k < 0 ? f->p : f->tensor[k];
+			if (t == NULL || !has_inner(c, t)) continue;
+			PyObject *found = PyObject_CallFunctionObjArgs(c->kind->inner, t, NULL), **list = &c->inner[k == GRAD];
+			if (*list == NULL && found != NULL) *list = PyList_New(0);
+			PyObject *put = found == NULL || *list == NULL ? NULL : PySequence_InPlaceConcat(*list, found);
+			Py_XDECREF(found);
+			Py_XDECREF(put);
+			if (put == NULL) return -1;
+		}
+	}
+	return 1;
+}
+
 /* keep_order makes each parameter fall back to torch that shares memory with a parameter that torch may step, so that they
- * are stepped in order. A shared gradient is allowed. It returns 1, or -1 if it is out of memory. */
+ * are stepped in order. A shared gradient is allowed. Nothing is stepped after it, because it runs Python code. It returns 1, or
+ * -1 with an exception. */
 static int keep_order(Call *c)
 {
 	const Layout *l = c->layout;
 	Py_ssize_t all = 0, go = 0;
 	for (Py_ssize_t i = 0; i < c->n; i++) all += may_be_torchs(c->code[i]), go += c->code[i] == GO;
 	if (l == NULL || all == 0 || go == 0) return 1;
-	Span *spans = malloc(c->n * (1 + c->tensors) * sizeof *spans), *end;
+	if (find_inner(c) < 0) return -1;
+	Py_ssize_t inner[2];
+	for (int read = 0; read < 2; read++) inner[read] = c->inner[read] == NULL ? 0 : PyList_Size(c->inner[read]);
+	Span *spans = malloc((c->n * (1 + c->tensors) + inner[0] + inner[1]) * sizeof *spans), *end;
 	Row scratch;
-	if (spans == NULL) return -1;
+	if (spans == NULL) {
+		PyErr_NoMemory();
+		return -1;
+	}
 	for (int more = 1; more;) {
 		more = 0;
 		end = spans;
@@ -967,13 +1005,18 @@ static int keep_order(Call *c)
 				if (f->tensor[k] != NULL && PyObject_TypeCheck(f->tensor[k], (PyTypeObject *)c->plain[0]))
 					end = add_span(l, f->tensor[k], k == GRAD, end);
 		}
+		for (int read = 0; read < 2; read++)
+			for (Py_ssize_t i = 0; i < inner[read]; i++) {
+				PyObject *t = PyList_GetItem(c->inner[read], i);
+				if (PyObject_TypeCheck(t, (PyTypeObject *)c->plain[0]) && word(t, l->impl) != NULL) end = add_span(l, t, read, end);
+			}
 		Py_ssize_t n = end - spans;
 		qsort(spans, n, sizeof *spans, by_address);
 		uint64_t high = 0; /* the end of the last span; ranges from there on need no search */
 		for (Span *x = spans; x < end; x++) high = x->end > high ? x->end : high;
 		for (Py_ssize_t i = 0; i < c->n; i++) {
 			uint32_t *unused[VERSIONS], **version = unused;
-			Stretches s;
+			Stretches s = {0}; /* other code may have changed a tensor, so that fill does not write it */
 			if (c->code[i] != GO || found_at(c, i)->given != NULL) continue;
 			fill(c, found_at(c, i), &scratch, &version, &s);
 			for (int k = 0; k < s.n && c->code[i] == GO; k++) {
@@ -1143,6 +1186,7 @@ static void free_kind(PyObject *capsule)
 	for (int i = 0; i < STATES; i++) Py_XDECREF(kind->state[i].key);
 	for (int i = 0; i < KEYS; i++) Py_XDECREF(kind->leave[i]);
 	Py_XDECREF(kind->step);
+	Py_XDECREF(kind->inner);
 	free(kind);
 }
 
@@ -1156,7 +1200,7 @@ static PyObject *held(PyObject *key)
 }
 
 const char make_kind_doc[] =
-	"make_kind(number, scalars, states, step, integer, leave, /)\n--\n\n"
+	"make_kind(number, scalars, states, step, integer, leave, inner, /)\n--\n\n"
 	"Return a description of a kind of step (steps.Kind) for step_groups.\n\n"
 	"number: the number that Kind returns. scalars: for each, the key in a group, or None; the index in a sequence, or -1;\n"
 	"the length of the sequence; whether it is a flag; and the default for a group without the key, or None. states: for\n"
@@ -1164,12 +1208,13 @@ const char make_kind_doc[] =
 	"the parameter, 1 for one element, 2 and 3 for one value per row or column of its matrices, 4 for the shape of a\n"
 	"parameter with fewer than two dimensions, 5 and 6 for 2 and 3 without the dimension of size 1; the index of the scalar\n"
 	"that enables it, or -1; and whether it is enabled by > 0 instead of != 0. step: the key of the step, or None.\n"
-	"integer: whether the step is an int. leave: keys of flags; a group in which one is set falls back to torch.";
+	"integer: whether the step is an int. leave: keys of flags; a group in which one is set falls back to torch. inner: a\n"
+	"function that returns the tensors whose memory a tensor uses, as a tuple.";
 
 PyObject *make_kind(PyObject *module, PyObject *const *args, Py_ssize_t n)
 {
-	PyTypeObject *types[] = {&PyLong_Type, &PyTuple_Type, &PyTuple_Type, NULL, NULL, &PyTuple_Type};
-	if (!expect("make_kind", types, 6, args, n)) return NULL;
+	PyTypeObject *types[] = {&PyLong_Type, &PyTuple_Type, &PyTuple_Type, NULL, NULL, &PyTuple_Type, NULL};
+	if (!expect("make_kind", types, 7, args, n)) return NULL;
 	Py_ssize_t n_scalars = PyTuple_Size(args[1]), n_states = PyTuple_Size(args[2]), n_leave = PyTuple_Size(args[5]);
 	if (n_scalars > SCALARS || n_states > STATES || n_leave > KEYS) {
 		PyErr_Format(PyExc_ValueError, "make_kind: expected at most %d scalars, %d states and %d flags", SCALARS, STATES, KEYS);
@@ -1212,6 +1257,7 @@ PyObject *make_kind(PyObject *module, PyObject *const *args, Py_ssize_t n)
 		kind->matrices |= kind->state[k].shape == ROWS;
 	}
 	kind->step = held(args[3]);
+	kind->inner = held(args[6]);
 	kind->integer = PyObject_IsTrue(args[4]);
 	for (int i = 0; i < n_leave; i++) kind->leave[i] = held(PyTuple_GetItem(args[5], i));
 	if (ok && !PyErr_Occurred()) return capsule;
@@ -1295,13 +1341,10 @@ PyObject *step_groups(PyObject *module, PyObject *const *args, Py_ssize_t n)
 	}
 	if (ok < 0) goto end;
 
-	/* From here until Go has returned, no Python code runs. */
+	/* From here until Go has returned, no Python code runs; keep_order runs some, but only if Go is not called. */
 	uint32_t **version = c.version;
 	ok = write_rows(&c, &version);
-	if (!ok && keep_order(&c) < 0) {
-		PyErr_NoMemory();
-		goto end;
-	}
+	if (!ok && keep_order(&c) < 0) goto end;
 	long long rows = 0;
 	uint64_t head = 0, *next = &head;
 	for (Py_ssize_t g = 0; g < c.groups; g++) {
@@ -1317,6 +1360,8 @@ PyObject *step_groups(PyObject *module, PyObject *const *args, Py_ssize_t n)
 	result = ok ? PyLong_FromLongLong(rows) : PyBytes_FromStringAndSize((const char *)c.code, c.n);
 end:
 	drop(&c);
+	Py_XDECREF(c.inner[0]);
+	Py_XDECREF(c.inner[1]);
 	if (memory != (char *)room) give_back(memory, need);
 done:
 	Py_XDECREF(c.grad.descriptor);

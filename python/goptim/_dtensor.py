@@ -1,14 +1,28 @@
-"""DTensors, as used by FSDP2: each process steps its local shards with elementwise optimizers."""
+"""DTensors, as used by FSDP2: each process steps its local shards with elementwise optimizers.
+
+And the tensors that any tensor consists of.
+"""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import Parameter
 
 _ORDINARY = (Tensor, Parameter)
+
+# The methods that return the tensors of a sparse tensor.
+_OF_SPARSE = {
+    torch.sparse_coo: ("_indices", "_values"),
+    torch.sparse_csr: ("crow_indices", "col_indices", "values"),
+    torch.sparse_bsr: ("crow_indices", "col_indices", "values"),
+    torch.sparse_csc: ("ccol_indices", "row_indices", "values"),
+    torch.sparse_bsc: ("ccol_indices", "row_indices", "values"),
+}
 
 
 def is_dtensor(t: Tensor) -> bool:
@@ -31,6 +45,17 @@ def local(t: Tensor) -> Tensor:
             part.trigger_wait()  # type: ignore[no-untyped-call]
             return part.elem
     return part  # type: ignore[no-any-return]
+
+
+def inner(t: Tensor) -> tuple[Tensor, ...]:
+    """The tensors whose memory t uses: those in a sparse tensor, those in a wrapper such as a DTensor, else t itself."""
+    try:
+        flatten: Callable[[], Any] | None = getattr(t, "__tensor_flatten__", None)
+        if flatten is not None:
+            return tuple(part for name in flatten()[0] for part in inner(getattr(t, name)))
+        return tuple(getattr(t, name)() for name in _OF_SPARSE.get(t.layout, ())) or (t,)
+    except Exception:  # a subclass may raise anything
+        return (t,)
 
 
 def like(t: Any, part: Tensor) -> Tensor:

@@ -34,6 +34,9 @@ _LOOKUPS = ("__getitem__", "__contains__", "__len__", "get")
 # Why a parameter falls back to torch that alone would run in Go.
 SHARED = "it shares memory with another parameter that falls back to torch"
 
+# Why a parameter falls back to torch because of the class of a group that torch has to see as it is.
+WITH_GROUP = "another parameter falls back to torch, and a group is a dict with its own lookup methods"
+
 
 class Incompatible(str):
     """A reason why a parameter falls back to torch, which raises an error or converts the parameter."""
@@ -62,9 +65,19 @@ def reason_of_state(state: Any) -> str | None:
     kind = type(state)
     if kind is dict or kind is collections.defaultdict:
         return None
-    if isinstance(state, dict) and any(getattr(kind, name) is not getattr(dict, name) for name in _LOOKUPS):
+    if issubclass(kind, dict) and _overrides_lookup(kind):
         return f"its state is a {kind.__name__} with its own lookup methods"
     return None
+
+
+def _overrides_lookup(kind: type) -> bool:
+    return any(getattr(kind, name, None) is not getattr(dict, name) for name in _LOOKUPS)
+
+
+def looks_up(group: dict[str, Any]) -> bool:
+    """Whether a group has its own lookup methods, which a copy of it with other parameters may bypass."""
+    kind = type(group)
+    return kind is not dict and (_overrides_lookup(kind) or hasattr(kind, "__missing__"))
 
 
 def reason_of_numbers(group: dict[str, Any]) -> str:
@@ -135,12 +148,14 @@ def reason_shared(tensors: list[tuple[str, Tensor]]) -> str | None:
 
 def memory_of(optimizer: Optimizer, p: Tensor) -> Iterator[tuple[int, int, bool]]:
     """The memory ranges of a parameter, its gradient and its state, and whether a step writes them."""
-    for t in (p, p.grad, *optimizer.state.get(p, {}).values()):
-        with contextlib.suppress(Exception):  # it may not have an address
-            start = t.data_ptr()
-            last = sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True))
-            if t.numel() and start:
-                yield start, start + (last + 1) * t.element_size(), t is not p.grad
+    g = p.grad
+    for of_row in (p, g, *optimizer.state.get(p, {}).values()):
+        for t in _dtensor.inner(of_row) if isinstance(of_row, Tensor) else ():
+            with contextlib.suppress(Exception):  # it may not have an address
+                start = t.data_ptr()
+                last = sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True))
+                if t.numel() and start:
+                    yield start, start + (last + 1) * t.element_size(), of_row is not g
 
 
 def is_dense(t: Tensor) -> bool:

@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from goptim import _native
-from goptim._eligible import PLAIN, SHARED, reason_compiling, reason_of_optimizer
+from goptim._eligible import PLAIN, SHARED, WITH_GROUP, looks_up, reason_compiling, reason_of_optimizer
 from goptim._parts import TORCH, Part
 from goptim._step import ASK, GoStep
 from goptim.lbfgs import LBFGS
@@ -137,12 +137,19 @@ def _ask_parts(optimizer: GoStep) -> _Ask:
         places = [(i, j) for i, x in enumerate(parts) for j in range(len(x.params))]
         return dict(zip(places, answer, strict=True)) if type(answer) is bytes else {}
 
-    def ask(i: int, j: int, p: Tensor) -> str | None:
+    def alone(i: int, j: int, p: Tensor) -> str | None:
         why = why_all or part(i).reason_of_group or _why_lazy(p)
         why = why or part(i).reason_of(p, _gradient(p, not optimizer.kind.sparse), optimizer.state.get(p, {}))
         return SHARED if why is None and p.grad is not None and codes().get((i, j)) == TORCH else why
 
-    return ask
+    @functools.cache
+    def together() -> str | None:
+        """Why all parameters fall back."""
+        groups = [(i, group) for i, group in enumerate(optimizer.param_groups) if looks_up(group)]
+        params = [(i, j, p) for i, group in groups for j, p in enumerate(group["params"]) if p.grad is not None]
+        return WITH_GROUP if any(alone(*place) for place in params) else None
+
+    return lambda i, j, p: alone(i, j, p) or together()
 
 
 def _ask_lbfgs(optimizer: LBFGS) -> _Ask:

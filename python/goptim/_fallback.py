@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from goptim import _native, _originals
+from goptim._eligible import looks_up
 
 
 def undecorated_step(twin: type[Optimizer]) -> Callable[..., Any]:
@@ -28,15 +29,17 @@ def undecorated_step(twin: type[Optimizer]) -> Callable[..., Any]:
 def stand_in(optimizer: Optimizer, rests: list[tuple[dict[str, Any], list[Tensor]]]) -> Iterator[Optimizer]:
     """An optimizer of the same class, with the same attributes and state, and groups with only the given parameters.
 
-    Attributes and group entries that a step sets are then set in the optimizer too.
+    Attributes and group entries that a step sets are then set in the optimizer too. A group with its own lookup methods
+    is used itself, so all of its parameters must be given.
     """
     stand_in: Optimizer = object.__new__(type(optimizer))
     kind: Any = type(optimizer)
     slots = slots_of(kind)
     for slot in slots:
         copy_slot(slot, optimizer, stand_in)
-    groups = [({**group, "params": rest}, group) for group, rest in rests]
-    pairs: list[tuple[dict[str, Any], dict[str, Any]]] = [(vars(stand_in), vars(optimizer)), *groups]
+    groups = [(group if looks_up(group) else {**group, "params": rest}, group) for group, rest in rests]
+    copies = [(copy, group) for copy, group in groups if copy is not group]
+    pairs: list[tuple[dict[str, Any], dict[str, Any]]] = [(vars(stand_in), vars(optimizer)), *copies]
     vars(stand_in).update(vars(optimizer), param_groups=[group for group, _ in groups])
     before = [dict(of_stand_in) for of_stand_in, _ in pairs]
     try:
@@ -49,7 +52,8 @@ def stand_in(optimizer: Optimizer, rests: list[tuple[dict[str, Any], list[Tensor
                 was.pop(own, None)
             for key in was.keys() - now.keys():
                 of_optimizer.pop(key, None)
-            of_optimizer.update(changed)
+            for key, value in changed.items():
+                of_optimizer[key] = value
         for slot in slots:
             copy_slot(slot, stand_in, optimizer)
 

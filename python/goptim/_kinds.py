@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import json
@@ -10,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from goptim import _native, _numbers
+from goptim import _dtensor, _native, _numbers
 
 # The constants of gather.c for shapes of states.
 _SHAPES = {"full": 0, "scalar": 1, "rows": 2, "cols": 3, "vector": 4, "flat_rows": 5, "flat_cols": 6}
@@ -74,6 +75,7 @@ class Kind:
             "step" if self.counts else None,
             self.integer,
             LEAVE,
+            _dtensor.inner,
         )
 
     def _scalars(self, names: list[str]) -> Iterable[tuple[Any, ...]]:
@@ -93,7 +95,12 @@ class Kind:
 
     def plain_group(self, group: dict[str, Any]) -> dict[str, Any]:
         """The options of a group that is an instance of a subclass of dict, which may override the lookup."""
-        return {key: group[key] for key in (*self.keys, *LEAVE) if key in group}
+        found = {key: group[key] for key in (*self.keys, *LEAVE) if key in group}
+        for key in self.keys if hasattr(type(group), "__missing__") else ():
+            if key not in found and key not in self.absent:
+                with contextlib.suppress(KeyError):
+                    found[key] = group[key]
+        return found
 
     def numbers(self, group: dict[str, Any]) -> tuple[Any, ...] | None:
         """The scalars of a group, of any type; None if a sequence does not have the expected length."""

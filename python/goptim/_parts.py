@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from goptim._eligible import (
     SHARED,
     Incompatible,
     lacks_memory,
+    looks_up,
     reason_of_gradient,
     reason_of_numbers,
     reason_of_state,
@@ -69,9 +69,9 @@ class Part:
     def reason_of_group(self) -> str | None:
         """Why the group falls back to torch."""
         for key in LEAVE:
-            if self.group.get(key):
+            if self.options.get(key):
                 return f"its group is {key}"
-        return None if self.kind.is_plain(self.options, self.extra) else reason_of_numbers(self.group)
+        return None if self.kind.is_plain(self.options, self.extra) else reason_of_numbers(self.options)
 
     @functools.cached_property
     def states(self) -> tuple[State | None, ...]:
@@ -147,11 +147,11 @@ class Part:
             self.go_params.append(p)
         self.stepped.append(p)
 
-    def leave(self, to_torch: set[int]) -> None:
-        """Let parameters that share memory, given by their ids, fall back to torch."""
+    def leave(self, to_torch: set[int], why: str) -> None:
+        """Let parameters, given by their ids, fall back to torch."""
         kept = [(x, p) for x, p in zip(self.go, self.go_params, strict=True) if id(p) not in to_torch]
         ids = {id(p) for p in self.rest} | to_torch
-        self.reasons += [SHARED for p in self.stepped if id(p) in ids][len(self.rest) :]
+        self.reasons += [why for p in self.stepped if id(p) in ids][len(self.rest) :]
         self.rest = [p for p in self.stepped if id(p) in ids]
         self.go, self.go_params = [x for x, _ in kept], [p for _, p in kept]
         self.fresh = [p for p in self.fresh if id(p) not in to_torch]
@@ -295,8 +295,7 @@ class Part:
     @torch.no_grad()
     def init_group(self, params: list[Tensor]) -> None:
         """Create states with torch's own code."""
-        group = copy.copy(self.group)  # which may look its keys up in its own way
-        group["params"] = params
+        group = self.group if looks_up(self.group) else {**self.group, "params": params}
         call_init_group(self.optimizer, group)
 
     @torch.no_grad()
@@ -327,7 +326,7 @@ class Part:
 
     def check_sparse(self, p: Tensor, g: Tensor) -> None:
         """Raise errors of the scalars of a sparse step before anything is written."""
-        betas = self.group.get("betas", ())
+        betas = self.options.get("betas", ())
         extreme = not all(0 <= x <= _sparse.LARGE for x in self.scalars) or not all(beta < 1 for beta in betas)
         if extreme and p.numel() and g._nnz():
             count = self.optimizer.state.get(p, {}).get("step", 0) + 1.0 if self.numbers else 1.0

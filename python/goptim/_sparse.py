@@ -85,5 +85,5 @@ def _order(g: Tensor) -> Tensor | None:
 @functools.cache
 def _sorts_by_radix() -> bool:
     """Whether torch sorts many integers stably by default."""
-    repeated = torch.arange(_RADIX) % 1000
+    repeated = torch.arange(_RADIX, device="cpu") % 1000
     return torch.equal(repeated.sort()[1], repeated.sort(stable=True)[1])

@@ -362,7 +362,7 @@ def _state(
             return {}
         initial = group["initial_accumulator_value"]
         return {
-            "step": torch.tensor(0.0),
+            "step": torch.tensor(0.0, device="cpu"),
             "sum": torch.full_like(p, initial, memory_format=torch.preserve_format, requires_grad=False),
         }
     if class_name in _STATES:
@@ -470,7 +470,8 @@ def _step(t: Tensor) -> Tensor:
     n = _count("step", t)
     if t.is_floating_point():
         return t
-    step = torch.tensor(float(n), dtype=torch.float64 if torch.get_default_dtype() is torch.float64 else torch.float32)
+    dtype = torch.float64 if torch.get_default_dtype() is torch.float64 else torch.float32
+    step = torch.tensor(float(n), dtype=dtype, device="cpu")
     if step.item() != n:
         raise ValueError(f"step is {n}, expected a count that {step.dtype} holds")
     return step

@@ -22,7 +22,7 @@ from torch.optim.optimizer import (
 )
 
 from goptim import _native, _numbers, _parts
-from goptim._eligible import PLAIN, dispatch_modes, memory_of, reason_of_optimizer
+from goptim._eligible import PLAIN, SHARED, WITH_GROUP, dispatch_modes, looks_up, memory_of, reason_of_optimizer
 from goptim._fallback import stand_in, threads_after_fork, undecorated_step, with_message
 from goptim._kinds import Kind, kind_of
 from goptim._parts import GO, NO_GRADIENT, PYTHON, TORCH, Asked, Part, bump_versions
@@ -159,7 +159,9 @@ class GoStep(ZeroGrad):
         if numbers is None or kind.is_plain(options, extra):
             return asked
         floats = _numbers.as_floats((*numbers, *extra))
-        if floats is None or not _numbers.torch_accepts(self.twin, group, undecorated_step(self.twin), kind.sparse):
+        if floats is None or not _numbers.torch_accepts(
+            self.twin, {**group, **options}, undecorated_step(self.twin), kind.sparse
+        ):
             return asked
         return params, kind.with_numbers(options, floats), floats[len(numbers) :]
 
@@ -200,6 +202,9 @@ class GoStep(ZeroGrad):
                     for part, params in zip(parts, fresh, strict=True):
                         part.fresh = params
             self._keep_order(parts)
+            if any(part.rest and looks_up(part.group) for part in parts):
+                for part in parts:
+                    part.leave({id(p) for p in part.stepped}, WITH_GROUP)
             sparse += [(part, p, g) for part in parts for p, g in part.sparse]
             if _parts.watch is not None and turn == 0:
                 n = sum(len(part.go) + len(part.sparse) for part in parts)
@@ -258,29 +263,32 @@ class GoStep(ZeroGrad):
             twice |= fresh & seen
             seen |= fresh
         for part in parts if twice else ():
-            part.leave(twice)
+            part.leave(twice, SHARED)
         if not any(part.judged for part in parts) or not any(part.rest or part.sparse for part in parts):
             return
         spans = sorted(
-            (*span, id(p), place)
-            for part in parts
-            for place, params in enumerate((part.go_params, part.rest, [p for p, _ in part.sparse]))
-            for p in params
-            if id(p) in part.apart
-            for span in memory_of(self, p)
+            (*span, id(p)) for part in parts for p in part.stepped if id(p) in part.apart for span in memory_of(self, p)
         )
-        cluster: list[Any] = []
-        mixed: set[int] = set()
+        clusters: list[list[Any]] = []  # spans that overlap
         end = 0
-        for span in [*spans, (1 << 64, 0, False, 0, 0)]:
+        for span in spans:
             if span[0] >= end:
-                if any(written for _, _, written, _, _ in cluster) and len({place for *_, place in cluster}) > 1:
-                    mixed.update(of for *_, of, _ in cluster)
-                cluster = []
-            cluster.append(span)
+                clusters.append([])
+            clusters[-1].append(span)
             end = max(end, span[1])
-        for part in parts if mixed else ():
-            part.leave(mixed)
+        clusters = [cluster for cluster in clusters if any(written for _, _, written, _ in cluster)]
+        mixed: set[int] | None = None
+        while mixed is None or mixed:  # one that has left may share memory with others
+            places = {
+                id(p): place
+                for part in parts
+                for place, params in enumerate((part.go_params, part.rest, [p for p, _ in part.sparse]))
+                for p in params
+            }
+            together = [{of for *_, of in cluster} for cluster in clusters]
+            mixed = {of for ids in together if len({places[of] for of in ids}) > 1 for of in ids}
+            for part in parts if mixed else ():
+                part.leave(mixed, SHARED)
 
     def _make_states(self, parts: list[Part]) -> list[Tensor]:
         """Create the states of new parameters, in Go and in torch, in the order of a state_dict.

@@ -221,7 +221,7 @@ class Adafactor(GoStep, HFAdafactor):
                 if state is None:
                     rows.append(x)
                     continue
-                rms = torch.empty((), dtype=p.dtype)
+                rms = torch.empty((), dtype=p.dtype, device="cpu")
                 earlier = counted[id(state)]
                 counted[id(state)] += 1
                 mixed |= bool(earlier) and not given

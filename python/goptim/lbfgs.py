@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from goptim import _native, _numbers, _originals, _parts
-from goptim._eligible import DTYPES, PLAIN, reason_of_optimizer
+from goptim._eligible import DTYPES, PLAIN, looks_up, reason_of_optimizer
 from goptim._fallback import copy_slot, slots_of, threads_after_fork, undecorated_step
 from goptim._parts import bump_versions
 from goptim._zero import ZeroGrad
@@ -122,6 +122,8 @@ class LBFGS(ZeroGrad, _originals.LBFGS):
             return "inference mode is on"
         if len(self.param_groups) != 1 or not self._params:
             return "there is not one group with parameters"
+        if looks_up(self.param_groups[0]):
+            return "its group is a dict with its own lookup methods"
         if self._options() is None:
             return "an argument is not a number, or out of range"
         return _reason_of_params(self._params)

@@ -33,6 +33,9 @@ func (r *Ranges) Read(address uintptr, bytes int) { r.add(address, bytes, read) 
 // Write adds a range that is written.
 func (r *Ranges) Write(address uintptr, bytes int) { r.add(address, bytes, written) }
 
+// Scalar adds a scalar state.
+func (r *Ranges) Scalar(address uintptr, bytes int) { r.add(address, bytes, scalar) }
+
 func (r *Ranges) add(address uintptr, bytes int, use uint64) {
 	if bytes > 0 {
 		r.all = append(r.all, memory{uint64(address), (uint64(address)+uint64(bytes))<<2 | use})
@@ -45,7 +48,7 @@ func (r *Ranges) AddRows(rows []Row) {
 	for i := range rows {
 		row := &rows[i]
 		if row.Step != 0 {
-			r.add(row.Step, row.StepType.Size(), scalar)
+			r.Scalar(row.Step, row.StepType.Size())
 		}
 		if row.N != 0 {
 			bytes := int(row.N) * row.ParamType.Size()
@@ -58,7 +61,7 @@ func (r *Ranges) AddRows(rows []Row) {
 			switch {
 			case state == 0:
 			case row.Flags&ScalarState(k) != 0:
-				r.add(state, row.StateType[k].Size(), scalar)
+				r.Scalar(state, row.StateType[k].Size())
 			default:
 				r.Write(state, int(row.N)*row.StateType[k].Size())
 			}
