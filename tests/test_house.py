@@ -14,7 +14,6 @@ import golden
 import imports
 import pytest
 import soak
-import test_scalar_errors
 import torch
 
 import goptim
@@ -100,11 +99,6 @@ def missing(name: str) -> list[str]:
     else:
         expect(name in configurations.ROWS, "tests/configurations.py", f"no {name} in ROWS")
         expect(any(c == name for c, _ in golden.CASES) or name == "AMSGrad", "tests/golden.py", f"no {name} in CASES")
-        expect(
-            name in test_scalar_errors.CLASSES or name == "AMSGrad",
-            "tests/test_scalar_errors.py",
-            f"no {name} in CLASSES",
-        )
     expect(name in golden.RUNS, "tests/golden.py", f"no {name} in RUNS")
     for folder in ("torch", "go"):
         path = f"goptim/testdata/{folder}/{name}-float32.safetensors"

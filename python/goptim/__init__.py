@@ -37,12 +37,12 @@ if hasattr(_torch_optim, "Muon"):
     from goptim import _muon as _muon
     from goptim.muon import Muon as Muon
 
-from goptim import _adafactor as _adafactor, _modules, adamw as adamw
+from goptim import _adafactor as _adafactor, _for_loop, _modules, adamw as adamw
 from goptim._patch import patch as patch, unpatch as unpatch
 
 __version__ = "0.1.0"
 
-__all__ = [*_torch_optim.__all__, "AMSGrad"]
+__all__ = [*_torch_optim.__all__, "AMSGrad", *_for_loop.CLASSES]
 
 _modules.add_modules()
 
