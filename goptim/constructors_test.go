@@ -15,6 +15,7 @@ func constructors[T goptim.Float]() []constructor[goptim.Param[T]] {
 		entry("AMSGrad", goptim.NewAMSGrad[T]),
 		entry("Adamax", goptim.NewAdamax[T]),
 		entry("ASGD", goptim.NewASGD[T]),
+		entry("Lion", goptim.NewLion[T]),
 		entry("Muon", goptim.NewMuon[T]),
 		entry("NAdam", goptim.NewNAdam[T]),
 		entry("RAdam", goptim.NewRAdam[T]),

@@ -110,6 +110,17 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         {"t0": 0, "lambd": 0},
         {"t0": 2.5, "lambd": 3, "lr": 1.1, "alpha": 0},
     ],
+    "Lion": [
+        {
+            "lr": 0.0123,
+            "weight_decay": [0, 0.037],
+            "betas": [(0.9, 0.99), (0.2, 0.5 + 1e-9)],
+            "decoupled_weight_decay": FLAG,
+        },
+        {"betas": (0.0, 1.0)},
+        {"betas": (1.0, 0.0), "lr": 3, "weight_decay": 0.3},
+        {"lr": 0.0},
+    ],
     "NAdam": [
         {
             "lr": 0.0123,

@@ -39,6 +39,11 @@ func ASGD(o goptim.ASGDOptions) *Method {
 	return method(func(p Params) (*goptim.ASGD[float64], error) { return goptim.NewASGD(p, o) })
 }
 
+// Lion is the optimizer of goptim.NewLion.
+func Lion(o goptim.LionOptions) *Method {
+	return method(func(p Params) (*goptim.Lion[float64], error) { return goptim.NewLion(p, o) })
+}
+
 // NAdam is the optimizer of goptim.NewNAdam.
 func NAdam(o goptim.NAdamOptions) *Method {
 	return method(func(p Params) (*goptim.NAdam[float64], error) { return goptim.NewNAdam(p, o) })

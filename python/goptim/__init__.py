@@ -26,6 +26,7 @@ from goptim.adam import Adam as Adam, AdamW as AdamW, AMSGrad as AMSGrad
 from goptim.adamax import Adamax as Adamax
 from goptim.asgd import ASGD as ASGD
 from goptim.lbfgs import LBFGS as LBFGS
+from goptim.lion import Lion as Lion
 from goptim.nadam import NAdam as NAdam
 from goptim.radam import RAdam as RAdam
 from goptim.rmsprop import RMSprop as RMSprop
