@@ -89,7 +89,8 @@ test-integrations: build ## train with other packages, in an environment on top 
 	test -x $(VENV)-integrations/bin/python || $(PY) -m venv $(VENV)-integrations
 	echo "import site; site.addsitedir('$$($(PY) -c '$(SITE)')')" >"$$($(VENV)-integrations/bin/python -c '$(SITE)')/over.pth"
 	$(VENV)-integrations/bin/python -m pip install -q "torch==$$($(PY) -c 'from importlib.metadata import version; print(version("torch"))')" \
-	  numpy pytest pytest-xdist expecttest transformers accelerate peft lightning timm skorch scikit-learn torch-optimi schedulefree
+	  numpy pytest pytest-xdist expecttest transformers accelerate peft lightning timm skorch scikit-learn torch-optimi schedulefree \
+	  $$($(PY) tests/derive.py --packages)
 	PYTHONPATH=python $(VENV)-integrations/bin/python -m pytest -q -n $(JOBS) --dist loadfile -m integrations tests/integrations
 
 soak: build ## 100,000 steps compared with torch, with random changes in between; half an hour
@@ -135,8 +136,9 @@ lint: $(VENV)/ready ## gofmt, go vet, staticcheck, ruff, mypy
 build: $(VENV)/ready ## compile the extension in place
 	$(PY) setup.py -q build_ext --inplace
 
-generate: $(VENV)/ready ## generate the copies of the kernels, after a change in kernel/f32x8
+generate: $(VENV)/ready ## generate the copies of the kernels in kernel/f32x8, and lists of optimizers in Go and the README
 	cd goptim/internal/kernel && $(CURDIR)/$(GO) run ./generate
+	$(PY) tests/derive.py
 
 bindings: $(VENV)/ready ## generate bindings/_core, after a change of package bindings' exported functions
 	$(PY) bindings/generate.py

@@ -13,6 +13,7 @@ import argparse
 import functools
 import importlib
 import inspect
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ from digits import BATCH, accuracy, digits, network
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from goptim import _for_loop
 from goptim.testing import assert_bit_equal, ieee_sqrt
 
 matplotlib.use("Agg")
@@ -110,6 +112,11 @@ TOUR = [
         twin="transformers.Adafactor",
         path_options={"relative_step": False},
     ),
+]
+# The optimizers that torch.optim does not have are compared with their for-loops.
+TOUR += [
+    Stop(f"goptim.{name}", MOMENTS, {}, (0.01, 0.01), twin=f"{cls.__module__}.{cls.__qualname__}")
+    for name, cls in _for_loop.CLASSES.items()
 ]
 PATHS: dict[str, dict[str, bool]] = {
     "for-loop": {"foreach": False, "fused": False},
@@ -308,7 +315,9 @@ COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 
 def draw(out: Path, stops: list[Stop], runs: dict[str, Run]) -> None:
     families = {family: [stop for stop in stops if stop.family == family] for family in (GRADIENT, MOMENTS, HISTORY)}
-    colours = {stop.title: c for group in families.values() for stop, c in zip(group, COLOURS, strict=False)}
+    colours = {
+        stop.title: c for group in families.values() for stop, c in zip(group, itertools.cycle(COLOURS), strict=False)
+    }
     columns = 6
     rows = -(-len(stops) // columns)
     plt.rcParams.update({"font.size": 11, "axes.titlesize": 12, "axes.spines.top": False, "axes.spines.right": False})

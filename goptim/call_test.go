@@ -47,6 +47,12 @@ func (c *class[O]) odd() (o O) {
 	return o
 }
 
+// OddOptions returns options of a type in which every number differs from its default if its range permits it.
+func OddOptions[O any]() O {
+	c := class[O]{}.described()
+	return c.odd()
+}
+
 // group returns a group of a call with the options.
 func (c *class[O]) group(o *O, k *steps.Kind) *steps.Group {
 	g := &steps.Group{Count: int64(k.Words())}

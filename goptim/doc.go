@@ -14,8 +14,7 @@
 //
 // # Optimizers
 //
-//   - elementwise: [NewSGD], [NewAdam], [NewAdamW], [NewAMSGrad], [NewNAdam], [NewRAdam],
-//     [NewAdamax], [NewAdagrad], [NewAdadelta], [NewRMSprop], [NewRprop], [NewASGD]
+//   - elementwise: [NewSGD], [NewAdam], [NewAdamW], and every other one that is not in this list
 //   - for matrices, given by the Shape of a Param: [NewAdafactor], [NewMuon]
 //   - for sparse gradients, such as those of an embedding: [NewSparseAdam], [NewSparseAdagrad], [NewSparseSGD]
 //   - evaluating a closure: [NewLBFGS]

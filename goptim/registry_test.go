@@ -3,18 +3,13 @@ package goptim_test
 import (
 	"encoding/json"
 	"math"
-	"os"
-	"path/filepath"
 	"reflect"
-	"regexp"
 	"strings"
 	"testing"
 
-	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/goptim/goptim/goptim"
-	"github.com/goptim/goptim/internal/steps"
 )
 
 // A constructor is a New function. Q is goptim.Param or goptim.SparseParam.
@@ -26,7 +21,12 @@ type constructor[Q any] struct {
 	usual, odd any
 }
 
-func entry[Q, O any, P goptim.Optimizer](name string, build func([]*Q, O) (P, error), usual, odd O) constructor[Q] {
+// entry returns the constructor of a New function, with the options of specialOptions or those that follow from the tags.
+func entry[Q, O any, P goptim.Optimizer](name string, build func([]*Q, O) (P, error)) constructor[Q] {
+	var usual, odd any = *new(O), goptim.OddOptions[O]()
+	if special, ok := specialOptions[name]; ok {
+		usual, odd = special[0], special[1]
+	}
 	return constructor[Q]{name, func(params []*Q, edit func(any)) (goptim.Optimizer, error) {
 		var o O
 		edit(&o)
@@ -42,42 +42,67 @@ func (c constructor[Q]) with(params []*Q, options any) (goptim.Optimizer, error)
 	return c.build(params, func(o any) { reflect.ValueOf(o).Elem().Set(reflect.ValueOf(options)) })
 }
 
-// constructors returns the New functions of dense gradients, except LBFGS's. TestRegistry fails if one is missing.
-func constructors[T goptim.Float]() []constructor[goptim.Param[T]] {
-	betas := [2]float64{.7, .8}
-	return []constructor[goptim.Param[T]]{
-		entry("SGD", goptim.NewSGD[T], goptim.SGDOptions{Dampening: .5, WeightDecay: .1},
-			goptim.SGDOptions{Momentum: .8, Dampening: .5, WeightDecay: .1, Maximize: true}),
-		entry("Adam", goptim.NewAdam[T], goptim.AdamOptions{}, goptim.AdamOptions{LR: .1, Betas: betas, Eps: 1e-3}),
-		entry("AdamW", goptim.NewAdamW[T], goptim.AdamOptions{}, goptim.AdamOptions{WeightDecay: .1, Maximize: true}),
-		entry("AMSGrad", goptim.NewAMSGrad[T], goptim.AdamOptions{}, goptim.AdamOptions{WeightDecay: .1}),
-		entry("Adagrad", goptim.NewAdagrad[T], goptim.AdagradOptions{},
-			goptim.AdagradOptions{LRDecay: .1, InitialAccumulatorValue: .1, Eps: 1e-3}),
-		entry("Adadelta", goptim.NewAdadelta[T], goptim.AdadeltaOptions{}, goptim.AdadeltaOptions{Rho: .5, Eps: 1e-3, WeightDecay: .1}),
-		entry("Adafactor", goptim.NewAdafactor[T], goptim.AdafactorOptions{},
-			goptim.AdafactorOptions{Beta2Decay: -.5, D: 2, Eps: [2]float64{1e-4, 1e-2}}),
-		entry("Adamax", goptim.NewAdamax[T], goptim.AdamaxOptions{}, goptim.AdamaxOptions{Betas: betas, WeightDecay: .1}),
-		entry("ASGD", goptim.NewASGD[T], goptim.ASGDOptions{}, goptim.ASGDOptions{Lambd: .1, T0: 1, Alpha: .5}),
-		entry("NAdam", goptim.NewNAdam[T], goptim.NAdamOptions{WeightDecay: .1},
-			goptim.NAdamOptions{MomentumDecay: .1, WeightDecay: .1, DecoupledWeightDecay: true}),
-		entry("RAdam", goptim.NewRAdam[T], goptim.RAdamOptions{WeightDecay: .1},
-			goptim.RAdamOptions{Betas: betas, WeightDecay: .1, DecoupledWeightDecay: true}),
-		entry("RMSprop", goptim.NewRMSprop[T], goptim.RMSpropOptions{}, goptim.RMSpropOptions{Alpha: .5, Momentum: .5, Centered: true}),
-		entry("Rprop", goptim.NewRprop[T], goptim.RpropOptions{StepSizes: [2]float64{0, math.Inf(1)}},
-			goptim.RpropOptions{Etas: [2]float64{.3, 1.5}, StepSizes: [2]float64{0, math.Inf(1)}}),
-		entry("Muon", goptim.NewMuon[T], goptim.MuonOptions{NSSteps: 2},
-			goptim.MuonOptions{Momentum: .5, Nesterov: true, AdjustLR: goptim.AdjustSpectralUnclamped, NSSteps: 2}),
-	}
+// specialOptions are the usual and the odd options of New functions, where flags decide which states there are or a value must be
+// valid together with others.
+var specialOptions = map[string][2]any{
+	"SGD": {
+		goptim.SGDOptions{Dampening: .5, WeightDecay: .1},
+		goptim.SGDOptions{Momentum: .8, Dampening: .5, WeightDecay: .1, Maximize: true},
+	},
+	"Adam": {
+		goptim.AdamOptions{}, goptim.AdamOptions{LR: .1, Betas: [2]float64{.7, .8}, Eps: 1e-3},
+	},
+	"AdamW": {
+		goptim.AdamOptions{}, goptim.AdamOptions{WeightDecay: .1, Maximize: true},
+	},
+	"AMSGrad": {
+		goptim.AdamOptions{}, goptim.AdamOptions{WeightDecay: .1},
+	},
+	"Adafactor": {
+		goptim.AdafactorOptions{},
+		goptim.AdafactorOptions{Beta2Decay: -.5, D: 2, Eps: [2]float64{1e-4, 1e-2}},
+	},
+	"ASGD": {
+		goptim.ASGDOptions{}, goptim.ASGDOptions{Lambd: .1, T0: 1, Alpha: .5},
+	},
+	"NAdam": {
+		goptim.NAdamOptions{WeightDecay: .1},
+		goptim.NAdamOptions{MomentumDecay: .1, WeightDecay: .1, DecoupledWeightDecay: true},
+	},
+	"RAdam": {
+		goptim.RAdamOptions{WeightDecay: .1},
+		goptim.RAdamOptions{Betas: [2]float64{.7, .8}, WeightDecay: .1, DecoupledWeightDecay: true},
+	},
+	"RMSprop": {
+		goptim.RMSpropOptions{}, goptim.RMSpropOptions{Alpha: .5, Momentum: .5, Centered: true},
+	},
+	"Rprop": {
+		goptim.RpropOptions{StepSizes: [2]float64{0, math.Inf(1)}},
+		goptim.RpropOptions{Etas: [2]float64{.3, 1.5}, StepSizes: [2]float64{0, math.Inf(1)}},
+	},
+	"Muon": {
+		goptim.MuonOptions{NSSteps: 2},
+		goptim.MuonOptions{Momentum: .5, Nesterov: true, AdjustLR: goptim.AdjustSpectralUnclamped, NSSteps: 2},
+	},
+	"SparseAdam": {
+		goptim.SparseAdamOptions{},
+		goptim.SparseAdamOptions{Betas: [2]float64{.7, .8}, Maximize: true},
+	},
+	"SparseSGD": {
+		goptim.SGDOptions{}, goptim.SGDOptions{LR: .1, Maximize: true},
+	},
+	"SparseAdagrad": {
+		goptim.AdagradOptions{},
+		goptim.AdagradOptions{LRDecay: .1, InitialAccumulatorValue: .3},
+	},
 }
 
 // sparseConstructors returns the New functions of sparse gradients.
 func sparseConstructors[T goptim.Float]() []constructor[goptim.SparseParam[T]] {
 	return []constructor[goptim.SparseParam[T]]{
-		entry("SparseAdam", goptim.NewSparseAdam[T], goptim.SparseAdamOptions{},
-			goptim.SparseAdamOptions{Betas: [2]float64{.7, .8}, Maximize: true}),
-		entry("SparseSGD", goptim.NewSparseSGD[T], goptim.SGDOptions{}, goptim.SGDOptions{LR: .1, Maximize: true}),
-		entry("SparseAdagrad", goptim.NewSparseAdagrad[T], goptim.AdagradOptions{},
-			goptim.AdagradOptions{LRDecay: .1, InitialAccumulatorValue: .3}),
+		entry("SparseAdam", goptim.NewSparseAdam[T]),
+		entry("SparseSGD", goptim.NewSparseSGD[T]),
+		entry("SparseAdagrad", goptim.NewSparseAdagrad[T]),
 	}
 }
 
@@ -107,63 +132,8 @@ func golden[T goptim.Float](t *testing.T, class string, options []byte) func([]*
 			}
 		}
 	}
-	require.Fail(t, class+" is not among the constructors of goptim/registry_test.go")
+	require.Fail(t, class+" is not in goptim/constructors_test.go: run `make generate`")
 	return nil
-}
-
-// TestRegistry checks that every optimizer has a constructor in the tests' lists, an example and a method for gonum.
-func TestRegistry(t *testing.T) {
-	listed := map[string]bool{"LBFGS": true, "Groups": true}
-	for _, c := range constructors[float32]() {
-		listed[c.name] = true
-	}
-	for _, c := range sparseConstructors[float32]() {
-		listed[c.name] = true
-	}
-	runs, cases := map[string]bool{}, map[string]bool{}
-	paths, err := filepath.Glob("testdata/torch/*")
-	require.NoError(t, err)
-	for _, path := range paths {
-		runs[strings.TrimPrefix(readRun(t, path).class, "Sparse")] = true
-	}
-	for _, c := range readGolden(t).Cases {
-		cases[c.Optimizer] = true
-	}
-	functions, methods := functionsOf(t, "."), functionsOf(t, "gonumopt")
-	for _, name := range functions {
-		if class, ok := strings.CutPrefix(name, "New"); ok {
-			if class != "LBFGS" && class != "Groups" && !strings.HasPrefix(class, "Sparse") {
-				assert.Contains(t, methods, class, "a method of gonum's is missing in goptim/gonumopt/methods.go")
-			}
-			assert.True(t, listed[class], "New%s is missing in constructors or sparseConstructors, in goptim/registry_test.go", class)
-			assert.Contains(t, functions, "ExampleNew"+class, "an Example is missing in goptim/example_test.go")
-		}
-	}
-	for _, k := range steps.Kinds() {
-		for class := range k.Classes {
-			if class != "HFAdafactor" && !strings.HasPrefix(class, "Muon") {
-				assert.Contains(t, functions, "New"+class, "%s is registered and has no constructor", class)
-				assert.True(t, runs[strings.TrimPrefix(class, "Sparse")], "a run of %s is missing in RUNS of tests/golden.py", class)
-				if !k.Sparse {
-					assert.True(t, cases[class], "a case of %s is missing in tests/golden.py", class)
-				}
-			}
-		}
-	}
-}
-
-// functionsOf returns the exported functions of a folder, including those of tests.
-func functionsOf(t *testing.T, folder string) (all []string) {
-	paths, err := filepath.Glob(filepath.Join(folder, "*.go"))
-	require.NoError(t, err)
-	for _, path := range paths {
-		text, err := os.ReadFile(path)
-		require.NoError(t, err)
-		for _, m := range regexp.MustCompile(`(?m)^func ([A-Z]\w*)[\[(]`).FindAllStringSubmatch(string(text), -1) {
-			all = append(all, m[1])
-		}
-	}
-	return all
 }
 
 // TestOptionsThatAreNoNumbers checks that NaN is rejected for every option with a range, with the option's name in the

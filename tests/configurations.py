@@ -1,6 +1,6 @@
 """The parity table: one row per optimizer, with every combination of its flags. Add a row for a new optimizer.
 
-Below it: parameters and gradients for the configurations, the same in every run.
+Below it: what each is compared with, and parameters and gradients for the configurations, the same in every run.
 """
 
 import functools
@@ -15,10 +15,14 @@ import torch
 from torch import Tensor
 
 import goptim
+from goptim import _for_loop
 from goptim._step import GoStep
 
+# The optimizers that torch.optim does not have, except AMSGrad, and all that torch.optim or goptim has.
+BEYOND = [*_for_loop.CLASSES]
+CLASSES = {name: getattr(goptim, name) for name in (*torch.optim.__all__, *BEYOND)}
+
 # The optimizers that Go steps with a table of rows, and those of them that are elementwise.
-CLASSES = {name: getattr(goptim, name) for name in torch.optim.__all__}
 IN_TABLES = [name for name, c in CLASSES.items() if isinstance(c, type) and issubclass(c, GoStep)]
 # These take nothing but sparse gradients, and nothing but matrices: test_sparse.py, test_muon.py.
 IN_TABLES = [name for name in IN_TABLES if name not in ("SparseAdam", "Muon")]
@@ -106,6 +110,17 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         {"t0": 0, "lambd": 0},
         {"t0": 2.5, "lambd": 3, "lr": 1.1, "alpha": 0},
     ],
+    "Lion": [
+        {
+            "lr": 0.0123,
+            "weight_decay": [0, 0.037],
+            "betas": [(0.9, 0.99), (0.2, 0.5 + 1e-9)],
+            "decoupled_weight_decay": FLAG,
+        },
+        {"betas": (0.0, 1.0)},
+        {"betas": (1.0, 0.0), "lr": 3, "weight_decay": 0.3},
+        {"lr": 0.0},
+    ],
     "NAdam": [
         {
             "lr": 0.0123,
@@ -156,7 +171,24 @@ ORACLES = {"AMSGrad": functools.partial(torch.optim.Adam, amsgrad=True)}
 
 
 def oracle_of(optimizer: str) -> Any:
-    return ORACLES.get(optimizer) or getattr(torch.optim, optimizer)
+    """What an optimizer is compared with: torch's class, or the for-loop of one that torch.optim does not have."""
+    found = (ORACLES | _for_loop.CLASSES).get(optimizer) or getattr(torch.optim, optimizer, None)
+    if found is None:
+        raise LookupError(
+            f"{optimizer}, a row of tests/configurations.py, is not in torch.optim, and {optimizer}ForLoop is not in "
+            f"python/goptim/{optimizer.lower()}.py or not imported by python/goptim/__init__.py"
+        )
+    return found
+
+
+def twins(optimizer: str) -> tuple[Any, Any]:
+    """torch's class and goptim's."""
+    return oracle_of(optimizer), getattr(goptim, optimizer)
+
+
+def for_loop_flags(optimizer: str) -> dict[str, bool]:
+    """The flags that select torch's for-loop, where a class has others."""
+    return {flag: False for flag in ("foreach", "fused") if _takes(optimizer, flag)}
 
 
 @dataclass(frozen=True)
@@ -176,8 +208,7 @@ class Configuration:
 
     def torchs(self, params: Iterable[Any]) -> torch.optim.Optimizer:
         """torch's optimizer with its for-loop implementation."""
-        flags = dict.fromkeys(self.path_flags(), False)
-        return oracle_of(self.optimizer)(params, **self.options, **flags)
+        return oracle_of(self.optimizer)(params, **self.options, **for_loop_flags(self.optimizer))
 
     def go_takes(self, value: Tensor) -> bool:
         """Whether Go supports a parameter of this shape. torch's Adafactor fails for one without elements."""
@@ -185,7 +216,7 @@ class Configuration:
 
     def path_flags(self) -> list[str]:
         """The flags that select an implementation in torch, and have no effect in goptim."""
-        return [flag for flag in ("foreach", "fused") if _takes(self.optimizer, flag)]
+        return [*for_loop_flags(self.optimizer)]
 
 
 def _takes(optimizer: str, option: str) -> bool:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from configurations import ORACLES, TABLE, Configuration, oracle_of
+from configurations import CLASSES, ORACLES, TABLE, Configuration, for_loop_flags, oracle_of
 from torch import Tensor
 
 import goptim
@@ -34,9 +34,11 @@ FACTORED = ("Adafactor",)  # whose bits depend on a parameter's shape
 def _few(name: str) -> list[dict[str, Any]]:
     """Options of a row of the parity table: the plain ones, some flags, and most flags."""
     row = [c.options for c in TABLE[name] if not c.odd]
+    known = oracle_of(name)([torch.zeros(1)]).defaults.keys()  # of a group, which a file has, and Go
     if name == "Adam":  # in torch 2.6, only AdamW is decoupled
-        row = [{k: v for k, v in o.items() if k != "decoupled_weight_decay"} for o in row]
-        row = [o for i, o in enumerate(row) if o not in row[:i]]
+        known -= {"decoupled_weight_decay"}
+    row = [{k: v for k, v in o.items() if k in known} for o in row]
+    row = [o for i, o in enumerate(row) if o not in row[:i]]
     return [row[0], row[len(row) // 2], row[-1]]
 
 
@@ -144,7 +146,7 @@ def run(name: str, dtype: str, path: Path) -> None:
     params = {n: draw(shape).requires_grad_() for n, shape in shapes.items()}
     tensors = {f"value.0.{n}": p.detach().clone() for n, p in params.items()}
     options = {"lr": 0.0123, **options}
-    if class_name not in ("SparseAdam", "Muon", "LBFGS"):
+    if "foreach" in for_loop_flags(class_name):
         options["foreach"] = False
     optimizer = oracle_of(class_name)(params.values(), **options)
     for step in range(1, RUN_STEPS + 1):
@@ -176,7 +178,7 @@ def runs() -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run"
         for name, (class_name, _, _) in RUNS.items():
-            if hasattr(torch.optim, class_name):
+            if class_name in CLASSES:
                 for dtype in DTYPES:
                     run(name, dtype, path)
                     files[f"{name}-{dtype}.safetensors"] = path.read_bytes()

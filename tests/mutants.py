@@ -129,8 +129,10 @@ GO_OF_GROUP = {
     "states": ["./goptim/internal/safetensors", "./goptim"],
     "bindings": ["./bindings/..."],
 }
-# Classes with a file of the same name, which -k finds in the names of tests.
-CLASSES = ["Adadelta", "Adafactor", "Adagrad", "Adam", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD"]
+# Classes with a file of the same name, which -k finds in the names of tests: the elementwise ones, and Adafactor.
+SPECIFICATION = re.compile(r'elementwiseSpec\(class\[\w+\]\{\s*name:\s*"(\w+)"')
+CLASSES = [name for path in sorted((ROOT / "goptim").glob("*.go")) for name in SPECIFICATION.findall(path.read_text())]
+CLASSES.append("Adafactor")
 
 
 # Changes that affect only speed: lines that prefetch or leave vector code, and such functions of gather.c.

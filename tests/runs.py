@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable
 
 import torch
+from configurations import for_loop_flags, oracle_of
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -21,15 +22,13 @@ MATRICES = ("Muon",)
 
 
 def twins(name: str) -> tuple[type[torch.optim.Optimizer], type[torch.optim.Optimizer]]:
-    return getattr(goptim, name), getattr(torch.optim, name)
+    return getattr(goptim, name), oracle_of(name)
 
 
 def options_of(name: str, i: int) -> dict[str, object]:
     """The i-th input, created anew because a run may change it, with torch's for-loop."""
     options = dict(INFOS[name].optim_inputs_func(device="cpu")[i].kwargs)
-    return {k: v for k, v in options.items() if k not in ("foreach", "fused")} | (
-        {"foreach": False} if "foreach" in INFOS[name].supported_impls else {}
-    )
+    return {k: v for k, v in options.items() if k not in ("foreach", "fused")} | for_loop_flags(name)
 
 
 def shapes_of(name: str) -> list[tuple[int, ...]]:
@@ -63,8 +62,7 @@ class Run:
     def follow(self, state_dict: dict, optimizer: type[torch.optim.Optimizer]) -> "Run":
         """A new optimizer on copies of the parameters, which continues from a state."""
         other = self.copy()
-        options = {"foreach": False} if "foreach" in INFOS[self.name].supported_impls else {}
-        other.opt = optimizer(other.params, **options)
+        other.opt = optimizer(other.params, **for_loop_flags(self.name))
         other.opt.load_state_dict(state_dict)
         return other
 
@@ -79,7 +77,7 @@ class Run:
         for _ in range(n):
             self.at += 1
             self.losses: list[Tensor] = []
-            if INFOS[self.name].step_requires_closure or closure:
+            if self.name == "LBFGS" or closure:
                 self.returned = self.opt.step(self.closure)
                 continue
             for p in self.params:
@@ -90,7 +88,7 @@ class Run:
     def gradient(self, p: Tensor) -> Tensor:
         if p.is_meta:
             return torch.empty_like(p)
-        if not INFOS[self.name].only_supports_sparse_grads:
+        if self.name != "SparseAdam":
             return torch.empty_like(p).copy_(torch.randn(p.shape, dtype=p.dtype, generator=self.generator))
         rows = torch.tensor([[self.at % len(p), 0, self.at % len(p)]])
         values = torch.randn(3, p.shape[1], dtype=p.dtype, generator=self.generator)

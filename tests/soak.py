@@ -20,14 +20,13 @@ import time
 from collections.abc import Callable
 
 import torch
+from configurations import CLASSES, for_loop_flags, twins
 from torch import Tensor
 from torch.nn import Parameter
 
-import goptim
 from goptim._step import GoStep
 from goptim.testing import assert_bit_equal, ieee_sqrt
 
-CLASSES = {name: getattr(goptim, name) for name in torch.optim.__all__}
 OPTIMIZERS = [name for name, c in CLASSES.items() if isinstance(c, type) and issubclass(c, GoStep)]
 # torch 2.6's Adagrad creates states only in the constructor, and not for groups that are added later.
 if "len(state)" not in inspect.getsource(torch.optim.Adagrad._init_group):
@@ -101,7 +100,7 @@ class Twins:
         self.name = name
         self.random = random.Random(f"{seed} {name}")
         self.generator = torch.Generator().manual_seed(self.random.getrandbits(40))
-        self.classes = (getattr(goptim, name), getattr(torch.optim, name))
+        self.classes = twins(name)[::-1]
         self.steps = 0
         self.history: collections.deque[str] = collections.deque(maxlen=60)
         self.counts: collections.Counter[str] = collections.Counter()
@@ -112,9 +111,8 @@ class Twins:
         self.opts: list[torch.optim.Optimizer] = []
         first = self.more_params(tensors - tensors // 4, sparse=name in SPARSE)
         has = inspect.signature(self.classes[1]).parameters
-        for_loop = {flag: False for flag in ("foreach", "fused") if flag in has}
         fixed = SPARSE.get(name, {"weight_decay": 0.037} if "weight_decay" in has else {})
-        for side, flags in enumerate(({}, for_loop)):
+        for side, flags in enumerate(({}, for_loop_flags(name))):
             self.opts.append(self.classes[side]([self.params[side][i] for i in first], **fixed, **flags))
         while len(self.params[0]) < tensors:
             self.add_group()

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import rows
 import torch
-from configurations import ELEMENTWISE
+from configurations import ELEMENTWISE, for_loop_flags, oracle_of
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -87,7 +87,7 @@ def test_one_after_the_other(name: str, share: Any, threads: Any) -> None:
     threads(2)
     options, shapes = OPTIONS.get(name, {}), [(N,)] * 4
     with ieee_sqrt():
-        expected = run(getattr(torch.optim, name), options | {"foreach": False}, shapes, share)
+        expected = run(oracle_of(name), options | for_loop_flags(name), shapes, share)
         for _ in range(2):
             assert_bit_equal(run(getattr(goptim, name), options, shapes, share), expected)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from configurations import BEYOND
 
 import goptim
 from goptim.__main__ import main
@@ -75,7 +76,9 @@ def test_every_optimizer(optimizer, bench):
     for r in found["rows"]:
         assert r["tensors_in_go"] == r["tensors"], r["notes"]
         paths = ["goptim", "for"]
-        if optimizer != "Muon":
+        if optimizer in BEYOND:
+            paths.append("bound")
+        elif optimizer != "Muon":
             paths.append("foreach")
             if optimizer in ("SGD", "SGD momentum", "Adam", "AdamW", "AdamW amsgrad", "Adagrad"):
                 paths.append("fused")

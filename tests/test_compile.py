@@ -5,12 +5,11 @@ import warnings
 
 import pytest
 import torch
-from configurations import ELEMENTWISE, IN_TABLES
+from configurations import ELEMENTWISE, IN_TABLES, twins
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.optim import lr_scheduler
 
-import goptim
 from goptim.testing import assert_bit_equal, ieee_sqrt
 
 needs_compiler = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs C++")
@@ -26,10 +25,6 @@ def fresh():
         warnings.simplefilter("ignore")
         yield
     torch._dynamo.reset()
-
-
-def twins(name):
-    return getattr(torch.optim, name), getattr(goptim, name)
 
 
 def parameters():

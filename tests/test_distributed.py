@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from configurations import ELEMENTWISE
+from configurations import ELEMENTWISE, twins
 from counting import rows_per_call
 from torch.nn import Parameter
 
@@ -112,11 +112,6 @@ def ranks():
 @functools.cache
 def mesh():
     return dist.device_mesh.init_device_mesh("cpu", (RANKS,))
-
-
-def twins(name):
-    """torch's class and goptim's."""
-    return getattr(torch.optim, name), getattr(goptim, name)
 
 
 def params_of(opt):

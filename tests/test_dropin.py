@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from configurations import ELEMENTWISE, IN_TABLES, needs_late_state
+from configurations import ELEMENTWISE, IN_TABLES, needs_late_state, twins
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn import Parameter
 from torch.optim import Optimizer, optimizer as torch_optimizer
@@ -42,11 +42,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:Sparse invariant checks")
 
 every = pytest.mark.parametrize("name", NAMES)
 elementwise = pytest.mark.parametrize("name", ELEMENTWISE)  # supports what another class does not
-
-
-def twins(name):
-    """torch's class and goptim's."""
-    return getattr(torch.optim, name), getattr(goptim, name)
 
 
 def outcome(f):
@@ -573,12 +568,17 @@ def test_arguments_that_torch_takes(name, kwargs, go):
         params = [leaf(3, 4), leaf(5)]
         return [p.requires_grad_(False) for p in params] if "differentiable" in kwargs else params
 
+    if "differentiable" in kwargs and not accepted(name, **kwargs):
+        pytest.skip("it does not have this flag")
     train_both(name, make, **kwargs, **WITH_STATE.get(name, {}))
     assert go == []
 
 
 @elementwise
 def test_differentiable_step_is_differentiated(name, go):
+    if not accepted(name, differentiable=True):
+        pytest.skip("it does not have this flag")
+
     def derivative(optimizer):
         torch.manual_seed(0)
         start, grad = leaf(3, 4), leaf(3, 4)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from configurations import BEYOND
 
 import goptim
 
@@ -51,7 +52,7 @@ def test_tour(tour, monkeypatch, capsys, tmp_path: Path) -> None:
     assert {row[1] for name, row in of.items() if name not in tolerant} == {"bits"}, out
     for name, (accuracy, _, for_loop, foreach, fused, _) in of.items():
         twin = getattr(torch.optim, "Adam" if name == "AMSGrad" else name, None)
-        assert (for_loop != "-") == (twin is not None) or name == "hf.Adafactor"
+        assert (for_loop != "-") == (twin is not None or name in BEYOND) or name == "hf.Adafactor"
         if name in ("Adam", "SGD"):
             assert "-" not in (foreach, fused)
         if name in ("SparseAdam", "LBFGS", "Muon"):

@@ -5,7 +5,7 @@ import operator
 import numpy as np
 import pytest
 import torch
-from configurations import ELEMENTWISE, IN_TABLES
+from configurations import BEYOND, ELEMENTWISE, IN_TABLES
 from test_dropin import NAMES, TAKEN, WITH_STATE, Logged, Operations, Quiet, leaf, transposed, twins
 from torch.nn import Parameter
 
@@ -110,6 +110,8 @@ REASONS = {
 @pytest.mark.parametrize("why", REASONS)
 def test_reasons(name, why, go, watched):
     make, grad, kwargs, word = REASONS[why]
+    if name in BEYOND and why == "differentiable":
+        pytest.skip("it does not have this flag")
     opt = twins(name)[1](with_gradients([make()], grad), **kwargs, **WITH_STATE.get(name, {}))
     [row] = check(opt, watched)
     assert row.to == "torch"

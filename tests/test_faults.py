@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import rows
 import torch
-from configurations import ELEMENTWISE, needs_late_state
+from configurations import ELEMENTWISE, needs_late_state, oracle_of, twins
 from rows import call_groups
 from torch.nn import Parameter
 
@@ -149,7 +149,7 @@ def check(name, spoil, says, before, with_torchs):
     An error before the first write changes nothing. An error in torch's part leaves what torch leaves of that part.
     """
     ours, repair = spoilt(getattr(goptim, name), spoil, before, with_torchs)
-    torchs, _ = spoilt(getattr(torch.optim, name), spoil, before, with_torchs)
+    torchs, _ = spoilt(oracle_of(name), spoil, before, with_torchs)
     unspoilt = everything(ours)
     error, torchs_error = error_of(ours), error_of(torchs)
     if torchs_error is None and error is None:
@@ -174,7 +174,7 @@ def check(name, spoil, says, before, with_torchs):
     with ieee_sqrt():
         ours.step()
     train(ours, range(before + 1, before + 3))
-    expected = make(getattr(torch.optim, name), with_torchs)
+    expected = make(oracle_of(name), with_torchs)
     train(expected, range(before + 3))
     assert_bit_equal(some(everything(ours), gos), some(everything(expected), gos))
 
@@ -237,7 +237,7 @@ def test_missing_state(name, with_torchs):
 @every
 def test_convertible_states_fall_back(name):
     """What torch converts stays converted, also after an error elsewhere in torch's step."""
-    torchs, ours = (make(getattr(module, name)) for module in (torch.optim, goptim))
+    torchs, ours = map(make, twins(name))
     for opt in (torchs, ours):
         train(opt, range(2))
         for p in params_of(opt)[-2:]:
@@ -274,8 +274,8 @@ def test_error_of_scalars_precedes_torchs_part(name, before):
         return cls([{"params": [Parameter(torch.randn(3, dtype=d))]} for d in (torch.float32, torch.bfloat16)])
 
     outcomes = []
-    for module in (torch.optim, goptim):
-        opt = make(getattr(module, name))
+    for cls in twins(name):
+        opt = make(cls)
         train(opt, range(before))
         give_gradients(opt, before)
         for key in ("lr", "weight_decay"):
@@ -286,7 +286,7 @@ def test_error_of_scalars_precedes_torchs_part(name, before):
             opt.step()
         except Exception as e:
             outcomes.append(type(e))
-            if module is goptim:
+            if cls is getattr(goptim, name):
                 assert_bit_equal(everything(opt), unspoilt)
                 assert [p._version for p in opt.param_groups[1]["params"]] == versions
         else:
@@ -298,7 +298,7 @@ def test_error_of_scalars_precedes_torchs_part(name, before):
 def test_rates_that_only_the_constructor_rejects(name):
     with pytest.raises(ValueError, match=r"Invalid learning rate: -0\.1"):
         getattr(goptim, name)([Parameter(torch.ones(1))], lr=-0.1)
-    torchs, ours = (make(getattr(module, name)) for module in (torch.optim, goptim))
+    torchs, ours = map(make, twins(name))
     for opt in (torchs, ours):
         for rate in (-0.1, 0, 1, float("inf"), float("nan")):
             opt.param_groups[0]["lr"] = rate
@@ -308,7 +308,7 @@ def test_rates_that_only_the_constructor_rejects(name):
 
 @every
 def test_closure_that_raises_changes_nothing(name):
-    torchs, ours = (make(getattr(module, name), with_torchs=True) for module in (torch.optim, goptim))
+    torchs, ours = (make(cls, with_torchs=True) for cls in twins(name))
     train(ours, range(2))
     before = everything(ours)
 
@@ -347,7 +347,7 @@ def test_interrupt_before_go_leaves_a_valid_state(name, before, monkeypatch):
     deterministic = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)  # uninitialized memory is NaN
     try:
-        torchs, ours = (make(getattr(module, name)) for module in (torch.optim, goptim))
+        torchs, ours = map(make, twins(name))
         train(ours, range(before))
         give_gradients(ours, before)
         with monkeypatch.context() as patch:
@@ -401,9 +401,9 @@ def call(name, table, n=1, threads=2):
 def assert_the_next_step_is_right(name, *sizes):
     for n in sizes:
         opts = []
-        for module in (torch.optim, goptim):
+        for cls in twins(name):
             torch.manual_seed(0)
-            opts.append(getattr(module, name)([Parameter(torch.randn(n))], **OPTIONS.get(name, {})))
+            opts.append(cls([Parameter(torch.randn(n))], **OPTIONS.get(name, {})))
             train(opts[-1], range(2))
         assert_bit_equal(everything(opts[1]), everything(opts[0]))
 

@@ -7,6 +7,7 @@ import sys
 import tracemalloc
 import warnings
 
+import configurations
 import numpy as np
 import pytest
 import torch
@@ -127,7 +128,7 @@ ZOO = {
 
 def twins(name):
     """torch's class and goptim's."""
-    return [getattr(module, name.split()[0]) for module in (torch.optim, goptim)]
+    return configurations.twins(name.split()[0])
 
 
 def make(name, *whats):

@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from configurations import ELEMENTWISE, IN_TABLES, needs_late_state
+from configurations import ELEMENTWISE, IN_TABLES, for_loop_flags, needs_late_state
 from runs import Run, assert_same, twins
 from torch import nn
 from torch.nn.utils import clip_grad_norm_, parametrizations, parametrize, prune, vector_to_parameters
@@ -270,7 +270,7 @@ YOUNG = ("amsgrad", "nesterov", "momentum", "centered", "maximize", "foreach", "
 def test_pickles_of_older_torch(name):
     results = []
     for optimizer in twins(name):
-        run = Run(optimizer, **({"foreach": False} if name != "Adafactor" else {})).steps(2)
+        run = Run(optimizer, **for_loop_flags(name) if name != "Adafactor" else {}).steps(2)
         state = run.opt.__getstate__()
         groups = [{k: v for k, v in group.items() if k not in YOUNG} for group in state["param_groups"]]
         for kept in state["state"].values():

@@ -9,7 +9,7 @@ import test_modules
 import test_optim_db
 import test_schedulers
 import torch
-from configurations import IN_TABLES
+from configurations import IN_TABLES, oracle_of
 
 import goptim
 from goptim import _step
@@ -246,7 +246,7 @@ def test_naive_classes_are_detected(naive, test, arguments, monkeypatch, threads
         arguments = arguments | {"go": go}
     for name in {*IN_TABLES, "LBFGS", "SparseAdam"}:
         ours = getattr(goptim, name)
-        for optimizer in (ours, getattr(torch.optim, name)):
+        for optimizer in (ours, oracle_of(name)):
             optimizer([torch.zeros(1)])  # torch wraps a class's step when it creates the first instance
         monkeypatch.setattr(goptim, name, type(name, (naive, ours), {}))
     with ieee_sqrt(), pytest.raises((Exception, pytest.fail.Exception)):

@@ -7,8 +7,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from configurations import IN_TABLES, TABLE
-from runs import INFOS
+from configurations import IN_TABLES, TABLE, for_loop_flags, oracle_of
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -73,8 +72,7 @@ def options_of(name):
 
 
 def torchs(name):
-    flags = {"foreach": False} if "foreach" in INFOS[name].supported_impls else {}
-    return lambda params, **options: getattr(torch.optim, name)(params, **options, **flags)
+    return lambda params, **options: oracle_of(name)(params, **options, **for_loop_flags(name))
 
 
 NUMPY = {

@@ -13,6 +13,7 @@ import time
 import pytest
 import pythons
 import torch
+from configurations import IN_TABLES
 from torch.nn import Parameter
 
 import goptim
@@ -240,9 +241,11 @@ def test_every_class_continues_in_a_forked_child(tmp_path, check_inside):
     import signal
     sys.path.insert(0, {os.path.dirname(__file__)!r})
     torch.set_num_threads(1)
+    from configurations import BEYOND
     from runs import INFOS, Run
+    names = [*INFOS, *BEYOND]
     with ieee_sqrt():
-        runs = [Run(getattr(goptim, name)).steps(2) for name in INFOS]
+        runs = [Run(getattr(goptim, name)).steps(2) for name in names]
         child = os.fork()
         if child == 0:
             signal.alarm(50)
@@ -252,8 +255,8 @@ def test_every_class_continues_in_a_forked_child(tmp_path, check_inside):
         assert os.waitpid(child, 0)[1] == 0
         parents = [run.steps(2).params for run in runs]
     childs = torch.load({str(tmp_path / "child")!r})
-    assert len(childs) == len(INFOS) > 10
-    for name, ours, theirs in zip(INFOS, parents, childs):
+    assert len(childs) == len(names) > 10
+    for name, ours, theirs in zip(names, parents, childs):
         if name == "LBFGS":
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
         else:
@@ -563,8 +566,6 @@ assert used[1] > 0.1 * used[0], used
 
 # Results do not depend on threads: all compute in the caller's state, whether they exist before it is set or not.
 TINY = torch.finfo(torch.float32).tiny
-NAMES = "Adafactor Adadelta Adagrad Adam AdamW Adamax ASGD NAdam RAdam RMSprop Rprop SGD".split()
-
 @functools.cache
 def subnormal(seed, *shape):  # torch's own threads do not flush
     generator = torch.Generator().manual_seed(seed)
@@ -574,7 +575,8 @@ def subnormal(seed, *shape):  # torch's own threads do not flush
 def run(optimizers, name):
     shapes = [(600, 1000), (500, 700), (77,)] if name == "Adafactor" else [(3, LARGE // 3), (1000,)]
     params = [torch.nn.Parameter(subnormal(i, *shape).clone()) for i, shape in enumerate(shapes)]
-    optimizer = getattr(optimizers, name)(params, **({"momentum": 0.9} if name == "SGD" else {}))
+    cls = getattr(optimizers, name, None) or goptim._for_loop.CLASSES[name]
+    optimizer = cls(params, **({"momentum": 0.9} if name == "SGD" else {}))
     for i in range(2):
         for j, p in enumerate(params):
             p.grad = subnormal(10 * i + j, *p.shape).clone()
@@ -629,7 +631,7 @@ def test_a_step_does_not_change_the_process():
     OpenMP binds the main thread to one CPU here, which is what Go detects, and GOMAXPROCS is also 1.
     """
     environment = os.environ | {"OMP_PROC_BIND": "close", "GOMAXPROCS": "1"}
-    code, out, err = finish(pythons.start_new("-c", SHARED + HOST, env=environment), 120)
+    code, out, err = finish(pythons.start_new("-c", f"{SHARED}\nNAMES = {IN_TABLES}\n{HOST}", env=environment), 120)
     assert (code, out) == (0, ""), err
 
 

@@ -17,7 +17,7 @@ import golden
 import numpy as np
 import pytest
 import torch
-from configurations import oracle_of
+from configurations import CLASSES, for_loop_flags, oracle_of
 
 import goptim
 from goptim import _files, _safetensors
@@ -25,7 +25,7 @@ from goptim.testing import assert_bit_equal, ieee_sqrt
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse invariant checks")
 
-NAMES = [name for name, (class_name, _, _) in golden.RUNS.items() if hasattr(torch.optim, class_name)]
+NAMES = [name for name, (class_name, _, _) in golden.RUNS.items() if class_name in CLASSES]
 GO = sorted((golden.PATH.parent / "go").glob("*.safetensors"))
 BUILDERS = pytest.mark.parametrize("build", [lambda name: getattr(goptim, name), oracle_of], ids=["goptim", "torch"])
 
@@ -34,8 +34,7 @@ def start(build, name, dtype, tensors, step):
     """An optimizer with a class's defaults, and its parameters after a step."""
     class_name, _, shapes = golden.RUNS[name]
     params = {n: tensors[f"value.{step}.{n}"].clone().requires_grad_() for n in shapes}
-    options = {} if class_name in ("SparseAdam", "Muon", "LBFGS") else {"foreach": False}
-    return build(class_name)(params.values(), lr=0.5, **options), params
+    return build(class_name)(params.values(), lr=0.5, **for_loop_flags(class_name)), params
 
 
 def step(optimizer, params, tensors, t):

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from configurations import IN_TABLES, for_loop_flags, oracle_of
+from rows import kind_named
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -23,28 +25,25 @@ OLD = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 15)
 INF, NAN = math.inf, math.nan
 VALUES = [0.0, 1.0, -1.0, 1e39, -1e39, 1e200, 1e-320, INF, -INF, NAN]
 
-# The numeric arguments of a class, or tuples of them, and the variants in which they are tested.
-ADAM: tuple[str, ...] = ("lr", "betas", "eps", "weight_decay")
-CLASSES: dict[str, tuple[tuple[str, ...], list[dict[str, Any]]]] = {
-    "SGD": (
-        ("lr", "momentum", "dampening", "weight_decay"),
-        [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}],
-    ),
-    "Adam": (ADAM, [{}, {"weight_decay": 0.1, "amsgrad": True}]),
-    "AdamW": (ADAM, [{}, {"weight_decay": 0}]),
-    "Adagrad": (("lr", "lr_decay", "weight_decay", "eps"), [{}, {"lr_decay": 0.1}]),
-    "Adadelta": (("lr", "rho", "eps", "weight_decay"), [{}]),
-    "Adafactor": (("lr", "beta2_decay", "eps", "d", "weight_decay"), [{"eps": (1e-5, 1e-3)}, {"weight_decay": 0.1}]),
-    "Adamax": (ADAM, [{}]),
-    "ASGD": (("lr", "lambd", "alpha", "t0", "weight_decay"), [{}, {"t0": 1}]),
-    "NAdam": ((*ADAM, "momentum_decay"), [{}, {"decoupled_weight_decay": True, "weight_decay": 0.1}]),
-    "RAdam": (ADAM, [{}, {"decoupled_weight_decay": True, "weight_decay": 0.1, "betas": (0.9, 0.3)}]),
-    "RMSprop": (
-        ("lr", "alpha", "eps", "weight_decay", "momentum"),
-        [{}, {"momentum": 0.9, "centered": True}, {"centered": True}],
-    ),
-    "Rprop": (("lr", "etas", "step_sizes"), [{}]),
+# Arguments with which numeric arguments are tested, if they have an effect on the formulas of scalars.
+VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "SGD": [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}],
+    "Adam": [{}, {"weight_decay": 0.1, "amsgrad": True}],
+    "AdamW": [{}, {"weight_decay": 0}],
+    "Adagrad": [{}, {"lr_decay": 0.1}],
+    "Adafactor": [{"eps": (1e-5, 1e-3)}, {"weight_decay": 0.1}],
+    "ASGD": [{}, {"t0": 1}],
+    "NAdam": [{}, {"decoupled_weight_decay": True, "weight_decay": 0.1}],
+    "RAdam": [{}, {"decoupled_weight_decay": True, "weight_decay": 0.1, "betas": (0.9, 0.3)}],
+    "RMSprop": [{}, {"momentum": 0.9, "centered": True}, {"centered": True}],
 }
+
+
+def numeric(name: str) -> tuple[str, ...]:
+    """The numeric arguments of a class that a step reads, or tuples of them."""
+    kind = kind_named(name)
+    keys = dict.fromkeys(scalar.partition("[")[0] for scalar in kind["scalars"])
+    return tuple(key for key in keys if key not in kind["flags"])
 
 
 def places(group: dict[str, Any], keys: tuple[str, ...]) -> list[tuple[str, int | None]]:
@@ -151,11 +150,10 @@ WHEN = pytest.mark.parametrize(
 
 
 @WHEN
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("name", IN_TABLES)
 def test_errors_are_torchs(name: str, dtype: torch.dtype, steps: tuple[int, ...]) -> None:
-    keys, variants = CLASSES[name]
-    kind = Kind(getattr(goptim, name), functools.partial(getattr(torch.optim, name), foreach=False))
-    check(kind, keys, variants, dtype, steps)
+    kind = Kind(getattr(goptim, name), functools.partial(oracle_of(name), **for_loop_flags(name)))
+    check(kind, numeric(name), VARIANTS.get(name, [{}]), dtype, steps)
 
 
 @WHEN

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import rows
 import torch
-from configurations import ELEMENTWISE, IN_TABLES
+from configurations import ELEMENTWISE, IN_TABLES, oracle_of, twins
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -24,10 +24,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
 COUNTING = [name for name in IN_TABLES if rows.counts(name)]
 counting = pytest.mark.parametrize("name", COUNTING)
 elementwise = pytest.mark.parametrize("name", [name for name in ELEMENTWISE if name in COUNTING])
-
-
-def twins(name: str) -> tuple[Any, Any]:
-    return getattr(torch.optim, name), getattr(goptim, name)
 
 
 def build(cls: Any, dtypes: list[torch.dtype], n: int = 8) -> tuple[Any, list[Parameter]]:
@@ -203,7 +199,7 @@ def test_states_that_look_keys_up_in_their_own_way(name: str) -> None:
 def test_states_in_an_ordered_dict(name: str) -> None:
     """An OrderedDict does not override the lookup, so the parameter runs in Go."""
     opt, params = build(getattr(goptim, name), [torch.float32])
-    expected, twin = build(getattr(torch.optim, name), [torch.float32])
+    expected, twin = build(oracle_of(name), [torch.float32])
     opt.state[params[0]] = OrderedDict(opt.state[params[0]])
     assert [row.to for row in goptim.explain(opt)] == ["go"]
     with ieee_sqrt():

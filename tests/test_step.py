@@ -13,7 +13,7 @@ import time
 import pytest
 import rows
 import torch
-from configurations import ELEMENTWISE, IN_TABLES, needs_late_state
+from configurations import ELEMENTWISE, IN_TABLES, needs_late_state, twins
 from torch.nn import Parameter
 
 import goptim
@@ -24,10 +24,6 @@ from goptim.testing import assert_bit_equal, ieee_sqrt
 
 OPTIONS = {"SGD": {"momentum": 0.9}}
 every = pytest.mark.parametrize("name", ELEMENTWISE)
-
-
-def twins(name):
-    return getattr(torch.optim, name), getattr(goptim, name)
 
 
 def leaf(*shape, dtype=torch.float32):
@@ -692,7 +688,7 @@ def test_stress(capfd):
     """Interrupts, threads, and changing lists and states for two minutes: no crash, and no lost update."""
     seed = int(time.time())
     print(f"seed {seed}")
-    run(f"\n    SEED, SECONDS = {seed}, 120" + STRESS)
+    run(f"\n    SEED, SECONDS, NAMES = {seed}, 120, {IN_TABLES}" + STRESS)
 
 
 STRESS = """
@@ -700,8 +696,6 @@ STRESS = """
     random.seed(SEED)
     torch.manual_seed(SEED)
     print("seed", SEED)
-    names = ["SGD", "Adam", "AdamW", "Adagrad", "Adadelta", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop",
-             "Adafactor"]
     dtypes = [torch.float32, torch.float64, torch.bfloat16]
     sys.setswitchinterval(1e-5)
     end = time.time() + SECONDS
@@ -729,7 +723,7 @@ STRESS = """
     while time.time() < end:
         rounds += 1
         # Interrupts at any moment of mixed steps: the groups stay what they are, and a run can go on.
-        opt = make(random.choice(names), True)
+        opt = make(random.choice(NAMES), True)
         opt.step()  # or torch itself is left with half a state
         was = [(id(group), id(group["params"]), list(map(id, group["params"]))) for group in opt.param_groups]
         for _ in range(200):
@@ -748,7 +742,7 @@ STRESS = """
         assert all(p in opt.state for group in opt.param_groups for p in group["params"])
 
         # Threads that load states, change lists and read, while one steps.
-        opt = make(random.choice(names), random.random() < 0.5)
+        opt = make(random.choice(NAMES), random.random() < 0.5)
         opt.step()
         saved = copy.deepcopy(opt.state_dict()["state"])
         stop = time.time() + 1

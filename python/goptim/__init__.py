@@ -33,6 +33,7 @@ from goptim.clip import (
     get_total_norm as get_total_norm,
 )
 from goptim.lbfgs import LBFGS as LBFGS
+from goptim.lion import Lion as Lion
 from goptim.nadam import NAdam as NAdam
 from goptim.radam import RAdam as RAdam
 from goptim.rmsprop import RMSprop as RMSprop
@@ -44,7 +45,7 @@ if hasattr(_torch_optim, "Muon"):
     from goptim import _muon as _muon
     from goptim.muon import Muon as Muon
 
-from goptim import _adafactor as _adafactor, _modules, adamw as adamw
+from goptim import _adafactor as _adafactor, _for_loop, _modules, adamw as adamw
 from goptim._patch import patch as patch, unpatch as unpatch
 
 __version__ = "0.1.0"
@@ -52,6 +53,7 @@ __version__ = "0.1.0"
 __all__ = [
     *_torch_optim.__all__,
     "AMSGrad",
+    *_for_loop.CLASSES,
     "clip_grad_norm_",
     "clip_grad_value_",
     "clip_grads_with_norm_",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 import math
@@ -15,21 +16,14 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from goptim import _originals, _safetensors
+from goptim import _for_loop, _originals, _safetensors
 from goptim._files import StrOrBytesPath
+from goptim._for_loop import ForLoop
 
 _VERSION = "1"
 
-# torch's classes, even if a program has replaced them.
-_CLASSES: dict[type[Optimizer], str] = {kind: name for name, kind in _originals.CLASSES.items()}
-# The defaults of the hyperparameters of each class.
-_DEFAULTS: dict[str, dict[str, Any]] = {
-    name: {key: p.default for key, p in inspect.signature(kind.__init__).parameters.items() if p.default is not p.empty}
-    for kind, name in _CLASSES.items()
-}
-
-# The states of a parameter in each class, and when they exist: always, optionally (in some versions or with other
-# hyperparameters), or if a hyperparameter is not 0. LBFGS has a different kind of state.
+# The states of a parameter in each class of torch.optim, and when they exist: always, optionally (in some versions or
+# with other hyperparameters), or if a hyperparameter is not 0. LBFGS has a different kind of state.
 _ALWAYS, _MAYBE = True, False
 _MOMENTS = {"step": _ALWAYS, "exp_avg": _ALWAYS, "exp_avg_sq": _ALWAYS}
 _STATES: dict[str, dict[str, bool | str]] = {
@@ -59,6 +53,25 @@ _CHOICES = {
 }
 _PATHS = ("foreach", "fused")  # flags that may be None
 _NOT_OPTIONS = ("optimizer", "params", "param_names")
+
+
+def _classes() -> dict[str, type[Optimizer]]:
+    """The classes whose states can be saved: torch's, even if a program has replaced them, and those of _for_loop."""
+    return {**_originals.CLASSES, **_for_loop.CLASSES}
+
+
+@functools.cache
+def _defaults(class_name: str) -> dict[str, Any]:
+    """The defaults of a class's hyperparameters."""
+    parameters = inspect.signature(_classes()[class_name].__init__).parameters
+    return {key: p.default for key, p in parameters.items() if p.default is not p.empty}
+
+
+def _states(class_name: str) -> dict[str, bool | str]:
+    """The states of a class, as in _STATES."""
+    if class_name in _for_loop.CLASSES:
+        return dict.fromkeys(_for_loop.CLASSES[class_name].states, _ALWAYS)
+    return _STATES.get(class_name, {})
 
 
 def save_state(optimizer: Optimizer, path: StrOrBytesPath, names: Iterable[tuple[str, Tensor]] | None = None) -> None:
@@ -107,7 +120,8 @@ def load_state(optimizer: Optimizer, path: StrOrBytesPath, names: Iterable[tuple
 
     Raises:
         OSError: the file cannot be read.
-        TypeError: the optimizer is not of one of torch.optim's classes.
+        TypeError: the optimizer is not of one of torch.optim's or goptim's classes, or has a hyperparameter that a file
+            cannot hold.
         ValueError: the file is damaged, belongs to another optimizer or other parameters, or has hyperparameters that
             the class's constructor rejects. Nothing has changed.
     """
@@ -216,14 +230,14 @@ def _require_class(class_name: str, saved: dict[str, Any]) -> None:
         raise ValueError(f"the state of {saved['optimizer']}, expected that of {class_name}")
     if class_name in adams:
         decoupled = saved.setdefault("decoupled_weight_decay", saved["optimizer"] == "AdamW")
-        has_flag = "decoupled_weight_decay" in _DEFAULTS["Adam"]
+        has_flag = "decoupled_weight_decay" in _defaults("Adam")
         if not has_flag and decoupled != (class_name == "AdamW") and saved.get("weight_decay") != 0:
             raise ValueError(f"decoupled_weight_decay is {decoupled!r}, which {class_name} does not have in this torch")
 
 
 def _options(class_name: str, group: dict[str, Any], saved: dict[str, Any]) -> dict[str, Any]:
     """The hyperparameters of a group of a file, for the corresponding group of the optimizer."""
-    defaults = _DEFAULTS[class_name]
+    defaults = _defaults(class_name)
     options = {}
     for key, old in group.items():
         if key in _NOT_OPTIONS:
@@ -316,10 +330,10 @@ def _foreign(value: Any, old: Any) -> Any:
 
 def _check(class_name: str, group: dict[str, Any]) -> None:
     """Reject hyperparameters that torch's constructor rejects."""
-    kind = next(kind for kind, name in _CLASSES.items() if name == class_name)
+    kind = _classes()[class_name]
     options = {
         key: _plain(group[key])
-        for key, default in _DEFAULTS[class_name].items()
+        for key, default in _defaults(class_name).items()
         if key in group and key != "adjust_lr_fn" and (_kind(key, default) != "flag" or key == "nesterov")
     }
     if class_name == "SparseAdam" and options.get("lr") == 0:  # the last value of some schedules
@@ -347,7 +361,7 @@ def _plain(value: Any) -> Any:
 
 def _keys(class_name: str, p: Tensor, group: dict[str, Any]) -> tuple[set[str], set[str]]:
     """The keys that a parameter's state must have, and those that it may have."""
-    keys = dict(_STATES[class_name])
+    keys = dict(_states(class_name))
     if class_name == "Adafactor":
         keys |= dict.fromkeys(("row_var", "col_var") if p.dim() > 1 else ("variance",), _ALWAYS)
     return {key for key, when in keys.items() if (group.get(when) if isinstance(when, str) else when)}, set(keys)
@@ -365,7 +379,7 @@ def _state(
             "step": torch.tensor(0.0, device="cpu"),
             "sum": torch.full_like(p, initial, memory_format=torch.preserve_format, requires_grad=False),
         }
-    if class_name in _STATES:
+    if _states(class_name):
         must, may = _keys(class_name, p, group)
         for key in sorted(must - saved.keys()):
             raise ValueError(f"no {key}")
@@ -383,7 +397,7 @@ def _state(
             if t.shape != want or t.dtype != p.dtype:
                 raise ValueError(f"{_described(key, t)}, expected {p.dtype} and {tuple(want)}")
             state[key] = t
-        elif key in _STATES.get(class_name, {"": ""}) or key == "variance" or t.dim():
+        elif key in _states(class_name) or key == "variance" or t.dim():
             if t.numel() != p.numel() or t.dtype != p.dtype:
                 raise ValueError(f"{_described(key, t)}, expected {p.dtype} and {tuple(p.shape)}")
             state[key] = torch.empty_like(p, memory_format=torch.preserve_format, requires_grad=False)
@@ -395,7 +409,7 @@ def _state(
 
 def _is_ours(optimizer: Optimizer) -> bool:
     """Whether all states of an optimizer are known, because its class is not a user's subclass."""
-    return type(optimizer) in _CLASSES or type(optimizer).__module__.partition(".")[0] == "goptim"
+    return type(optimizer) in _classes().values() or type(optimizer).__module__.partition(".")[0] == "goptim"
 
 
 def _lbfgs_state(
@@ -478,10 +492,13 @@ def _step(t: Tensor) -> Tensor:
 
 
 def _class_name(optimizer: Optimizer) -> str:
+    names = {kind: name for name, kind in _classes().items()}
     for c in type(optimizer).__mro__:
-        if c in _CLASSES:
-            return _CLASSES[c]
-    raise TypeError(f"{type(optimizer).__name__} is none of torch.optim's classes")
+        if c in names:
+            if isinstance(optimizer, ForLoop) and (why := optimizer.reason_unsaved) is not None:
+                raise TypeError(f"{type(optimizer).__name__}: {why}, which a file cannot hold")
+            return names[c]
+    raise TypeError(f"{type(optimizer).__name__} is neither one of torch.optim's classes nor of goptim's")
 
 
 def _names(optimizer: Optimizer, names: Iterable[tuple[str, Tensor]] | None) -> list[list[str]]:
@@ -513,11 +530,11 @@ def _option_to_json(class_name: str, key: str, value: Any, group: int) -> Iterab
     """A hyperparameter and its JSON value; nothing if it is not the class's and JSON cannot represent it."""
     if key in _NOT_OPTIONS:
         return
-    if key not in _DEFAULTS[class_name]:
+    if key not in _defaults(class_name):
         if _is_json(value):
             yield key, _to_json(value)
         return
-    kind = _kind(key, _DEFAULTS[class_name][key])
+    kind = _kind(key, _defaults(class_name)[key])
     try:
         if kind == "flag":
             yield key, None if value is None else bool(value)

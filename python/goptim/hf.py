@@ -5,13 +5,12 @@ from __future__ import annotations
 import collections
 import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
+from goptim._for_loop import ForLoop
 from goptim._kinds import Kind
 from goptim._parts import PYTHON, Asked
 from goptim._step import GoStep
@@ -20,7 +19,7 @@ from goptim.adafactor import FactoredPart, fused_norms
 _HALF = (torch.float16, torch.bfloat16)  # stepped in float32
 
 
-class HFAdafactor(Optimizer):
+class HFAdafactor(ForLoop):
     """transformers.Adafactor in operations of torch: the fallback, and the step that compilers trace."""
 
     def __init__(
@@ -66,21 +65,9 @@ class HFAdafactor(Optimizer):
             }
             self.state[p] = {"step": 0, **zeros, "RMS": 0}
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Update the parameters by their gradients, in place."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        work = [(p, group) for group in self.param_groups for p in group["params"] if p.grad is not None]
-        for p, _ in work:
-            _refuse_sparse(p.grad)
-        for group in self.param_groups:
-            self._init_group(group)
-        for p, group in work:
-            self._update(p, group)
-        return loss
+    def _check(self, p: Tensor) -> None:
+        assert p.grad is not None
+        _refuse_sparse(p.grad)
 
     @staticmethod
     def _get_lr(param_group: dict[str, Any], param_state: dict[str, Any]) -> Any:

@@ -118,6 +118,14 @@ type Rprop struct {
 	Min, Max    float64 // of the step size
 }
 
+// Lion has the scalars of Lion.
+type Lion struct {
+	Decay     float64 // 1 - lr*weight_decay
+	Beta1, C1 float64 // beta1, 1 - beta1
+	Beta2, C2 float64 // beta2, 1 - beta2
+	Step      float64 // -lr
+}
+
 // SparseAdam has the scalars of SparseAdam.
 type SparseAdam struct {
 	Sign   float64 // -1 to maximize

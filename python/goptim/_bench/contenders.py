@@ -73,7 +73,7 @@ def build(path: str, subject: subjects.Optimizer, parameters: list[Tensor]) -> C
     elif path == "deepspeed":
         optimizer = _deepspeed(subject, parameters)
     else:
-        cls = getattr(torch.optim, subject.cls)
+        cls = subject.torchs
         known = {k: on for k, on in PATHS[path].items() if k in inspect.signature(cls).parameters}
         if path in ("foreach", "fused") and not known:
             raise Missing
@@ -102,7 +102,7 @@ def _deepspeed(subject: subjects.Optimizer, parameters: list[Tensor]) -> Optimiz
     module, name, options = subject.deepspeed
     with _same_environment(NVML):
         cls = getattr(importlib.import_module(module), name)
-    torchs = inspect.signature(getattr(torch.optim, subject.cls)).parameters
+    torchs = inspect.signature(subject.torchs).parameters
     defaults = {k: torchs[k].default for k in inspect.signature(cls).parameters if k in torchs}
     options = {**defaults, **subject.options, **options}
     if parameters[0].dtype != torch.float32:

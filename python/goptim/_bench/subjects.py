@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 
+from goptim import _for_loop
+
 Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    """A class of torch.optim and its arguments.
+    """A class of goptim and its arguments.
 
     ``deepspeed`` is the module and class of the counterpart in DeepSpeed, if any, and the arguments that torch's class
     does not have.
@@ -23,6 +25,11 @@ class Optimizer:
     cls: str
     options: dict[str, Any]
     deepspeed: tuple[str, str, dict[str, Any]] | None = None
+
+    @property
+    def torchs(self) -> Any:
+        """The class of torch.optim, or the for-loop of one that torch.optim does not have."""
+        return _for_loop.CLASSES.get(self.cls) or getattr(torch.optim, self.cls)
 
 
 _DEEPSPEED_ADAM = ("deepspeed.ops.adam", "DeepSpeedCPUAdam")
@@ -43,6 +50,7 @@ OPTIMIZERS = {
     "ASGD": Optimizer("ASGD", {}),
     "Adafactor": Optimizer("Adafactor", {}),
     "Muon": Optimizer("Muon", {}),
+    **{name: Optimizer(name, {}) for name in _for_loop.CLASSES},
 }
 if not hasattr(torch.optim, "Muon"):  # before torch 2.9
     del OPTIMIZERS["Muon"]

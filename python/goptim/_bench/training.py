@@ -178,7 +178,7 @@ def measure(
     batch = tuple(x.to(dtype) if x.is_floating_point() else x for x in batch)
     row.parameters, row.tensors = sum(p.numel() for p in built.parameters()), len(list(built.parameters()))
     subject = subjects.OPTIMIZERS[row.optimizer]
-    torchs, ours = getattr(torch.optim, subject.cls), getattr(goptim, subject.cls)
+    torchs, ours = subject.torchs, getattr(goptim, subject.cls)
     makers: dict[str, Callable[..., torch.optim.Optimizer]] = {"default": torchs}
     if "fused" in inspect.signature(torchs).parameters:
         makers["fused"] = lambda parameters, **options: torchs(parameters, **options, fused=True)

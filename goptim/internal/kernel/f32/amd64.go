@@ -49,6 +49,7 @@ var (
 	LBFGSTurn          = kernel.OfWidth(f32x1.LBFGSTurn, f32x8.LBFGSTurn, f32x16.LBFGSTurn)
 	LBFGSScale         = kernel.OfWidth(f32x1.LBFGSScale, f32x8.LBFGSScale, f32x16.LBFGSScale)
 	LBFGSMove          = kernel.OfWidth(f32x1.LBFGSMove, f32x8.LBFGSMove, f32x16.LBFGSMove)
+	Lion               = kernel.OfWidth(f32x1.Lion, f32x8.Lion, f32x16.Lion)
 	MuonMomentum       = kernel.OfWidth(f32x1.MuonMomentum, f32x8.MuonMomentum, f32x16.MuonMomentum)
 	MuonUpdate         = kernel.OfWidth(f32x1.MuonUpdate, f32x8.MuonUpdate, f32x16.MuonUpdate)
 	Combine            = kernel.OfWidth(f32x1.Combine, f32x8.Combine, f32x16.Combine)

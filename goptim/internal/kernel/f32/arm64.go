@@ -48,6 +48,7 @@ var (
 	LBFGSTurn          = kernel.OfWidth(f32x1.LBFGSTurn, f32x4.LBFGSTurn)
 	LBFGSScale         = kernel.OfWidth(f32x1.LBFGSScale, f32x4.LBFGSScale)
 	LBFGSMove          = kernel.OfWidth(f32x1.LBFGSMove, f32x4.LBFGSMove)
+	Lion               = kernel.OfWidth(f32x1.Lion, f32x4.Lion)
 	MuonMomentum       = kernel.OfWidth(f32x1.MuonMomentum, f32x4.MuonMomentum)
 	MuonUpdate         = kernel.OfWidth(f32x1.MuonUpdate, f32x4.MuonUpdate)
 	Combine            = kernel.OfWidth(f32x1.Combine, f32x4.Combine)

@@ -46,6 +46,7 @@ var (
 	LBFGSTurn          = f32x1.LBFGSTurn
 	LBFGSScale         = f32x1.LBFGSScale
 	LBFGSMove          = f32x1.LBFGSMove
+	Lion               = f32x1.Lion
 	MuonMomentum       = f32x1.MuonMomentum
 	MuonUpdate         = f32x1.MuonUpdate
 	Combine            = f32x1.Combine

@@ -49,6 +49,7 @@ var (
 	LBFGSTurn          = kernel.OfWidth(f64x1.LBFGSTurn, f64x4.LBFGSTurn, f64x8.LBFGSTurn)
 	LBFGSScale         = kernel.OfWidth(f64x1.LBFGSScale, f64x4.LBFGSScale, f64x8.LBFGSScale)
 	LBFGSMove          = kernel.OfWidth(f64x1.LBFGSMove, f64x4.LBFGSMove, f64x8.LBFGSMove)
+	Lion               = kernel.OfWidth(f64x1.Lion, f64x4.Lion, f64x8.Lion)
 	MuonMomentum       = kernel.OfWidth(f64x1.MuonMomentum, f64x4.MuonMomentum, f64x8.MuonMomentum)
 	MuonUpdate         = kernel.OfWidth(f64x1.MuonUpdate, f64x4.MuonUpdate, f64x8.MuonUpdate)
 	Combine            = kernel.OfWidth(f64x1.Combine, f64x4.Combine, f64x8.Combine)

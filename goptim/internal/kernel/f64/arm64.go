@@ -48,6 +48,7 @@ var (
 	LBFGSTurn          = kernel.OfWidth(f64x1.LBFGSTurn, f64x2.LBFGSTurn)
 	LBFGSScale         = kernel.OfWidth(f64x1.LBFGSScale, f64x2.LBFGSScale)
 	LBFGSMove          = kernel.OfWidth(f64x1.LBFGSMove, f64x2.LBFGSMove)
+	Lion               = kernel.OfWidth(f64x1.Lion, f64x2.Lion)
 	MuonMomentum       = kernel.OfWidth(f64x1.MuonMomentum, f64x2.MuonMomentum)
 	MuonUpdate         = kernel.OfWidth(f64x1.MuonUpdate, f64x2.MuonUpdate)
 	Combine            = kernel.OfWidth(f64x1.Combine, f64x2.Combine)

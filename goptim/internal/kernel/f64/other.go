@@ -46,6 +46,7 @@ var (
 	LBFGSTurn          = f64x1.LBFGSTurn
 	LBFGSScale         = f64x1.LBFGSScale
 	LBFGSMove          = f64x1.LBFGSMove
+	Lion               = f64x1.Lion
 	MuonMomentum       = f64x1.MuonMomentum
 	MuonUpdate         = f64x1.MuonUpdate
 	Combine            = f64x1.Combine

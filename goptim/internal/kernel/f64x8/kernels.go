@@ -674,6 +674,23 @@ func put(sums *[kernel.SumLanes]float64, l int, a, b vector) {
 	*at(sums[:], l+lanes) = b
 }
 
+func Lion(h *kernel.Lion, p, g []float64, s [3][]float64) {
+	decay, step := set(h.Decay), set(h.Step)
+	beta1, c1, beta2, c2 := set(h.Beta1), set(h.C1), set(h.Beta2), set(h.C2)
+	one, minus := set(1).ToBits(), set(-1).ToBits()
+	avg := s[0]
+	for i := 0; i < len(p); i += lanes {
+		d, m := *at(g, i), *at(avg, i)
+		direction := axpy(m.Mul(beta1), d, c1)
+		*at(avg, i) = axpy(m.Mul(beta2), d, c2)
+		*at(p, i) = axpy(at(p, i).Mul(decay), signOf(direction, one, minus), step)
+	}
+}
+
+func signOf(x vector, one, minus bits) vector {
+	return above(x, zeros()).And(one).Or(above(zeros(), x).And(minus)).BitsToFloat64()
+}
+
 func MuonMomentum(h *kernel.MuonMomentum, p, g []float64, s [3][]float64) {
 	c, momentum, nesterov := weight{set(h.C.W), flag(h.C.FromX)}, weight{set(h.Momentum.W), flag(h.Momentum.FromX)}, flag(h.Nesterov)
 	buf := s[0]
