@@ -99,7 +99,7 @@ func (a *Adafactor[T]) Check() error {
 	}
 	a.gather(1)
 	err := a.step.begin()
-	a.step.log.restore(a.step.rows)
+	a.step.restore()
 	runtime.KeepAlive(a) // the rows contain addresses
 	return err
 }
@@ -195,7 +195,7 @@ func stepAdafactor(options []AdafactorOptions, extra [][]float64, c steps.Call) 
 		s.ends = append(s.ends, len(s.rows))
 	}
 	if c.OnlyCheck {
-		defer s.log.restore(s.rows)
+		defer s.restore()
 		return s.begin()
 	}
 	return s.run()
@@ -207,6 +207,7 @@ type adafactorStep struct {
 	ends    []int // the end of each group's rows
 	factorings
 	rows    []engine.Row
+	counts  []float64 // of the rows whose step counts were incremented, the counts before
 	log     scalarLog
 	now     now
 	scalars []adafactorScalars // of every row
@@ -215,24 +216,33 @@ type adafactorStep struct {
 // begin computes the scalars of the rows and increments the step counts. On an error, nothing has changed.
 func (s *adafactorStep) begin() error {
 	s.log.begin()
-	s.scalars = s.scalars[:0]
+	s.counts, s.scalars = s.counts[:0], s.scalars[:0]
 	group := 0
 	for i := range s.rows {
 		for i == s.ends[group] {
 			group++
 		}
 		s.now = now{row: &s.rows[i], i: i, log: &s.log, pow: s.pow}
-		s.now.t = s.log.tick(s.rows, i)
+		s.counts = append(s.counts, s.rows[i].Steps())
+		s.now.t = s.rows[i].Tick()
 		s.scalars = append(s.scalars, s.options[group].scalarsOf(&s.now))
 		if s.log.err == nil {
 			s.tryOut(i)
 		}
 		if s.log.err != nil {
-			s.log.restore(s.rows)
+			s.restore()
 			return fmt.Errorf("goptim: Adafactor: %w", s.log.err)
 		}
 	}
 	return nil
+}
+
+// restore undoes begin's changes, the last one first, because rows may share a step count.
+func (s *adafactorStep) restore() {
+	for i := len(s.counts) - 1; i >= 0; i-- {
+		s.rows[i].SetSteps(s.counts[i])
+	}
+	s.counts = s.counts[:0]
 }
 
 // tryOut checks for an error that depends on the elements: a factor of the update that float32 cannot represent. It can

@@ -64,6 +64,20 @@ def shared_step(opt: Any, params: list[Parameter]) -> None:
         opt.state[p]["step"] = opt.state[params[0]]["step"]
 
 
+def shared_scalars(opt: Any, params: list[Parameter]) -> None:
+    for p in params[1:]:
+        opt.state[p] |= {key: t for key, t in opt.state[params[0]].items() if t.dim() == 0 and key != "step"}
+
+
+def scalar_that_a_parameter_changes(opt: Any, params: list[Parameter]) -> None:
+    """The states that are scalars are elements of an earlier parameter."""
+    for p, earlier in zip(params[1:], params, strict=False):
+        for i, (key, t) in enumerate(opt.state[p].items()):
+            if t.dim() == 0:
+                earlier.data[i] = t
+                opt.state[p][key] = earlier.data[i]
+
+
 WAYS = [shared_state, gradient_that_is_a_parameter, gradient_that_is_a_state, overlapping_parameters, shared_step]
 
 
@@ -75,8 +89,12 @@ def run(cls: Any, options: dict[str, Any], shapes: list[tuple[int, ...]], share:
     return [*params, *(t for p in params for t in opt.state[p].values() if isinstance(t, Tensor))]
 
 
-@pytest.mark.parametrize("share", WAYS, ids=[way.__name__ for way in WAYS])
-@pytest.mark.parametrize("name", ELEMENTWISE)
+CASES = [(name, way) for name in ELEMENTWISE for way in WAYS]
+CASES += [(name, way) for name in ("NAdam", "ASGD") for way in (shared_scalars, scalar_that_a_parameter_changes)]
+CASES += [("Adam", scalar_that_a_parameter_changes)]
+
+
+@pytest.mark.parametrize(("name", "share"), CASES, ids=[f"{name}-{way.__name__}" for name, way in CASES])
 def test_one_after_the_other(name: str, share: Any, threads: Any) -> None:
     if share is shared_step and not rows.counts(name):
         pytest.skip(f"{name} does not count steps")

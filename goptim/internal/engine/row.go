@@ -42,6 +42,14 @@ func (d DType) Size() int {
 	return 8
 }
 
+// Round returns x rounded to the type.
+func (d DType) Round(x float64) float64 {
+	if d == Float32 {
+		return float64(float32(x))
+	}
+	return x
+}
+
 const (
 	// States is the number of states that a row has space for.
 	States = 6
@@ -227,10 +235,14 @@ func (r *Row) Steps() float64 { return number(r.Step, r.StepType) }
 // SetSteps sets the row's step count.
 func (r *Row) SetSteps(t float64) { setNumber(r.Step, r.StepType, t) }
 
-// Tick increments the step count in its dtype, as torch does, and returns it.
+// Next returns the step count after the step, incremented in its dtype as torch does.
+func (r *Row) Next() float64 { return r.StepType.Round(r.Steps() + 1) }
+
+// Tick increments the step count, and returns it.
 func (r *Row) Tick() float64 {
-	t := number(r.Step, r.StepType) + 1
-	return setNumber(r.Step, r.StepType, t)
+	t := r.Next()
+	r.SetSteps(t)
+	return t
 }
 
 // Number returns state i, which must be a scalar.
@@ -249,10 +261,10 @@ func number(a uintptr, d DType) float64 {
 func setNumber(a uintptr, d DType, x float64) float64 {
 	if d == Float32 {
 		*(*float32)(Pointer(a)) = float32(x)
-		return float64(float32(x))
+	} else {
+		*(*float64)(Pointer(a)) = x
 	}
-	*(*float64)(Pointer(a)) = x
-	return x
+	return d.Round(x)
 }
 
 // View returns elements lo to hi of a row's tensors. It returns nil for states that are not tensors in the layout.
