@@ -29,7 +29,7 @@ enum { SCALARS = 16, STATES = 6, TYPES = 4, BLOCK = 32 };
 /* Structs that Go reads; a test compares their layouts with those in Go (layouts, below). */
 typedef struct { /* engine.Row */
 	int64_t n;
-	uint64_t param, grad, step, state[STATES];
+	uint64_t step, param, grad, state[STATES];
 	uint8_t param_type, grad_type, step_type, unused;
 	uint32_t flags;
 	uint8_t state_type[STATES], padding[2];
@@ -90,6 +90,9 @@ typedef struct {
 } Layout;
 enum { INLINE = 5 }; /* dimensions; with more, sizes and strides are allocated separately */
 
+/* The functions that read a tensor are inlined, which saves a tenth of their time. */
+#define INLINED static inline __attribute__((always_inline))
+
 static char *word(const void *object, int64_t i) { return ((char **)object)[i]; }
 
 /* Prefetches into the L2 cache, which allows more outstanding misses than L1. */
@@ -123,7 +126,7 @@ static int64_t bytes(const View *v) { return v->n * size_of(v->dtype); }
 /* view reads a tensor. It returns 1, or 0 if the tensor is on the slow path or its storage is too small. Fast-path
  * tensors have their own memory, without the negative bit and without hidden sharing; if vouched, the caller has checked
  * this. */
-static int view(const Layout *l, PyObject *o, int vouched, View *v)
+INLINED int view(const Layout *l, PyObject *o, int vouched, View *v)
 {
 	const void *impl = word(o, l->impl);
 	if (impl == NULL || (!vouched && (int64_t)word(impl, l->keys) != l->plain)) return 0;
@@ -143,13 +146,14 @@ static int view(const Layout *l, PyObject *o, int vouched, View *v)
 	v->version = version == NULL ? NULL : (uint32_t *)version + l->counter;
 	v->at = 0;
 	if (v->dtype == 0) return 1;
+	const char *data = word(storage, l->data);
 	int64_t offset = size_of(v->dtype) * (int64_t)word(impl, l->offset);
-	v->at = (uint64_t)(uintptr_t)word(storage, l->data) + offset;
-	return v->n == 0 || (word(storage, l->data) != NULL && offset + bytes(v) <= (int64_t)word(storage, l->size));
+	v->at = (uint64_t)(uintptr_t)data + offset;
+	return v->n == 0 || (data != NULL && offset + bytes(v) <= (int64_t)word(storage, l->size));
 }
 
 /* dense reports whether v's elements fill one block of memory, each once, in any order of dimensions. */
-static int dense(const View *v)
+INLINED int dense(const View *v)
 {
 	int64_t filled = 1;
 	uint64_t seen = 0;
@@ -177,7 +181,7 @@ static int contiguous(const View *v)
 }
 
 /* alike returns the code for a parameter p with a gradient or state v of the same shape. */
-static int alike(const View *p, const View *v)
+INLINED int alike(const View *p, const View *v)
 {
 	if (v->dtype == 0 || p->ndim != v->ndim) return PYTHON;
 	int code = v->dtype == p->dtype ? GO : TORCH;
@@ -210,13 +214,14 @@ typedef struct {
 	uint64_t at[STRETCHES], size[STRETCHES];
 } Stretches;
 
-static void put(Stretches *s, uint64_t at, int64_t size)
+INLINED void put(Stretches *s, const View *v)
 {
-	s->at[s->n] = size == 0 ? (uint64_t)(s->n + 1) << 56 : at;
+	int64_t size = bytes(v);
+	s->at[s->n] = size == 0 ? (uint64_t)(s->n + 1) << 56 : v->at;
 	s->size[s->n++] = size == 0 ? 1 : size;
 }
 
-static inline int overlap_of(const Stretches *s, int n)
+INLINED int overlap_of(const Stretches *s, int n)
 {
 	int found = 0;
 #pragma GCC unroll 9
@@ -226,7 +231,7 @@ static inline int overlap_of(const Stretches *s, int n)
 	return found;
 }
 
-static int overlap(const Stretches *s)
+INLINED int overlap(const Stretches *s)
 {
 	switch (s->n) { /* with constant trip counts it takes a third of the time */
 	case 2: return overlap_of(s, 2);
@@ -241,8 +246,8 @@ static int overlap(const Stretches *s)
 /* Indices of the tensors that belong to a parameter. */
 enum { GRAD, STEP, STATE, TENSORS = STATE + STATES };
 enum { VERSIONS = 2 + STATES }; /* the parameter, the step and the states: everything that Go writes */
-/* Sizes to prefetch, in bytes. DICT_KEYS is the word of a dict that points to its keys and values. */
-enum { OBJECT = 24, DICT_KEYS = 4, DICT = 112, AUTOGRAD = 64, STORAGE = 64, VERSION = 24 };
+/* Sizes to prefetch, in bytes: STORAGE from data to guard. DICT_KEYS is the word of a dict that points to its keys and values. */
+enum { OBJECT = 24, DICT_KEYS = 4, DICT = 112, AUTOGRAD = 64, STORAGE = 44 };
 
 /* A Given is a row that was passed as a tuple. */
 typedef struct {
@@ -639,7 +644,7 @@ static int collect(Call *c, PyObject *params, Py_ssize_t first)
 }
 
 /* number reads a scalar state. It returns a code. */
-static int number(const Call *c, PyObject *o, View *v)
+INLINED int number(const Call *c, PyObject *o, View *v)
 {
 	if ((PyObject *)Py_TYPE(o) != c->plain[0]) return TORCH;
 	if (!view(c->layout, o, 0, v)) return PYTHON;
@@ -649,7 +654,7 @@ static int number(const Call *c, PyObject *o, View *v)
 }
 
 /* column reads a state tensor that is not scalar. It returns a code; the caller checks the shape and dtype. */
-static int column(const Call *c, PyObject *o, View *v)
+INLINED int column(const Call *c, PyObject *o, View *v)
 {
 	if ((PyObject *)Py_TYPE(o) != c->plain[0]) /* Python checks the shape of a subclass */
 		return PyObject_TypeCheck(o, (PyTypeObject *)c->plain[0]) ? PYTHON : TORCH;
@@ -679,8 +684,7 @@ static int set_matrices(Row *row, const View *p)
 }
 
 /* fill_of is fill for a kind with n_states states. */
-static inline __attribute__((always_inline)) int fill_of(const Call *c, const Found *f, Row *row, uint32_t ***version,
-                                                         Stretches *memory, int n_states, int matrices)
+INLINED int fill_of(const Call *c, const Found *f, Row *row, uint32_t ***version, Stretches *memory, int n_states, int matrices)
 {
 	View param, v;
 	const Kind *kind = c->kind;
@@ -695,15 +699,15 @@ static inline __attribute__((always_inline)) int fill_of(const Call *c, const Fo
 	if (matrices && param.ndim >= 2 && !set_matrices(row, &param)) return TORCH;
 	*at++ = param.version;
 	memory->n = 0;
-	put(memory, param.at, bytes(&param));
-	put(memory, v.at, bytes(&v));
+	put(memory, &param);
+	put(memory, &v);
 	if (f->tensor[STEP] != NULL) {
 		found = number(c, f->tensor[STEP], &v);
 		code = max(code, found);
 		if (found == GO) {
 			row->step = v.at;
 			row->step_type = v.dtype;
-			put(memory, v.at, bytes(&v));
+			put(memory, &v);
 			*at++ = v.version;
 		}
 	}
@@ -726,7 +730,7 @@ static inline __attribute__((always_inline)) int fill_of(const Call *c, const Fo
 		row->state[k] = v.at;
 		row->state_type[k] = v.dtype;
 		if (shape == SCALAR) row->flags |= (uint32_t)FIRST_SCALAR << k;
-		put(memory, v.at, bytes(&v));
+		put(memory, &v);
 		*at++ = v.version;
 	}
 	if (code == GO && overlap(memory)) code = TORCH;
@@ -814,12 +818,17 @@ static int write_rows(const Call *c, uint32_t ***version)
 	Stretches memory;
 	for (Py_ssize_t start = 0; start < c->n; start += BLOCK) {
 		Py_ssize_t stop = start + BLOCK < c->n ? start + BLOCK : c->n;
-		for (Py_ssize_t i = stop; i < stop + BLOCK && i < c->n; i++) touch(c, i);
+		for (Py_ssize_t i = stop; i < stop + BLOCK && i < c->n; i++) {
+			prefetch(found_at(c, i)->p, OBJECT);
+			touch(c, i);
+		}
 		for (Py_ssize_t i = start; i < stop && l != NULL; i++) {
 			const Found *f = found_at(c, i);
 			if (f->code == NO_GRADIENT || f->code == PYTHON || f->odd) continue;
-			for (int k = GRAD; k < c->tensors; k++)
-				if (f->tensor[k] != NULL) prefetch_impl(l, word(f->tensor[k], l->impl));
+			for (int k = -1; k < c->tensors; k++) {
+				PyObject *t = k < 0 ? f->p : f->tensor[k];
+				if (t != NULL) prefetch_impl(l, word(t, l->impl));
+			}
 		}
 		for (Py_ssize_t i = start; i < stop && l != NULL; i++) {
 			const Found *f = found_at(c, i);
@@ -828,8 +837,8 @@ static int write_rows(const Call *c, uint32_t ***version)
 				PyObject *t = k < 0 ? f->p : f->tensor[k];
 				const char *impl = t == NULL ? NULL : word(t, l->impl);
 				if (impl == NULL) continue;
-				prefetch(word(impl, l->storage), STORAGE);
-				prefetch(word(impl, l->version), VERSION);
+				prefetch(word(impl, l->storage) + 8 * l->data, STORAGE);
+				if (k != GRAD) prefetch(word(impl, l->version) + 4 * l->counter, 1);
 			}
 		}
 		for (Py_ssize_t i = start; i < stop; i++) {

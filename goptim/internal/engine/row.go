@@ -62,9 +62,9 @@ const (
 // compares the two. The engine never keeps a row after the step.
 type Row struct {
 	N     int64
+	Step  uintptr // of the scalar step count; 0 for optimizers that do not count steps
 	Param uintptr
 	Grad  uintptr
-	Step  uintptr         // of the scalar step count; 0 for optimizers that do not count steps
 	State [States]uintptr // of a tensor or a scalar; 0 for none
 	Types
 	// The rows and columns of a matrix if the optimizer treats the parameter as a batch of matrices; otherwise 0.
@@ -157,8 +157,8 @@ func (l *Layout) HasScalars() bool { return slices.Contains(l.State[:], Scalar) 
 // Prefetch prefetches the first cache lines of each tensor of a row: those that the hardware prefetcher does not load.
 func (r *Row) Prefetch(l *Layout) {
 	const most = 4
-	lines := min(int(uint64(r.N)*uint64(r.ParamType.Size())/64)+1, most)
-	kernel.Prefetch((*[3 + States]uintptr)(unsafe.Pointer(&r.Param))[:3+l.Used], lines)
+	lines := min((int(r.N)*r.ParamType.Size()+63)/64, most)
+	kernel.Prefetch((*[2 + States]uintptr)(unsafe.Pointer(&r.Param))[:2+l.Used], lines)
 }
 
 // Check returns an error if the row is invalid for an optimizer with the given layout.
@@ -224,10 +224,12 @@ func checkScalar(what string, a uintptr, d DType) error {
 // checkAddress rejects addresses that are not valid in any process: the first page, and ranges that wrap around.
 func checkAddress(what string, a uintptr, bytes int64) error {
 	if a < 4096 || a > math.MaxInt64-uintptr(bytes) {
-		return fmt.Errorf("address %#x of %s", a, what)
+		return addressError(what, a)
 	}
 	return nil
 }
+
+func addressError(what string, a uintptr) error { return fmt.Errorf("address %#x of %s", a, what) }
 
 // Steps returns the row's step count. The layout must count steps.
 func (r *Row) Steps() float64 { return number(r.Step, r.StepType) }
