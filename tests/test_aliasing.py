@@ -78,6 +78,33 @@ def scalar_that_a_parameter_changes(opt: Any, params: list[Parameter]) -> None:
                 opt.state[p][key] = earlier.data[i]
 
 
+def storage_of_two(opt: Any, params: list[Parameter]) -> None:
+    params[2].grad = torch.empty(0).set_(params[0].detach().untyped_storage(), 0, (N,))
+    params[3].grad = params[1].detach()[:]
+
+
+def arrays(opt: Any, params: list[Parameter]) -> None:
+    """Tensors that share memory, but no storage: torch and NumPy, and torch twice."""
+    params[2].grad = torch.from_numpy(params[0].detach().numpy())
+    params[3].grad = torch.from_dlpack(params[1].detach())
+
+
+def state_in_an_array(opt: Any, params: list[Parameter]) -> None:
+    """Memory that torch allocated, under a state that owns it and one that does not, at another address."""
+    for key, t in opt.state[params[0]].items():
+        if t.dim() == 1:
+            memory = torch.cat([t, t[:16]])
+            opt.state[params[0]][key] = memory[:N]
+            opt.state[params[2]][key] = torch.from_numpy(memory.numpy()[16:])
+
+
+def overlapping_buffers(opt: Any, params: list[Parameter]) -> None:
+    """Storages that begin at different addresses and overlap."""
+    memory = bytearray(numbers(2 * N, seed=5).numpy().tobytes())
+    for i, p in enumerate(params):
+        p.data = torch.frombuffer(memory, dtype=torch.float32, offset=i * N, count=N)
+
+
 WAYS = [shared_state, gradient_that_is_a_parameter, gradient_that_is_a_state, overlapping_parameters, shared_step]
 
 
@@ -89,7 +116,9 @@ def run(cls: Any, options: dict[str, Any], shapes: list[tuple[int, ...]], share:
     return [*params, *(t for p in params for t in opt.state[p].values() if isinstance(t, Tensor))]
 
 
+OWNERS = [storage_of_two, arrays, state_in_an_array, overlapping_buffers]
 CASES = [(name, way) for name in ELEMENTWISE for way in WAYS]
+CASES += [(name, way) for name in ("AdamW", "SGD") for way in OWNERS]
 CASES += [(name, way) for name in ("NAdam", "ASGD") for way in (shared_scalars, scalar_that_a_parameter_changes)]
 CASES += [("Adam", scalar_that_a_parameter_changes)]
 

@@ -47,7 +47,7 @@ typedef struct { /* steps.Group */
 	int64_t rows, count;
 	double scalars[SCALARS];
 } Group;
-enum { FIRST = 1 << 0, FIRST_SCALAR = 1 << 8 }; /* engine.Flags */
+enum { FIRST = 1 << 0, OWNED = 1 << 1, FIRST_SCALAR = 1 << 8 }; /* engine.Flags */
 
 /* Who steps a parameter; the codes of _step.py. Of two codes, the larger one applies. */
 enum { GO = 0, NO_GRADIENT = 1, TORCH = 2, PYTHON = 3 };
@@ -86,7 +86,8 @@ typedef struct {
 	int64_t counter;                                             /* in the object that version points to, in units of 4 bytes */
 	int64_t data, size;                                          /* in a StorageImpl */
 	int64_t guard;                                               /* in a StorageImpl, in bytes: nonzero if read-only */
-	int64_t plain, float32, float64;                             /* values of keys and type */
+	int64_t context, deleter;                                    /* in a StorageImpl: what to free, and how */
+	int64_t plain, float32, float64, freed;                      /* values of keys, type and deleter; freed 0: unknown */
 } Layout;
 enum { INLINE = 5 }; /* dimensions; with more, sizes and strides are allocated separately */
 
@@ -116,6 +117,7 @@ typedef struct {
 	const int64_t *sizes, *strides; /* NULL if filled by ask */
 	int64_t last[2];                /* if filled by ask: the last two sizes, of two or more dimensions */
 	uint32_t *version;              /* NULL if there is no version counter, or if filled by ask */
+	int owned;                      /* whether it is at the start of memory that no other storage has */
 } View;
 
 static int64_t size_of(uint64_t dtype) { return dtype == FLOAT32 ? 4 : 8; }
@@ -149,6 +151,7 @@ INLINED int view(const Layout *l, PyObject *o, int vouched, View *v)
 	const char *data = word(storage, l->data);
 	int64_t offset = size_of(v->dtype) * (int64_t)word(impl, l->offset);
 	v->at = (uint64_t)(uintptr_t)data + offset;
+	v->owned = offset == 0 && word(storage, l->context) == data && (int64_t)word(storage, l->deleter) == l->freed;
 	return v->n == 0 || (data != NULL && offset + bytes(v) <= (int64_t)word(storage, l->size));
 }
 
@@ -210,7 +213,7 @@ static int max(int a, int b) { return a > b ? a : b; }
  * has a range of one byte at an address that is never mapped. */
 enum { STRETCHES = 3 + STATES };
 typedef struct {
-	int n;
+	int n, owned; /* owned: whether all views are */
 	uint64_t at[STRETCHES], size[STRETCHES];
 } Stretches;
 
@@ -219,6 +222,7 @@ INLINED void put(Stretches *s, const View *v)
 	int64_t size = bytes(v);
 	s->at[s->n] = size == 0 ? (uint64_t)(s->n + 1) << 56 : v->at;
 	s->size[s->n++] = size == 0 ? 1 : size;
+	s->owned &= v->owned;
 }
 
 INLINED int overlap_of(const Stretches *s, int n)
@@ -699,6 +703,7 @@ INLINED int fill_of(const Call *c, const Found *f, Row *row, uint32_t ***version
 	if (matrices && param.ndim >= 2 && !set_matrices(row, &param)) return TORCH;
 	*at++ = param.version;
 	memory->n = 0;
+	memory->owned = 1;
 	put(memory, &param);
 	put(memory, &v);
 	if (f->tensor[STEP] != NULL) {
@@ -733,6 +738,7 @@ INLINED int fill_of(const Call *c, const Found *f, Row *row, uint32_t ***version
 		put(memory, &v);
 		*at++ = v.version;
 	}
+	if (memory->owned) row->flags |= OWNED;
 	if (code == GO && overlap(memory)) code = TORCH;
 	if (code == GO) *version = at;
 	return code;
@@ -1306,7 +1312,7 @@ PyObject *layouts(PyObject *module, PyObject *const *args, Py_ssize_t n)
 	};
 #undef FIELD
 	static const struct { const char *name; int value; } constants[] = {
-		{"Scalars", SCALARS}, {"States", STATES}, {"First", FIRST}, {"FirstScalar", FIRST_SCALAR}, {"none", NONE},
+		{"Scalars", SCALARS}, {"States", STATES}, {"First", FIRST}, {"Owned", OWNED}, {"FirstScalar", FIRST_SCALAR}, {"none", NONE},
 		{"float32", FLOAT32}, {"float64", FLOAT64}, {"bfloat16", BFLOAT16}, {"float16", FLOAT16},
 	};
 	if (!expect("layouts", NULL, 0, args, n)) return NULL;

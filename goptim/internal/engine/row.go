@@ -88,6 +88,9 @@ type Flags uint32
 const (
 	// First marks a row whose state is not initialized yet.
 	First Flags = 1 << 0
+	// Owned marks a row whose tensors and scalars each begin an allocation of their own. Two such rows share memory only if
+	// they have an address in common.
+	Owned Flags = 1 << 1
 	// FirstScalar is the bit of state 0.
 	FirstScalar Flags = 1 << 8
 )
