@@ -99,7 +99,6 @@ func (a *Adafactor[T]) Check() error {
 	}
 	a.gather(1)
 	err := a.step.begin()
-	a.step.log.restore(a.step.rows)
 	runtime.KeepAlive(a) // the rows contain addresses
 	return err
 }
@@ -195,7 +194,6 @@ func stepAdafactor(options []AdafactorOptions, extra [][]float64, c steps.Call) 
 		s.ends = append(s.ends, len(s.rows))
 	}
 	if c.OnlyCheck {
-		defer s.log.restore(s.rows)
 		return s.begin()
 	}
 	return s.run()
@@ -207,21 +205,27 @@ type adafactorStep struct {
 	ends    []int // the end of each group's rows
 	factorings
 	rows    []engine.Row
+	counts  []counts // of every row
 	log     scalarLog
 	now     now
 	scalars []adafactorScalars // of every row
-	waiting bool               // whether step counts change in the order of the rows, each before its row is updated
+	turn    int                // the row whose step count changes next. It can be memory that an earlier row reads or writes
 }
 
-// begin computes the scalars of the rows and increments the step counts. On an error, nothing has changed.
+// counts are the step counts of a row before and after a step.
+type counts struct{ before, after float64 }
+
+// begin computes the scalars of the rows. It changes nothing.
 func (s *adafactorStep) begin() error {
 	s.log.begin()
+	s.turn = 0
+	s.counts = s.counts[:0]
 	s.scalars = slices.Grow(s.scalars[:0], len(s.rows))[:len(s.rows)]
 	for i := range s.rows {
-		s.now = now{row: &s.rows[i], i: i, log: &s.log, pow: s.pow}
-		s.now.t = s.log.tick(s.rows, i)
+		row := &s.rows[i]
+		s.now = now{row: row, i: i, log: &s.log, pow: s.pow, t: row.Next()}
+		s.counts = append(s.counts, counts{row.Steps(), s.now.t})
 		if s.compute(i); s.log.err != nil {
-			s.log.restore(s.rows)
 			return fmt.Errorf("goptim: Adafactor: %w", s.log.err)
 		}
 	}
@@ -237,41 +241,43 @@ func (s *adafactorStep) compute(i int) {
 	}
 }
 
-// postpone restores the step counts, which then change in the order of the rows, because a step count may be memory that an
-// earlier row reads or writes.
-func (s *adafactorStep) postpone() {
-	undo := s.log.undo
-	s.log.restore(s.rows)
-	s.log.undo = undo
-	s.waiting = true
+// prepare changes all step counts before rows are updated in another order. It reports false if rows share a step count: then
+// they are updated in order.
+func (s *adafactorStep) prepare() bool {
+	for ; s.turn < len(s.rows); s.turn++ {
+		if !s.change() {
+			return false
+		}
+	}
+	return true
 }
 
-// prepare changes all step counts before rows are updated in another order.
-func (s *adafactorStep) prepare() {
-	for i := range s.log.undo {
-		o := &s.log.undo[i]
-		o.set(s.rows, o.after)
+// change changes the step count of the next row. It reports false and changes nothing if an earlier row has changed it.
+func (s *adafactorStep) change() bool {
+	row, of := &s.rows[s.turn], s.counts[s.turn]
+	if row.Steps() != of.before {
+		return false
 	}
-	s.waiting = false
+	row.SetSteps(of.after)
+	return true
 }
 
 // take changes the step count of the next row, and reports whether the row can be updated. It computes the scalars again only
 // if an earlier row has changed the step count.
-func (s *adafactorStep) take(i int) bool {
+func (s *adafactorStep) take() bool {
 	if s.log.err != nil {
 		return false
 	}
-	o := &s.log.undo[i]
-	if o.get(s.rows) == o.before {
-		o.set(s.rows, o.after)
-		return true
+	if !s.change() {
+		i, log := s.turn, scalarLog{}
+		s.now = now{row: &s.rows[i], i: i, log: &log, pow: s.pow, t: s.rows[i].Tick()}
+		if s.compute(i); log.err != nil {
+			s.log.err = fmt.Errorf("goptim: Adafactor: after the rows before it were stepped: %w", log.err)
+			return false
+		}
 	}
-	log := scalarLog{}
-	s.now = now{row: &s.rows[i], i: i, log: &log, pow: s.pow, t: s.rows[i].Tick()}
-	if s.compute(i); log.err != nil {
-		s.log.err = fmt.Errorf("goptim: Adafactor: after the rows before it were stepped: %w", log.err)
-	}
-	return log.err == nil
+	s.turn++
+	return true
 }
 
 // tryOut checks for an error that depends on the elements: a factor of the update that float32 cannot represent. It can
@@ -321,7 +327,6 @@ func (s *adafactorStep) run() error {
 	if s.do == nil {
 		s.do, s.beforeSort = s.update, s.prepare
 	}
-	s.postpone()
 	if err := s.each(s.rows); err != nil {
 		return fmt.Errorf("goptim: Adafactor: %w", err)
 	}
@@ -329,7 +334,7 @@ func (s *adafactorStep) run() error {
 }
 
 func (s *adafactorStep) update(i int) {
-	if s.waiting && !s.take(i) {
+	if i >= s.turn && !s.take() {
 		return
 	}
 	if r := &s.rows[i]; r.DType() == engine.Float32 {

@@ -138,7 +138,7 @@ type factorings struct {
 	queue       []int // indices of rows
 	ranges      engine.Ranges
 	more        func(row int) // adds additional memory of a row to ranges, if not nil
-	beforeSort  func()        // called before rows are processed in another order, if not nil
+	beforeSort  func() bool   // called before rows are processed in another order, if not nil; reports whether they can be
 	next        func(i int)
 }
 
@@ -160,12 +160,9 @@ func (f *factorings) each(rows []engine.Row) error {
 	if total < aloneFactored {
 		threads = 1
 	} else if threads > 1 && len(rows) > 1 {
-		if f.shared(rows) {
+		if f.shared(rows) || (f.beforeSort != nil && !f.beforeSort()) {
 			threads = 1
 		} else {
-			if f.beforeSort != nil {
-				f.beforeSort()
-			}
 			slices.SortFunc(f.queue, func(i, j int) int { return cmp.Or(cmp.Compare(rows[j].N, rows[i].N), cmp.Compare(i, j)) })
 		}
 	}

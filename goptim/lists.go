@@ -188,7 +188,6 @@ func (p *tablePass[O, S]) run(s *spec[O, S], o O, rows []engine.Row, threads int
 	if err := p.add(&p.rules[0], len(rows), now{pow: cpow.Pow}); err != nil || p.idle() {
 		return err
 	}
-	p.commit()
 	return engine.Run(p, rows, threads, team)
 }
 

@@ -125,7 +125,7 @@ func (e *elementwise[T, O, S]) Step() error {
 	if err := e.scalars(); err != nil {
 		return err
 	}
-	e.pass.commit()
+	e.pass.Prepare()
 	if incomplete {
 		e.makeStates()
 	}
@@ -143,19 +143,13 @@ func (e *elementwise[T, O, S]) Check() error {
 		return err
 	}
 	e.gather()
-	err := e.scalars()
-	e.pass.restore()
-	return err
+	return e.scalars()
 }
 
-// scalars computes the scalars of the rows and increments their step counts. On an error, nothing has changed.
+// scalars computes the scalars of the rows.
 func (e *elementwise[T, O, S]) scalars() error {
 	e.pass.begin(e.rule.kernels(), e.rows)
-	err := e.pass.add(&e.rule, len(e.rows), now{pow: cpow.Pow})
-	if err != nil {
-		e.pass.restore()
-	}
-	return err
+	return e.pass.add(&e.rule, len(e.rows), now{pow: cpow.Pow})
 }
 
 func (e *elementwise[T, O, S]) check() error {

@@ -22,8 +22,8 @@ type spec[O, S any] struct {
 // elementwiseSpec registers an elementwise optimizer.
 //
 // The function scalars computes in float64 and in torch's order. It uses the methods of now if Python or torch may raise an
-// exception. Its results depend on the row only through Types and the scalar states, which it updates. extra names the words
-// after the options in calls of the bindings. The only such word sets now.wide.
+// exception. Its results depend on the row only through Types, the step count and the scalar states, whose new values it
+// records in now's log. extra names the words after the options in calls of the bindings. The only such word sets now.wide.
 func elementwiseSpec[O, S any](
 	c class[O], scalars func(o *O, n *now) S, f32 kernel.Func[S, float32], f64 kernel.Func[S, float64], extra ...string,
 ) *spec[O, S] {
@@ -93,42 +93,42 @@ type addition[S any] struct {
 	end  int
 }
 
-// A turn is the row whose scalar states change next, if they change in the order of the rows during the pass.
+// A turn is the row whose step count and scalar states change next. They change in the order of the rows, because each may be
+// memory that an earlier row reads or writes.
 type turn struct {
-	waiting       bool // whether scalar states remain to be changed
-	row, log, add int  // indices of the row, of its first entry in the log, and of its addition
+	waiting          bool // whether some remain to be changed
+	row, change, add int  // indices of the row, of its first change in the log, and of its addition
 }
 
 // terms are shared by rows of one group.
 type terms[S any] struct {
-	scalars S
-	layout  engine.Layout
+	scalars  S
+	layout   engine.Layout
+	steps, t float64 // the rows' step counts before the step and after it
 }
 
 func (p *pass[S]) begin(k kernels[S], rows []engine.Row) {
 	p.kernels, p.rows, p.distinct, p.at = k, rows, p.distinct[:0], p.at[:0]
-	p.added, p.turn = p.added[:0], turn{}
+	p.added, p.turn = p.added[:0], turn{waiting: true}
 	p.log.begin()
 }
 
-// add computes the scalars of the next rows, which are one group. It increments step counts and updates scalar states. Until
-// commit, restore can undo this.
+// add computes the scalars of the next rows, which are one group. It changes nothing.
 func (p *pass[S]) add(r rule[S], count int, n now) error {
 	layout := r.layout()
 	shared := !layout.HasScalars()
-	last := math.NaN()
-	first := len(p.at)
+	first, steps, last := len(p.at), 0.0, math.NaN()
 	n.log = &p.log
 	p.now = n
 	for i := first; i < first+count; i++ {
 		row := &p.rows[i]
 		p.now.row, p.now.i = row, i
 		if layout.Counts {
-			p.now.t = p.log.tick(p.rows, i)
+			steps, p.now.t = row.Steps(), row.Next()
 		}
-		if !shared || i == first || p.now.t != last || !row.Types.Equal(&p.rows[i-1].Types) {
-			p.distinct = append(p.distinct, terms[S]{r.scalars(&p.now), layout})
-			last = p.now.t
+		if !shared || i == first || steps != last || !row.Types.Equal(&p.rows[i-1].Types) {
+			p.distinct = append(p.distinct, terms[S]{r.scalars(&p.now), layout, steps, p.now.t})
+			last = steps
 		}
 		if p.log.err != nil {
 			return fmt.Errorf("goptim: %s: %w", r.name(), p.log.err)
@@ -139,76 +139,80 @@ func (p *pass[S]) add(r rule[S], count int, n now) error {
 	return nil
 }
 
-func (p *pass[S]) commit() { p.log.undo = p.log.undo[:0] }
-
-func (p *pass[S]) restore() { p.log.restore(p.rows) }
-
-// postpone restores the scalar states, which then change in the order of the rows, because a scalar state may be memory that
-// an earlier row reads or writes.
-func (p *pass[S]) postpone() {
-	undo := p.log.undo
-	p.log.restore(p.rows)
-	p.log.undo = undo
-	p.turn = turn{waiting: true}
-}
-
 // Prepare implements engine.Preparer.
-func (p *pass[S]) Prepare() {
-	if !p.turn.waiting {
-		return
-	}
-	for i := range p.log.undo {
-		o := &p.log.undo[i]
-		o.set(p.rows, o.after)
+func (p *pass[S]) Prepare() bool {
+	for p.turn.waiting && p.turn.row < len(p.rows) {
+		if !p.change() {
+			return false
+		}
 	}
 	p.turn.waiting = false
+	return true
 }
 
-// take changes the scalar states of the next row, and reports whether the row can be updated. It computes the scalars again
-// only if an earlier row has changed their inputs.
-func (p *pass[S]) take() bool {
+// change changes the step count and the scalar states of the next row. If the scalars were computed from other values,
+// because an earlier row has changed them, it reports false and changes nothing.
+func (p *pass[S]) change() bool {
 	t := &p.turn
-	first := t.log
-	same := true
-	for ; t.log < len(p.log.undo) && p.log.undo[t.log].row == t.row; t.log++ {
-		o := &p.log.undo[t.log]
-		same = same && o.get(p.rows) == o.before
+	row, of, end := &p.rows[t.row], &p.distinct[p.at[t.row]], t.change
+	if of.layout.Counts && row.Steps() != of.steps {
+		return false
 	}
-	for i := first; same && i < t.log; i++ {
-		o := &p.log.undo[i]
-		o.set(p.rows, o.after)
+	for ; end < len(p.log.changes) && p.log.changes[end].row == t.row; end++ {
+		if c := &p.log.changes[end]; row.Number(c.state) != c.before {
+			return false
+		}
 	}
-	if !same {
-		p.compute(t.row)
+	if of.layout.Counts {
+		row.SetSteps(of.t)
 	}
-	t.row++
-	return p.log.err == nil
+	for _, c := range p.log.changes[t.change:end] {
+		row.SetNumber(c.state, c.after)
+	}
+	t.row, t.change = t.row+1, end
+	return true
 }
 
-// compute computes the scalars of a row again.
-func (p *pass[S]) compute(i int) {
-	for p.added[p.turn.add].end <= i {
-		p.turn.add++
+// take changes the scalars of the next row, and reports whether the row can be updated: not after an error. It computes the
+// scalars again only if an earlier row has changed what they were computed from.
+func (p *pass[S]) take() bool {
+	if p.log.err != nil {
+		return false
 	}
-	a := &p.added[p.turn.add]
-	log := scalarLog{}
+	if p.change() {
+		return true
+	}
+	t := &p.turn
+	for p.added[t.add].end <= t.row {
+		t.add++
+	}
+	for t.change < len(p.log.changes) && p.log.changes[t.change].row == t.row {
+		t.change++
+	}
+	a := &p.added[t.add]
+	row, layout, log := &p.rows[t.row], a.rule.layout(), scalarLog{}
 	p.now = a.now
-	p.now.row, p.now.i, p.now.log = &p.rows[i], i, &log
-	layout := a.rule.layout()
+	p.now.row, p.now.i, p.now.log = row, t.row, &log
 	if layout.Counts {
-		p.now.t = p.rows[i].Tick()
+		p.now.t = row.Tick()
 	}
-	p.at[i] = len(p.distinct)
-	p.distinct = append(p.distinct, terms[S]{a.rule.scalars(&p.now), layout})
+	p.at[t.row] = len(p.distinct)
+	p.distinct = append(p.distinct, terms[S]{scalars: a.rule.scalars(&p.now), layout: layout})
+	for _, c := range log.changes {
+		row.SetNumber(c.state, c.after)
+	}
 	if log.err != nil {
 		p.log.err = fmt.Errorf("goptim: %s: after the rows before it were stepped: %w", a.rule.name(), log.err)
+		return false
 	}
+	t.row++
+	return true
 }
 
 // Update implements engine.Pass.
 func (p *pass[S]) Update(part engine.Part) {
 	for row := part.First; row <= part.Last; row++ {
-		if p.turn.waiting && row == p.turn.row && !p.take() {
+		if p.turn.waiting && row >= p.turn.row && !p.take() {
 			return
 		}
 		r := &p.rows[row]
@@ -263,10 +267,7 @@ func (s *spec[O, S]) stepGroups(c steps.Call) error {
 	if c.OnlyCheck || p.idle() {
 		return nil
 	}
-	p.postpone()
-	err = engine.Run(p, rows, c.Threads, c.Team)
-	p.commit()
-	if err != nil {
+	if err := engine.Run(p, rows, c.Threads, c.Team); err != nil {
 		return fmt.Errorf("goptim: %s: %w", p.rules[0].name(), err)
 	}
 	return p.log.err
@@ -280,9 +281,8 @@ func (s *spec[O, S]) take() *tablePass[O, S] {
 	return new(tablePass[O, S])
 }
 
-// put undoes what was not committed, and keeps the pass for later calls.
+// put keeps the pass for later calls.
 func (s *spec[O, S]) put(p *tablePass[O, S]) {
-	p.restore()
 	clear(p.added)
 	p.rows, p.now = nil, now{} // foreign addresses must not stay in a pool, which the garbage collector scans
 	s.passes.Put(p)

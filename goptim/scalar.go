@@ -22,53 +22,19 @@ func (e *ScalarError) Error() string { return e.message + ": " + ErrOption.Error
 // Unwrap returns ErrOption.
 func (e *ScalarError) Unwrap() error { return ErrOption }
 
-// scalarLog records the first error of the scalars of a step, and the overwritten values.
+// scalarLog records the first error of the scalars of a step, and the changes of scalar states.
 type scalarLog struct {
-	err  error
-	undo []overwritten
+	err     error
+	changes []change
 }
 
-// overwritten is the step count or a scalar state of a row, before and after the step.
-type overwritten struct {
-	row, state    int // state is stepState or an index
+// A change is a scalar state of a row before and after the step.
+type change struct {
+	row, state    int
 	before, after float64
 }
 
-const stepState = -1
-
-func (l *scalarLog) begin() { l.err, l.undo = nil, l.undo[:0] }
-
-// tick increments the step count of a row, like engine.Row.Tick.
-func (l *scalarLog) tick(rows []engine.Row, i int) float64 {
-	before := rows[i].Steps()
-	t := rows[i].Tick()
-	l.undo = append(l.undo, overwritten{i, stepState, before, t})
-	return t
-}
-
-// restore writes the old values back, the last one first, because rows may share a step count.
-func (l *scalarLog) restore(rows []engine.Row) {
-	for i := len(l.undo) - 1; i >= 0; i-- {
-		o := &l.undo[i]
-		o.set(rows, o.before)
-	}
-	l.undo = l.undo[:0]
-}
-
-func (o *overwritten) set(rows []engine.Row, x float64) {
-	if o.state == stepState {
-		rows[o.row].SetSteps(x)
-	} else {
-		rows[o.row].SetNumber(o.state, x)
-	}
-}
-
-func (o *overwritten) get(rows []engine.Row) float64 {
-	if o.state == stepState {
-		return rows[o.row].Steps()
-	}
-	return rows[o.row].Number(o.state)
-}
+func (l *scalarLog) begin() { l.err, l.changes = nil, l.changes[:0] }
 
 // fail records an error of the row's scalars if there is none yet, because torch raises the first one.
 func (n *now) fail(exception, format string, args ...any) {
@@ -154,15 +120,14 @@ func (n *now) divisor(x float64) kernel.Divisor {
 	return kernel.DivisorOf[float64](x)
 }
 
-// setNumber sets a scalar state, rounded to its dtype.
+// setNumber records the new value of a scalar state, and returns it rounded to the state's dtype.
 func (n *now) setNumber(state int, x float64) float64 {
-	before := n.row.Number(state)
-	x = n.row.SetNumber(state, x)
-	n.log.undo = append(n.log.undo, overwritten{n.i, state, before, x})
+	x = n.row.StateType[state].Round(x)
+	n.log.changes = append(n.log.changes, change{n.i, state, n.row.Number(state), x})
 	return x
 }
 
-// setTensor sets a scalar state as torch does if it converts the value to a tensor first.
+// setTensor is setNumber for a state whose value torch converts to a tensor first.
 func (n *now) setTensor(state int, x float64) {
 	if !n.wide {
 		x = float64(float32(x))

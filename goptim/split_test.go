@@ -89,6 +89,7 @@ func testSplit[T Float, O, S any](t *testing.T, s *spec[O, S], o O) {
 				e.makeStates()
 			}
 			testify.NoError(t, e.scalars())
+			testify.True(t, e.pass.Prepare())
 			total := 0
 			for i := range e.rows {
 				total += int(e.rows[i].N)

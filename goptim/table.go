@@ -13,7 +13,7 @@ func init() {
 	steps.DescribeStruct[engine.Row]("Row")
 	steps.DescribeStruct[sparseRow]("SparseRow")
 	constants := map[string]int{
-		"States": engine.States, "First": int(engine.First), "FirstScalar": int(engine.FirstScalar),
+		"States": engine.States, "First": int(engine.First), "Owned": int(engine.Owned), "FirstScalar": int(engine.FirstScalar),
 	}
 	for d := engine.None; d <= engine.Float16; d++ {
 		constants[d.String()] = int(d)

@@ -68,6 +68,47 @@ def shared_step(opt: Any, params: list[Parameter]) -> None:
         opt.state[p]["step"] = opt.state[params[0]]["step"]
 
 
+def shared_scalars(opt: Any, params: list[Parameter]) -> None:
+    for p in params[1:]:
+        opt.state[p] |= {key: t for key, t in opt.state[params[0]].items() if t.dim() == 0 and key != "step"}
+
+
+def scalar_that_a_parameter_changes(opt: Any, params: list[Parameter]) -> None:
+    """The states that are scalars are elements of an earlier parameter."""
+    for p, earlier in zip(params[1:], params, strict=False):
+        for i, (key, t) in enumerate(opt.state[p].items()):
+            if t.dim() == 0:
+                earlier.data[i] = t
+                opt.state[p][key] = earlier.data[i]
+
+
+def storage_of_two(opt: Any, params: list[Parameter]) -> None:
+    params[2].grad = torch.empty(0).set_(params[0].detach().untyped_storage(), 0, (N,))
+    params[3].grad = params[1].detach()[:]
+
+
+def arrays(opt: Any, params: list[Parameter]) -> None:
+    """Tensors that share memory, but no storage: torch and NumPy, and torch twice."""
+    params[2].grad = torch.from_numpy(params[0].detach().numpy())
+    params[3].grad = torch.from_dlpack(params[1].detach())
+
+
+def state_in_an_array(opt: Any, params: list[Parameter]) -> None:
+    """Memory that torch allocated, under a state that owns it and one that does not, at another address."""
+    for key, t in opt.state[params[0]].items():
+        if t.dim() == 1:
+            memory = torch.cat([t, t[:16]])
+            opt.state[params[0]][key] = memory[:N]
+            opt.state[params[2]][key] = torch.from_numpy(memory.numpy()[16:])
+
+
+def overlapping_buffers(opt: Any, params: list[Parameter]) -> None:
+    """Storages that begin at different addresses and overlap."""
+    memory = bytearray(numbers(2 * N, seed=5).numpy().tobytes())
+    for i, p in enumerate(params):
+        p.data = torch.frombuffer(memory, dtype=torch.float32, offset=i * N, count=N)
+
+
 WAYS = [shared_state, gradient_that_is_a_parameter, gradient_that_is_a_state, overlapping_parameters, shared_step]
 
 
@@ -79,8 +120,14 @@ def run(cls: Any, options: dict[str, Any], shapes: list[tuple[int, ...]], share:
     return [*params, *(t for p in params for t in opt.state[p].values() if isinstance(t, Tensor))]
 
 
-@pytest.mark.parametrize("share", WAYS, ids=[way.__name__ for way in WAYS])
-@pytest.mark.parametrize("name", ELEMENTWISE)
+OWNERS = [storage_of_two, arrays, state_in_an_array, overlapping_buffers]
+CASES = [(name, way) for name in ELEMENTWISE for way in WAYS]
+CASES += [(name, way) for name in ("AdamW", "SGD") for way in OWNERS]
+CASES += [(name, way) for name in ("NAdam", "ASGD") for way in (shared_scalars, scalar_that_a_parameter_changes)]
+CASES += [("Adam", scalar_that_a_parameter_changes)]
+
+
+@pytest.mark.parametrize(("name", "share"), CASES, ids=[f"{name}-{way.__name__}" for name, way in CASES])
 def test_one_after_the_other(name: str, share: Any, threads: Any) -> None:
     if share is shared_step and not rows.counts(name):
         pytest.skip(f"{name} does not count steps")

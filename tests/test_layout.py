@@ -6,6 +6,7 @@ tests/test_gather.py tests that gather.c reads the right values.
 import contextlib
 import ctypes
 import mmap
+import struct
 import subprocess
 import sys
 from unittest import mock
@@ -96,6 +97,20 @@ def test_without_a_layout_steps_are_the_same(failure, monkeypatch):
     assert _native.layout() == found
     [row] = goptim.explain(goptim.AdamW([torch.nn.Parameter(torch.ones(2))]))
     assert row.slow == ""
+
+
+def fields(layout):
+    return _layout.Layout(*struct.unpack(f"<{len(_layout.Layout._fields)}q", layout))
+
+
+def test_memory_whose_owner_cannot_be_told(monkeypatch):
+    """Without the function that frees memory, all other fields are found, and the step compares all addresses."""
+    found = fields(_layout.find())
+    assert found.freed != 0
+    monkeypatch.setattr(_layout, "_other_storages", _layout._owned_storages)
+    unknown = fields(_layout.find())
+    assert unknown.freed == 0
+    assert unknown == found._replace(context=found.data, deleter=found.data, freed=0)
 
 
 def forget_layout(monkeypatch):

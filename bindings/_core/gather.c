@@ -29,7 +29,7 @@ enum { SCALARS = 16, STATES = 6, TYPES = 4, BLOCK = 32 };
 /* Structs that Go reads; a test compares their layouts with those in Go (layouts, below). */
 typedef struct { /* engine.Row */
 	int64_t n;
-	uint64_t param, grad, step, state[STATES];
+	uint64_t step, param, grad, state[STATES];
 	uint8_t param_type, grad_type, step_type, unused;
 	uint32_t flags;
 	uint8_t state_type[STATES], padding[2];
@@ -47,7 +47,7 @@ typedef struct { /* steps.Group */
 	int64_t rows, count;
 	double scalars[SCALARS];
 } Group;
-enum { FIRST = 1 << 0, FIRST_SCALAR = 1 << 8 }; /* engine.Flags */
+enum { FIRST = 1 << 0, OWNED = 1 << 1, FIRST_SCALAR = 1 << 8 }; /* engine.Flags */
 
 /* Who steps a parameter; the codes of _step.py. Of two codes, the larger one applies. */
 enum { GO = 0, NO_GRADIENT = 1, TORCH = 2, PYTHON = 3 };
@@ -87,9 +87,13 @@ typedef struct {
 	int64_t counter;                                             /* in the object that version points to, in units of 4 bytes */
 	int64_t data, size;                                          /* in a StorageImpl */
 	int64_t guard;                                               /* in a StorageImpl, in bytes: nonzero if read-only */
-	int64_t plain, float32, float64;                             /* values of keys and type */
+	int64_t context, deleter;                                    /* in a StorageImpl: what to free, and how */
+	int64_t plain, float32, float64, freed;                      /* values of keys, type and deleter; freed 0: unknown */
 } Layout;
 enum { INLINE = 5 }; /* dimensions; with more, sizes and strides are allocated separately */
+
+/* The functions that read a tensor are inlined, which saves a tenth of their time. */
+#define INLINED static inline __attribute__((always_inline))
 
 static char *word(const void *object, int64_t i) { return ((char **)object)[i]; }
 
@@ -114,6 +118,7 @@ typedef struct {
 	const int64_t *sizes, *strides; /* NULL if filled by ask */
 	int64_t last[2];                /* if filled by ask: the last two sizes, of two or more dimensions */
 	uint32_t *version;              /* NULL if there is no version counter, or if filled by ask */
+	int owned;                      /* whether it is at the start of memory that no other storage has */
 } View;
 
 static int64_t size_of(uint64_t dtype) { return dtype == FLOAT32 ? 4 : 8; }
@@ -124,7 +129,7 @@ static int64_t bytes(const View *v) { return v->n * size_of(v->dtype); }
 /* view reads a tensor. It returns 1, or 0 if the tensor is on the slow path or its storage is too small. Fast-path
  * tensors have their own memory, without the negative bit and without hidden sharing; if vouched, the caller has checked
  * this. */
-static int view(const Layout *l, PyObject *o, int vouched, View *v)
+INLINED int view(const Layout *l, PyObject *o, int vouched, View *v)
 {
 	const void *impl = word(o, l->impl);
 	if (impl == NULL || (!vouched && (int64_t)word(impl, l->keys) != l->plain)) return 0;
@@ -144,13 +149,15 @@ static int view(const Layout *l, PyObject *o, int vouched, View *v)
 	v->version = version == NULL ? NULL : (uint32_t *)version + l->counter;
 	v->at = 0;
 	if (v->dtype == 0) return 1;
+	const char *data = word(storage, l->data);
 	int64_t offset = size_of(v->dtype) * (int64_t)word(impl, l->offset);
-	v->at = (uint64_t)(uintptr_t)word(storage, l->data) + offset;
-	return v->n == 0 || (word(storage, l->data) != NULL && offset + bytes(v) <= (int64_t)word(storage, l->size));
+	v->at = (uint64_t)(uintptr_t)data + offset;
+	v->owned = offset == 0 && word(storage, l->context) == data && (int64_t)word(storage, l->deleter) == l->freed;
+	return v->n == 0 || (data != NULL && offset + bytes(v) <= (int64_t)word(storage, l->size));
 }
 
 /* dense reports whether v's elements fill one block of memory, each once, in any order of dimensions. */
-static int dense(const View *v)
+INLINED int dense(const View *v)
 {
 	int64_t filled = 1;
 	uint64_t seen = 0;
@@ -178,7 +185,7 @@ static int contiguous(const View *v)
 }
 
 /* alike returns the code for a parameter p with a gradient or state v of the same shape. */
-static int alike(const View *p, const View *v)
+INLINED int alike(const View *p, const View *v)
 {
 	if (v->dtype == 0 || p->ndim != v->ndim) return PYTHON;
 	int code = v->dtype == p->dtype ? GO : TORCH;
@@ -207,17 +214,19 @@ static int max(int a, int b) { return a > b ? a : b; }
  * has a range of one byte at an address that is never mapped. */
 enum { STRETCHES = 3 + STATES };
 typedef struct {
-	int n;
+	int n, owned; /* owned: whether all views are */
 	uint64_t at[STRETCHES], size[STRETCHES];
 } Stretches;
 
-static void put(Stretches *s, uint64_t at, int64_t size)
+INLINED void put(Stretches *s, const View *v)
 {
-	s->at[s->n] = size == 0 ? (uint64_t)(s->n + 1) << 56 : at;
+	int64_t size = bytes(v);
+	s->at[s->n] = size == 0 ? (uint64_t)(s->n + 1) << 56 : v->at;
 	s->size[s->n++] = size == 0 ? 1 : size;
+	s->owned &= v->owned;
 }
 
-static inline int overlap_of(const Stretches *s, int n)
+INLINED int overlap_of(const Stretches *s, int n)
 {
 	int found = 0;
 #pragma GCC unroll 9
@@ -227,7 +236,7 @@ static inline int overlap_of(const Stretches *s, int n)
 	return found;
 }
 
-static int overlap(const Stretches *s)
+INLINED int overlap(const Stretches *s)
 {
 	switch (s->n) { /* with constant trip counts it takes a third of the time */
 	case 2: return overlap_of(s, 2);
@@ -242,8 +251,8 @@ static int overlap(const Stretches *s)
 /* Indices of the tensors that belong to a parameter. */
 enum { GRAD, STEP, STATE, TENSORS = STATE + STATES };
 enum { VERSIONS = 2 + STATES }; /* the parameter, the step and the states: everything that Go writes */
-/* Sizes to prefetch, in bytes. DICT_KEYS is the word of a dict that points to its keys and values. */
-enum { OBJECT = 24, DICT_KEYS = 4, DICT = 112, AUTOGRAD = 64, STORAGE = 64, VERSION = 24 };
+/* Sizes to prefetch, in bytes: STORAGE from data to guard. DICT_KEYS is the word of a dict that points to its keys and values. */
+enum { OBJECT = 24, DICT_KEYS = 4, DICT = 112, AUTOGRAD = 64, STORAGE = 44 };
 
 /* A Given is a row that was passed as a tuple. */
 typedef struct {
@@ -677,7 +686,7 @@ static int collect(Call *c, PyObject *params, Py_ssize_t first)
 }
 
 /* number reads a scalar state. It returns a code. */
-static int number(const Call *c, PyObject *o, View *v)
+INLINED int number(const Call *c, PyObject *o, View *v)
 {
 	if ((PyObject *)Py_TYPE(o) != c->plain[0]) return TORCH;
 	if (!view(c->layout, o, 0, v)) return PYTHON;
@@ -687,7 +696,7 @@ static int number(const Call *c, PyObject *o, View *v)
 }
 
 /* column reads a state tensor that is not scalar. It returns a code; the caller checks the shape and dtype. */
-static int column(const Call *c, PyObject *o, View *v)
+INLINED int column(const Call *c, PyObject *o, View *v)
 {
 	if ((PyObject *)Py_TYPE(o) != c->plain[0]) /* Python checks the shape of a subclass */
 		return PyObject_TypeCheck(o, (PyTypeObject *)c->plain[0]) ? PYTHON : TORCH;
@@ -717,8 +726,7 @@ static int set_matrices(Row *row, const View *p)
 }
 
 /* fill_of is fill for a kind with n_states states. */
-static inline __attribute__((always_inline)) int fill_of(const Call *c, const Found *f, Row *row, uint32_t ***version,
-                                                         Stretches *memory, int n_states, int matrices)
+INLINED int fill_of(const Call *c, const Found *f, Row *row, uint32_t ***version, Stretches *memory, int n_states, int matrices)
 {
 	View param, v;
 	const Kind *kind = c->kind;
@@ -733,15 +741,16 @@ static inline __attribute__((always_inline)) int fill_of(const Call *c, const Fo
 	if (matrices && param.ndim >= 2 && !set_matrices(row, &param)) return TORCH;
 	*at++ = param.version;
 	memory->n = 0;
-	put(memory, param.at, bytes(&param));
-	put(memory, v.at, bytes(&v));
+	memory->owned = 1;
+	put(memory, &param);
+	put(memory, &v);
 	if (f->tensor[STEP] != NULL) {
 		found = number(c, f->tensor[STEP], &v);
 		code = max(code, found);
 		if (found == GO) {
 			row->step = v.at;
 			row->step_type = v.dtype;
-			put(memory, v.at, bytes(&v));
+			put(memory, &v);
 			*at++ = v.version;
 		}
 	}
@@ -764,9 +773,10 @@ static inline __attribute__((always_inline)) int fill_of(const Call *c, const Fo
 		row->state[k] = v.at;
 		row->state_type[k] = v.dtype;
 		if (shape == SCALAR) row->flags |= (uint32_t)FIRST_SCALAR << k;
-		put(memory, v.at, bytes(&v));
+		put(memory, &v);
 		*at++ = v.version;
 	}
+	if (memory->owned) row->flags |= OWNED;
 	if (code == GO && overlap(memory)) code = TORCH;
 	if (code == GO) *version = at;
 	return code;
@@ -840,11 +850,11 @@ static int fill_list(const Call *c, Found *f, Row *row, uint32_t ***version)
 	if (!view(c->layout, f->p, 0, &first) || first.dtype == 0 || !dense(&first)) return TORCH;
 	if (first.n == 0 && c->list & FILLED) return TORCH;
 	*row = (Row){.n = first.n, .param = first.at, .param_type = first.dtype};
+	Stretches memory = {.owned = 1};
+	put(&memory, &first);
 	if (c->pairs) {
 		if (!view(c->layout, f->tensor[GRAD], 0, &second) || alike(&first, &second) != GO) return TORCH;
-		Stretches memory = {0};
-		put(&memory, first.at, bytes(&first));
-		put(&memory, second.at, bytes(&second));
+		put(&memory, &second);
 		if (overlap(&memory)) return TORCH;
 		row->grad = second.at;
 		row->grad_type = second.dtype;
@@ -854,6 +864,7 @@ static int fill_list(const Call *c, Found *f, Row *row, uint32_t ***version)
 		row->state_type[0] = FLOAT64;
 		row->flags |= FIRST_SCALAR;
 	}
+	if (memory.owned) row->flags |= OWNED;
 	*(*version)++ = first.version;
 	return GO;
 }
@@ -877,12 +888,17 @@ static int write_rows(const Call *c, uint32_t ***version)
 	Stretches memory;
 	for (Py_ssize_t start = 0; start < c->n; start += BLOCK) {
 		Py_ssize_t stop = start + BLOCK < c->n ? start + BLOCK : c->n;
-		for (Py_ssize_t i = stop; i < stop + BLOCK && i < c->n; i++) touch(c, i);
+		for (Py_ssize_t i = stop; i < stop + BLOCK && i < c->n; i++) {
+			prefetch(found_at(c, i)->p, OBJECT);
+			touch(c, i);
+		}
 		for (Py_ssize_t i = start; i < stop && l != NULL; i++) {
 			const Found *f = found_at(c, i);
 			if (f->code == NO_GRADIENT || f->code == PYTHON || f->odd) continue;
-			for (int k = GRAD; k < c->tensors; k++)
-				if (f->tensor[k] != NULL) prefetch_impl(l, word(f->tensor[k], l->impl));
+			for (int k = -1; k < c->tensors; k++) {
+				PyObject *t = k < 0 ? f->p : f->tensor[k];
+				if (t != NULL) prefetch_impl(l, word(t, l->impl));
+			}
 		}
 		for (Py_ssize_t i = start; i < stop && l != NULL; i++) {
 			const Found *f = found_at(c, i);
@@ -891,8 +907,8 @@ static int write_rows(const Call *c, uint32_t ***version)
 				PyObject *t = k < 0 ? f->p : f->tensor[k];
 				const char *impl = t == NULL ? NULL : word(t, l->impl);
 				if (impl == NULL) continue;
-				prefetch(word(impl, l->storage), STORAGE);
-				prefetch(word(impl, l->version), VERSION);
+				prefetch(word(impl, l->storage) + 8 * l->data, STORAGE);
+				if (k != GRAD) prefetch(word(impl, l->version) + 4 * l->counter, 1);
 			}
 		}
 		for (Py_ssize_t i = start; i < stop; i++) {
@@ -1580,7 +1596,7 @@ PyObject *layouts(PyObject *module, PyObject *const *args, Py_ssize_t n)
 	};
 #undef FIELD
 	static const struct { const char *name; int value; } constants[] = {
-		{"Scalars", SCALARS}, {"States", STATES}, {"First", FIRST}, {"FirstScalar", FIRST_SCALAR}, {"none", NONE},
+		{"Scalars", SCALARS}, {"States", STATES}, {"First", FIRST}, {"Owned", OWNED}, {"FirstScalar", FIRST_SCALAR}, {"none", NONE},
 		{"float32", FLOAT32}, {"float64", FLOAT64}, {"bfloat16", BFLOAT16}, {"float16", FLOAT16},
 	};
 	if (!expect("layouts", NULL, 0, args, n)) return NULL;

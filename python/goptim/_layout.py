@@ -47,9 +47,12 @@ class Layout(NamedTuple):
     data: int  # in a StorageImpl, the address of its memory
     size: int  # in bytes
     guard: int  # in bytes, in a StorageImpl: not 0 if its memory must be copied before a write
+    context: int  # in a StorageImpl, the argument of the deleter: the address of memory that torch allocated
+    deleter: int  # … the address of the function that frees its memory
     plain: int  # the dispatch keys of a dense CPU tensor
     float32: int  # the type of a float32 tensor
     float64: int
+    freed: int  # the deleter of memory that torch allocated; 0 if it is not known
 
 
 class UnknownError(Exception):
@@ -168,6 +171,8 @@ def _find(memory: _Memory) -> Layout:
     flags = range(8 * size + 8, 8 * size + 16)  # the word of flags after the size
     open_, guarded = ([memory.units("B", x._cdata, flags.stop) for x in xs] for xs in (storages, _guarded_storages()))
     guard = _only(i for i in flags if not any(x[i] for x in open_) and all(x[i] == 1 for x in guarded))
+    data = _place(of_storages, [(x.data_ptr(),) for x in storages])
+    context, deleter, freed = _owner(memory, data, size)
     return Layout(
         impl=_place([memory.words(id(t), 8) for t in plain], [(t._cdata,) for t in plain]),
         storage=place(lambda t: t.untyped_storage()._cdata),
@@ -181,13 +186,31 @@ def _find(memory: _Memory) -> Layout:
         keys=keys,
         type=type_,
         counter=counter,
-        data=_place(of_storages, [(x.data_ptr(),) for x in storages]),
+        data=data,
         size=size,
         guard=guard,
+        context=context,
+        deleter=deleter,
         plain=impls[0][keys],
         float32=types[0][type_],
         float64=types[1][type_],
+        freed=freed,
     )
+
+
+def _owner(memory: _Memory, data: int, size: int) -> tuple[int, int, int]:
+    """The fields context, deleter and freed. Only the address and its owner are before the size in a StorageImpl."""
+    owned, others = ([memory.words(x._cdata, size) for x in xs] for xs in (_owned_storages(), _other_storages()))
+    try:
+        context = _only(i for i in range(size) if i != data and all(x[i] == x[data] for x in owned))
+        deleter = _only(
+            i
+            for i in range(data + 1, size)
+            if len({x[i] for x in owned}) == 1 and owned[0][i] not in {0, *(x[i] for x in others)}
+        )
+    except (LookupError, ValueError):
+        return data, data, 0
+    return context, deleter, owned[0][deleter]
 
 
 def _place(words: list[tuple[int, ...]], expected: list[tuple[int, ...]]) -> int:
@@ -262,6 +285,17 @@ def _unsupported_tensors() -> list[list[Tensor]]:
         [t.to("meta") for t in numbers],
         [t.to_sparse() for t in numbers],
     ]
+
+
+def _owned_storages() -> list[torch.UntypedStorage]:
+    """Storages of memory that torch's allocator allocated for them alone."""
+    return [_empty(n).untyped_storage() for n in (1, 3, 100, 5000)]
+
+
+def _other_storages() -> list[torch.UntypedStorage]:
+    """Storages of memory that belongs to another object, or to several storages."""
+    memory = torch.frombuffer(bytearray(40), dtype=torch.float32)
+    return [memory.untyped_storage(), torch.from_dlpack(_empty(3)).untyped_storage(), *_guarded_storages()]
 
 
 def _guarded_storages() -> list[torch.UntypedStorage]:

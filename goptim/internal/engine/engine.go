@@ -18,17 +18,16 @@ type Pass interface {
 	Update(p Part)
 }
 
-// A Preparer is a Pass that changes memory of rows, such as scalar states, at the first element of a row. Prepare makes all of
-// these changes before rows are updated in a different order. Without a call of Prepare, rows are updated in their order.
+// A Preparer is a Pass that changes memory of rows, such as scalar states, at the first element of a row. Prepare makes these
+// changes before rows are updated in a different order. If it reports false, or is not called, rows are updated in their order.
 type Preparer interface {
 	Pass
-	Prepare()
+	Prepare() bool
 }
 
-func prepare(p Pass) {
-	if p, ok := p.(Preparer); ok {
-		p.Prepare()
-	}
+func prepare(p Pass) bool {
+	preparer, ok := p.(Preparer)
+	return !ok || preparer.Prepare()
 }
 
 // A Part is a range of the concatenated rows: from element Lo of row First up to element Hi of row Last.
@@ -71,8 +70,7 @@ func Run(p Pass, rows []Row, threads int, team Team) error {
 	for i := range rows {
 		total += int(rows[i].N)
 	}
-	if total == 0 {
-		prepare(p)
+	if total == 0 && (len(rows) == 0 || prepare(p)) {
 		return nil
 	}
 	if threads < 2 || total < minParallel || !workers.mu.TryLock() {
@@ -148,10 +146,9 @@ type pool struct {
 }
 
 func (w *pool) run(p Pass, rows []Row, total, threads int, team Team) error {
-	if w.job.plan(p, rows, total, threads) {
+	if w.job.plan(p, rows, total, threads) || !prepare(p) {
 		return runSerial(p, rows, total)
 	}
-	prepare(p)
 	return w.start(threads, team)
 }
 
@@ -228,7 +225,7 @@ func (j *job) plan(p Pass, rows []Row, total, threads int) (ordered bool) {
 		end += int(rows[i].N)
 		j.ends = append(j.ends, end)
 	}
-	if len(rows) > 1 {
+	if len(rows) > 1 && !j.ranges.apart(rows) {
 		j.ranges.Reset()
 		if j.ranges.AddRows(rows); j.ranges.Shared() {
 			return true

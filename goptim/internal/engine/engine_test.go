@@ -134,6 +134,21 @@ func TestOverlappingRowsRunInOrder(t *testing.T) {
 	assert.Equal(t, []int{0, 1, 2}, p.rows, "a gradient is another row's parameter")
 }
 
+// unprepared is a pass whose rows must be updated in order.
+type unprepared struct{ inOrder }
+
+func (p *unprepared) Prepare() bool { return false }
+
+func TestUnpreparedRowsRunInOrder(t *testing.T) {
+	for _, n := range []int{minParallel, 0} {
+		rows, _ := rowsOf(n, 0, n)
+		var p unprepared
+		require.NoError(t, Run(&p, rows, 2, nil))
+		assert.Equal(t, []int{0, 1, 2}, p.rows)
+	}
+	require.NoError(t, Run(&unprepared{}, nil, 2, nil), "no rows")
+}
+
 func TestCheck(t *testing.T) {
 	const somewhere = 1 << 20
 	layout := LayoutOf(true, Column, Scalar)

@@ -4,12 +4,14 @@ import (
 	"cmp"
 	"math/bits"
 	"slices"
+	"unsafe"
 )
 
 // Ranges are the memory that rows read and write. Rows may be stepped concurrently or in another order unless one of them writes
 // memory of another one.
 type Ranges struct {
 	all, spare []memory
+	seen       []uint32 // a hash table
 }
 
 // A memory is a range from lo up to hi>>2. The two lowest bits of hi are its use.
@@ -23,6 +25,45 @@ const (
 	scalar
 	uses = 3
 )
+
+// apart reports whether rows are known to share no memory: all are Owned, and no address occurs twice. This takes less time than
+// sorting.
+func (r *Ranges) apart(rows []Row) bool {
+	const addresses = 3 + States
+	n := 0
+	for i := range rows {
+		if rows[i].Flags&Owned == 0 {
+			return false
+		}
+		for _, a := range (*[addresses]uintptr)(unsafe.Pointer(&rows[i].Step)) {
+			if a != 0 {
+				n++
+			}
+		}
+	}
+	shift := 32 - bits.Len(uint(2*n))
+	r.seen = slices.Grow(r.seen[:0], 1<<(32-shift))[:1<<(32-shift)]
+	seen := r.seen
+	clear(seen)
+	for i := range rows {
+		for _, a := range (*[addresses]uintptr)(unsafe.Pointer(&rows[i].Step)) {
+			if a == 0 {
+				continue
+			}
+			// Addresses with the same key may be equal.
+			key := uint32(a>>4) | 1 // 0 is a free place
+			at := int(key * 0x9E3779B1 >> shift)
+			for seen[at] != 0 {
+				if seen[at] == key {
+					return false
+				}
+				at = (at + 1) & (len(seen) - 1)
+			}
+			seen[at] = key
+		}
+	}
+	return true
+}
 
 // Reset removes all ranges.
 func (r *Ranges) Reset() { r.all = r.all[:0] }

@@ -42,6 +42,14 @@ func (d DType) Size() int {
 	return 8
 }
 
+// Round returns x rounded to the type.
+func (d DType) Round(x float64) float64 {
+	if d == Float32 {
+		return float64(float32(x))
+	}
+	return x
+}
+
 const (
 	// States is the number of states that a row has space for.
 	States = 6
@@ -54,9 +62,9 @@ const (
 // compares the two. The engine never keeps a row after the step.
 type Row struct {
 	N     int64
+	Step  uintptr // of the scalar step count; 0 for optimizers that do not count steps
 	Param uintptr
 	Grad  uintptr         // 0 for rows of one tensor
-	Step  uintptr         // of the scalar step count; 0 for optimizers that do not count steps
 	State [States]uintptr // of a tensor or a scalar; 0 for none
 	Types
 	// The rows and columns of a matrix if the optimizer treats the parameter as a batch of matrices; otherwise 0.
@@ -80,6 +88,9 @@ type Flags uint32
 const (
 	// First marks a row whose state is not initialized yet.
 	First Flags = 1 << 0
+	// Owned marks a row whose tensors and scalars each begin an allocation of their own. Two such rows share memory only if
+	// they have an address in common.
+	Owned Flags = 1 << 1
 	// FirstScalar is the bit of state 0.
 	FirstScalar Flags = 1 << 8
 )
@@ -150,12 +161,12 @@ func (l *Layout) HasScalars() bool { return slices.Contains(l.State[:], Scalar) 
 // Prefetch prefetches the first cache lines of each tensor of a row: those that the hardware prefetcher does not load.
 func (r *Row) Prefetch(l *Layout) {
 	const most = 4
-	lines := min(int(uint64(r.N)*uint64(r.ParamType.Size())/64)+1, most)
-	used := 3 + l.Used
+	lines := min((int(r.N)*r.ParamType.Size()+63)/64, most)
+	used := 2 + l.Used
 	if l.Single {
 		used = 1
 	}
-	kernel.Prefetch((*[3 + States]uintptr)(unsafe.Pointer(&r.Param))[:used], lines)
+	kernel.Prefetch((*[2 + States]uintptr)(unsafe.Pointer(&r.Param))[:used], lines)
 }
 
 // Check returns an error if the row is invalid for an optimizer with the given layout.
@@ -231,10 +242,12 @@ func checkScalar(what string, a uintptr, d DType) error {
 // checkAddress rejects addresses that are not valid in any process: the first page, and ranges that wrap around.
 func checkAddress(what string, a uintptr, bytes int64) error {
 	if a < 4096 || a > math.MaxInt64-uintptr(bytes) {
-		return fmt.Errorf("address %#x of %s", a, what)
+		return addressError(what, a)
 	}
 	return nil
 }
+
+func addressError(what string, a uintptr) error { return fmt.Errorf("address %#x of %s", a, what) }
 
 // Steps returns the row's step count. The layout must count steps.
 func (r *Row) Steps() float64 { return number(r.Step, r.StepType) }
@@ -242,10 +255,14 @@ func (r *Row) Steps() float64 { return number(r.Step, r.StepType) }
 // SetSteps sets the row's step count.
 func (r *Row) SetSteps(t float64) { setNumber(r.Step, r.StepType, t) }
 
-// Tick increments the step count in its dtype, as torch does, and returns it.
+// Next returns the step count after the step, incremented in its dtype as torch does.
+func (r *Row) Next() float64 { return r.StepType.Round(r.Steps() + 1) }
+
+// Tick increments the step count, and returns it.
 func (r *Row) Tick() float64 {
-	t := number(r.Step, r.StepType) + 1
-	return setNumber(r.Step, r.StepType, t)
+	t := r.Next()
+	r.SetSteps(t)
+	return t
 }
 
 // Number returns state i, which must be a scalar.
@@ -264,10 +281,10 @@ func number(a uintptr, d DType) float64 {
 func setNumber(a uintptr, d DType, x float64) float64 {
 	if d == Float32 {
 		*(*float32)(Pointer(a)) = float32(x)
-		return float64(float32(x))
+	} else {
+		*(*float64)(Pointer(a)) = x
 	}
-	*(*float64)(Pointer(a)) = x
-	return x
+	return d.Round(x)
 }
 
 // View returns elements lo to hi of a row's tensors. It returns nil for a gradient that is not in the layout, and for states
