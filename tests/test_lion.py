@@ -1,4 +1,4 @@
-"""The arguments of Lion that are not options of a group."""
+"""Lion's arguments that are not options of a group, and a direction that depends on rounding."""
 
 import pytest
 import torch
@@ -24,6 +24,21 @@ from goptim.testing import assert_bit_equal
 def test_bad_arguments(cls, options, says):
     with pytest.raises(ValueError, match=says):
         cls([torch.zeros(1)], **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_direction_that_is_a_rounding_error(dtype):
+    """The product with the gradient is not rounded before it is added, so that its rounding error remains."""
+    g, runs = normal((1003,), dtype, 0), []
+    for cls in twins("Lion"):
+        p = Parameter(torch.zeros_like(g))
+        opt = cls([p], lr=1.0, betas=(0.25, 0.9))
+        opt.state[p]["exp_avg"] = -4 * (0.75 * g)
+        p.grad = g
+        opt.step()
+        runs.append((p, opt.state[p]["exp_avg"]))
+    assert_bit_equal(*runs)
+    assert set(runs[0][0].tolist()) == {-1.0, 0.0, 1.0}
 
 
 def test_files_reject_decoupled_weight_decay(tmp_path):

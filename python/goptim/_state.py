@@ -498,7 +498,7 @@ def _class_name(optimizer: Optimizer) -> str:
             if isinstance(optimizer, ForLoop) and (why := optimizer.reason_unsaved) is not None:
                 raise TypeError(f"{type(optimizer).__name__}: {why}, which a file cannot hold")
             return names[c]
-    raise TypeError(f"{type(optimizer).__name__} is neither one of torch.optim's classes nor of goptim's")
+    raise TypeError(f"{type(optimizer).__name__} is none of torch.optim's or goptim's classes")
 
 
 def _names(optimizer: Optimizer, names: Iterable[tuple[str, Tensor]] | None) -> list[list[str]]:
