@@ -139,6 +139,25 @@ def test_one_after_the_other(name: str, share: Any, threads: Any) -> None:
             assert_bit_equal(run(getattr(goptim, name), options, shapes, share), expected)
 
 
+@pytest.mark.full
+def test_no_row_is_updated_after_an_error(threads: Any) -> None:
+    """The update of a parameter makes the next one's step count negative. The last parameter is updated in parts."""
+    threads(1)
+
+    def rest(cls: Any) -> list[Tensor]:
+        opt, params = build(cls, {"lr": 1e3}, [(1,), (1,), (2,), ((1 << 22) + 9,)])
+        opt.state[params[0]]["exp_avg"].fill_(1)
+        params[0].data.fill_(5)
+        opt.state[params[1]]["step"] = params[0].data[0]
+        with pytest.raises(RuntimeError):
+            opt.step()
+        assert params[0] < 0
+        return [*params[2:], *(t for p in params[2:] for t in opt.state[p].values())]
+
+    with ieee_sqrt():
+        assert_bit_equal(rest(goptim.Adam), rest(lambda groups, lr: torch.optim.Adam(groups, lr, foreach=False)))
+
+
 def gradient_that_is_a_row(opt: Any, params: list[Parameter]) -> None:
     """The gradient of a small parameter is the row state of a large one."""
     key = next(key for key in ("row_var", "exp_avg_sq_row") if key in opt.state[params[0]])

@@ -294,8 +294,7 @@ def _owned_storages() -> list[torch.UntypedStorage]:
 
 def _other_storages() -> list[torch.UntypedStorage]:
     """Storages of memory that belongs to another object, or to several storages."""
-    memory = torch.frombuffer(bytearray(40), dtype=torch.float32)
-    return [memory.untyped_storage(), torch.from_dlpack(_empty(3)).untyped_storage(), *_guarded_storages()]
+    return [torch.frombuffer(bytearray(40), dtype=torch.float32).untyped_storage(), *_guarded_storages()]
 
 
 def _guarded_storages() -> list[torch.UntypedStorage]:
