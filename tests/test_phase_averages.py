@@ -313,6 +313,18 @@ def test_dispatch_modes_see_torchs_operations(form, lists):
     assert not lists
 
 
+@pytest.mark.full
+@forms
+def test_compilation(form):
+    """Compiled, an update is traced into one graph of torch's operations."""
+    ours, theirs, _ = FORMS[form]
+    expected, actual = ([pair((5,)), pair((3,), F64)] for _ in range(2))
+    theirs([a for a, _ in expected], [p for _, p in expected], 0.25)
+    compiled = torch.compile(ours, backend="eager", fullgraph=True)
+    compiled([a for a, _ in actual], [p for _, p in actual], 0.25)
+    assert_bit_equal(actual, expected)
+
+
 def test_polyak_of_batch_norm_statistics():
     """What stable-baselines3 does to a target network with batch normalization."""
     nets = [[torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4)) for _ in range(2)] for _ in range(2)]

@@ -418,6 +418,17 @@ def test_device_without_foreach(monkeypatch):
         check(CALLS[call][0], lambda: [*few(), *many(5, dtype=torch.bfloat16)])
 
 
+@pytest.mark.full
+@pytest.mark.parametrize("call", ["clip", "norm", "value"])
+def test_compilation(call):
+    """Compiled, a call is traced into one graph of torch's operations."""
+
+    def compiled(module, params):
+        return torch.compile(lambda params: CALLS[call][0](module, params), backend="eager", fullgraph=True)(params)
+
+    check(compiled, few)
+
+
 def test_changes_during_a_call():
     """A list that Python code changes while gather.c reads it."""
     params = parameters(many(*[3] * 40))
