@@ -7,8 +7,8 @@ import (
 	"time"
 	"unsafe"
 
-	"github.com/goptim/goptim/internal/steps"
 	"github.com/goptim/goptim/goptim/internal/engine"
+	"github.com/goptim/goptim/internal/steps"
 )
 
 // A listCall is a call of an operation on lists with one group.
