@@ -1,7 +1,6 @@
 package goptim
 
 import (
-	"errors"
 	"fmt"
 	"runtime"
 )
@@ -45,7 +44,7 @@ var (
 func EMA[T Float](averages, params []*Param[T], o EMAOptions) error {
 	emaClass.setDefaults(&o)
 	form := require(o.Form == EMALerp || o.Form == EMAMulAdd, emaClass.name, "Form", float64(o.Form), "one of the constants")
-	if err := errors.Join(emaClass.checkRanges(&o), form, checkAverages(emaClass.name, averages, params)); err != nil {
+	if err := joined(emaClass.checkRanges(&o), form, checkAverages(emaClass.name, averages, params)); err != nil {
 		return err
 	}
 	if o.Form == EMAMulAdd {
@@ -59,7 +58,7 @@ func EMA[T Float](averages, params []*Param[T], o EMAOptions) error {
 // bit-for-bit equal to the default of torch.optim.swa_utils.AveragedModel, which copies the first values. If the error wraps
 // ErrOption or ErrParam, nothing has changed.
 func SWA[T Float](averages, params []*Param[T], o SWAOptions) error {
-	if err := errors.Join(swaClass.checkRanges(&o), checkAverages(swaClass.name, averages, params)); err != nil {
+	if err := joined(swaClass.checkRanges(&o), checkAverages(swaClass.name, averages, params)); err != nil {
 		return err
 	}
 	if o.Averaged == 0 {
@@ -72,7 +71,7 @@ func SWA[T Float](averages, params []*Param[T], o SWAOptions) error {
 // target = (1-Tau)*target + Tau*value. Results are bit-for-bit equal to polyak_update of stable-baselines3 with torch. If the error
 // wraps ErrOption or ErrParam, nothing has changed.
 func PolyakUpdate[T Float](targets, params []*Param[T], o PolyakOptions) error {
-	if err := errors.Join(polyakClass.checkRanges(&o), checkAverages(polyakClass.name, targets, params)); err != nil {
+	if err := joined(polyakClass.checkRanges(&o), checkAverages(polyakClass.name, targets, params)); err != nil {
 		return err
 	}
 	return average(polyakAverage, polyakOptions{o.Tau}, targets, params, o.Workers)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"runtime"
+	"slices"
 )
 
 // A NormOrder is the order in which the squares of a norm are added and rounded. The orders of torch's builds differ, and with
@@ -50,7 +51,7 @@ var (
 // gradient do not count. The result is bit-for-bit equal to torch.nn.utils.get_total_norm.
 func GradNorm[T Float](params []*Param[T], o GradNormOptions) (T, error) {
 	gradNormClass.setDefaults(&o)
-	err := errors.Join(gradNormClass.checkRanges(&o), checkNorm(gradNormClass.name, o.NormType, o.Order), checkGrads(gradNormClass.name, params))
+	err := joined(gradNormClass.checkRanges(&o), checkNorm(gradNormClass.name, o.NormType, o.Order), checkGrads(gradNormClass.name, params))
 	if err != nil {
 		return 0, err
 	}
@@ -74,7 +75,7 @@ func GradNorm[T Float](params []*Param[T], o GradNormOptions) (T, error) {
 // ErrParam, nothing has changed.
 func ClipGradNorm[T Float](params []*Param[T], o ClipGradNormOptions) (T, error) {
 	clipGradNormClass.setDefaults(&o)
-	err := errors.Join(
+	err := joined(
 		clipGradNormClass.checkRanges(&o), checkNorm(clipGradNormClass.name, o.NormType, o.Order), checkGrads(clipGradNormClass.name, params))
 	if err != nil {
 		return 0, err
@@ -96,7 +97,7 @@ func ClipGradNorm[T Float](params []*Param[T], o ClipGradNormOptions) (T, error)
 // ClipGradValue limits the magnitude of each element of the gradients to ClipValue. A NaN stays. Results are bit-for-bit equal to
 // torch.nn.utils.clip_grad_value_. If the error wraps ErrOption or ErrParam, nothing has changed.
 func ClipGradValue[T Float](params []*Param[T], o ClipGradValueOptions) error {
-	if err := errors.Join(clipGradValueClass.checkRanges(&o), checkGrads(clipGradValueClass.name, params)); err != nil {
+	if err := joined(clipGradValueClass.checkRanges(&o), checkGrads(clipGradValueClass.name, params)); err != nil {
 		return err
 	}
 	p := clamp.take()
@@ -109,10 +110,20 @@ func ClipGradValue[T Float](params []*Param[T], o ClipGradValueOptions) error {
 
 // checkNorm returns an error for a norm that is not supported.
 func checkNorm(name string, normType float64, order NormOrder) error {
-	return errors.Join(
+	return joined(
 		require(normType == 2 || math.IsInf(normType, 1), name, "NormType", normType, "2 or +Inf"),
 		require(order >= NormOrderNewest && order <= NormOrderARM64, name, "Order", float64(order), "one of the constants"),
 	)
+}
+
+// joined is errors.Join, but does not allocate if there is no error.
+func joined(errs ...error) error {
+	for _, err := range errs {
+		if err != nil {
+			return errors.Join(slices.Clone(errs)...)
+		}
+	}
+	return nil
 }
 
 func checkGrads[T Float](name string, params []*Param[T]) error {
