@@ -149,7 +149,10 @@ def _norms() -> dict[str, dict[str, str]]:
         return ((torch.arange(n) * 2654435761 & 0xFFFFFF).double() / 2**24 - 0.5).to(dtype)
 
     return {
-        name: {str(n): _bits(torch.nn.utils.get_total_norm([elements(n, dtype)]), name) for n in (1, 3, 1003, 70001, 3000001)}
+        name: {
+            str(n): _bits(torch.nn.utils.get_total_norm([elements(n, dtype)]), name)
+            for n in (1, 3, 1003, 70001, 3000001)
+        }
         for name, (dtype, _, _) in DTYPES.items()
     }
 
