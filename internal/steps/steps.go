@@ -24,7 +24,7 @@ type Group struct {
 	Next    uintptr // the address of the next group; 0 after the last
 	Table   uintptr // the address of the first row
 	Rows    int64
-	Count   int64 // the number of scalars
+	Count   int64            // the number of scalars
 	Scalars [Scalars]float64 // and after them the kind's results, which Step writes
 }
 
