@@ -100,6 +100,11 @@ soak: build ## 100,000 steps compared with torch, with random changes in between
 SANITIZED := build/sanitize
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined
 INCLUDE := import sysconfig; print(sysconfig.get_path("include"))
+# The tests of gather.c and of the memory that Go uses. Most of those left out repeat slow cases with other optimizers. But
+# bad_table and bad_row pass non-canonical addresses, at which AddressSanitizer ends the process.
+MEMORY := tests/test_gather.py tests/test_faults.py tests/test_lbfgs.py tests/test_hf.py tests/test_scalar_states.py tests/test_aliasing.py
+LEFT_OUT := bad_table or bad_row or long_sums or five_bits or (last_chunk and not SGD) or (524288 and not Adafactor) or \
+  (one_after_the_other and not RMSprop)
 
 sanitize: build ## the memory tests with the extension and the Go package under AddressSanitizer, and C under UBSan; minutes
 	rm -rf $(SANITIZED)
@@ -109,15 +114,15 @@ sanitize: build ## the memory tests with the extension and the Go package under 
 	CGO_ENABLED=1 CGO_LDFLAGS='$(SANITIZE)' \
 	  CGO_CFLAGS="'-I$$($(PY) -c '$(INCLUDE)')' -O1 -g -fno-omit-frame-pointer $(SANITIZE) -DPy_LIMITED_API=0x030a0000" \
 	  $(GO) build -asan -gcflags=all=-d=checkptr=0 -mod=readonly -buildmode=c-shared -o $(SANITIZED)/goptim/_core.abi3.so ./bindings/_core
-	# Go handles faults and turns them into exceptions. But AddressSanitizer ends the process at a non-canonical address, which
-	# the excluded tests pass.
+	# Go handles faults and turns them into exceptions. A report is a failure, also of a child process that a test does not look at.
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" PYTHONMALLOC=malloc \
 	  ASAN_OPTIONS=handle_segv=0:allow_user_segv_handler=1:use_sigaltstack=0:detect_leaks=0:log_path=$(CURDIR)/$(SANITIZED)/report \
 	  UBSAN_OPTIONS=print_stacktrace=1:log_path=$(CURDIR)/$(SANITIZED)/report PYTHONPATH=$(SANITIZED) \
-	  $(PY) -m pytest -q -p no:cacheprovider -k 'not bad_table and not bad_row' tests/test_gather.py tests/test_faults.py tests/test_lbfgs.py tests/test_phase_*.py; \
-	  code=$$?; cat $(SANITIZED)/report* 2>/dev/null; exit $$code
+	  $(PY) $(PYTEST) -p no:cacheprovider -k 'not ($(LEFT_OUT))' $(MEMORY); \
+	  code=$$?; ! cat $(SANITIZED)/report* 2>/dev/null || code=1; exit $$code
 	# The packages that use addresses. With -asan, code allocates more, and a cosine in the schedules is rounded differently.
-	CGO_ENABLED=1 $(GO) test -asan -skip 'Allocate|^TestCalls$$' ./goptim ./goptim/internal/...
+	# The skipped test of powers does not use addresses.
+	CGO_ENABLED=1 $(GO) test -asan -skip 'Allocate|^TestCalls$$|^TestPowEqualsC$$' ./goptim ./goptim/internal/...
 
 test-packaging: build ## install the built packages into new environments of every installed Python; minutes
 	$(PY) -m pytest -q -m packaging

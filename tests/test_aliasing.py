@@ -259,6 +259,7 @@ def test_chains_of_shared_memory() -> None:
 def test_memory_of_a_wrapper(name: str, first: bool, shared: str) -> None:
     """A tensor subclass without memory of its own falls back, and wraps the memory of a parameter that runs in Go."""
     wrapper = pytest.importorskip("torch.testing._internal.two_tensor").TwoTensor
+
     def run(cls: Any) -> list[Tensor]:
         p, other = Parameter(wrapper(numbers(3, 4, seed=0), numbers(3, 4, seed=1))), Parameter(numbers(3, 4, seed=2))
         opt = cls([p, other] if first else [other, p], **OPTIONS.get(name, {}))

@@ -335,7 +335,8 @@ def shared_shards(name, of, falls_back):
             g = torch.randn(3, 4)
             other.grad = g.t().contiguous().t() if falls_back == "other" and i else g
             if i == 1:
-                shard = {"parameter": p, "gradient": p.grad, "state": next(t for t in opt.state[p].values() if t.dim())}[of]
+                state = next(t for t in opt.state[p].values() if t.dim())
+                shard = {"parameter": p, "gradient": p.grad, "state": state}[of]
                 other.data = shard.detach().to_local().as_strided((3, 4), (4, 1))
                 if falls_back == "DTensor, and Python decides":
                     p.grad = gaps(p.grad)

@@ -48,7 +48,7 @@ def local(t: Tensor) -> Tensor:
 
 
 def inner(t: Tensor) -> tuple[Tensor, ...]:
-    """The tensors whose memory t uses: those in a sparse tensor, those in a wrapper such as a DTensor, else t itself."""
+    """The tensors whose memory t uses: those in a sparse tensor or in a wrapper such as a DTensor, else t itself."""
     try:
         flatten: Callable[[], Any] | None = getattr(t, "__tensor_flatten__", None)
         if flatten is not None:
