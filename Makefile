@@ -15,7 +15,7 @@ BUILT := $(if $(wildcard $(VENV)),build,$(if $(wildcard python/goptim/*.so),,bui
 # Prints an environment's site-packages folder.
 SITE := import sysconfig; print(sysconfig.get_path("purelib"))
 # The tests that depend on the version of torch.
-PARITY := tests/test_parity.py tests/test_state.py tests/test_safetensors.py tests/test_damaged_states.py tests/test_dropin.py tests/test_faults.py tests/test_gather.py tests/test_layout.py tests/test_sparse.py tests/test_adafactor.py tests/test_hf.py tests/test_muon.py tests/test_lbfgs.py tests/test_optim_db.py tests/test_modules.py tests/test_naive.py tests/test_schedulers.py tests/test_compile.py tests/test_patch.py tests/test_explain.py tests/test_run.py tests/test_soak.py tests/test_distributed.py
+PARITY := tests/test_parity.py tests/test_state.py tests/test_safetensors.py tests/test_damaged_states.py tests/test_dropin.py tests/test_faults.py tests/test_gather.py tests/test_layout.py tests/test_sparse.py tests/test_adafactor.py tests/test_hf.py tests/test_muon.py tests/test_lbfgs.py tests/test_optim_db.py tests/test_modules.py tests/test_naive.py tests/test_schedulers.py tests/test_compile.py tests/test_patch.py tests/test_explain.py tests/test_run.py tests/test_soak.py tests/test_distributed.py tests/test_phase_swa.py
 
 # The tests that a slow or emulated machine runs in seconds.
 LIGHT := -run 'Golden|TorchsRuns|State|Files|^Example|Refuses|RoundTrip|Runs|Ends|Machine|Gemm' ./goptim ./goptim/schedule ./goptim/gonumopt \
@@ -89,7 +89,8 @@ test-integrations: build ## train with other packages, in an environment on top 
 	test -x $(VENV)-integrations/bin/python || $(PY) -m venv $(VENV)-integrations
 	echo "import site; site.addsitedir('$$($(PY) -c '$(SITE)')')" >"$$($(VENV)-integrations/bin/python -c '$(SITE)')/over.pth"
 	$(VENV)-integrations/bin/python -m pip install -q "torch==$$($(PY) -c 'from importlib.metadata import version; print(version("torch"))')" \
-	  numpy pytest pytest-xdist expecttest transformers accelerate peft lightning timm skorch scikit-learn torch-optimi schedulefree
+	  numpy pytest pytest-xdist expecttest transformers accelerate peft lightning timm skorch scikit-learn torch-optimi schedulefree \
+	  stable-baselines3 gymnasium
 	PYTHONPATH=python $(VENV)-integrations/bin/python -m pytest -q -n $(JOBS) --dist loadfile -m integrations tests/integrations
 
 soak: build ## 100,000 steps compared with torch, with random changes in between; half an hour

@@ -50,20 +50,27 @@ class _Replacement:
 
 
 _replaced: list[_Replacement] = []
+_active = False
 _lock = threading.RLock()
+
+
+def _usable() -> bool:
+    """Whether calls may run in Go. Programs may keep a replacement after the end of the patch."""
+    return _active and _native.in_use()
 
 
 def replace() -> None:
     """Replace the functions of torch, and those of other packages as soon as they are imported."""
+    global _active
     with _lock:
+        _active = True
         for name, hook in _CLIP.items():
             _replace_in_cell(_originals.DECORATED[name], _originals.CLIP[name], hook)
         _replace_method(AveragedModel, "update_parameters", _averaged_model)
-        in_use = _native.in_use
         _replace_code(
-            _originals.SWA["get_ema_multi_avg_fn"], lambda _: lambda decay: swa_utils.ema_multi_avg_fn(decay, in_use)
+            _originals.SWA["get_ema_multi_avg_fn"], lambda _: lambda decay: swa_utils.ema_multi_avg_fn(decay, _usable)
         )
-        _replace_code(_originals.SWA["get_swa_multi_avg_fn"], lambda _: lambda: swa_utils.swa_multi_avg_fn(in_use))
+        _replace_code(_originals.SWA["get_swa_multi_avg_fn"], lambda _: lambda: swa_utils.swa_multi_avg_fn(_usable))
         for name, then in _OTHERS.items():
             if name in sys.modules:
                 then(sys.modules[name])
@@ -75,7 +82,9 @@ def replace() -> None:
 
 def restore() -> None:
     """Restore all functions."""
+    global _active
     with _lock:
+        _active = False
         _finder.waiting.clear()
         if _finder in sys.meta_path:
             sys.meta_path.remove(_finder)
@@ -158,7 +167,7 @@ def _call_after(loader: Any, then: Callable[[types.ModuleType], None]) -> None:
         del loader.exec_module
         execute(module)
         with _lock:
-            if _replaced:  # the patch may have ended since
+            if _active:  # the patch may have ended since
                 then(module)
 
     loader.exec_module = exec_module
@@ -233,7 +242,7 @@ def _clipping(name: str, tensors: Callable[[Any], list[tuple[Tensor, ...]]]) -> 
     def hook(*args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():  # first, because a compiler cannot trace what follows
             return original(*args, **kwargs)
-        call = ours if _native.in_use() else _torchs(original)
+        call = ours if _usable() else _torchs(original)
         if watch is None and not warns:
             return call(*args, **kwargs)
         given = args[0] if args else kwargs.get(first)
@@ -278,7 +287,7 @@ def _averaged_model(original: Callable[..., Any]) -> Callable[..., Any]:
         if torch.compiler.is_compiling():
             original(self, model)
             return
-        update = swa_utils.update_parameters if _native.in_use() else _torchs(original)
+        update = swa_utils.update_parameters if _usable() else _torchs(original)
         if watch is None:
             update(self, model)
             return
@@ -305,7 +314,7 @@ def _polyak_update(original: Callable[..., Any]) -> Callable[..., Any]:
             original(params, target_params, tau)
             return
         read, targets = _lists.listed(params), _lists.listed(target_params)
-        fits = _native.in_use() and len(read) == len(targets)
+        fits = _usable() and len(read) == len(targets)
         update = averages.polyak_update if fits else _torchs(original)
         if watch is None:
             update(read, targets, tau)
@@ -349,7 +358,7 @@ def _model_ema(original: Callable[..., Any]) -> Callable[..., Any]:
             original(self, ema_values, model_values, weight)
             return
         with _counted("ModelEmaV3", lambda: list(zip(ema_values, model_values, strict=False)), _why_torch()):
-            fits = _native.in_use() and len(ema_values) == len(model_values) and _lists.fits_float32(weight)
+            fits = _usable() and len(ema_values) == len(model_values) and _lists.fits_float32(weight)
             if not fits or type(_lists.LERP(ema_values, model_values, (weight,))) is not int:
                 _torchs(original)(self, ema_values, model_values, weight)
 

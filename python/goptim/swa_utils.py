@@ -126,6 +126,8 @@ def _update(
     """Update averages and copy buffers. If torch would raise an error first, return False."""
     n: Tensor = vars(averaged)["_buffers"]["n_averaged"]
     before = n.item()
+    if before < 0 or not averages:
+        return False
     form = (_lists.COPY, ()) if before == 0 else _form(averaged, n)
     if form is None:
         return False
