@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.optim import swa_utils as theirs
 
 import goptim
-from goptim import _lists, _native
-from goptim import swa_utils as ours
+from goptim import _lists, _native, swa_utils as ours
 from goptim.testing import assert_bit_equal
 
 F32, F64 = torch.float32, torch.float64

@@ -241,9 +241,7 @@ class _Some:
         return ()
 
 
-def _in_torch(
-    averaged: _torchs.AveragedModel, n: Tensor, averages: Sequence[Tensor], params: Sequence[Tensor]
-) -> None:
+def _in_torch(averaged: _torchs.AveragedModel, n: Tensor, averages: Sequence[Tensor], params: Sequence[Tensor]) -> None:
     """Update some of the averages by torch's method."""
     some: Any = _Some(averages, n_averaged=n.clone(), avg_fn=averaged.avg_fn, multi_avg_fn=averaged.multi_avg_fn)
     others: Any = _Some(params)

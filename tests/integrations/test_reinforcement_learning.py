@@ -147,7 +147,9 @@ def like_cleanrl(polyak):
         observation = following
         if step < 16:
             continue
-        xs, actions, rewards, nexts = map(torch.stack, zip(*[memory[i] for i in torch.randint(step, (16,))], strict=True))
+        xs, actions, rewards, nexts = map(
+            torch.stack, zip(*[memory[i] for i in torch.randint(step, (16,))], strict=True)
+        )
         with torch.no_grad():
             value = rewards + 0.99 * target_critic(nexts, target_actor(nexts))
         critic_optimizer.zero_grad()
@@ -204,7 +206,9 @@ def test_recipe(rows, threads, code):
     def run(optim):
         names = {"environment": "Pendulum-v1" if "SAC" in code else "CartPole-v1", **vars(Loop())}
         after = execute(code, optim, **names)
-        return after.model.policy.state_dict() if hasattr(after, "model") else [after.network.state_dict(), after.target]
+        return (
+            after.model.policy.state_dict() if hasattr(after, "model") else [after.network.state_dict(), after.target]
+        )
 
     n = torch.get_num_threads()
     try:
