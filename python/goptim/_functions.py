@@ -246,9 +246,10 @@ def _clipping(name: str, tensors: Callable[[Any], list[tuple[Tensor, ...]]]) -> 
         if watch is None and not warns:
             return call(*args, **kwargs)
         given = args[0] if args else kwargs.get(first)
-        if isinstance(given, types.GeneratorType):
-            given = list(given)
-            if warns and not given:
+        generator = isinstance(given, types.GeneratorType)
+        if generator or watch is not None:
+            given = _lists.listed(given)
+            if warns and generator and not given:
                 warnings.warn("`parameters` is an empty generator, no gradient clipping will occur.", stacklevel=3)
             if args:
                 args = (given, *args[1:])
@@ -256,7 +257,7 @@ def _clipping(name: str, tensors: Callable[[Any], list[tuple[Tensor, ...]]]) -> 
                 kwargs[first] = given
         if watch is None:
             return call(*args, **kwargs)
-        with _counted(name, lambda: tensors(_lists.listed(given)), _why_torch()):
+        with _counted(name, lambda: tensors(given), _why_torch()):
             return call(*args, **kwargs)
 
     return hook
