@@ -15,7 +15,7 @@ BUILT := $(if $(wildcard $(VENV)),build,$(if $(wildcard python/goptim/*.so),,bui
 # Prints an environment's site-packages folder.
 SITE := import sysconfig; print(sysconfig.get_path("purelib"))
 # The tests that depend on the version of torch.
-PARITY := tests/test_parity.py tests/test_state.py tests/test_safetensors.py tests/test_damaged_states.py tests/test_dropin.py tests/test_faults.py tests/test_gather.py tests/test_layout.py tests/test_sparse.py tests/test_adafactor.py tests/test_hf.py tests/test_muon.py tests/test_lbfgs.py tests/test_phase_clip.py tests/test_phase_averages.py tests/test_phase_zero.py tests/test_optim_db.py tests/test_modules.py tests/test_naive.py tests/test_schedulers.py tests/test_compile.py tests/test_patch.py tests/test_explain.py tests/test_run.py tests/test_soak.py tests/test_distributed.py
+PARITY := tests/test_parity.py tests/test_state.py tests/test_safetensors.py tests/test_damaged_states.py tests/test_dropin.py tests/test_faults.py tests/test_gather.py tests/test_layout.py tests/test_sparse.py tests/test_adafactor.py tests/test_hf.py tests/test_muon.py tests/test_lbfgs.py tests/test_phase_clip.py tests/test_phase_averages.py tests/test_phase_zero.py tests/test_phase_swa.py tests/test_optim_db.py tests/test_modules.py tests/test_naive.py tests/test_schedulers.py tests/test_compile.py tests/test_patch.py tests/test_explain.py tests/test_run.py tests/test_soak.py tests/test_distributed.py
 
 # The tests that a slow or emulated machine runs in seconds.
 LIGHT := -run 'Golden|TorchsRuns|State|Files|^Example|Refuses|RoundTrip|Runs|Ends|Machine|Gemm' ./goptim ./goptim/schedule ./goptim/gonumopt \
@@ -90,6 +90,7 @@ test-integrations: build ## train with other packages, in an environment on top 
 	echo "import site; site.addsitedir('$$($(PY) -c '$(SITE)')')" >"$$($(VENV)-integrations/bin/python -c '$(SITE)')/over.pth"
 	$(VENV)-integrations/bin/python -m pip install -q "torch==$$($(PY) -c 'from importlib.metadata import version; print(version("torch"))')" \
 	  numpy pytest pytest-xdist expecttest transformers accelerate peft lightning timm skorch scikit-learn torch-optimi schedulefree \
+	  stable-baselines3 gymnasium \
 	  $$($(PY) tests/derive.py --packages)
 	PYTHONPATH=python $(VENV)-integrations/bin/python -m pytest -q -n $(JOBS) --dist loadfile -m integrations tests/integrations
 
@@ -102,7 +103,8 @@ SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined
 INCLUDE := import sysconfig; print(sysconfig.get_path("include"))
 # The tests of gather.c and of the memory that Go uses. Most of those left out repeat slow cases with other optimizers. But
 # bad_table and bad_row pass non-canonical addresses, at which AddressSanitizer ends the process.
-MEMORY := tests/test_gather.py tests/test_faults.py tests/test_lbfgs.py tests/test_hf.py tests/test_scalar_states.py tests/test_aliasing.py
+MEMORY := tests/test_gather.py tests/test_faults.py tests/test_lbfgs.py tests/test_hf.py tests/test_scalar_states.py tests/test_aliasing.py \
+  tests/test_phase_averages.py tests/test_phase_clip.py tests/test_phase_zero.py
 LEFT_OUT := bad_table or bad_row or long_sums or five_bits or (last_chunk and not SGD) or (524288 and not Adafactor) or \
   (one_after_the_other and not RMSprop)
 

@@ -170,6 +170,34 @@ def test_reasons_in_the_report(python, script):
     assert report(err) == []
 
 
+FUNCTIONS = """
+import torch
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_, get_total_norm
+
+p, q = (torch.nn.Parameter(torch.zeros(2, dtype=dtype)) for dtype in (torch.float32, torch.bfloat16))
+p.grad, q.grad = torch.ones_like(p), torch.ones_like(q)
+clip_grad_value_([p], 0.5)
+torch.optim.SGD([p]).step()
+for _ in range(3):
+    clip_grad_norm_([p, q], 0.5)
+clip_grad_norm_([p], 0.5)
+average = torch.optim.swa_utils.AveragedModel(torch.nn.Linear(2, 2))
+average.update_parameters(average.module)
+"""
+
+
+def test_functions_in_the_report(python, script):
+    _, err = python(*RUN, script(FUNCTIONS))
+    assert report(err) == [
+        "goptim: SGD: 1 optimizer, 1 step; in Go: 1 parameter (1 update)",
+        "goptim: clip_grad_value_: 1 call; fell back to torch: 1 tensor (1 update):",
+        "goptim:   1 update: no optimizer of goptim was constructed before",
+        "goptim: clip_grad_norm_: 4 calls; in Go: 1 tensor (4 updates); fell back to torch: 1 tensor (3 updates):",
+        "goptim:   3 updates: it is torch.bfloat16",
+        "goptim: AveragedModel: 1 call; in Go: 2 tensors (2 updates)",
+    ]
+
+
 def test_a_program_without_optimizers(python, script):
     assert python(*RUN, script("print(1)")) == ("1\n", "goptim: no optimizer took a step\n")
 

@@ -204,4 +204,3 @@ def test_an_averaged_model_is_stepped_itself():
 
 def test_the_names_are_torchs():
     assert goptim.lr_scheduler is lr_scheduler
-    assert goptim.swa_utils is swa_utils

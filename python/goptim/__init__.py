@@ -13,10 +13,9 @@ from torch import __version__ as _torch_version
 from torch.optim import (
     Optimizer as Optimizer,
     lr_scheduler as lr_scheduler,
-    swa_utils as swa_utils,
 )
 
-from goptim import hf as hf, testing as testing
+from goptim import hf as hf, swa_utils as swa_utils, testing as testing
 from goptim._explain import explain as explain
 from goptim._state import load_state as load_state, save_state as save_state
 from goptim.adadelta import Adadelta as Adadelta

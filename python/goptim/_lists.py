@@ -41,6 +41,9 @@ EACH = 64
 
 Tensors = Sequence[Any]
 
+# If set, it is called with the name of a kind and the number of rows that ran in Go.
+watch: Callable[[str, int], None] | None = None
+
 
 def core_here() -> ModuleType | None:
     """The extension; None if lists fall back to torch, for example because a tracer would miss writes by Go."""
@@ -87,7 +90,7 @@ class ListKind:
             return None
         if self.number is None:
             self.number = core.Kind(self.name)
-        return core.step_lists(
+        done = core.step_lists(
             self.number,
             self.results,
             _native.layout(),
@@ -99,6 +102,9 @@ class ListKind:
             self.versions if versions is None else versions,
             torch.get_num_threads(),
         )
+        if watch is not None and type(done) is not bytes:
+            watch(self.name, len(tensors) if flags & EACH else done if type(done) is int else done[0])
+        return done
 
     def apply(
         self,
@@ -137,6 +143,8 @@ def runs(codes: bytes | None, n: int) -> Iterator[tuple[int, int, int]]:
 LERP = ListKind("Lerp")
 MUL_ADD = ListKind("MulAdd")
 POLYAK = ListKind("Polyak", versions=0)
+SWA = ListKind("SWA")
+COPY = ListKind("Copy")
 SCALE = ListKind("Scale")
 CLAMP = ListKind("Clamp")
 ZERO = ListKind("Zero")

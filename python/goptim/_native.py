@@ -89,6 +89,11 @@ def core() -> ModuleType | None:
     return _loaded
 
 
+def in_use() -> bool:
+    """Whether this process has loaded the extension, which the first optimizer does, and can use it."""
+    return _loaded is not None and not _forked
+
+
 def why_not() -> str:
     """Why core returns None."""
     return "this process was forked after goptim was used" if _forked else _why_not or "goptim is not loaded"

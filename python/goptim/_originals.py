@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import inspect
 import sys
+import types
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch.optim as _torch_optim
 from torch.nn.utils import clip_grad as _clip_grad
+from torch.optim import swa_utils as _swa_utils
 from torch.optim.optimizer import Optimizer
 
 if TYPE_CHECKING:
@@ -64,9 +66,9 @@ CLASSES: dict[str, type[Optimizer]] = {
     if hasattr(_torch_optim, name) and _is_optimizer(cls := _original(name))
 }  # fmt: skip
 
-# The functions of torch.nn.utils for gradients, without the decorator that disables gradients.
-CLIP: dict[str, Callable[..., Any]] = {
-    f.__name__.removeprefix("_"): inspect.unwrap(f)
+# The functions of torch.nn.utils for gradients, which disable gradients.
+DECORATED: dict[str, Callable[..., Any]] = {
+    f.__name__.removeprefix("_"): f
     for f in (
         _clip_grad.clip_grad_norm_,
         _clip_grad.clip_grad_value_,
@@ -74,6 +76,30 @@ CLIP: dict[str, Callable[..., Any]] = {
         _clip_grad._clip_grads_with_norm_,
     )
 }
+
+# The functions that they call after that.
+CLIP: dict[str, Callable[..., Any]] = {name: inspect.unwrap(f) for name, f in DECORATED.items()}
+
+# The functions that return averaging functions.
+SWA: dict[str, types.FunctionType] = {
+    f.__name__: f
+    for f in (
+        _swa_utils.get_ema_multi_avg_fn,
+        _swa_utils.get_swa_multi_avg_fn,
+        _swa_utils.get_ema_avg_fn,
+        _swa_utils.get_swa_avg_fn,
+    )
+}
+
+UPDATE_PARAMETERS: Callable[..., None] = _swa_utils.AveragedModel.update_parameters
+
+
+def copied(f: types.FunctionType) -> types.FunctionType:
+    """A copy of a function, which stays the same if the code of the function is replaced."""
+    copy = types.FunctionType(f.__code__, f.__globals__, f.__name__, f.__defaults__, f.__closure__)
+    copy.__kwdefaults__ = f.__kwdefaults__
+    return copy
+
 
 ZERO_GRAD: Callable[..., None] = Optimizer.zero_grad
 

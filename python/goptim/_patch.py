@@ -16,7 +16,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from goptim import _originals
+from goptim import _functions, _originals
 
 # The patched classes of torch.optim, with their original and their patched __init__.
 _patched: dict[type[Optimizer], tuple[Callable[..., None], Callable[..., None]]] = {}
@@ -46,6 +46,10 @@ def patch() -> Patch:
     so do their copies and unpickled optimizers. Classes derived from torch.optim's are not patched, since their
     overrides may not work with another step. Patching twice has no further effect.
 
+    The functions around a step are replaced too, for optimizers of both: torch.nn.utils' clipping, the updates of
+    torch.optim.swa_utils.AveragedModel and of timm's ModelEmaV3, and stable-baselines3's polyak_update. They run in Go
+    once an optimizer of goptim has been constructed.
+
     Returns:
         A context manager for ``with goptim.patch():``. Its end removes the patch, unless it was active before.
     """
@@ -57,16 +61,21 @@ def patch() -> Patch:
                 hook = _becoming(theirs, ours, init)
                 _patched[theirs] = init, hook
                 theirs.__init__ = hook  # type: ignore[method-assign]
+            _functions.replace()
         return Patch(was)
 
 
 def unpatch() -> None:
-    """Make torch.optim's classes construct their own optimizers again. Existing optimizers do not change."""
+    """Make torch.optim's classes construct their own optimizers again, and restore all functions.
+
+    Existing optimizers do not change.
+    """
     with _lock:
         for theirs, (init, hook) in _patched.items():
             if theirs.__init__ is hook:  # otherwise it was wrapped, and the wrapped hook has no effect from now on
                 theirs.__init__ = init  # type: ignore[method-assign]
         _patched.clear()
+        _functions.restore()
 
 
 def replacements() -> dict[type[Optimizer], type[Optimizer]]:

@@ -18,7 +18,7 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from goptim import _native, _parts, _patch, _step, lbfgs
+from goptim import _functions, _lists, _native, _parts, _patch, _step, lbfgs
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -143,7 +143,7 @@ def _hide_our_frames(error: BaseException, ours: types.ModuleType) -> None:
 
 
 class _Count:
-    """Counts the steps of one optimizer."""
+    """Counts the steps of one optimizer, or the calls of one function."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -152,13 +152,21 @@ class _Count:
         self.go_updates = 0
         self.reasons: Counter[str] = Counter()  # of updates that fell back to torch
 
+    def add(self, go: int, reasons: list[str]) -> None:
+        """Count a step or a call: what ran in Go, and the reasons of what did not."""
+        self.steps += 1
+        self.go, self.torch = max(self.go, go), max(self.torch, len(reasons))
+        self.go_updates += go
+        self.reasons.update(reasons)
+
 
 class _Report:
-    """Counts what all optimizers of this process step in Go and in torch."""
+    """Counts what all optimizers and replaced functions of this process update in Go and in torch."""
 
     def __init__(self) -> None:
         self.counts: list[_Count] = []
         self.of: weakref.WeakKeyDictionary[Optimizer, _Count] = weakref.WeakKeyDictionary()
+        self.functions: dict[str, _Count] = {}
         self.lock = threading.Lock()
         self.process = os.getpid()
         self.replaced = _patch.replacements()
@@ -166,6 +174,7 @@ class _Report:
     def begin(self) -> None:
         """Start to count, and print at exit, after the output of the program's own exit handlers."""
         _parts.watch = self.add
+        _functions.watch, _lists.watch = self.add_call, _functions.count_rows
         register_optimizer_step_post_hook(self.add_foreign)
         atexit.register(self.print)
 
@@ -175,10 +184,12 @@ class _Report:
             if count is None:
                 count = self.of[optimizer] = _Count(type(optimizer).__qualname__)
                 self.counts.append(count)
-            count.steps += 1
-            count.go, count.torch = max(count.go, go), max(count.torch, len(reasons))
-            count.go_updates += go
-            count.reasons.update(reasons)
+            count.add(go, reasons)
+
+    def add_call(self, name: str, go: int, reasons: list[str]) -> None:
+        """Count a call of a replaced function."""
+        with self.lock:
+            self.functions.setdefault(name, _Count(name)).add(go, reasons)
 
     def add_foreign(self, optimizer: Optimizer, *_: object) -> None:
         """Count a step of an optimizer that is not goptim's."""
@@ -200,25 +211,28 @@ class _Report:
             print(self, file=sys.stderr)
 
     def __str__(self) -> str:
-        if not self.counts:
-            return "goptim: no optimizer took a step"
-        lines = []
+        lines = [] if self.counts else ["goptim: no optimizer took a step"]
         for kind in dict.fromkeys(count.kind for count in self.counts):
             counts = [count for count in self.counts if count.kind == kind]
             steps = sum(count.steps for count in counts)
-            line = f"goptim: {kind}: {_many(len(counts), 'optimizer')}, {_many(steps, 'step')}"
-            go, others = sum(count.go for count in counts), sum(count.torch for count in counts)
-            updates = sum(count.go_updates for count in counts)
-            reasons = sum((count.reasons for count in counts), Counter[str]())
-            if go or not others:
-                line += f"; in Go: {_many(go, 'parameter')} ({_many(updates, 'update')})"
-            if others:
-                line += f"; fell back to torch: {_many(others, 'parameter')} ({_many(reasons.total(), 'update')}):"
-            lines.append(line)
-            lines += [f"goptim:   {_many(n, 'update')}: {why}" for why, n in reasons.most_common()]
+            lines += _lines(f"{kind}: {_many(len(counts), 'optimizer')}, {_many(steps, 'step')}", "parameter", counts)
+        for name, count in self.functions.items():
+            lines += _lines(f"{name}: {_many(count.steps, 'call')}", "tensor", [count])
         if any(count.go_updates for count in self.counts) and (slow := _native.why_slow()) is not None:
             lines.append(f"goptim: each update in Go took about 20 µs longer than usual: {slow}")
         return "\n".join(lines)
+
+
+def _lines(line: str, thing: str, counts: list[_Count]) -> list[str]:
+    """The lines of the report for an optimizer's class or for a function."""
+    go, others = sum(count.go for count in counts), sum(count.torch for count in counts)
+    updates = sum(count.go_updates for count in counts)
+    reasons = sum((count.reasons for count in counts), Counter[str]())
+    if go or not others:
+        line += f"; in Go: {_many(go, thing)} ({_many(updates, 'update')})"
+    if others:
+        line += f"; fell back to torch: {_many(others, thing)} ({_many(reasons.total(), 'update')}):"
+    return [f"goptim: {line}", *(f"goptim:   {_many(n, 'update')}: {why}" for why, n in reasons.most_common())]
 
 
 def _many(n: int, thing: str) -> str:

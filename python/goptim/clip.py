@@ -70,7 +70,7 @@ def clip_grad_norm_(
         warnings.warn("`parameters` is an empty generator, no gradient clipping will occur.", stacklevel=2)
     norm_type, most = float(norm_type), float(max_norm)
     done: Any = None
-    if norm_type == 2 or norm_type == math.inf:
+    if (norm_type == 2 or norm_type == math.inf) and _lists.core_here() is not None:
         flags = GRADIENTS | ONE_TYPE
         if error_if_nonfinite:
             flags |= FINITE
@@ -114,7 +114,7 @@ def get_total_norm(
         return _torch_norm("get_total_norm", tensors, norm_type, error_if_nonfinite, foreach)
     some, norm_type = listed(tensors), float(norm_type)
     done = None
-    if norm_type == 2 or norm_type == math.inf:
+    if (norm_type == 2 or norm_type == math.inf) and _lists.core_here() is not None:
         flags = ONE_TYPE if norm_type == 2 else ONE_TYPE | FILLED
         done = _lists.GRAD_NORM(some, None, (norm_type, order_of_norms()), flags)
         if type(done) is tuple:

@@ -1,1 +1,0 @@
-from torch.optim.swa_utils import *  # noqa: F403
