@@ -129,6 +129,35 @@ func TestUnscale(t *testing.T) {
 	testify.Equal(t, float32(math.Inf(1)), p.Grad[0])
 }
 
+// TestDivideAndClamp checks a true division, and bounds that are NaN or equal.
+func TestDivideAndClamp(t *testing.T) {
+	nan := math.NaN()
+	for _, c := range []struct {
+		kind    string
+		options []float64
+		want    func(x float32) float32
+	}{
+		{"Divide", []float64{.3}, func(x float32) float32 { return x / float32(.3) }},
+		{"Scale", []float64{.3}, func(x float32) float32 { return x * float32(.3) }},
+		{"Clamp", []float64{nan, 1}, func(float32) float32 { return float32(nan) }},
+		{"Clamp", []float64{-1, nan}, func(float32) float32 { return float32(nan) }},
+		{"Clamp", []float64{.5, .25}, func(float32) float32 { return .25 }}, // torch's order: first the minimum
+		{"Clamp", []float64{-.5, .25}, func(x float32) float32 { return min(max(x, -.5), .25) }},
+	} {
+		params, _, rows := mixedRows(37)
+		params[0].Grad[7] = float32(nan)
+		before := slices.Clone(params[0].Grad)
+		testify.NoError(t, newListCall(c.kind, rows, c.options...).run(1))
+		for i, x := range params[0].Grad {
+			want := c.want(before[i])
+			if i == 7 {
+				want = float32(nan)
+			}
+			testify.Equal(t, fmt.Sprint(want), fmt.Sprint(x), "%s %v, element %d", c.kind, c.options, i)
+		}
+	}
+}
+
 // TestListCallsRefuse checks that a call with bad rows or options changes nothing.
 func TestListCallsRefuse(t *testing.T) {
 	params, _, rows := mixedRows(4, 5)
