@@ -181,8 +181,8 @@ torch.optim.SGD([p]).step()
 for _ in range(3):
     clip_grad_norm_([p, q], 0.5)
 clip_grad_norm_([p], 0.5)
-average = torch.optim.swa_utils.AveragedModel(torch.nn.Linear(2, 2))
-average.update_parameters(average.module)
+model = torch.nn.Linear(2, 2)
+torch.optim.swa_utils.AveragedModel(model).update_parameters(model)
 """
 
 

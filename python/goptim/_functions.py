@@ -326,7 +326,7 @@ def _polyak_update(original: Callable[..., Any]) -> Callable[..., Any]:
     return polyak_update
 
 
-def _agrees(function: Any, known: Callable[[Tensor, Tensor, float], None]) -> bool:
+def _agrees(function: Any, known: Callable[[Tensor, Tensor, float], object]) -> bool:
     """Whether a function of another package, of any version, does the same as a known one."""
     t = torch.linspace(-3, 5, 97, dtype=torch.float32, device="cpu")
     p = torch.linspace(7, -1, 97, dtype=torch.float32, device="cpu").sin()

@@ -81,7 +81,7 @@ DECORATED: dict[str, Callable[..., Any]] = {
 CLIP: dict[str, Callable[..., Any]] = {name: inspect.unwrap(f) for name, f in DECORATED.items()}
 
 # The functions that return averaging functions.
-SWA: dict[str, types.FunctionType] = {
+SWA: dict[str, Any] = {
     f.__name__: f
     for f in (
         _swa_utils.get_ema_multi_avg_fn,

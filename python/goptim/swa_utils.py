@@ -210,9 +210,12 @@ _LISTING = ("parameters", "named_parameters", "buffers", "named_buffers", "_name
 _ORDINARY: set[type[Module]] = set()
 
 
-@functools.lru_cache(maxsize=64)
-def _lists_others(cls: type[Module]) -> bool:
+def _overrides(cls: type[Module]) -> bool:
     return any(getattr(cls, name) is not getattr(Module, name) for name in _LISTING)
+
+
+# Whether a class lists its tensors by methods of its own.
+_lists_others: Callable[[Any], bool] = functools.lru_cache(maxsize=64)(_overrides)
 
 
 def _lists_other_modules(cls: type[Module]) -> bool:

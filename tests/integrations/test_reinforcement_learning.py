@@ -206,9 +206,9 @@ def test_recipe(rows, threads, code):
     def run(optim):
         names = {"environment": "Pendulum-v1" if "SAC" in code else "CartPole-v1", **vars(Loop())}
         after = execute(code, optim, **names)
-        return (
-            after.model.policy.state_dict() if hasattr(after, "model") else [after.network.state_dict(), after.target]
-        )
+        if hasattr(after, "model"):
+            return after.model.policy.state_dict()
+        return after.network.state_dict(), after.target.state_dict()
 
     n = torch.get_num_threads()
     try:
