@@ -265,7 +265,9 @@ def wraps_torchs():
 
 @pytest.mark.parametrize("use_buffers", [False, True], ids=["parameters", "buffers"])
 @pytest.mark.parametrize(
-    "form", [{"avg_fn": users_own}, {"multi_avg_fn": users_many}, {"multi_avg_fn": wraps_torchs()}], ids=str
+    "form",
+    [{"avg_fn": users_own}, {"multi_avg_fn": users_many}, {"multi_avg_fn": wraps_torchs()}],
+    ids=["one", "many", "wrapped"],
 )
 def test_functions_of_users(rows, form, use_buffers):
     assert_same(*(outcome(module, policy, lambda _: form, use_buffers) for module in (theirs, ours)))
