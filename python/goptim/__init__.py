@@ -16,7 +16,7 @@ from torch.optim import (
     swa_utils as swa_utils,
 )
 
-from goptim import hf as hf, testing as testing
+from goptim import amp as amp, hf as hf, testing as testing
 from goptim._explain import explain as explain
 from goptim._state import load_state as load_state, save_state as save_state
 from goptim.adadelta import Adadelta as Adadelta
@@ -25,7 +25,7 @@ from goptim.adagrad import Adagrad as Adagrad
 from goptim.adam import Adam as Adam, AdamW as AdamW, AMSGrad as AMSGrad
 from goptim.adamax import Adamax as Adamax
 from goptim.asgd import ASGD as ASGD
-from goptim.averages import ema_ as ema_, polyak_update as polyak_update
+from goptim.averages import EMA as EMA, ema_ as ema_, polyak_update as polyak_update
 from goptim.clip import (
     clip_grad_norm_ as clip_grad_norm_,
     clip_grad_value_ as clip_grad_value_,
@@ -52,6 +52,7 @@ __version__ = "0.1.0"
 __all__ = [
     *_torch_optim.__all__,
     "AMSGrad",
+    "EMA",
     "clip_grad_norm_",
     "clip_grad_value_",
     "clip_grads_with_norm_",

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+import torch
 import torch.optim as _torch_optim
 from torch.nn.utils import clip_grad as _clip_grad
 from torch.optim.optimizer import Optimizer
@@ -74,6 +75,8 @@ CLIP: dict[str, Callable[..., Any]] = {
         _clip_grad._clip_grads_with_norm_,
     )
 }
+
+UNSCALE: Callable[..., Any] = torch.amp.GradScaler._unscale_grads_
 
 ZERO_GRAD: Callable[..., None] = Optimizer.zero_grad
 
