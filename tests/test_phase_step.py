@@ -149,10 +149,10 @@ def test_one_keyword(name, keyword, calls):
     assert calls[1:] == [name not in IN_PLACE] * 2
 
 
-@pytest.mark.parametrize("name", ["AdamW", "SGD", "RAdam", "ASGD"])
-@dtypes
-@pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("limit", [1.0, 1e9])
+@pytest.mark.parametrize(
+    ("name", "dtype", "threads", "limit"),
+    [("AdamW", F32, 1, 1.0), ("SGD", F32, 2, 1.0), ("RAdam", F64, 2, 1.0), ("ASGD", F32, 2, 1e9)],
+)
 def test_large(name, dtype, threads, limit, calls):
     """Rows longer than the engine's chunks, and not a multiple of a block."""
     was = torch.get_num_threads()
@@ -234,6 +234,7 @@ def test_layouts(name, kind, limit):
                 p.untyped_storage()
             ) // p.element_size()
             assert_bit_equal(g, was if in_go else cut, "gradient")
+        both.fill(grads)
         both.step(limit, ema=True, zero=True)
         assert not any(g.any() for g in both.grads())
 
@@ -296,7 +297,7 @@ def test_shared_memory(name, make, around):
         for _, params in both.pairs():
             with torch.no_grad():
                 for i, p in enumerate(params):
-                    p.grad += normal(p.shape, p.dtype, 10 * step + i)
+                    p.grad.copy_(normal(p.shape, p.dtype, 10 * step + i))
         both.step(*around)
         assert_bit_equal([p.grad for p in both.params if around[2]], [p.grad for p in both.expected if around[2]])
 
@@ -382,7 +383,7 @@ def test_groups_and_options():
         both.step(1.0, ema=True, zero=True)
 
 
-@every
+@pytest.mark.parametrize("name", [*ONE_CALL, "Adafactor"])
 def test_versions(name):
     """The counters that show autograd a write: those of separate calls, without the clipping."""
     params = params_like(name)
@@ -398,6 +399,7 @@ def test_versions(name):
         assert [p.grad._version for p in params] == [1 + (name in IN_PLACE) for p in params]
 
 
+@pytest.mark.filterwarnings("ignore:Using backward")
 def test_gradients_with_a_graph_are_detached():
     params = [Parameter(normal((5,), F32, 0)), Parameter(normal((6,), F32, 1))]
     opt = goptim.AdamW(params)
@@ -448,6 +450,7 @@ def test_attributes(name):
     both.fill(gradients(both.params, 3))
     both.step(0.25, ema=True, max_grad_norm=0.25)
     both.ours.max_grad_norm = both.ours.ema = None
+    both.fill(gradients(both.params, 4))
     both.step()
 
 
@@ -536,6 +539,7 @@ def test_steps_that_fall_back(name, where, monkeypatch):
             assert called == [False] * where.startswith("own")
 
 
+@pytest.mark.full
 def test_compiled():
     def train(opt, params):
         opt.step(max_grad_norm=0.5, zero_grad=True)
