@@ -273,15 +273,31 @@ typedef struct {
 	PyObject *tensor[]; /* Call.tensors of them; NULL for a missing one */
 } Found;
 
+/* Flags of step_lists. */
+enum {
+	LIST = 1 << 0,      /* set in C */
+	GRADIENTS = 1 << 1, /* the rows are the gradients of the tensors */
+	LEAVES = 1 << 2,    /* one that requires a gradient falls back to torch */
+	ONE_TYPE = 1 << 3,  /* all rows in Go have one dtype */
+	FINITE = 1 << 4,    /* nothing is written unless the first result is finite */
+	FILLED = 1 << 5,    /* one without elements falls back to torch */
+	EACH = 1 << 6,      /* Go writes a number for each row, as state 0 */
+};
+
+/* An Attribute is one that torch defines for its tensors. */
+typedef struct {
+	PyObject *name;
+	PyObject *descriptor; /* owned; NULL if it is looked up in each tensor */
+} Attribute;
+
 /* A Call has the arguments and the memory of one call of step_groups. */
 typedef struct {
 	const Kind *kind;
 	const Layout *layout;    /* NULL if this torch's layout is not known */
 	PyObject *plain[TYPES];  /* types of parameters; the first is torch.Tensor */
 	PyObject *state;         /* the optimizer's state */
-	PyObject *grad;          /* the string "grad" */
-	PyObject *descriptor;    /* torch's descriptor of Tensor.grad, owned, or NULL */
-	descrgetfunc get;        /* the descriptor's getter, or NULL */
+	Attribute grad, requires_grad;
+	descrgetfunc get;        /* the getter of descriptors, or NULL */
 	Py_ssize_t at;           /* position in state, after the parameter found last */
 	PyObject *key[TENSORS];  /* keys of a parameter's state in the current group; NULL for one that is not read */
 	int stateful;            /* whether any key is read */
@@ -322,19 +338,19 @@ static int is_plain(const Call *c, PyObject *p)
 	return 0;
 }
 
-/* find_descriptor finds torch's own descriptor of Tensor.grad, if all plain types share it, so that it can be called
- * without a lookup per parameter. It returns 1, or -1 with an exception. */
-static int find_descriptor(Call *c)
+/* find_descriptor finds torch's own descriptor of an attribute, if the first n plain types share it, so that it can be
+ * called without a lookup per tensor. It returns 1, or -1 with an exception. */
+static int find_descriptor(Call *c, Attribute *a, int n)
 {
-	for (int i = 0; i < TYPES && c->plain[i] != NULL; i++) {
-		PyObject *found = PyObject_GetAttr(c->plain[i], c->grad);
+	for (int i = 0; i < n && c->plain[i] != NULL; i++) {
+		PyObject *found = PyObject_GetAttr(c->plain[i], a->name);
 		if (found == NULL) return -1;
-		int same = (i == 0 || found == c->descriptor) && Py_IS_TYPE(found, &PyGetSetDescr_Type) &&
+		int same = (i == 0 || found == a->descriptor) && Py_IS_TYPE(found, &PyGetSetDescr_Type) &&
 		           PyType_GetSlot((PyTypeObject *)c->plain[i], Py_tp_getattro) == (void *)PyObject_GenericGetAttr;
-		if (i == 0 && same) c->descriptor = found;
+		if (i == 0 && same) a->descriptor = found;
 		else Py_DECREF(found);
 		if (!same) {
-			Py_CLEAR(c->descriptor);
+			Py_CLEAR(a->descriptor);
 			return 1;
 		}
 	}
@@ -342,26 +358,31 @@ static int find_descriptor(Call *c)
 	return 1;
 }
 
-/* find_grad sets what gradient uses. It returns 1, or -1 with an exception. */
-static int find_grad(Call *c)
+/* find_attributes prepares value for gradients, and in lists for requires_grad, with descriptors for at least few
+ * tensors. It returns 1, or -1 with an exception. */
+static int find_attributes(Call *c, Py_ssize_t few)
 {
-	static PyObject *grad;
+	static PyObject *grad, *requires_grad;
 	if (grad == NULL && (grad = PyUnicode_InternFromString("grad")) == NULL) return -1;
-	c->grad = grad;
-	return c->n >= BLOCK && c->layout != NULL ? find_descriptor(c) : 1;
+	if (requires_grad == NULL && (requires_grad = PyUnicode_InternFromString("requires_grad")) == NULL) return -1;
+	c->grad.name = grad;
+	c->requires_grad.name = requires_grad;
+	if (c->n < few || c->layout == NULL) return 1;
+	if ((!c->list || c->list & GRADIENTS) && find_descriptor(c, &c->grad, TYPES) < 0) return -1;
+	return c->list & LEAVES ? find_descriptor(c, &c->requires_grad, 1) : 1;
 }
 
-/* gradient returns a new reference to the gradient of p, or NULL with an exception. */
-static PyObject *gradient(const Call *c, PyObject *p, int plain)
+/* value returns a new reference to an attribute of t, or NULL with an exception. */
+static PyObject *value(const Call *c, const Attribute *a, PyObject *t, int plain)
 {
-	return plain && c->get != NULL ? c->get(c->descriptor, p, (PyObject *)Py_TYPE(p)) : PyObject_GetAttr(p, c->grad);
+	return plain && a->descriptor != NULL ? c->get(a->descriptor, t, (PyObject *)Py_TYPE(t)) : PyObject_GetAttr(t, a->name);
 }
 
 /* find gets a parameter's gradient and, in of, the dict of its state. It returns 1, or -1 with an exception. */
 static int find(Call *c, Found *f, PyObject **of)
 {
 	int plain = c->layout != NULL && is_plain(c, f->p);
-	PyObject *g = f->tensor[GRAD] = gradient(c, f->p, plain);
+	PyObject *g = f->tensor[GRAD] = value(c, &c->grad, f->p, plain);
 	if (g == NULL) return -1;
 	int simple = plain && (PyObject *)Py_TYPE(g) == c->plain[0];
 	if (c->layout != NULL && c->stateful && (plain || g != Py_None)) { /* also without a gradient, so that c->at advances */
@@ -819,17 +840,6 @@ static int copy(const Call *c, const Found *f, Row *row, uint32_t ***version)
 	return GO;
 }
 
-/* Flags of step_lists. */
-enum {
-	LIST = 1 << 0,      /* set in C */
-	GRADIENTS = 1 << 1, /* the rows are the gradients of the tensors */
-	LEAVES = 1 << 2,    /* one that requires a gradient falls back to torch */
-	ONE_TYPE = 1 << 3,  /* all rows in Go have one dtype */
-	FINITE = 1 << 4,    /* nothing is written unless the first result is finite */
-	FILLED = 1 << 5,    /* one without elements falls back to torch */
-	EACH = 1 << 6,      /* Go writes a number for each row, as state 0 */
-};
-
 /* fill_list writes the row of a list, and returns a code. */
 static int fill_list(const Call *c, Found *f, Row *row, uint32_t ***version)
 {
@@ -1251,12 +1261,10 @@ static int read_torch(Call *c, PyObject *layout, PyObject *plain)
 	return sound;
 }
 
-/* requires_grad reports whether a tensor requires a gradient. It returns -1 with an exception. */
-static int requires_grad(PyObject *t)
+/* requires_grad reports whether a tensor of the first plain type requires a gradient. It returns -1 with an exception. */
+static int requires_grad(const Call *c, PyObject *t)
 {
-	static PyObject *name;
-	if (name == NULL && (name = PyUnicode_InternFromString("requires_grad")) == NULL) return -1;
-	PyObject *answer = PyObject_GetAttr(t, name);
+	PyObject *answer = value(c, &c->requires_grad, t, 1);
 	int does = answer == Py_False ? 0 : answer == NULL ? -1 : PyObject_IsTrue(answer);
 	Py_XDECREF(answer);
 	return does;
@@ -1271,7 +1279,7 @@ static int leave_graphs(Call *c)
 		if (f->code != GO || f->given != NULL) continue;
 		const char *impl = word(f->tensor[GRAD], c->layout->impl);
 		if (impl == NULL || word(impl, c->layout->autograd) == NULL) continue;
-		int requires = requires_grad(f->tensor[GRAD]);
+		int requires = requires_grad(c, f->tensor[GRAD]);
 		if (requires < 0) return -1;
 		if (requires) f->code = PYTHON;
 	}
@@ -1339,14 +1347,14 @@ PyObject *step_groups(PyObject *module, PyObject *const *args, Py_ssize_t n)
 	Around around = {0};
 	if (n == 7 && !read_around(&c, args[6], &around)) return NULL;
 	if (!PyDict_Check(c.state)) c.layout = NULL; /* Python looks the states up */
-	if (find_grad(&c) < 0) return NULL;
+	if (find_attributes(&c, BLOCK) < 0) goto done;
 
 	uint64_t room[ROOM];
 	size_t need = need_of(&c);
 	char *memory = need <= sizeof room ? (char *)room : borrow(need);
 	if (memory == NULL) {
-		Py_XDECREF(c.descriptor);
-		return PyErr_NoMemory();
+		PyErr_NoMemory();
+		goto done;
 	}
 	divide(&c, memory);
 
@@ -1382,34 +1390,32 @@ PyObject *step_groups(PyObject *module, PyObject *const *args, Py_ssize_t n)
 		rows += c.group[g].rows;
 	}
 	const Row *row = (const Row *)c.rows;
-	if (around.flags != 0 && ok) {
-		around.done = rows == 0;
-		for (long long i = 1; i < rows && around.flags & CLIP; i++)
-			if (row[i].param_type != row[0].param_type) goto apart;
-		if (rows > 0) ((Group *)(uintptr_t)head)->around = (uint64_t)(uintptr_t)&around;
-	}
-	if (ok && rows > 0 && threads != 0) {
+	int surrounded = ok && around.flags != 0, alone = 1;
+	for (long long i = 1; surrounded && i < rows && around.flags & CLIP; i++) alone &= row[i].param_type == row[0].param_type;
+	if (surrounded && rows > 0) ((Group *)(uintptr_t)head)->around = (uint64_t)(uintptr_t)&around;
+	if (ok && alone && rows > 0 && threads != 0) {
 		if (call(&c, c.kind->number, head, version, threads > 0, threads) < 0) goto end;
-		if (around.flags != 0 && !around.done) {
-			count(&c, version, -1);
-			goto apart;
+		if (surrounded && !around.done) {
+			alone = 0;
+			count(&c, version, -1); /* nothing was written */
 		}
-		if (threads > 0 && keep(&c) < 0) goto end;
+		if (alone && threads > 0 && keep(&c) < 0) goto end;
 	}
-	if (ok && around.flags != 0) {
+	if (!ok) {
+		result = PyBytes_FromStringAndSize((const char *)c.code, c.n);
+	} else if (!surrounded) {
+		result = PyLong_FromLongLong(rows);
+	} else if (alone) {
 		result = Py_BuildValue("Lid", rows, rows > 0 ? (int)size_of(row[0].param_type) : 0, around.norm);
-		goto end;
-	}
-	result = ok ? PyLong_FromLongLong(rows) : PyBytes_FromStringAndSize((const char *)c.code, c.n);
-	if (0) {
-apart:
+	} else {
 		Py_INCREF(Py_None);
 		result = Py_None;
 	}
 end:
 	drop(&c);
-	Py_XDECREF(c.descriptor);
 	if (memory != (char *)room) give_back(memory, need);
+done:
+	Py_XDECREF(c.grad.descriptor);
 	return result;
 }
 
@@ -1424,7 +1430,7 @@ static int find_list(Call *c, PyObject *tensors, PyObject *others)
 		if (c->layout != NULL) approach(c, i, c->n);
 		int plain = is_plain(c, t);
 		if (c->list & GRADIENTS) {
-			if ((t = gradient(c, t, plain && c->layout != NULL)) == NULL) return -1;
+			if ((t = value(c, &c->grad, t, plain)) == NULL) return -1;
 			f->p = f->tensor[GRAD] = t;
 			plain = (PyObject *)Py_TYPE(t) == c->plain[0];
 		} else if (o != NULL) {
@@ -1435,7 +1441,9 @@ static int find_list(Call *c, PyObject *tensors, PyObject *others)
 		f->code = t == Py_None ? NO_GRADIENT : plain && c->layout != NULL ? GO : TORCH;
 		f->odd = f->code != GO;
 		if (f->odd || !(c->list & LEAVES)) continue;
-		int requires = requires_grad(t);
+		const char *impl = word(t, c->layout->impl);
+		if (impl != NULL && word(impl, c->layout->autograd) == NULL) continue; /* as most gradients */
+		int requires = requires_grad(c, t);
 		if (requires < 0) return -1;
 		if (requires) f->code = TORCH;
 	}
@@ -1497,7 +1505,7 @@ PyObject *step_lists(PyObject *module, PyObject *const *args, Py_ssize_t n)
 		PyErr_Format(PyExc_ValueError, "step_lists: %zd tensors with %zd others, expected as many", c.n, PyTuple_Size(others));
 		goto done;
 	}
-	if (find_grad(&c) < 0) goto done;
+	if (find_attributes(&c, BLOCK / 4) < 0) goto done;
 
 	uint64_t room[ROOM];
 	size_t need = need_of(&c);
@@ -1544,7 +1552,8 @@ end:
 	drop(&c);
 	if (memory != (char *)room) give_back(memory, need);
 done:
-	Py_XDECREF(c.descriptor);
+	Py_XDECREF(c.grad.descriptor);
+	Py_XDECREF(c.requires_grad.descriptor);
 	Py_XDECREF(tensors);
 	Py_XDECREF(others);
 	return result;

@@ -34,7 +34,7 @@ class Layout(NamedTuple):
 
     impl: int  # in a tensor's Python object, the address of its TensorImpl
     storage: int  # in a TensorImpl, the address of the StorageImpl
-    autograd: int  # … of the autograd metadata, which is prefetched for the gradient
+    autograd: int  # … of the autograd metadata, which has the gradient; 0 if there is none
     version: int  # … of the version counter
     ndim: int
     sizes: int  # for up to five dimensions; for more, the address of the sizes followed by the strides
@@ -150,7 +150,11 @@ def _find(memory: _Memory) -> Layout:
     type_ = _only(i for i in distinct if all(x[i] == of_dtype[i] for x, of_dtype in of_plain))
 
     leaves = [(words, t.grad._cdata) for words, t in zip(impls, plain, strict=True) if t.grad is not None]
-    autograd = next(i for i in range(_WORDS) if all(grad in memory.behind("q", w[i], 16) for w, grad in leaves))
+    autograd = _only(
+        i
+        for i in range(_WORDS)
+        if all(grad in memory.behind("q", w[i], 16) for w, grad in leaves) and impls[1][i] == impls[2][i] == 0
+    )
     counts = [[memory.behind("I", words[i], 8) for i in range(_WORDS)] for words in impls]
     version, counter = _only(
         (i, j)
