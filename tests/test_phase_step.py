@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from configurations import normal
-from test_dropin import WITH_STATE, accepted, for_loop
+from test_dropin import WITH_STATE, for_loop
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim.swa_utils import get_ema_multi_avg_fn

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from goptim import _originals
+from goptim import _originals, _scaler
 
 # The patched classes of torch.optim, with their original and their patched __init__.
 _patched: dict[type[Optimizer], tuple[Callable[..., None], Callable[..., None]]] = {}
@@ -57,6 +57,7 @@ def patch() -> Patch:
                 hook = _becoming(theirs, ours, init)
                 _patched[theirs] = init, hook
                 theirs.__init__ = hook  # type: ignore[method-assign]
+            _scaler.patch()
         return Patch(was)
 
 
@@ -67,6 +68,7 @@ def unpatch() -> None:
             if theirs.__init__ is hook:  # otherwise it was wrapped, and the wrapped hook has no effect from now on
                 theirs.__init__ = init  # type: ignore[method-assign]
         _patched.clear()
+        _scaler.unpatch()
 
 
 def replacements() -> dict[type[Optimizer], type[Optimizer]]:

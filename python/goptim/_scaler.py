@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +15,15 @@ from goptim import _lists, _originals, _parts
 from goptim._eligible import SCALED
 from goptim._fallback import threads_after_fork, undecorated_step
 from goptim._lists import GRADIENTS
+from goptim._zero import ZeroGrad
 
 if TYPE_CHECKING:
     from goptim._around import Around
     from goptim._step import GoStep
 
-_UNSCALE = _lists.ListKind("Unscale", results=1)
-_DIVIDE = _lists.ListKind("Divide", versions=0)  # torch's fused kernels do not increment the versions of gradients
+# Like torch's operations, they do not increment the versions of gradients.
+_UNSCALE = _lists.ListKind("Unscale", results=1, versions=0)
+_DIVIDE = _lists.ListKind("Divide", versions=0)
 
 Unscale = Callable[[Any, Optimizer, Tensor, Tensor, bool], dict[torch.device, Tensor]]
 
@@ -41,6 +44,26 @@ def unscale(
             return {found_inf.device: found_inf.new_full((), max(found_inf.item(), found))} if rows else {}
     with threads_after_fork():
         return theirs(scaler, optimizer, inv_scale, found_inf, allow_fp16)
+
+
+def patch() -> None:
+    """Make torch's GradScaler unscale the gradients of goptim's optimizers in Go."""
+    torch.amp.GradScaler._unscale_grads_ = _patched  # type: ignore[method-assign]
+
+
+def unpatch() -> None:
+    if torch.amp.GradScaler._unscale_grads_ is _patched:
+        torch.amp.GradScaler._unscale_grads_ = _originals.UNSCALE  # type: ignore[method-assign]
+
+
+@functools.wraps(_originals.UNSCALE)
+def _patched(
+    self: Any, optimizer: Optimizer, inv_scale: Tensor, found_inf: Tensor, allow_fp16: bool
+) -> dict[torch.device, Tensor]:
+    if isinstance(optimizer, ZeroGrad):
+        return unscale(_originals.UNSCALE, self, optimizer, inv_scale, found_inf, allow_fp16)
+    found: dict[torch.device, Tensor] = _originals.UNSCALE(self, optimizer, inv_scale, found_inf, allow_fp16)
+    return found
 
 
 def _is_number(t: Any) -> bool:
@@ -65,7 +88,7 @@ def step(optimizer: GoStep, closure: Callable[[], Any] | None, around: Around | 
     scale: Any = getattr(optimizer, "grad_scale", None)
     found: Any = getattr(optimizer, "found_inf", None)
     torchs = undecorated_step(optimizer.twin)
-    if found is not None and found.item() != 0:
+    if found is not None and float(found) != 0:  # torch passes an int if there are no gradients
         if optimizer.twin is not _originals.CLASSES["SGD"]:  # torch's would fill new momentum buffers with random bits
             with threads_after_fork():
                 torchs(optimizer)
