@@ -79,7 +79,7 @@ func (a *around) clip(rows []engine.Row, c *steps.Call) (err error) {
 		r := &rows[i]
 		a.grads = append(a.grads, engine.Row{N: r.N, Param: r.Grad, Types: engine.Types{ParamType: r.GradType}})
 	}
-	p := takeNorms(&gradNormOptions{NormType: 2, Order: int(c.Around.Order)})
+	p := takeNorms(2, int(c.Around.Order))
 	defer p.put()
 	c.Around.Norm, err = p.total(a.grads, c.Threads, c.Team)
 	a.factor.X = p.coefficient(c.Around.Norm, c.Around.MaxNorm)

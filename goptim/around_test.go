@@ -66,10 +66,10 @@ func testAround[T Float, O, S any](t *testing.T, s *spec[O, S], k *steps.Kind, l
 				expected[i].Grad[n], given[i].Grad[n] = T(n%7)-3, T(n%7)-3
 			}
 		}
-		norm, err := ClipGradNorm(expected, limit)
+		norm, err := ClipGradNorm(expected, ClipGradNormOptions{MaxNorm: limit})
 		testify.NoError(t, err)
 		testify.NoError(t, apart.Step())
-		testify.NoError(t, EMA(expectedAverages, expected, .75))
+		testify.NoError(t, EMA(expectedAverages, expected, EMAOptions{Decay: .75}))
 		if around.gather() {
 			around.makeStates()
 		}

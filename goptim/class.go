@@ -90,15 +90,21 @@ func (c *class[O]) setDefaults(o *O) {
 }
 
 // checkOptions returns an error for each option that is out of range.
-func (c *class[O]) checkOptions(o *O) (err error) {
+func (c *class[O]) checkOptions(o *O) error {
+	err := c.checkRanges(o)
+	if c.check != nil {
+		err = errors.Join(err, c.check(o))
+	}
+	return err
+}
+
+// checkRanges is checkOptions without the checks that ranges cannot express. The options do not escape to the heap.
+func (c *class[O]) checkRanges(o *O) (err error) {
 	name := c.nameOf(o)
 	for i := range c.fields {
 		if wrong := c.fields[i].check(name, unsafe.Pointer(o)); wrong != nil {
 			err = errors.Join(err, wrong)
 		}
-	}
-	if c.check != nil {
-		err = errors.Join(err, c.check(o))
 	}
 	return err
 }

@@ -34,6 +34,12 @@
 // Each set of parameters with different options (torch's parameter groups) is a separate optimizer. [NewGroups] combines
 // them.
 //
+// # Around a step
+//
+// [GradNorm], [ClipGradNorm] and [ClipGradValue] are torch's functions on the gradients of a list of parameters. [EMA], [SWA]
+// and [PolyakUpdate] update averages of parameters and target networks. Each has the exact results of torch's function that its
+// documentation names, and does not allocate.
+//
 // # Errors
 //
 // Bad input is an error and never a panic. The error wraps [ErrOption] or [ErrParam], names the option or the parameter,

@@ -221,3 +221,74 @@ func Example_errors() {
 	// true
 	// goptim: Adam: parameter 0 (w): the gradient has 2 elements, expected 3: invalid parameter
 }
+
+func ExampleGradNorm() {
+	params := []*goptim.Param[float32]{
+		{Value: make([]float32, 2), Grad: []float32{3, 0}},
+		{Value: make([]float32, 1), Grad: []float32{4}},
+	}
+	norm, err := goptim.GradNorm(params, goptim.GradNormOptions{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(norm)
+	// Output: 5
+}
+
+// Clipping is between the computation of the gradients and the step.
+func ExampleClipGradNorm() {
+	params := []*goptim.Param[float32]{{Value: make([]float32, 2), Grad: []float32{3, -4}}}
+	norm, err := goptim.ClipGradNorm(params, goptim.ClipGradNormOptions{MaxNorm: 1})
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Printf("%v %.2f\n", norm, params[0].Grad)
+	// Output: 5 [0.60 -0.80]
+}
+
+func ExampleClipGradValue() {
+	params := []*goptim.Param[float32]{{Value: make([]float32, 3), Grad: []float32{3, -0.25, -4}}}
+	if err := goptim.ClipGradValue(params, goptim.ClipGradValueOptions{ClipValue: 0.5}); err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(params[0].Grad)
+	// Output: [0.5 -0.25 -0.5]
+}
+
+func ExampleEMA() {
+	weights := &goptim.Param[float64]{Value: []float64{1, 2}}
+	average := &goptim.Param[float64]{Value: []float64{1, 2}} // begins as a copy
+	for range 2 {
+		weights.Value[0] += 4 // an optimizer's step
+		err := goptim.EMA([]*goptim.Param[float64]{average}, []*goptim.Param[float64]{weights}, goptim.EMAOptions{Decay: 0.5})
+		if err != nil {
+			log.Fatal(err)
+		}
+	}
+	fmt.Println(average.Value)
+	// Output: [6 2]
+}
+
+func ExampleSWA() {
+	weights := &goptim.Param[float64]{Value: []float64{0}}
+	mean := &goptim.Param[float64]{Value: make([]float64, 1)}
+	for i := range 3 {
+		weights.Value[0] += 4 // steps of an optimizer
+		err := goptim.SWA([]*goptim.Param[float64]{mean}, []*goptim.Param[float64]{weights}, goptim.SWAOptions{Averaged: i})
+		if err != nil {
+			log.Fatal(err)
+		}
+	}
+	fmt.Println(mean.Value)
+	// Output: [8]
+}
+
+func ExamplePolyakUpdate() {
+	critic := []*goptim.Param[float64]{{Value: []float64{4, 8}}}
+	target := []*goptim.Param[float64]{{Value: []float64{0, 8}}}
+	if err := goptim.PolyakUpdate(target, critic, goptim.PolyakOptions{Tau: 0.25}); err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(target[0].Value)
+	// Output: [1 8]
+}

@@ -29,6 +29,12 @@ type goldenFile struct {
 		Shape            []int
 		Float32, Float64 []string // the parameter after each step
 	}
+	Lists []struct {
+		Operation        string
+		Options          map[string]string
+		Float32, Float64 []string // the norm, if there is one, and the elements of all tensors
+	}
+	Norms struct{ Float32, Float64 map[string]string } // by the number of elements
 }
 
 func readGolden(t *testing.T) (f goldenFile) {

@@ -62,7 +62,8 @@ var (
 		return kernel.Average{N: o.N + 1}
 	}, f32.AverageSWA, f64.AverageSWA)
 
-	_ = elementwiseSpec(class[noOptions]{name: "Copy", tensors: 2}, withoutScalars, f32.Copy, f64.Copy)
+	copyValues = elementwiseSpec(class[noOptions]{name: "Copy", tensors: 2}, withoutScalars, f32.Copy, f64.Copy)
+
 	_ = elementwiseSpec(class[noOptions]{name: "Zero", tensors: 1}, withoutScalars, f32.Zero, f64.Zero)
 
 	scale = elementwiseSpec(class[scaleOptions]{name: "Scale", tensors: 1}, func(o *scaleOptions, n *now) kernel.Factor {

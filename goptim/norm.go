@@ -61,7 +61,7 @@ func (o *gradNormOptions) check(rows []engine.Row) error {
 
 // writeNorms writes the norm of each tensor to the scalar of its row.
 func (o *gradNormOptions) writeNorms(rows []engine.Row, _ []float64, c *steps.Call) error {
-	p := takeNorms(o)
+	p := takeNorms(o.NormType, o.Order)
 	defer p.put()
 	err := p.run(rows, c.Threads, c.Team)
 	for i := range rows {
@@ -74,19 +74,19 @@ func (o *gradNormOptions) writeNorms(rows []engine.Row, _ []float64, c *steps.Ca
 
 // total is torch.nn.utils.get_total_norm: the norm of the norms of the tensors.
 func (o *gradNormOptions) total(rows []engine.Row, results []float64, c *steps.Call) (err error) {
-	p := takeNorms(o)
+	p := takeNorms(o.NormType, o.Order)
 	defer p.put()
 	results[0], err = p.total(rows, c.Threads, c.Team)
 	return err
 }
 
-func (o *clipGradNormOptions) check(rows []engine.Row) error { return o.norms().check(rows) }
-
-func (o *clipGradNormOptions) norms() *gradNormOptions { return &gradNormOptions{o.NormType, o.Order} }
+func (o *clipGradNormOptions) check(rows []engine.Row) error {
+	return (&gradNormOptions{o.NormType, o.Order}).check(rows)
+}
 
 // clip is torch.nn.utils.clip_grad_norm_.
 func (o *clipGradNormOptions) clip(rows []engine.Row, results []float64, c *steps.Call) (err error) {
-	p := takeNorms(o.norms())
+	p := takeNorms(o.NormType, o.Order)
 	defer p.put()
 	results[0], results[1], err = p.clip(rows, o.MaxNorm, o.ErrorIfNonfinite, c.Threads, c.Team)
 	return err
@@ -95,6 +95,7 @@ func (o *clipGradNormOptions) clip(rows []engine.Row, results []float64, c *step
 // A normPass computes the norms of rows, which may have different types.
 type normPass struct {
 	rows    []engine.Row
+	own     []engine.Row // the rows of a call from Go
 	order   reduce.Order
 	largest bool      // the norm is the largest magnitude
 	mixed   bool      // there are rows of float64
@@ -113,9 +114,9 @@ var normPasses = sync.Pool{New: func() any {
 }}
 
 // takeNorms returns a pass for put to keep.
-func takeNorms(o *gradNormOptions) *normPass {
+func takeNorms(normType float64, order int) *normPass {
 	p := normPasses.Get().(*normPass)
-	p.order, p.largest = reduce.Orders[o.Order], math.IsInf(o.NormType, 1)
+	p.order, p.largest = reduce.Orders[order], math.IsInf(normType, 1)
 	return p
 }
 

@@ -2,7 +2,7 @@
 
 A case has the options of a configuration, under the names of the Go options in lower case, and the parameters after
 every step of torch's for-loop with IEEE square roots. Numbers are concatenated hexadecimal bits. A case with a shape
-uses as many of the numbers as the shape has elements.
+uses as many of the numbers as the shape has elements. A case of lists has an operation on several tensors.
 
 A file of testdata/torch has a run of torch, and the state after some of its steps, as written by goptim.save_state. The
 tensors value.0.NAME are the initial parameters, grad.T.NAME the gradients of step T, or rows of them if there is an
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from configurations import ORACLES, TABLE, Configuration, oracle_of
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn
 
 import goptim
 from goptim import _safetensors
@@ -63,6 +64,7 @@ def text() -> str:
         name: {"start": _bits(start, name), "grads": [_bits(g, name) for g in grads]} for name in DTYPES
     }
     data["cases"] = [_case(name, options, start, grads) for name, options in CASES]
+    data["lists"], data["norms"] = _lists(start, grads), _norms()
     return json.dumps(data, indent=1) + "\n"
 
 
@@ -87,6 +89,72 @@ def _case(name: str, options: dict[str, Any], start: Tensor, grads: list[Tensor]
                 optimizer.step()
             case[name].append(_bits(p, name))
     return case
+
+
+# Lengths of the list of tensors for operations on lists. Tensor i has the first elements of gradient i.
+LENGTHS = [37, 1, 3, 16, 8, 30]
+
+
+def _lists(start: Tensor, grads: list[Tensor]) -> list[dict[str, Any]]:
+    """Results of torch's functions on lists of tensors: the norm, if the operation has one, and all elements."""
+    clip, value = torch.nn.utils.clip_grad_norm_, torch.nn.utils.clip_grad_value_
+
+    def mul_add(average: Tensor, new: Tensor, decay: float) -> None:
+        average.copy_(get_ema_avg_fn(decay)(average, new, torch.tensor(3)))
+
+    def swa(average: Tensor, new: Tensor, averaged: int) -> None:
+        model = AveragedModel(torch.nn.ParameterList([average]))
+        model.n_averaged.fill_(averaged)
+        model.update_parameters(torch.nn.ParameterList([new]))
+        average.copy_(next(model.parameters()))
+
+    def polyak(average: Tensor, new: Tensor, tau: float) -> None:  # as stable-baselines3 does
+        average.mul_(1 - tau)
+        torch.add(average, new, alpha=tau, out=average)
+
+    def each(update: Any) -> Any:
+        return lambda p, *args: [update(x.data, x.grad, *args) for x in p] and None
+
+    operations: list[tuple[str, dict[str, Any], Any]] = [
+        *(("ClipGradNorm", {"maxnorm": x}, lambda p, x=x: clip(p, x)) for x in (0.5, 20.0, 1e3, math.inf)),
+        ("ClipGradNorm", {"maxnorm": 0.3, "normtype": math.inf}, lambda p: clip(p, 0.3, math.inf)),
+        ("ClipGradNorm", {"maxnorm": 0.1, "errorifnonfinite": True}, lambda p: clip(p, 0.1, 2.0, True)),
+        *(("ClipGradValue", {"clipvalue": x}, lambda p, x=x: value(p, x)) for x in (0.1, 1.0)),
+        *(
+            ("EMA", {"decay": x}, lambda p, x=x: get_ema_multi_avg_fn(x)([q.data for q in p], [q.grad for q in p], 3))
+            for x in (0.99, 0.3, 1.0)
+        ),
+        *(("EMA", {"decay": x, "form": 1}, lambda p, x=x: each(mul_add)(p, x)) for x in (0.99, 0.3)),
+        *(("SWA", {"averaged": n}, lambda p, n=n: each(swa)(p, n)) for n in (0, 1, 2, 16777216)),
+        *(("PolyakUpdate", {"tau": x}, lambda p, x=x: each(polyak)(p, x)) for x in (0.005, 0.7, 1.0)),
+    ]
+    cases = []
+    for operation, options, do in operations:
+        case: dict[str, Any] = {"operation": operation, "options": {k: str(v) for k, v in options.items()}}
+        for name, (dtype, _, _) in DTYPES.items():
+            params = [start[:n].to(dtype, copy=True).requires_grad_() for n in LENGTHS]
+            for p, g in zip(params, grads, strict=True):
+                p.grad = g[: p.numel()].to(dtype, copy=True)
+            norm = do(params)
+            written = [p.grad if operation.startswith("Clip") else p for p in params]
+            case[name] = ([] if norm is None else [_bits(norm, name)]) + ["".join(_bits(x, name) for x in written)]
+        cases.append(case)
+    return cases
+
+
+def _norms() -> dict[str, dict[str, str]]:
+    """Norms of long tensors, by the number of elements."""
+
+    def elements(n: int, dtype: torch.dtype) -> Tensor:
+        return ((torch.arange(n) * 2654435761 & 0xFFFFFF).double() / 2**24 - 0.5).to(dtype)
+
+    return {
+        name: {
+            str(n): _bits(torch.nn.utils.get_total_norm([elements(n, dtype)]), name)
+            for n in (1, 3, 1003, 70001, 3000001)
+        }
+        for name, (dtype, _, _) in DTYPES.items()
+    }
 
 
 def _bits(x: Tensor, name: str) -> str:

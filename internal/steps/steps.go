@@ -24,8 +24,8 @@ type Group struct {
 	Next    uintptr // the address of the next group; 0 after the last
 	Table   uintptr // the address of the first row
 	Rows    int64
-	Count   int64   // the number of scalars
-	Around  uintptr // in the first group, the address of an Around, or 0
+	Count   int64            // the number of scalars
+	Around  uintptr          // in the first group, the address of an Around, or 0
 	Scalars [Scalars]float64 // and after them the kind's results, which Step writes
 }
 
@@ -61,10 +61,10 @@ func (g *Group) Results() []float64 { return g.Scalars[g.Count:] }
 
 // A Call is one step of some groups.
 type Call struct {
-	Groups    *Group // the first of a linked list
+	Groups    *Group  // the first of a linked list
 	Around    *Around // or nil
-	Threads   int    // maximum number of threads
-	OnlyCheck bool   // report the errors of the rows and the scalars without changing anything
+	Threads   int     // maximum number of threads
+	OnlyCheck bool    // report the errors of the rows and the scalars without changing anything
 	// Team calls work concurrently on up to the given number of threads, including the caller's, and returns when all
 	// calls have returned. The argument of work is the number of its thread from 0, or -1. If Team is nil, the engine's
 	// own threads are used.

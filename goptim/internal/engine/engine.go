@@ -283,7 +283,8 @@ func (j *job) empty(s *share, asCaller bool) {
 			fpstate.Set(fpstate.State(j.floats.Load()))
 		}
 		if err := j.update(s.end - 1 - int(left)); err != nil {
-			j.failed.CompareAndSwap(nil, &err)
+			failed := err // err itself would be allocated for every chunk
+			j.failed.CompareAndSwap(nil, &failed)
 		}
 		if j.undone.Add(-1) == 0 {
 			j.done.signal()

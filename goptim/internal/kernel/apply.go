@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"math"
 	"sync"
 	"unsafe"
 )
@@ -60,29 +61,42 @@ func applyRest[S any, T Float](f Func[S, T], h *S, p, g []T, s [3][]T, whole int
 	}
 }
 
-// A ScanFunc applies an operation with the scalars h to a buffer, a multiple of the lanes of a vector, and returns the largest
-// magnitude of its elements before the operation, or NaN if one is NaN.
-type ScanFunc[S any, T Float] func(h *S, p []T) T
+// A ScanFunc applies an operation with the scalars h to a buffer, a multiple of the lanes of a vector. It raises each lane of
+// most to the largest magnitude of its elements before the operation, or to NaN if one is NaN.
+type ScanFunc[S any, T Float] func(h *S, p, most []T)
 
-// Scan applies an operation to a buffer of any length. The tail is processed in a copy that fills a vector with zeros.
-func Scan[S any, T Float](f ScanFunc[S, T], h *S, p []T) (most T) {
-	rest := len(p) % Lanes[T]()
+// Scan applies an operation to a buffer of any length, and returns the largest magnitude of the elements before it, or NaN if one
+// is NaN. The tail is processed in a copy that fills a vector with zeros.
+func Scan[S any, T Float](f ScanFunc[S, T], h *S, p []T) T {
+	memory := padding.Get().(*[5][widest]float64)
+	defer padding.Put(memory)
+	padded := (*[2][widest]T)(unsafe.Pointer(memory))
+	n := Lanes[T]()
+	most := padded[1][:n]
+	clear(most)
+	rest := len(p) % n
 	whole := len(p) - rest
-	if whole > 0 {
-		most = f(h, p[:whole])
-		Leave()
-	}
+	f(h, p[:whole], most)
 	if rest > 0 {
-		memory := padding.Get().(*[5][widest]float64)
-		defer padding.Put(memory)
-		padded := (*[widest]T)(unsafe.Pointer(memory))[:Lanes[T]()]
-		clear(padded[copy(padded, p[whole:]):])
-		last := f(h, padded)
+		tail := padded[0][:n]
 		Leave()
-		copy(p[whole:], padded)
-		most = T(Maximum(float64(most), float64(last)))
+		clear(tail[copy(tail, p[whole:]):])
+		f(h, tail, most)
+		copy(p[whole:], tail)
 	}
-	return most
+	Leave()
+	return largest(most)
+}
+
+// largest returns the largest of some magnitudes, or NaN if one is NaN. The order of their bits is that of the numbers, with NaN as
+// the largest.
+func largest[T Float](lanes []T) T {
+	const magnitude = math.MaxInt64
+	most := uint64(0)
+	for _, x := range lanes {
+		most = max(most, math.Float64bits(float64(x))&magnitude)
+	}
+	return T(math.Float64frombits(most))
 }
 
 // padding has one vector per buffer. It is pooled because arguments of a call through a function value escape to the heap.

@@ -105,7 +105,7 @@ func addScan[S any, T kernel.Float](b *builder[T], name string, h S) {
 }
 
 func scanOf[S any, T kernel.Float](k kernels, name string) kernel.ScanFunc[S, T] {
-	return k.named(name).(func(*S, []T) T)
+	return k.named(name).(func(*S, []T, []T))
 }
 
 // fromSecond passes the buffers from the second state on to a kernel, fromThird those from the third on.

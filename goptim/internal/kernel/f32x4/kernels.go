@@ -423,34 +423,23 @@ func Zero(h *kernel.None, p, g []float32, s [3][]float32) {
 	}
 }
 
-func Unscale(h *kernel.Factor, p []float32) float32 {
-	x, most, nans := set(h.X), zeros(), zeros().ToBits()
+func Unscale(h *kernel.Factor, p, most []float32) {
+	x, m, nans := set(h.X), zeros(), zeros().ToBits()
 	for i := 0; i < len(p); i += lanes {
 		v := *at(p, i)
-		most, nans = most.Max(abs(v)), nans.Or(nan(v))
+		m, nans = m.Max(abs(v)), nans.Or(nan(v))
 		*at(p, i) = v.Mul(x)
 	}
-	return largest(most.ToBits().Or(nans).BitsToFloat32())
+	*at(most, 0) = maximum(*at(most, 0), m.ToBits().Or(nans).BitsToFloat32())
 }
 
-func Largest(h *kernel.None, p []float32) float32 {
-	most, nans := zeros(), zeros().ToBits()
+func Largest(h *kernel.None, p, most []float32) {
+	m, nans := zeros(), zeros().ToBits()
 	for i := 0; i < len(p); i += lanes {
 		v := *at(p, i)
-		most, nans = most.Max(abs(v)), nans.Or(nan(v))
+		m, nans = m.Max(abs(v)), nans.Or(nan(v))
 	}
-	return largest(most.ToBits().Or(nans).BitsToFloat32())
-}
-
-func largest(v vector) (most float32) {
-	var all [lanes]float32
-	*at(all[:], 0) = v
-	for _, x := range all {
-		if x > most || math.IsNaN(float64(x)) {
-			most = x
-		}
-	}
-	return most
+	*at(most, 0) = maximum(*at(most, 0), m.ToBits().Or(nans).BitsToFloat32())
 }
 
 func HFAdafactorSquares(h *kernel.HFAdafactor, p, g []float32, s [3][]float32) {

@@ -423,34 +423,23 @@ func Zero(h *kernel.None, p, g []float64, s [3][]float64) {
 	}
 }
 
-func Unscale(h *kernel.Factor, p []float64) float64 {
-	x, most, nans := set(h.X), zeros(), zeros().ToBits()
+func Unscale(h *kernel.Factor, p, most []float64) {
+	x, m, nans := set(h.X), zeros(), zeros().ToBits()
 	for i := 0; i < len(p); i += lanes {
 		v := *at(p, i)
-		most, nans = most.Max(abs(v)), nans.Or(nan(v))
+		m, nans = m.Max(abs(v)), nans.Or(nan(v))
 		*at(p, i) = v.Mul(x)
 	}
-	return largest(most.ToBits().Or(nans).BitsToFloat64())
+	*at(most, 0) = maximum(*at(most, 0), m.ToBits().Or(nans).BitsToFloat64())
 }
 
-func Largest(h *kernel.None, p []float64) float64 {
-	most, nans := zeros(), zeros().ToBits()
+func Largest(h *kernel.None, p, most []float64) {
+	m, nans := zeros(), zeros().ToBits()
 	for i := 0; i < len(p); i += lanes {
 		v := *at(p, i)
-		most, nans = most.Max(abs(v)), nans.Or(nan(v))
+		m, nans = m.Max(abs(v)), nans.Or(nan(v))
 	}
-	return largest(most.ToBits().Or(nans).BitsToFloat64())
-}
-
-func largest(v vector) (most float64) {
-	var all [lanes]float64
-	*at(all[:], 0) = v
-	for _, x := range all {
-		if x > most || math.IsNaN(float64(x)) {
-			most = x
-		}
-	}
-	return most
+	*at(most, 0) = maximum(*at(most, 0), m.ToBits().Or(nans).BitsToFloat64())
 }
 
 func HFAdafactorSquares(h *kernel.HFAdafactor, p, g []float64, s [3][]float64) {
