@@ -15,7 +15,7 @@ BUILT := $(if $(wildcard $(VENV)),build,$(if $(wildcard python/goptim/*.so),,bui
 # Prints an environment's site-packages folder.
 SITE := import sysconfig; print(sysconfig.get_path("purelib"))
 # The tests that depend on the version of torch.
-PARITY := tests/test_parity.py tests/test_state.py tests/test_safetensors.py tests/test_damaged_states.py tests/test_dropin.py tests/test_faults.py tests/test_gather.py tests/test_layout.py tests/test_sparse.py tests/test_adafactor.py tests/test_hf.py tests/test_muon.py tests/test_lbfgs.py tests/test_optim_db.py tests/test_modules.py tests/test_naive.py tests/test_schedulers.py tests/test_compile.py tests/test_patch.py tests/test_explain.py tests/test_run.py tests/test_soak.py tests/test_distributed.py
+PARITY := tests/test_parity.py tests/test_state.py tests/test_safetensors.py tests/test_damaged_states.py tests/test_dropin.py tests/test_faults.py tests/test_gather.py tests/test_layout.py tests/test_sparse.py tests/test_adafactor.py tests/test_hf.py tests/test_muon.py tests/test_lbfgs.py tests/test_phase_clip.py tests/test_phase_averages.py tests/test_phase_zero.py tests/test_optim_db.py tests/test_modules.py tests/test_naive.py tests/test_schedulers.py tests/test_compile.py tests/test_patch.py tests/test_explain.py tests/test_run.py tests/test_soak.py tests/test_distributed.py
 
 # The tests that a slow or emulated machine runs in seconds.
 LIGHT := -run 'Golden|TorchsRuns|State|Files|^Example|Refuses|RoundTrip|Runs|Ends|Machine|Gemm' ./goptim ./goptim/schedule ./goptim/gonumopt \
@@ -113,7 +113,7 @@ sanitize: build ## the memory tests with the extension and the Go package under 
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" PYTHONMALLOC=malloc \
 	  ASAN_OPTIONS=handle_segv=0:allow_user_segv_handler=1:use_sigaltstack=0:detect_leaks=0:log_path=$(CURDIR)/$(SANITIZED)/report \
 	  UBSAN_OPTIONS=print_stacktrace=1:log_path=$(CURDIR)/$(SANITIZED)/report PYTHONPATH=$(SANITIZED) \
-	  $(PY) -m pytest -q -p no:cacheprovider -k 'not bad_table and not bad_row' tests/test_gather.py tests/test_faults.py tests/test_lbfgs.py; \
+	  $(PY) -m pytest -q -p no:cacheprovider -k 'not bad_table and not bad_row' tests/test_gather.py tests/test_faults.py tests/test_lbfgs.py tests/test_phase_*.py; \
 	  code=$$?; cat $(SANITIZED)/report* 2>/dev/null; exit $$code
 	# The packages that use addresses. With -asan, code allocates more, and a cosine in the schedules is rounded differently.
 	CGO_ENABLED=1 $(GO) test -asan -skip 'Allocate|^TestCalls$$' ./goptim ./goptim/internal/...

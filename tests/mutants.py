@@ -78,6 +78,7 @@ NOT_IN = {
 
 # The few tests of a single mutant, by a part of the file's path; the first match counts. A file without a match has the
 # tests of its group.
+PHASE = ["test_phase_clip.py", "test_phase_averages.py", "test_phase_zero.py"]
 NEAREST = [
     ("reduce/", ["test_adafactor.py", "test_hf.py"]),
     ("hfadafactor", ["test_hf.py"]),
@@ -89,7 +90,10 @@ NEAREST = [
     ("muon", ["test_muon.py"]),
     ("matmul", ["test_muon.py"]),
     ("newtonschulz", ["test_muon.py"]),
-    ("gather", ["test_gather.py", "test_step.py", "test_scalar_errors.py"]),
+    ("gather", ["test_gather.py", *PHASE, "test_step.py", "test_scalar_errors.py"]),
+    ("_zero", ["test_phase_zero.py"]),
+    ("average", ["test_phase_averages.py"]),
+    *((name, PHASE) for name in ("lists", "norm", "clip", "gradient")),
     ("overlap", ["test_aliasing.py"]),
     ("scalar.go", ["test_scalar_errors.py"]),
     ("_layout", ["test_layout.py", "test_gather.py"]),

@@ -191,13 +191,17 @@ def check(form, make, x, mode=contextlib.nullcontext):
         tensors, expected = [t + 0.0 for t in tensors], (error, [t + 0.0 for t in expected[1]], *expected[2:])
     assert_bit_equal(tensors, expected[1], "tensors")
     assert rest == list(expected[2:])
+    return error
 
 
 @forms
 @pytest.mark.parametrize("pairs", PAIRS)
-def test_everything_is_torchs(pairs, form, threads):
-    for x in (0.25, 0.995):
-        check(form, PAIRS[pairs][0], x)
+def test_everything_is_torchs(pairs, form, threads, lists):
+    make, n = PAIRS[pairs]
+    check(form, make, 0.995)
+    lists.clear()
+    if check(form, make, 0.25) is None:
+        assert sum(lists) == n
 
 
 @forms
@@ -244,16 +248,6 @@ def test_bad_arguments():
         with pytest.raises(ValueError, match="Iterables have different lengths"):
             goptim.polyak_update(params, targets, 0.9)
     assert_bit_equal(a, pair((5,))[0])
-
-
-@forms
-@pytest.mark.parametrize("pairs", PAIRS)
-def test_supported_pairs_run_in_go(pairs, form, threads, lists):
-    make, n = PAIRS[pairs]
-    ours, theirs, _ = FORMS[form]
-    if outcome(theirs, make(), 0.25)[0] is None:
-        outcome(ours, make(), 0.25)
-        assert sum(lists) == n
 
 
 @forms
@@ -317,6 +311,18 @@ def test_dispatch_modes_see_torchs_operations(form, lists):
     check(form, lambda: [pair((5,))], 0.25, Seeing)
     assert seen
     assert not lists
+
+
+@pytest.mark.full
+@forms
+def test_compilation(form):
+    """Compiled, an update is traced into one graph of torch's operations."""
+    ours, theirs, _ = FORMS[form]
+    expected, actual = ([pair((5,)), pair((3,), F64)] for _ in range(2))
+    theirs([a for a, _ in expected], [p for _, p in expected], 0.25)
+    compiled = torch.compile(ours, backend="eager", fullgraph=True)
+    compiled([a for a, _ in actual], [p for _, p in actual], 0.25)
+    assert_bit_equal(actual, expected)
 
 
 def test_polyak_of_batch_norm_statistics():

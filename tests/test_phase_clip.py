@@ -189,7 +189,7 @@ def outcome(call, module, params, mode=contextlib.nullcontext):
 
 
 def check(call, make, mode=contextlib.nullcontext):
-    """Compare a call of goptim's function with one of torch's."""
+    """Compare a call of goptim's function with one of torch's, and return torch's error."""
     theirs, ours = (outcome(call, module, parameters(make()), mode) for module in BOTH)
     assert ours["error"] == theirs["error"]
     for what in theirs if theirs["error"] is None else ():  # torch may have changed some gradients before an error
@@ -197,6 +197,7 @@ def check(call, make, mode=contextlib.nullcontext):
             same(ours[what], theirs[what], what)
         else:
             assert ours[what] == theirs[what], what
+    return theirs["error"]
 
 
 def same(ours, theirs, what):
@@ -213,21 +214,13 @@ def plain(x):
 
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("gradients", GRADIENTS)
-def test_everything_is_torchs(gradients, call, threads):
-    check(CALLS[call][0], GRADIENTS[gradients][0])
-
-
-@pytest.mark.parametrize("call", [name for name, (_, go) in CALLS.items() if go])
-@pytest.mark.parametrize("gradients", GRADIENTS)
-def test_supported_gradients_run_in_go(gradients, call, threads, lists):
+def test_everything_is_torchs(gradients, call, threads, lists):
     make, n = GRADIENTS[gradients]
-    do, _ = CALLS[call]
-    before = outcome(do, torch.nn.utils, parameters(make()))
-    lists.clear()
-    outcome(do, goptim, parameters(make()))
+    do, go = CALLS[call]
+    error = check(do, make)
     # The dtype of the coefficient matters for gradients without dimensions.
-    if before["error"] is None and not ("scale" in call and "without dimensions" in gradients):
-        assert sum(lists) >= n
+    if error is None and go and not ("scale" in call and "without dimensions" in gradients):
+        assert sum(lists) >= n  # in mixed lists, norms and products count
 
 
 @pytest.mark.parametrize("dtype", [F32, F64])
@@ -240,6 +233,26 @@ def test_threads(count, n, dtype, threads):
         same(ours["result"], theirs["result"], "result")
         same(ours["gradients"], theirs["gradients"], "gradients")
         assert ours["versions"] == theirs["versions"]
+
+
+@pytest.mark.parametrize("norm_type", [2, "inf", 1])
+@pytest.mark.parametrize("gradients", ["inf", "NaN", "all infinite", "overflow"])
+@pytest.mark.parametrize("more", [list, lambda: many(5, dtype=torch.bfloat16)], ids=["Go", "mixed"])
+def test_nothing_changes_if_the_norm_is_not_finite(more, gradients, norm_type):
+    def make():
+        return [*GRADIENTS[gradients][0](), *more()]
+
+    if gradients == "overflow" and norm_type != 2:
+        return  # this norm is finite
+    said = []
+    for module in BOTH:
+        params = parameters(make())
+        with pytest.raises(RuntimeError, match="is non-finite, so it cannot be clipped") as error:
+            module.clip_grad_norm_(params, 0.37, norm_type, error_if_nonfinite=True)
+        said.append(str(error.value))
+        assert_bit_equal([p.grad for p in params], make())
+        assert [p.grad._version for p in params] == [g._version for g in make()]
+    assert said[0] == said[1]
 
 
 @pytest.mark.parametrize("dtype", [F32, F64])
@@ -403,6 +416,17 @@ def test_device_without_foreach(monkeypatch):
     monkeypatch.setattr("goptim.clip._device_has_foreach_support", lambda device: False)
     for call in ("clip with foreach",):
         check(CALLS[call][0], lambda: [*few(), *many(5, dtype=torch.bfloat16)])
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("call", ["clip", "norm", "value"])
+def test_compilation(call):
+    """Compiled, a call is traced into one graph of torch's operations."""
+
+    def compiled(module, params):
+        return torch.compile(lambda params: CALLS[call][0](module, params), backend="eager", fullgraph=True)(params)
+
+    check(compiled, few)
 
 
 def test_changes_during_a_call():

@@ -158,7 +158,7 @@ def fits_float32(x: object) -> bool:
 
 @functools.cache
 def order_of_norms() -> int:
-    """The order in which this torch adds squares: 0, 1 if it fuses them into their sum as torch 2.6 does, 2 on arm64."""
+    """How this torch adds squares: 0; 1 if it fuses products and sums, as torch 2.6 does; or 2, as on arm64."""
     return 2 if platform.machine() in ("aarch64", "arm64") else int(fused_norms())
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -229,13 +228,13 @@ def _apply(
 
 
 def _torch_lerp(averages: Sequence[Tensor], params: Sequence[Tensor], decay: float) -> None:
-    pairs = zip(averages, params, strict=True)
-    for whole, run in itertools.groupby(pairs, lambda pair: not (pair[0].is_floating_point() or pair[0].is_complex())):
-        if whole:
-            for average, p in run:
-                average.copy_(average * decay + p * (1 - decay))
-        else:
-            torch._foreach_lerp_(*map(list, zip(*run, strict=True)), 1 - decay)
+    pairs = list(zip(averages, params, strict=True))
+    lerps = [(a, p) for a, p in pairs if a.is_floating_point() or a.is_complex()]
+    if lerps:
+        torch._foreach_lerp_([a for a, _ in lerps], [p for _, p in lerps], 1 - decay)
+    for a, p in pairs:
+        if not (a.is_floating_point() or a.is_complex()):
+            a.copy_(a * decay + p * (1 - decay))
 
 
 def _torch_mul_add(averages: Sequence[Tensor], params: Sequence[Tensor], decay: float) -> None:

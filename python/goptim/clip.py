@@ -205,6 +205,9 @@ def as_tensor(norm: float, size: int) -> Tensor:
 
 def _torchs(name: str, *args: Any) -> Any:
     """Call torch's function."""
+    if torch.compiler.is_compiling():  # a compiler may not trace the other context
+        with torch.no_grad():
+            return _originals.CLIP[name](*args)
     with torch.no_grad(), threads_after_fork():
         return _originals.CLIP[name](*args)
 
