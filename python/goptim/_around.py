@@ -1,8 +1,8 @@
-"""What surrounds a step in one call: gradients are clipped before it, parameters averaged and gradients cleared after it.
+"""What surrounds a step in one call: clipping before it, averages of parameters and clearing of gradients after it.
 
-If all parameters run in Go, gather.c passes an Around to Go, which clips gradients as the update reads them, and averages
-and clears each block of memory while it is in cache. Otherwise the same happens in separate calls, whose results are
-the same, except that gradients of parameters that fall back to torch are clipped in place.
+If all parameters run in Go, gather.c passes an Around to Go, which clips gradients as the update reads them, and
+averages and clears each block of memory while it is in cache. Otherwise the same happens in separate calls, whose
+results are the same, except that gradients of parameters that fall back to torch are clipped in place.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Around:
         )
 
     def clip(self, in_go: bool) -> None:
-        """Compute the norm, and set the factor of gradients in Go. If they cannot be scaled there, clip all in place."""
+        """Compute the norm, and set the factor of gradients in Go. If Go cannot scale them, clip all in place."""
         self.begun = True
         if self.max_norm is None:
             return
@@ -124,7 +124,8 @@ class Around:
     def clip_rest(self, params: list[Tensor]) -> None:
         """Clip gradients of parameters that do not run in Go, or are sparse, in place."""
         if self.factor is not None and params:
-            assert self.max_norm is not None and self.total is not None
+            assert self.max_norm is not None
+            assert self.total is not None
             clip_grads_with_norm_(params, self.max_norm, self.total)
 
     def _set_norm(self, total: Tensor) -> None:

@@ -62,7 +62,7 @@ class GoStep(ZeroGrad):
     """For every step, the argument ``ema`` that is not given to it. It is not saved with the state."""
 
     grad_norm: Tensor | None = None
-    """The norm of the gradients of the last step with ``max_grad_norm``, before clipping: a tensor without dimensions."""
+    """The norm of all gradients before clipping, in the last step with ``max_grad_norm``."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -149,11 +149,13 @@ class GoStep(ZeroGrad):
                 index that is out of range, or max_grad_norm is not a number of at least 0. Nothing has been written in
                 that case, except that gradients may have been clipped in place.
         """
-        if max_grad_norm is None and ema is None and zero_grad is False and self.max_grad_norm is None and self.ema is None:
+        if max_grad_norm is None:
+            max_grad_norm = self.max_grad_norm
+        if ema is None:
+            ema = self.ema
+        if max_grad_norm is None and ema is None and zero_grad is False:
             return self._step(closure)
-        around = Around(
-            self, self.max_grad_norm if max_grad_norm is None else max_grad_norm, self.ema if ema is None else ema, zero_grad
-        )
+        around = Around(self, max_grad_norm, ema, zero_grad)
         loss = None
         if closure is not None:
             with torch.enable_grad():

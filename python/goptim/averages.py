@@ -178,7 +178,7 @@ class EMA:
         if rows < len(params):
             left = [(a, p) for a, p in zip(averages, params, strict=True) if a is not None and p.grad is None]
             if left:
-                ema_(*map(list, zip(*left, strict=True)), self._decay)
+                ema_([a for a, _ in left], [p for _, p in left], self._decay)
         if rest:
             ema_([self.averages[i] for i in rest], [self.params[i] for i in rest], self._decay)
 
