@@ -76,7 +76,8 @@ class Around:
         if not kind.around or flags == 0:
             return False
         if ema is not None and flags & _AVERAGE:
-            averages, _ = ema.of_step(_params_of(asked))
+            params = _params_of(asked)
+            averages, rest = ema.of_step(params)
         done = self._call(
             asked, (flags, order_of_norms(), self.max_norm or 0.0, 1.0, ema.weight if ema else 0.0, averages)
         )
@@ -88,8 +89,8 @@ class Around:
         if ema is not None:
             if averages is None:
                 ema.update()
-            else:
-                ema.update_rest(_params_of(asked), self.rows)
+            elif rest or self.rows < len(params):
+                ema.update_rest(params, self.rows)
         if self.clears and not clears:
             optimizer.zero_grad(set_to_none=False)
         return True
