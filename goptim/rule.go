@@ -33,6 +33,7 @@ func elementwiseSpec[O, S any](
 	}
 	k := s.kind()
 	k.Extra = append(k.Extra, extra...)
+	k.Around = s.tensors == 0 && len(s.states) <= engine.AverageState
 	k.Step, k.Spec = s.stepGroups, s
 	steps.Register(k)
 	return s
@@ -84,6 +85,7 @@ type pass[S any] struct {
 	joined   []engine.Row // the rows of several tables
 	added    []addition[S]
 	turn     turn
+	around   around
 }
 
 // An addition is the rows of one group, up to end.
@@ -109,7 +111,7 @@ type terms[S any] struct {
 
 func (p *pass[S]) begin(k kernels[S], rows []engine.Row) {
 	p.kernels, p.rows, p.distinct, p.at = k, rows, p.distinct[:0], p.at[:0]
-	p.added, p.turn = p.added[:0], turn{waiting: true}
+	p.added, p.turn, p.around.on = p.added[:0], turn{waiting: true}, false
 	p.log.begin()
 }
 
@@ -211,6 +213,11 @@ func (p *pass[S]) take() bool {
 
 // Update implements engine.Pass.
 func (p *pass[S]) Update(part engine.Part) {
+	var scaled *buffer
+	if p.around.scales {
+		scaled = buffers.Get().(*buffer)
+		defer buffers.Put(scaled)
+	}
 	for row := part.First; row <= part.Last; row++ {
 		if p.turn.waiting && row >= p.turn.row && !p.take() {
 			return
@@ -219,12 +226,21 @@ func (p *pass[S]) Update(part engine.Part) {
 		t := &p.distinct[p.at[row]]
 		if next := row + ahead; next <= part.Last {
 			p.rows[next].Prefetch(&t.layout)
+			if p.around.averages {
+				p.rows[next].PrefetchAverage()
+			}
 		}
 		lo, hi := part.Of(row, int(r.N))
 		if lo == hi {
 			continue
 		}
-		if r.DType() == engine.Float32 {
+		if p.around.on {
+			if r.DType() == engine.Float32 {
+				updateAround(&p.around, around32, p.kernels.f32, t, r, lo, hi, scaled)
+			} else {
+				updateAround(&p.around, around64, p.kernels.f64, t, r, lo, hi, scaled)
+			}
+		} else if r.DType() == engine.Float32 {
 			param, grad, states := engine.View[float32](r, &t.layout, lo, hi)
 			kernel.Apply(p.kernels.f32, &t.scalars, param, grad, states)
 		} else {
@@ -264,8 +280,16 @@ func (s *spec[O, S]) stepGroups(c steps.Call) error {
 		}
 		i++
 	}
-	if c.OnlyCheck || p.idle() {
+	if c.OnlyCheck || (p.idle() && c.Around == nil) {
 		return nil
+	}
+	if c.Around != nil {
+		if err := p.around.begin(rows, &c); err != nil {
+			return fmt.Errorf("goptim: %s: %w", p.rules[0].name(), err)
+		}
+		if !p.around.on {
+			return nil
+		}
 	}
 	if err := engine.Run(p, rows, c.Threads, c.Team); err != nil {
 		return fmt.Errorf("goptim: %s: %w", p.rules[0].name(), err)

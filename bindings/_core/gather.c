@@ -45,8 +45,15 @@ typedef struct { /* goptim.sparseRow */
 typedef struct { /* steps.Group */
 	uint64_t next, table;
 	int64_t rows, count;
+	uint64_t around;
 	double scalars[SCALARS];
 } Group;
+typedef struct { /* steps.Around */
+	int64_t flags, order;
+	double max_norm, coefficient, weight, norm;
+	int64_t done;
+} Around;
+enum { CLIP = 1 << 0, SCALED = 1 << 1, AVERAGE = 1 << 2, CLEAR = 1 << 3 }; /* steps.Clip and so on */
 enum { FIRST = 1 << 0, OWNED = 1 << 1, FIRST_SCALAR = 1 << 8 }; /* engine.Flags */
 
 /* Who steps a parameter; the codes of _step.py. Of two codes, the larger one applies. */
@@ -310,10 +317,12 @@ typedef struct {
 	char *found;             /* n of size_of_found bytes, which depends on the kind; below, n of each */
 	size_t size_of_found;
 	char *rows;
-	uint32_t **version;      /* up to 1 + tensors per parameter */
+	uint32_t **version;      /* up to 2 + tensors per parameter */
 	uint8_t *code;
 	Group *group;
 	Py_ssize_t *size;        /* number of parameters per group */
+	PyObject *averages;      /* of each parameter, or None; NULL without averages */
+	int clears;              /* whether Go clears the gradients */
 	int list, pairs;         /* in step_lists: a list's flags, and whether a row has two tensors */
 } Call;
 
@@ -869,6 +878,25 @@ static int fill_list(const Call *c, Found *f, Row *row, uint32_t ***version)
 	return GO;
 }
 
+/* fill_around adds to a row, which is in Go, what surrounds its step, and returns a code. */
+static int fill_around(const Call *c, Py_ssize_t i, Row *row, uint32_t ***version)
+{
+	const Found *f = found_at(c, i);
+	View param, v;
+	if (c->clears) {
+		if (!view(c->layout, f->tensor[GRAD], 0, &v)) return PYTHON;
+		*(*version)++ = v.version;
+	}
+	PyObject *average = c->averages == NULL ? Py_None : PyTuple_GetItem(c->averages, i);
+	if (average == Py_None) return GO;
+	if (!is_plain(c, average) || !view(c->layout, average, 0, &v) || !view(c->layout, f->p, 0, &param)) return PYTHON;
+	if (alike(&param, &v) != GO) return PYTHON;
+	row->state[STATES - 1] = v.at;
+	row->state_type[STATES - 1] = v.dtype;
+	*(*version)++ = v.version;
+	return GO;
+}
+
 /* touch prefetches the tensor objects of parameter i, which may have left the cache since they were referenced. */
 static void touch(const Call *c, Py_ssize_t i)
 {
@@ -922,6 +950,7 @@ static int write_rows(const Call *c, uint32_t ***version)
 			else if (c->list) code = code == GO ? fill_list(c, f, to, version) : code;
 			else if (f->given != NULL) code = copy(c, f, to, version);
 			else if (code == GO || code == TORCH) code = fill(c, f, to, version, &memory);
+			if (code == GO && (c->averages != NULL || c->clears)) code = fill_around(c, i, to, version);
 			c->code[i] = code;
 			if (code == GO) {
 				to++;
@@ -1150,7 +1179,7 @@ enum { ROOM = 1 << 11 }; /* words on the stack, enough for small steps */
 static size_t need_of(Call *c)
 {
 	c->size_of_found = sizeof(Found) + c->tensors * sizeof(PyObject *);
-	size_t of_each = c->size_of_found + sizeof(Row) + (1 + c->tensors) * sizeof(uint32_t *) + 1;
+	size_t of_each = c->size_of_found + sizeof(Row) + (2 + c->tensors) * sizeof(uint32_t *) + 1;
 	return c->n * of_each + c->groups * (sizeof(Group) + sizeof(Py_ssize_t)) + 8;
 }
 
@@ -1161,7 +1190,7 @@ static void divide(Call *c, char *memory)
 	c->group = (Group *)(c->found + c->n * c->size_of_found);
 	c->size = (Py_ssize_t *)(c->group + c->groups);
 	c->version = (uint32_t **)(c->size + c->groups);
-	c->rows = (char *)(c->version + (1 + c->tensors) * c->n);
+	c->rows = (char *)(c->version + (2 + c->tensors) * c->n);
 	c->code = (uint8_t *)c->rows + sizeof(Row) * c->n;
 	memset(memory, 0, (char *)c->version - memory);
 }
@@ -1296,23 +1325,70 @@ static int read_torch(Call *c, PyObject *layout, PyObject *plain)
 	return sound;
 }
 
+/* requires_grad reports whether a tensor of the first plain type requires a gradient. It returns -1 with an exception. */
+static int requires_grad(const Call *c, PyObject *t)
+{
+	PyObject *answer = value(c, &c->requires_grad, t, 1);
+	int does = answer == Py_False ? 0 : answer == NULL ? -1 : PyObject_IsTrue(answer);
+	Py_XDECREF(answer);
+	return does;
+}
+
+/* leave_graphs makes Python decide about gradients that require a gradient, so that they are detached before they are
+ * cleared. It returns 1, or -1 with an exception. */
+static int leave_graphs(Call *c)
+{
+	for (Py_ssize_t i = 0; i < c->n && c->layout != NULL; i++) {
+		Found *f = found_at(c, i);
+		if (f->code != GO || f->given != NULL) continue;
+		const char *impl = word(f->tensor[GRAD], c->layout->impl);
+		if (impl == NULL || word(impl, c->layout->autograd) == NULL) continue;
+		int requires = requires_grad(c, f->tensor[GRAD]);
+		if (requires < 0) return -1;
+		if (requires) f->code = PYTHON;
+	}
+	return 1;
+}
+
+/* read_around reads the last argument of step_groups. It returns 1, or 0 with an exception. */
+static int read_around(Call *c, PyObject *from, Around *to)
+{
+	long long flags = 0, order = 0;
+	PyObject *averages;
+	if (!PyArg_ParseTuple(from, "LLdddO", &flags, &order, &to->max_norm, &to->coefficient, &to->weight, &averages)) return 0;
+	to->flags = flags;
+	to->order = order;
+	c->clears = flags & CLEAR ? 1 : 0;
+	if (!(flags & AVERAGE)) return 1;
+	if (!PyTuple_CheckExact(averages) || PyTuple_Size(averages) != c->n) {
+		PyErr_Format(PyExc_ValueError, "step_groups: averages %R, expected a tuple of %zd", averages, c->n);
+		return 0;
+	}
+	c->averages = averages;
+	return 1;
+}
+
 const char step_groups_doc[] =
-	"step_groups(kind, layout, plain, state, groups, threads, /)\n--\n\n"
+	"step_groups(kind, layout, plain, state, groups, threads, around=None, /)\n--\n\n"
 	"Step groups of parameters in Go, and return the number of parameters stepped. If a parameter that has a gradient is\n"
 	"not on the fast path, write nothing, and return one byte per parameter: 0 for Go, 1 for no gradient, 2 for torch,\n"
 	"3 if Python has to decide.\n\n"
 	"kind: the result of make_kind. layout: the result of _layout.find, or None. plain: the types of fast-path parameters,\n"
 	"torch.Tensor first. state: the optimizer's state. groups: for each, the parameters, the dict, and the scalars that are\n"
 	"not in the dict. threads: the largest number of threads; 0 to check without a step; negative to raise the errors that\n"
-	"Go would raise, without writing.\n\n"
+	"Go would raise, without writing. around: what surrounds the step, or None: flags (1 to clip, 2 to scale, 4 to average,\n"
+	"8 to clear the gradients); the order of norms; the largest norm; the factor of the gradients; the weight of a parameter\n"
+	"in its average; and for each parameter its average or None, or None for all. The result is then a tuple of the number\n"
+	"of parameters, the size of an element of the first one in bytes, and the norm; or None, and nothing was written, if\n"
+	"parameters to be clipped have several dtypes or tensors share memory.\n\n"
 	"A parameter may be replaced by a row: a tuple of the parameter, the gradient, the step or None, the states of the\n"
 	"kind, each a tensor or None, and the dict in which the states are stored after the step, or None. It may also be\n"
 	"replaced by a pair: the parameter and the tensor to use as the state without a key.";
 
 PyObject *step_groups(PyObject *module, PyObject *const *args, Py_ssize_t n)
 {
-	PyTypeObject *types[] = {NULL, NULL, &PyTuple_Type, NULL, &PyTuple_Type, &PyLong_Type};
-	if (!expect("step_groups", types, 6, args, n)) return NULL;
+	PyTypeObject *types[] = {NULL, NULL, &PyTuple_Type, NULL, &PyTuple_Type, &PyLong_Type, &PyTuple_Type};
+	if (!expect("step_groups", types, n == 7 ? 7 : 6, args, n)) return NULL;
 	Call c = {.kind = PyCapsule_GetPointer(args[0], kind_name), .state = args[3]};
 	if (c.kind == NULL) return NULL;
 	PyObject *layout = args[1], *plain = args[2], *groups = args[4], *result = NULL;
@@ -1332,6 +1408,8 @@ PyObject *step_groups(PyObject *module, PyObject *const *args, Py_ssize_t n)
 		return NULL;
 	}
 
+	Around around = {0};
+	if (n == 7 && !read_around(&c, args[6], &around)) return NULL;
 	if (!PyDict_Check(c.state)) c.layout = NULL; /* Python looks the states up */
 	if (find_attributes(&c, BLOCK) < 0) goto done;
 
@@ -1357,6 +1435,7 @@ PyObject *step_groups(PyObject *module, PyObject *const *args, Py_ssize_t n)
 		for (Py_ssize_t i = 0; i < c.size[g] && packed == 0; i++) found_at(&c, first + i)->torchs = 1;
 		first += c.size[g];
 	}
+	if (ok >= 0 && c.clears) ok = leave_graphs(&c);
 	if (ok < 0) goto end;
 
 	/* From here until Go has returned, no Python code runs; keep_order runs some, but only if Go is not called. */
@@ -1371,11 +1450,28 @@ PyObject *step_groups(PyObject *module, PyObject *const *args, Py_ssize_t n)
 		next = &c.group[g].next;
 		rows += c.group[g].rows;
 	}
-	if (ok && rows > 0 && threads != 0) {
+	const Row *row = (const Row *)c.rows;
+	int surrounded = ok && around.flags != 0, alone = 1;
+	for (long long i = 1; surrounded && i < rows && around.flags & CLIP; i++) alone &= row[i].param_type == row[0].param_type;
+	if (surrounded && rows > 0) ((Group *)(uintptr_t)head)->around = (uint64_t)(uintptr_t)&around;
+	if (ok && alone && rows > 0 && threads != 0) {
 		if (call(&c, c.kind->number, head, version, threads > 0, threads) < 0) goto end;
-		if (threads > 0 && keep(&c) < 0) goto end;
+		if (surrounded && !around.done) {
+			alone = 0;
+			count(&c, version, -1); /* nothing was written */
+		}
+		if (alone && threads > 0 && keep(&c) < 0) goto end;
 	}
-	result = ok ? PyLong_FromLongLong(rows) : PyBytes_FromStringAndSize((const char *)c.code, c.n);
+	if (!ok) {
+		result = PyBytes_FromStringAndSize((const char *)c.code, c.n);
+	} else if (!surrounded) {
+		result = PyLong_FromLongLong(rows);
+	} else if (alone) {
+		result = Py_BuildValue("Lid", rows, rows > 0 ? (int)size_of(row[0].param_type) : 0, around.norm);
+	} else {
+		Py_INCREF(Py_None);
+		result = Py_None;
+	}
 end:
 	drop(&c);
 	Py_XDECREF(c.inner[0]);
@@ -1384,15 +1480,6 @@ end:
 done:
 	Py_XDECREF(c.grad.descriptor);
 	return result;
-}
-
-/* requires_grad reports whether a tensor of the first plain type requires a gradient. It returns -1 with an exception. */
-static int requires_grad(const Call *c, PyObject *t)
-{
-	PyObject *answer = value(c, &c->requires_grad, t, 1);
-	int does = answer == Py_False ? 0 : answer == NULL ? -1 : PyObject_IsTrue(answer);
-	Py_XDECREF(answer);
-	return does;
 }
 
 /* find_list acquires references to the tensors of a list's rows: i of them are in tensors, and the second ones in others,
@@ -1594,15 +1681,18 @@ PyObject *layouts(PyObject *module, PyObject *const *args, Py_ssize_t n)
 		FIELD(SparseRow, width), FIELD(SparseRow, dtype), FIELD(SparseRow, indices), FIELD(SparseRow, values),
 		FIELD(SparseRow, order), FIELD(SparseRow, n), FIELD(SparseRow, step),
 		{"Group", "", 0, sizeof(Group)}, FIELD(Group, next), FIELD(Group, table), FIELD(Group, rows), FIELD(Group, count),
-		FIELD(Group, scalars),
+		FIELD(Group, around), FIELD(Group, scalars),
+		{"Around", "", 0, sizeof(Around)}, FIELD(Around, flags), FIELD(Around, order), FIELD(Around, max_norm),
+		FIELD(Around, coefficient), FIELD(Around, weight), FIELD(Around, norm), FIELD(Around, done),
 	};
 #undef FIELD
 	static const struct { const char *name; int value; } constants[] = {
 		{"Scalars", SCALARS}, {"States", STATES}, {"First", FIRST}, {"Owned", OWNED}, {"FirstScalar", FIRST_SCALAR}, {"none", NONE},
 		{"float32", FLOAT32}, {"float64", FLOAT64}, {"bfloat16", BFLOAT16}, {"float16", FLOAT16},
+		{"Clip", CLIP}, {"Scaled", SCALED}, {"Average", AVERAGE}, {"Clear", CLEAR},
 	};
 	if (!expect("layouts", NULL, 0, args, n)) return NULL;
-	PyObject *structs = Py_BuildValue("{s:{},s:{},s:{}}", "Row", "SparseRow", "Group"), *numbers = PyDict_New();
+	PyObject *structs = Py_BuildValue("{s:{},s:{},s:{},s:{}}", "Row", "SparseRow", "Group", "Around"), *numbers = PyDict_New();
 	int ok = structs != NULL && numbers != NULL;
 	for (size_t i = 0; i < sizeof fields / sizeof *fields && ok; i++) {
 		PyObject *at = Py_BuildValue("[nn]", (Py_ssize_t)fields[i].offset, (Py_ssize_t)fields[i].size);

@@ -25,8 +25,30 @@ type Group struct {
 	Table   uintptr // the address of the first row
 	Rows    int64
 	Count   int64            // the number of scalars
+	Around  uintptr          // in the first group, the address of an Around, or 0
 	Scalars [Scalars]float64 // and after them the kind's results, which Step writes
 }
+
+// An Around is what a step does besides updating its rows: it clips the gradients that the update reads, averages the
+// parameters, and clears the gradients. Its layout is fixed like that of a Group.
+type Around struct {
+	Flags       int64
+	Order       int64   // of norms, an index of reduce.Orders
+	MaxNorm     float64 // for Clip
+	Coefficient float64 // for Scaled
+	Weight      float64 // of a parameter in its average, for Average
+	// Results.
+	Norm float64 // of all gradients, for Clip
+	Done int64   // 0 if the rows are not independent; then nothing has changed
+}
+
+// The flags of an Around.
+const (
+	Clip    = 1 << iota // the gradients are clipped to MaxNorm; all rows have one type
+	Scaled              // the gradients are multiplied by Coefficient; rows may depend on each other
+	Average             // a row's last state is the average of its parameter, or missing
+	Clear               // the gradients become 0
+)
 
 // After returns the next group, or nil after the last.
 func (g *Group) After() *Group { return at(g.Next) }
@@ -39,9 +61,10 @@ func (g *Group) Results() []float64 { return g.Scalars[g.Count:] }
 
 // A Call is one step of some groups.
 type Call struct {
-	Groups    *Group // the first of a linked list
-	Threads   int    // maximum number of threads
-	OnlyCheck bool   // report the errors of the rows and the scalars without changing anything
+	Groups    *Group  // the first of a linked list
+	Around    *Around // or nil
+	Threads   int     // maximum number of threads
+	OnlyCheck bool    // report the errors of the rows and the scalars without changing anything
 	// Team calls work concurrently on up to the given number of threads, including the caller's, and returns when all
 	// calls have returned. The argument of work is the number of its thread from 0, or -1. If Team is nil, the engine's
 	// own threads are used.
@@ -65,6 +88,12 @@ func (k *Kind) Call(groups uintptr, c Call) (rows int64, err error) {
 		address, rows = g.Next, rows+g.Rows
 	}
 	c.Groups = at(groups)
+	if address := c.Groups.Around; address != 0 {
+		if int64(address) < 4096 || address%8 != 0 || !k.Around {
+			return 0, fmt.Errorf("goptim: %s: an Around at %#x: %w", k.Name, int64(address), ErrCall)
+		}
+		c.Around = *(**Around)(unsafe.Pointer(&address))
+	}
 	return rows, k.Step(c)
 }
 
@@ -96,6 +125,7 @@ type Kind struct {
 	Counts  bool    `json:"counts"`  // whether a parameter's state has a step count
 	Integer bool    `json:"integer"` // whether the step count is a Python int
 	States  []State `json:"states"`
+	Around  bool    `json:"around"` // whether groups may have an Around
 	Sparse  bool    `json:"sparse"` // whether a table contains goptim's sparseRow instead of engine.Row
 	// Sums reports whether the gradients of a repeated row are summed first. Zero are options that must be zero. Both are
 	// only for kinds of sparse gradients.
@@ -175,8 +205,10 @@ type Description struct {
 }
 
 var description = Description{
-	Structs:   map[string]map[string][2]uintptr{"Group": fieldsOf(reflect.TypeFor[Group]())},
-	Constants: map[string]int{"Scalars": Scalars},
+	Structs: map[string]map[string][2]uintptr{
+		"Group": fieldsOf(reflect.TypeFor[Group]()), "Around": fieldsOf(reflect.TypeFor[Around]()),
+	},
+	Constants: map[string]int{"Scalars": Scalars, "Clip": Clip, "Scaled": Scaled, "Average": Average, "Clear": Clear},
 }
 
 // DescribeStruct adds a struct whose address is passed to the bindings.

@@ -15,7 +15,7 @@ from torch.optim import (
     lr_scheduler as lr_scheduler,
 )
 
-from goptim import hf as hf, swa_utils as swa_utils, testing as testing
+from goptim import amp as amp, hf as hf, swa_utils as swa_utils, testing as testing
 from goptim._explain import explain as explain
 from goptim._state import load_state as load_state, save_state as save_state
 from goptim.adadelta import Adadelta as Adadelta
@@ -24,7 +24,7 @@ from goptim.adagrad import Adagrad as Adagrad
 from goptim.adam import Adam as Adam, AdamW as AdamW, AMSGrad as AMSGrad
 from goptim.adamax import Adamax as Adamax
 from goptim.asgd import ASGD as ASGD
-from goptim.averages import ema_ as ema_, polyak_update as polyak_update
+from goptim.averages import EMA as EMA, ema_ as ema_, polyak_update as polyak_update
 from goptim.clip import (
     clip_grad_norm_ as clip_grad_norm_,
     clip_grad_value_ as clip_grad_value_,
@@ -53,6 +53,7 @@ __all__ = [
     *_torch_optim.__all__,
     "AMSGrad",
     *_for_loop.CLASSES,
+    "EMA",
     "clip_grad_norm_",
     "clip_grad_value_",
     "clip_grads_with_norm_",

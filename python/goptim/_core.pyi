@@ -33,8 +33,9 @@ def step_groups(
     state: MutableMapping[Tensor, Any],
     groups: tuple[tuple[tuple[Any, ...], dict[str, Any], tuple[Any, ...]], ...],
     threads: int,
+    around: tuple[int, int, float, float, float, tuple[Tensor | None, ...] | None] | None = None,
     /,
-) -> int | bytes: ...
+) -> int | bytes | tuple[int, int, float] | None: ...
 def step_lists(
     kind: int,
     results: int,

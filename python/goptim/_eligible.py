@@ -31,6 +31,9 @@ functorch: Callable[[], Any] = torch._C._functorch.peek_interpreter_stack
 # Methods that read a dict. gather.c does not call them.
 _LOOKUPS = ("__getitem__", "__contains__", "__len__", "get")
 
+# Why a step falls back to torch unless Go divides the gradients by the scale (_scaler.py).
+SCALED = "a GradScaler passes its scale to the optimizer"
+
 # Why a parameter falls back to torch that alone would run in Go.
 SHARED = "it shares memory with another parameter that falls back to torch"
 
@@ -51,7 +54,7 @@ def reason_of_optimizer(optimizer: Optimizer) -> str | None:
     if functorch() is not None:
         return "functorch is active"
     if getattr(optimizer, "grad_scale", None) is not None or getattr(optimizer, "found_inf", None) is not None:
-        return "a GradScaler passes its scale to the optimizer"
+        return SCALED
     return reason_of_state(optimizer.state)
 
 

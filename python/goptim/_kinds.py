@@ -49,6 +49,7 @@ class Kind:
         self.integer: bool = description["integer"]
         self.sparse: bool = description["sparse"]
         self.sums: bool = description["sums"]
+        self.around: bool = description["around"]
         self.zero: tuple[str, ...] = tuple(description.get("zero", ()))
         self.flags = frozenset(description["flags"])
         self.absent = absent

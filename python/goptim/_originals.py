@@ -12,6 +12,7 @@ import types
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+import torch
 import torch.optim as _torch_optim
 from torch.nn.utils import clip_grad as _clip_grad
 from torch.optim import swa_utils as _swa_utils
@@ -100,6 +101,8 @@ def copied(f: types.FunctionType) -> types.FunctionType:
     copy.__kwdefaults__ = f.__kwdefaults__
     return copy
 
+
+UNSCALE: Callable[..., Any] = torch.amp.GradScaler._unscale_grads_
 
 ZERO_GRAD: Callable[..., None] = Optimizer.zero_grad
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from goptim import _functions, _originals
+from goptim import _functions, _originals, _scaler
 
 # The patched classes of torch.optim, with their original and their patched __init__.
 _patched: dict[type[Optimizer], tuple[Callable[..., None], Callable[..., None]]] = {}
@@ -62,6 +62,7 @@ def patch() -> Patch:
                 _patched[theirs] = init, hook
                 theirs.__init__ = hook  # type: ignore[method-assign]
             _functions.replace()
+            _scaler.patch()
         return Patch(was)
 
 
@@ -76,6 +77,7 @@ def unpatch() -> None:
                 theirs.__init__ = init  # type: ignore[method-assign]
         _patched.clear()
         _functions.restore()
+        _scaler.unpatch()
 
 
 def replacements() -> dict[type[Optimizer], type[Optimizer]]:

@@ -21,12 +21,14 @@ from torch.optim.optimizer import (
     _global_optimizer_pre_hooks as _global_pre_hooks,
 )
 
-from goptim import _native, _numbers, _parts
-from goptim._eligible import PLAIN, SHARED, WITH_GROUP, dispatch_modes, looks_up, memory_of, reason_of_optimizer
+from goptim import _native, _numbers, _parts, _scaler
+from goptim._around import Around
+from goptim._eligible import PLAIN, SCALED, SHARED, WITH_GROUP, dispatch_modes, looks_up, memory_of, reason_of_optimizer
 from goptim._fallback import stand_in, threads_after_fork, undecorated_step, with_message
 from goptim._kinds import Kind, kind_of
 from goptim._parts import GO, NO_GRADIENT, PYTHON, TORCH, Asked, Part, bump_versions
 from goptim._zero import ZeroGrad, begin_record, end_record
+from goptim.averages import EMA
 
 _FOR_TORCH = bytes([NO_GRADIENT, TORCH])
 
@@ -52,6 +54,15 @@ class GoStep(ZeroGrad):
     """Whether an element's update is independent of other elements, so that part of a parameter can be stepped."""
 
     part_class: ClassVar[type[Part]] = Part
+
+    max_grad_norm: float | None = None
+    """For every step, the argument ``max_grad_norm`` that is not given to it. It is not saved with the state."""
+
+    ema: EMA | None = None
+    """For every step, the argument ``ema`` that is not given to it. It is not saved with the state."""
+
+    grad_norm: Tensor | None = None
+    """The norm of all gradients before clipping, in the last step with ``max_grad_norm``."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -107,44 +118,91 @@ class GoStep(ZeroGrad):
         _native.core()
         super().add_param_group(param_group)
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(
+        self,
+        closure: Callable[[], Any] | None = None,
+        *,
+        max_grad_norm: float | None = None,
+        ema: EMA | None = None,
+        zero_grad: bool = False,
+    ) -> Any:
         """Update the parameters by their gradients, in place.
+
+        The keyword arguments have the results of separate calls before and after the step, bit for bit, in fewer
+        passes over the memory. The gradients then stay as they were before clipping. Those of parameters that fall back
+        to torch, and of classes that are not elementwise (Adafactor and Muon), are clipped in place.
 
         Args:
             closure: re-evaluates the model and returns the loss; it runs with gradients enabled.
+            max_grad_norm: clip the gradients of all parameters of the optimizer first, as
+                :func:`torch.nn.utils.clip_grad_norm_` does. Their norm is then ``grad_norm``. The default is the
+                attribute of the same name.
+            ema: averages to update after the step. All of them are updated, also those of parameters that this step
+                leaves out. The default is the attribute of the same name.
+            zero_grad: fill the gradients with zeros afterwards, as ``zero_grad(set_to_none=False)`` does.
 
         Returns:
             What the closure returned, or None.
 
         Raises:
-            ValueError: the shape of a gradient or a state differs from its parameter's, or a sparse gradient has a row
-                index that is out of range. Nothing has been written in that case.
+            ValueError: the shape of a gradient or a state differs from its parameter's, a sparse gradient has a row
+                index that is out of range, or max_grad_norm is not a number of at least 0. Nothing has been written in
+                that case, except that gradients may have been clipped in place.
         """
+        if max_grad_norm is None:
+            max_grad_norm = self.max_grad_norm
+        if ema is None:
+            ema = self.ema
+        if max_grad_norm is None and ema is None and zero_grad is False:
+            return self._step(closure)
+        around = Around(self, max_grad_norm, ema, zero_grad)
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._step(None, around)
+        return loss
+
+    def _step(self, closure: Callable[[], Any] | None, around: Around | None = None) -> Any:
+        """Step with what surrounds it. If that is not None, the closure has been called."""
         if torch.compiler.is_compiling():  # first, because a compiler cannot trace what follows
-            return undecorated_step(self.twin)(self, closure)
+            return self._all_torch(closure, around)
         if (why := reason_of_optimizer(self)) is not None:
+            if why is SCALED and (around is not None or _scaler.is_fused(self)):
+                return _scaler.step(self, closure, around)
             if _parts.watch is not None:
                 _parts.watch(
                     self, 0, [why for group in self.param_groups for p in group["params"] if p.grad is not None]
                 )
             with threads_after_fork():
-                return undecorated_step(self.twin)(self, closure)
+                return self._all_torch(closure, around)
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         groups = list(self.param_groups)
         asked = tuple([self._ask(group) for group in groups])
-        done = self._go(asked)
+        done = self._go(asked) if around is None else around.go(asked)
         if type(done) is not int:
             given, asked = asked, tuple(map(self._with_floats, groups, asked))
             if any(map(operator.is_not, asked, given)):
-                done = self._go(asked)
+                done = self._go(asked) if around is None else around.go(asked)
         if type(done) is int:
             if _parts.watch is not None:
                 _parts.watch(self, done, [])
         else:
-            self._step_parts(groups, asked, done)
+            self._step_parts(groups, asked, done, around)
+        if around is not None:
+            around.finish()
+        return loss
+
+    def _all_torch(self, closure: Callable[[], Any] | None, around: Around | None) -> Any:
+        """A step in torch alone."""
+        if around is not None:
+            around.clip(in_go=False)
+        loss = undecorated_step(self.twin)(self, closure)
+        if around is not None:
+            around.finish()
         return loss
 
     def _ask(self, group: dict[str, Any]) -> Asked:
@@ -178,13 +236,17 @@ class GoStep(ZeroGrad):
             threads = torch.get_num_threads()
         return core.step_groups(kind.handle, _native.layout(), PLAIN, self.state, groups, threads)
 
-    def _step_parts(self, groups: list[dict[str, Any]], asked: Sequence[Asked], codes: bytes) -> None:
+    def _step_parts(
+        self, groups: list[dict[str, Any]], asked: Sequence[Asked], codes: bytes, around: Around | None
+    ) -> None:
         """Step groups in which some parameters do not run in Go, or need a decision by Python."""
         if (
             _parts.watch is None
             and not codes.translate(None, _FOR_TORCH)
             and all(type(group["params"]) in (list, tuple) for group in groups)
         ):
+            if around is not None:
+                around.clip_rest([p for group in groups for p in group["params"]])
             self._torch_step(groups, asked, None)
             return
         sparse: list[tuple[Part, Tensor, Tensor]] = []
@@ -195,10 +257,10 @@ class GoStep(ZeroGrad):
                     part.check_sparse(p, g)
             new = self._make_states(parts)
             if any(part.fresh for part in parts) and any(part.rest for part in parts):
-                again = self._go(tuple(asked), ASK)  # new states may share memory with a parameter of torch
-                if type(again) is bytes:
+                judged = self._go(tuple(asked), ASK)  # new states may share memory with a parameter of torch
+                if type(judged) is bytes:
                     fresh = [part.fresh for part in parts]
-                    parts = self._sort(groups, asked, again)
+                    parts = self._sort(groups, asked, judged)
                     for part, params in zip(parts, fresh, strict=True):
                         part.fresh = params
             self._keep_order(parts)
@@ -217,11 +279,14 @@ class GoStep(ZeroGrad):
                         for p in new:
                             self.state.pop(p, None)
                         raise
+                if around is not None:
+                    around.clip_rest([p for part in parts for p in part.rest])
                 self._torch_step(groups, asked, parts)
             for part in parts:
                 part.finish()
             try:
-                done = self._go(tuple([part.asked for part in parts]))
+                again = tuple([part.asked for part in parts])
+                done = self._go(again) if around is None else around.go(again)
             except Exception:  # nothing has been written; new states may depend on a wrong lr, so they are removed
                 for p in [p for part in parts for p in part.fresh]:
                     self.state.pop(p, None)
@@ -232,6 +297,8 @@ class GoStep(ZeroGrad):
                     for state, made in part.made:
                         for key, t in made.items():
                             state[key] = t
+                if around is not None:
+                    around.clip_rest([p for _, p, _ in sparse])
                 for part, p, g in sparse:
                     part.step_sparse(p, g)
                 return

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+import operator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from goptim import _lists
 from goptim._fallback import threads_after_fork
 from goptim._lists import listed
 
-__all__ = ["ema_", "polyak_update"]
+__all__ = ["EMA", "ema_", "polyak_update"]
 
 
 def ema_(
@@ -51,6 +53,134 @@ def ema_(
         raise ValueError(f"ema_: {len(written)} averages, expected as many as parameters, which are {len(read)}")
     kind, fallback, scalar = _FORMS[form]
     _apply(kind, written, read, scalar(decay), lambda some, others: fallback(some, others, decay))
+
+
+class EMA:
+    r"""Exponential moving averages of parameters, for ``optimizer.step(ema=…)`` or on their own.
+
+    The averages begin as copies of the parameters. Each update is :func:`ema_` with the form ``"lerp"``:
+    :math:`a \leftarrow a + (1-d)(p - a)`, exactly as :func:`torch.optim.swa_utils.get_ema_multi_avg_fn` computes it.
+    ``optimizer.step(ema=ema)`` updates them in the pass that writes the parameters; :meth:`update` does it separately.
+
+    The averages are evaluated in place of the parameters: ``with ema.average_parameters(): evaluate(model)``.
+
+    Args:
+        params: parameters, or one parameter. They do not need to be those of one optimizer.
+        decay: d, from 0 to 1.
+
+    Attributes:
+        params: a tuple of the parameters.
+        averages: a tuple of tensors, each the average of the parameter at its index.
+        decay: d, which may be changed between updates.
+
+    Raises:
+        ValueError: the decay is not from 0 to 1.
+    """
+
+    def __init__(self, params: Tensor | Iterable[Tensor], decay: float) -> None:
+        self.decay = decay
+        self.params: tuple[Tensor, ...] = tuple(listed(params))
+        with torch.no_grad():
+            self.averages: tuple[Tensor, ...] = tuple(
+                [p.detach().clone(memory_format=torch.preserve_format) for p in self.params]
+            )
+        self._found: tuple[tuple[Any, ...], tuple[Tensor | None, ...], list[int]] | None = None
+
+    @property
+    def decay(self) -> float:
+        return self._decay
+
+    @decay.setter
+    def decay(self, decay: float) -> None:
+        if not 0 <= decay <= 1:
+            raise ValueError(f"EMA: decay is {decay!r}, expected a number from 0 to 1")
+        self._decay = decay
+
+    def update(self) -> None:
+        """Update all averages by the parameters."""
+        ema_(self.averages, self.params, self._decay)
+
+    def copy_to(self, params: Tensor | Iterable[Tensor] | None = None) -> None:
+        """Copy the averages to parameters: those that are averaged, or as many others, for example of another model.
+
+        Raises:
+            ValueError: the number of parameters is another one. Nothing has changed.
+        """
+        targets = self.params if params is None else listed(params)
+        if len(targets) != len(self.averages):
+            raise ValueError(f"EMA.copy_to: {len(targets)} parameters, expected {len(self.averages)}")
+        with torch.no_grad():
+            for p, average in zip(targets, self.averages, strict=True):
+                p.copy_(average)
+
+    def swap(self) -> None:
+        """Exchange the values of the averages and of the parameters. A second call restores them."""
+        with torch.no_grad():
+            for p, average in zip(self.params, self.averages, strict=True):
+                value = p.detach().clone()
+                p.copy_(average)
+                average.copy_(value)
+
+    @contextlib.contextmanager
+    def average_parameters(self) -> Iterator[None]:
+        """A context in which the parameters have the values of their averages. Its end restores both."""
+        self.swap()
+        try:
+            yield
+        finally:
+            self.swap()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The decay and the averages, by the names of torch-ema: ``decay`` and ``shadow_params``."""
+        return {"decay": self._decay, "shadow_params": list(self.averages)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Copy what :meth:`state_dict` returned to the averages.
+
+        Raises:
+            ValueError: the number of averages or one of their shapes is another one. Nothing has changed.
+        """
+        loaded = list(state_dict["shadow_params"])
+        if [t.shape for t in loaded] != [t.shape for t in self.averages]:
+            raise ValueError(
+                f"EMA.load_state_dict: averages of shapes {[tuple(t.shape) for t in loaded]}, "
+                f"expected {[tuple(t.shape) for t in self.averages]}"
+            )
+        self.decay = state_dict["decay"]
+        with torch.no_grad():
+            for average, t in zip(self.averages, loaded, strict=True):
+                average.copy_(t)
+
+    @property
+    def weight(self) -> float:
+        """The weight of a parameter in an update."""
+        return 1 - self._decay
+
+    @property
+    def written_alone(self) -> bool:
+        """Whether an update is that of this class, so that a step may do it."""
+        return type(self).update is EMA.update and _lists.fits_float32(self._decay)
+
+    def of_step(self, params: tuple[Any, ...]) -> tuple[tuple[Tensor | None, ...], list[int]]:
+        """The average of each parameter of a step, or None; and the indices of parameters that are not among them."""
+        found = self._found
+        if found is None or len(found[0]) != len(params) or not all(map(operator.is_, found[0], params)):
+            at = {id(p): i for i, p in enumerate(self.params)}
+            averages = tuple([self.averages[at[id(p)]] if id(p) in at else None for p in params])
+            stepped = {id(p) for p in params}
+            rest = [i for i, p in enumerate(self.params) if id(p) not in stepped or at[id(p)] != i]
+            found = self._found = params, averages, rest
+        return found[1], found[2]
+
+    def update_rest(self, params: tuple[Any, ...], rows: int) -> None:
+        """Update the averages that a step of parameters has left out, of which it has updated a number."""
+        averages, rest = self.of_step(params)
+        if rows < len(params):
+            left = [(a, p) for a, p in zip(averages, params, strict=True) if a is not None and p.grad is None]
+            if left:
+                ema_([a for a, _ in left], [p for _, p in left], self._decay)
+        if rest:
+            ema_([self.averages[i] for i in rest], [self.params[i] for i in rest], self._decay)
 
 
 def polyak_update(params: Iterable[Tensor], target_params: Iterable[Tensor], tau: float) -> None:

@@ -81,7 +81,7 @@ def clip_grad_norm_(
         if type(done) is tuple:
             rows, size, norm, _ = done
             if rows > 0 and (not error_if_nonfinite or math.isfinite(norm)):
-                return (_SCALAR if size == 4 else _DOUBLE).new_full((), norm)
+                return as_tensor(norm, size)
     if type(done) is not bytes:  # torch raises the errors
         return _torch_norm("clip_grad_norm_", params, max_norm, norm_type, error_if_nonfinite, foreach)
     with torch.no_grad():
@@ -120,7 +120,7 @@ def get_total_norm(
         if type(done) is tuple:
             rows, size, norm = done
             if rows > 0 and (not error_if_nonfinite or math.isfinite(norm)):
-                return (_SCALAR if size == 4 else _DOUBLE).new_full((), norm)
+                return as_tensor(norm, size)
     if type(done) is not bytes:
         return _torch_norm("get_total_norm", some, norm_type, error_if_nonfinite, foreach)
     with torch.no_grad():
@@ -196,6 +196,11 @@ def clip_grad_value_(parameters: Tensors, clip_value: float, foreach: bool | Non
                         g.clamp_(min=-clip_value, max=clip_value)
 
             _lists.CLAMP.apply(group, None, scalars, clamp, versions=2 if together else 1)
+
+
+def as_tensor(norm: float, size: int) -> Tensor:
+    """A norm as a tensor without dimensions. Size is that of an element of the gradients, or 0 if there are none."""
+    return (_DOUBLE if size == 8 else _SCALAR).new_full((), norm)
 
 
 def _torchs(name: str, *args: Any) -> Any:

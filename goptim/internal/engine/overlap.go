@@ -84,7 +84,12 @@ func (r *Ranges) add(address uintptr, bytes int, use uint64) {
 }
 
 // AddRows adds the tensors and the scalar states of rows.
-func (r *Ranges) AddRows(rows []Row) {
+func (r *Ranges) AddRows(rows []Row) { r.addRows(rows, read) }
+
+// AddClearedRows is AddRows for rows whose gradients are written too, or may not be read twice.
+func (r *Ranges) AddClearedRows(rows []Row) { r.addRows(rows, written) }
+
+func (r *Ranges) addRows(rows []Row, ofGrad uint64) {
 	r.all = slices.Grow(r.all, len(rows)*(3+States))
 	for i := range rows {
 		row := &rows[i]
@@ -95,7 +100,7 @@ func (r *Ranges) AddRows(rows []Row) {
 			bytes := int(row.N) * row.ParamType.Size()
 			r.Write(row.Param, bytes)
 			if row.Grad != 0 {
-				r.Read(row.Grad, int(row.N)*row.GradType.Size())
+				r.add(row.Grad, int(row.N)*row.GradType.Size(), ofGrad)
 			}
 		}
 		for k, state := range row.State {

@@ -158,10 +158,12 @@ func (l *Layout) Set(k int, use Use) {
 // HasScalars reports whether one of the states is a scalar.
 func (l *Layout) HasScalars() bool { return slices.Contains(l.State[:], Scalar) }
 
+// mostLines is the number of cache lines of a tensor that Prefetch prefetches.
+const mostLines = 4
+
 // Prefetch prefetches the first cache lines of each tensor of a row: those that the hardware prefetcher does not load.
 func (r *Row) Prefetch(l *Layout) {
-	const most = 4
-	lines := min((int(r.N)*r.ParamType.Size()+63)/64, most)
+	lines := min((int(r.N)*r.ParamType.Size()+63)/64, mostLines)
 	used := 2 + l.Used
 	if l.Single {
 		used = 1
@@ -208,6 +210,32 @@ func (r *Row) Check(l *Layout) error {
 		return nil
 	}
 	return checkAddress("the gradient", r.Grad, r.N*size)
+}
+
+// AverageState is the state that is the average of a row's parameter in a step that averages. No optimizer uses it then.
+const AverageState = States - 1
+
+// CheckAverage returns an error if the average of the row's parameter is invalid. A missing one is valid.
+func (r *Row) CheckAverage() error {
+	if r.State[AverageState] == 0 || r.N == 0 {
+		return nil
+	}
+	return r.checkState(AverageState, Column, int64(r.ParamType.Size()))
+}
+
+// AverageOf returns elements lo to hi of the average of a row's parameter, or nil if it is missing.
+func AverageOf[T any](r *Row, lo, hi int) []T {
+	if r.State[AverageState] == 0 {
+		return nil
+	}
+	return column[T](r.State[AverageState], lo, hi)
+}
+
+// PrefetchAverage is Prefetch for the average of the row's parameter.
+func (r *Row) PrefetchAverage() {
+	if r.State[AverageState] != 0 {
+		kernel.Prefetch(r.State[AverageState:], min(int(uint64(r.N)*uint64(r.ParamType.Size())/64)+1, mostLines))
+	}
 }
 
 func (r *Row) checkState(k int, use Use, size int64) error {

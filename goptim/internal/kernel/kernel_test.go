@@ -273,6 +273,7 @@ func variants[T kernel.Float](k kernels) []variant[T] {
 	add(b, "Copy", 2, kernel.None{})
 	add(b, "Zero", 2, kernel.None{}, withoutGrad)
 	add(b, "Scale", 2, kernel.Factor{X: .7}, withoutGrad)
+	add(b, "Product", 2, kernel.Factor{X: .7})
 	add(b, "Divide", 2, kernel.Factor{X: .7}, withoutGrad)
 	add(b, "Clamp", 2, kernel.Clamp{Min: -1e-9, Max: 1e-8}, withoutGrad)
 	addScan(b, "Unscale", kernel.Factor{X: .7})

@@ -31,6 +31,7 @@ var (
 	AverageSWA         = kernel.OfWidth(f32x1.AverageSWA, f32x8.AverageSWA, f32x16.AverageSWA)
 	Copy               = kernel.OfWidth(f32x1.Copy, f32x8.Copy, f32x16.Copy)
 	Scale              = kernel.OfWidth(f32x1.Scale, f32x8.Scale, f32x16.Scale)
+	Product            = kernel.OfWidth(f32x1.Product, f32x8.Product, f32x16.Product)
 	Divide             = kernel.OfWidth(f32x1.Divide, f32x8.Divide, f32x16.Divide)
 	Clamp              = kernel.OfWidth(f32x1.Clamp, f32x8.Clamp, f32x16.Clamp)
 	Zero               = kernel.OfWidth(f32x1.Zero, f32x8.Zero, f32x16.Zero)

@@ -30,6 +30,7 @@ var (
 	AverageSWA         = kernel.OfWidth(f32x1.AverageSWA, f32x4.AverageSWA)
 	Copy               = kernel.OfWidth(f32x1.Copy, f32x4.Copy)
 	Scale              = kernel.OfWidth(f32x1.Scale, f32x4.Scale)
+	Product            = kernel.OfWidth(f32x1.Product, f32x4.Product)
 	Divide             = kernel.OfWidth(f32x1.Divide, f32x4.Divide)
 	Clamp              = kernel.OfWidth(f32x1.Clamp, f32x4.Clamp)
 	Zero               = kernel.OfWidth(f32x1.Zero, f32x4.Zero)

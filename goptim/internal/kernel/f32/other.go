@@ -28,6 +28,7 @@ var (
 	AverageSWA         = f32x1.AverageSWA
 	Copy               = f32x1.Copy
 	Scale              = f32x1.Scale
+	Product            = f32x1.Product
 	Divide             = f32x1.Divide
 	Clamp              = f32x1.Clamp
 	Zero               = f32x1.Zero

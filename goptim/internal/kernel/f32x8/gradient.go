@@ -12,6 +12,14 @@ func Scale(h *kernel.Factor, p, g []float32, s [3][]float32) {
 	}
 }
 
+// Product is g*x, in p.
+func Product(h *kernel.Factor, p, g []float32, s [3][]float32) {
+	x := set(h.X)
+	for i := 0; i < len(p); i += lanes {
+		*at(p, i) = at(g, i).Mul(x)
+	}
+}
+
 // Divide is p.div_(x).
 func Divide(h *kernel.Factor, p, g []float32, s [3][]float32) {
 	x := set(h.X)

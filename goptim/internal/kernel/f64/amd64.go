@@ -31,6 +31,7 @@ var (
 	AverageSWA         = kernel.OfWidth(f64x1.AverageSWA, f64x4.AverageSWA, f64x8.AverageSWA)
 	Copy               = kernel.OfWidth(f64x1.Copy, f64x4.Copy, f64x8.Copy)
 	Scale              = kernel.OfWidth(f64x1.Scale, f64x4.Scale, f64x8.Scale)
+	Product            = kernel.OfWidth(f64x1.Product, f64x4.Product, f64x8.Product)
 	Divide             = kernel.OfWidth(f64x1.Divide, f64x4.Divide, f64x8.Divide)
 	Clamp              = kernel.OfWidth(f64x1.Clamp, f64x4.Clamp, f64x8.Clamp)
 	Zero               = kernel.OfWidth(f64x1.Zero, f64x4.Zero, f64x8.Zero)

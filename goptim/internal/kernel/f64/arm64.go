@@ -30,6 +30,7 @@ var (
 	AverageSWA         = kernel.OfWidth(f64x1.AverageSWA, f64x2.AverageSWA)
 	Copy               = kernel.OfWidth(f64x1.Copy, f64x2.Copy)
 	Scale              = kernel.OfWidth(f64x1.Scale, f64x2.Scale)
+	Product            = kernel.OfWidth(f64x1.Product, f64x2.Product)
 	Divide             = kernel.OfWidth(f64x1.Divide, f64x2.Divide)
 	Clamp              = kernel.OfWidth(f64x1.Clamp, f64x2.Clamp)
 	Zero               = kernel.OfWidth(f64x1.Zero, f64x2.Zero)

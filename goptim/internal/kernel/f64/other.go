@@ -28,6 +28,7 @@ var (
 	AverageSWA         = f64x1.AverageSWA
 	Copy               = f64x1.Copy
 	Scale              = f64x1.Scale
+	Product            = f64x1.Product
 	Divide             = f64x1.Divide
 	Clamp              = f64x1.Clamp
 	Zero               = f64x1.Zero

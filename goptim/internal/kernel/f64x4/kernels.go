@@ -391,6 +391,13 @@ func Scale(h *kernel.Factor, p, g []float64, s [3][]float64) {
 	}
 }
 
+func Product(h *kernel.Factor, p, g []float64, s [3][]float64) {
+	x := set(h.X)
+	for i := 0; i < len(p); i += lanes {
+		*at(p, i) = at(g, i).Mul(x)
+	}
+}
+
 func Divide(h *kernel.Factor, p, g []float64, s [3][]float64) {
 	x := set(h.X)
 	for i := 0; i < len(p); i += lanes {
