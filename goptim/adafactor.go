@@ -160,7 +160,7 @@ func (a *Adafactor[T]) gather(threads int) {
 		s := &a.states[i]
 		row := engine.Row{
 			N: int64(len(p.Value)), Types: engine.TypesOf(dtype[T](), engine.Float32),
-			Param: address(p.Value), Grad: address(p.Grad), Step: uintptr(unsafe.Pointer(&s.step)),
+			Param: address(p.Value), Grad: address(p.Grad), Step: engine.Address(unsafe.Pointer(&s.step)),
 		}
 		if s.shape.rows == 0 {
 			row.State[ofVector], row.StateType[ofVector] = address(s.variance), dtype[T]()

@@ -202,7 +202,7 @@ func (l *LBFGS[T]) evaluate(closure func() (float64, error)) (float64, error) {
 	if l.Maximize {
 		m.Loss, m.Negate = -loss, 1
 	}
-	m.Segments, m.SegmentCount = uintptr(unsafe.Pointer(unsafe.SliceData(l.segments))), len(l.segments)
+	m.Segments, m.SegmentCount = engine.Address(unsafe.Pointer(unsafe.SliceData(l.segments))), len(l.segments)
 	return loss, nil
 }
 
@@ -255,7 +255,7 @@ func (l *LBFGS[T]) bindPairs() {
 	for _, p := range l.history {
 		l.pairs = append(l.pairs, [2]uintptr{address(p.y), address(p.s)})
 	}
-	m.Pairs, m.PairCount = uintptr(unsafe.Pointer(unsafe.SliceData(l.pairs))), len(l.pairs)
+	m.Pairs, m.PairCount = engine.Address(unsafe.Pointer(unsafe.SliceData(l.pairs))), len(l.pairs)
 	m.Ros, m.Alphas = address(l.ro), address(l.alpha)
 	m.Y, m.S = address(l.spare.y), address(l.spare.s)
 }

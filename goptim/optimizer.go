@@ -196,7 +196,7 @@ func (e *elementwise[T, O, S]) gather() (incomplete bool) {
 			Types: engine.TypesOf(dtype[T](), engine.Float32),
 			Param: address(p.Value),
 			Grad:  address(p.Grad),
-			Step:  uintptr(unsafe.Pointer(&s.step)),
+			Step:  engine.Address(unsafe.Pointer(&s.step)),
 		}
 		for k, use := range layout.State {
 			switch use {
@@ -210,7 +210,7 @@ func (e *elementwise[T, O, S]) gather() (incomplete bool) {
 					s.numbers[k] = float32(e.rule.initial(e.rule.o, k))
 				}
 				row.AddScalar(k, engine.Float32)
-				row.State[k] = uintptr(unsafe.Pointer(&s.numbers[k]))
+				row.State[k] = engine.Address(unsafe.Pointer(&s.numbers[k]))
 			}
 		}
 		incomplete = incomplete || !s.made || row.First()
@@ -255,4 +255,4 @@ func dtype[T Float]() engine.DType {
 	return engine.Float64
 }
 
-func address[T Float](s []T) uintptr { return uintptr(unsafe.Pointer(unsafe.SliceData(s))) }
+func address[T Float](s []T) uintptr { return engine.Address(unsafe.Pointer(unsafe.SliceData(s))) }

@@ -196,7 +196,7 @@ func (b *sparse[T, O, S]) rowOf(i int) sparseRow {
 	p, s := b.params[i], &b.states[i]
 	t := sparseRow{
 		param: address(p.Value), rows: int64(len(p.Value) / p.Width), width: int64(p.Width), dtype: int64(dtype[T]()),
-		indices: uintptr(unsafe.Pointer(unsafe.SliceData(p.Indices))), values: address(p.Grad), n: int64(len(p.Indices)),
+		indices: engine.Address(unsafe.Pointer(unsafe.SliceData(p.Indices))), values: address(p.Grad), n: int64(len(p.Indices)),
 		step: s.step,
 	}
 	for k := range t.state {

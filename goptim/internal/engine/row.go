@@ -334,5 +334,19 @@ func column[T any](address uintptr, lo, hi int) []T {
 	return unsafe.Slice((*T)(Pointer(address)), hi)[lo:]
 }
 
+// Address converts a pointer to an address that rows can contain. The memory is on the heap, because a stack moves when it grows.
+func Address(p unsafe.Pointer) uintptr {
+	if escapes {
+		escaped = p
+	}
+	return uintptr(p)
+}
+
+// The compiler allocates on the heap what may be assigned to a global variable.
+var (
+	escapes bool // always false
+	escaped unsafe.Pointer
+)
+
 // Pointer converts an address to a pointer. The address must be foreign memory, or Go memory that the caller keeps alive.
 func Pointer(address uintptr) unsafe.Pointer { return *(*unsafe.Pointer)(unsafe.Pointer(&address)) }

@@ -28,7 +28,7 @@ func (m *Multiplier) Gemm(out, a, b, c []float32, rows, inner, cols int, alpha, 
 	m.row[0] = engine.Row{
 		N:     int64(rows) * int64(inner) * int64(cols),
 		Types: engine.TypesOf(engine.Float32, engine.None),
-		Param: uintptr(unsafe.Pointer(unsafe.SliceData(out))),
+		Param: engine.Address(unsafe.Pointer(unsafe.SliceData(out))),
 	}
 	return engine.Run(m, m.row[:], threads, nil)
 }
