@@ -154,6 +154,17 @@ def test_gradients_with_other_strides(fused):
     assert_bit_equal(*results)
 
 
+def test_explain():
+    params = params_like()
+    opt = goptim.AdamW(params, fused=True)
+    opt.grad_scale, opt.found_inf = torch.full((), 2.0), torch.zeros(())
+    assert {row.to for row in goptim.explain(opt)} == {"go"}
+    params[2].grad = torch.zeros((), dtype=F64).to_sparse()
+    assert {row.reason for row in goptim.explain(opt)} == {"a GradScaler passes its scale to the optimizer"}
+    opt.param_groups[0]["fused"], params[2].grad = False, None
+    assert {row.to for row in goptim.explain(opt)} == {"torch"}
+
+
 def test_new_momentum_buffer_of_a_skipped_step():
     """torch's fused SGD leaves it uninitialized if the first step is skipped; goptim's creates it in the next step."""
     results = []
