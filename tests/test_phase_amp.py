@@ -159,7 +159,7 @@ def test_explain():
     opt = goptim.AdamW(params, fused=True)
     opt.grad_scale, opt.found_inf = torch.full((), 2.0), torch.zeros(())
     assert {row.to for row in goptim.explain(opt)} == {"go"}
-    params[2].grad = torch.zeros((), dtype=F64).to_sparse()
+    params[2].grad = torch.zeros(()).to_sparse()
     assert {row.reason for row in goptim.explain(opt)} == {"a GradScaler passes its scale to the optimizer"}
     opt.param_groups[0]["fused"], params[2].grad = False, None
     assert {row.to for row in goptim.explain(opt)} == {"torch"}
