@@ -73,7 +73,7 @@ def parts(n: int, seconds: float) -> dict[str, float]:
             "goptim's step": ours.step,
             "torch's fused step": fused.step,
             "torch's for-loop": loop.step,
-            "profiler record": lambda: _step._end_record(_step._begin_record("Optimizer.step#AdamW.step")),
+            "profiler record": lambda: _step.end_record(_step.begin_record("Optimizer.step#AdamW.step")),
             "… with torch's record_function": recorded,
             "the table of addresses, with all checks": lambda: ours._go(groups, -1),
             "… with torch's Python API": through_torch,

@@ -278,5 +278,5 @@ def test_memory_of_a_wrapper(name: str, first: bool, shared: str) -> None:
         return [*inner, other, *opt.state[other].values()]
 
     with ieee_sqrt(), torch.no_grad():
-        expected = run(getattr(torch.optim, name))
+        expected = run(oracle_of(name))
         assert_bit_equal(run(getattr(goptim, name)), expected)

@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from configurations import IN_TABLES, normal
+from configurations import IN_TABLES, normal, oracle_of
 from test_dropin import accepted, assert_same
 from torch.nn import Parameter
 
@@ -89,7 +89,7 @@ class Dividing(torch.amp.GradScaler):
 def compare(name, fused, **given):
     options = accepted(name, fused=fused, lr=0.0123)
     theirs = {**options, **({} if fused else accepted(name, foreach=False))}
-    expected, expected_seen, expected_state = train(getattr(torch.optim, name), torch.amp.GradScaler, **given, **theirs)
+    expected, expected_seen, expected_state = train(oracle_of(name), torch.amp.GradScaler, **given, **theirs)
     ours, seen, state = train(getattr(goptim, name), goptim.amp.GradScaler, **given, **options)
     for x, y in zip(seen, expected_seen, strict=True):
         assert x[0] == y[0]
@@ -99,7 +99,7 @@ def compare(name, fused, **given):
     if fused and name in ("Adam", "AdamW") and B16 not in given.get("dtypes", ()):
         # The states of torch's fused kernels have other bits than those of its for-loop.
         theirs |= {"fused": False, "foreach": False}
-        expected, expected_seen, _ = train(getattr(torch.optim, name), Dividing, **given, **theirs)
+        expected, expected_seen, _ = train(oracle_of(name), Dividing, **given, **theirs)
         for x, y in zip(seen, expected_seen, strict=True):
             assert_bit_equal(x[1], y[1], "gradients")
     assert_same(ours, expected)
@@ -152,6 +152,17 @@ def test_gradients_with_other_strides(fused):
             scaler.update()
         results.append([*params, *(p.grad for p in params), opt.state_dict()["state"]])
     assert_bit_equal(*results)
+
+
+def test_explain():
+    params = params_like()
+    opt = goptim.AdamW(params, fused=True)
+    opt.grad_scale, opt.found_inf = torch.full((), 2.0), torch.zeros(())
+    assert {row.to for row in goptim.explain(opt)} == {"go"}
+    params[2].grad = torch.zeros(()).to_sparse()
+    assert {row.reason for row in goptim.explain(opt)} == {"a GradScaler passes its scale to the optimizer"}
+    opt.param_groups[0]["fused"], params[2].grad = False, None
+    assert {row.to for row in goptim.explain(opt)} == {"torch"}
 
 
 def test_new_momentum_buffer_of_a_skipped_step():

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from configurations import normal
+from configurations import normal, oracle_of
 from test_dropin import WITH_STATE, for_loop
 from torch import Tensor
 from torch.nn import Parameter
@@ -55,7 +55,7 @@ class Both:
     def __init__(self, name, make, decay=0.9, groups=lambda params: params, **options):
         self.params, self.expected = make(), make()
         options = WITH_STATE.get(name, {}) | options
-        theirs = getattr(torch.optim, name)
+        theirs = oracle_of(name)
         self.ours = getattr(goptim, name)(groups(self.params), **copy.deepcopy(options))
         self.theirs = theirs(groups(self.expected), **for_loop(theirs, copy.deepcopy(options)))
         self.ema = goptim.EMA(self.params, decay)
@@ -352,7 +352,7 @@ def test_averages_of_other_parameters(name):
 @some
 def test_sparse_gradients(name):
     """torch does not clip some sparse gradients; the others are clipped in place."""
-    theirs = getattr(torch.optim, name)
+    theirs = oracle_of(name)
 
     def run(cls, step):
         params = [Parameter(normal((6, 3), F32, 0)), Parameter(normal((5,), F32, 1))]

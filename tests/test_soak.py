@@ -3,6 +3,8 @@
 import pytest
 import soak
 
+import goptim
+
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse invariant checks")
 
 
@@ -12,7 +14,7 @@ def test_a_short_run():
 
 def test_a_difference_is_reported(monkeypatch):
     """A class that steps twice after a state was loaded."""
-    adam = soak.goptim.AdamW
+    adam = goptim.AdamW
 
     class Twice(adam):
         def load_state_dict(self, state_dict):
@@ -25,7 +27,7 @@ def test_a_difference_is_reported(monkeypatch):
                 super().step()
             return loss
 
-    monkeypatch.setattr(soak.goptim, "AdamW", Twice)
+    monkeypatch.setattr(goptim, "AdamW", Twice)
     with pytest.raises(soak.Difference, match="AdamW differs after step"):
         soak.soak(["AdamW"], steps=2000, tensors=30, seed=3)
 

@@ -24,6 +24,7 @@ def make_kind(
     step: str | None,
     integer: bool,
     leave: tuple[str, ...],
+    inner: Callable[[Tensor], Any],
     /,
 ) -> object: ...
 def step_groups(

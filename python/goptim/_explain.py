@@ -13,8 +13,9 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from goptim import _native
-from goptim._eligible import PLAIN, SHARED, WITH_GROUP, looks_up, reason_compiling, reason_of_optimizer
+from goptim._eligible import PLAIN, SCALED, SHARED, WITH_GROUP, looks_up, reason_compiling, reason_of_optimizer
 from goptim._parts import TORCH, Part
+from goptim._scaler import divides
 from goptim._step import ASK, GoStep
 from goptim.lbfgs import LBFGS
 
@@ -120,6 +121,8 @@ def _rows(optimizer: Optimizer, ask: _Ask) -> Iterator[Row]:
 
 def _ask_parts(optimizer: GoStep) -> _Ask:
     why_all = reason_compiling() or reason_of_optimizer(optimizer)
+    if why_all is SCALED and divides(optimizer):
+        why_all = None
 
     @functools.cache
     def part(i: int) -> Part:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from goptim import _lists, _originals, _parts
-from goptim._eligible import SCALED
+from goptim._eligible import SCALED, reason_of_tensor
 from goptim._fallback import threads_after_fork, undecorated_step
 from goptim._lists import GRADIENTS
 from goptim._zero import ZeroGrad
@@ -73,6 +73,12 @@ def _is_number(t: Any) -> bool:
 def is_fused(optimizer: Optimizer) -> bool:
     """Whether torch's step of every group would divide gradients by a scale and skip the step of infinite ones."""
     return all(group.get("fused") for group in optimizer.param_groups)
+
+
+def divides(optimizer: Optimizer) -> bool:
+    """Whether Go divides the gradients of an optimizer that gets a scale."""
+    grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    return is_fused(optimizer) and all(reason_of_tensor(g) is None for g in grads)
 
 
 def step(optimizer: GoStep, closure: Callable[[], Any] | None, around: Around | None) -> Any:

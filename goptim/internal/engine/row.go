@@ -345,6 +345,7 @@ func Address(p unsafe.Pointer) uintptr {
 // The compiler allocates on the heap what may be assigned to a global variable.
 var (
 	escapes bool // always false
+	//lint:ignore U1000 nothing reads it
 	escaped unsafe.Pointer
 )
 
