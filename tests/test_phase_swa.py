@@ -424,3 +424,68 @@ def test_tensors_are_listed_as_torch_lists_them():
     module = policy()
     module.loop = module
     assert [len(ts) for ts in ours.tensors_of(module)] == [4, 0]
+
+
+@pytest.fixture
+def mesh():
+    distributed = pytest.importorskip("torch.distributed", reason="needs torch.distributed")
+    if not distributed.is_available() or distributed.is_initialized():
+        pytest.skip("needs a process without a process group")
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        yield distributed.device_mesh.init_device_mesh("cpu", (1,))
+    finally:
+        distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("form", ["swa", "ema, one", "ema, many"])
+def test_dtensors_fall_back(rows, mesh, form):
+    """Others run in Go in the same call, where torch supports both."""
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    together = form == "ema, many"
+
+    def make():
+        module = policy()
+        for layer in (module[0], module[2]) if together else (module[0],):
+            for name, p in layer.named_parameters() if together else [("weight", layer.weight)]:
+                setattr(layer, name, nn.Parameter(distribute_tensor(p.detach(), mesh, [Shard(0)])))
+        return module
+
+    def run(module):
+        torch.manual_seed(0)
+        model = make()
+        averaged = module.AveragedModel(model, **FORMS[form](module))
+        for i in range(3):
+            with torch.no_grad():
+                for p in model.parameters():
+                    p.mul_(1.5 + i)
+            averaged.update_parameters(model)
+        return [t.to_local() if hasattr(t, "to_local") else t for t in averaged.state_dict().values()]
+
+    expected = run(theirs)
+    assert not rows
+    assert_bit_equal(run(ours), expected)
+    assert sum(rows.values()) == (0 if together else 9)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_pair_of_two_dtypes(form):
+    """Where torch raises an error, the averages before it have changed."""
+
+    def run(module):
+        torch.manual_seed(0)
+        model = policy()
+        averaged = module.AveragedModel(model, **FORMS[form](module))
+        averaged.update_parameters(model)
+        change(model, 1)
+        model[2].double()
+        try:
+            averaged.update_parameters(model)
+        except RuntimeError as e:
+            return str(e), averaged.state_dict()
+        return "", averaged.state_dict()
+
+    expected, actual = run(theirs), run(ours)
+    assert actual[0] == expected[0]
+    assert_bit_equal(actual[1], expected[1])

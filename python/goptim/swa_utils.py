@@ -123,7 +123,7 @@ def _update(
     written: list[Tensor],
     buffers: list[Tensor],
 ) -> bool:
-    """Update averages and copy buffers. If torch would raise an error first, return False."""
+    """Update averages and copy buffers. Return False, and change nothing, if torch's method has to do it."""
     n: Tensor = vars(averaged)["_buffers"]["n_averaged"]
     before = n.item()
     if before < 0 or not averages:
@@ -132,12 +132,7 @@ def _update(
     if form is None:
         return False
     kind, scalars = form
-    done = kind(averages, params, scalars)
-    if type(done) is not int:
-        each = averaged.multi_avg_fn is None and averaged.avg_fn is not None
-        if before and not each and any(a.dtype is not p.dtype for a, p in zip(averages, params, strict=True)):
-            return False
-        kind.apply(averages, params, scalars, lambda some, others: _in_torch(averaged, n, some, others))
+    kind.apply(averages, params, scalars, lambda some, others: _in_torch(averaged, n, some, others))
     if written:
         _lists.COPY.apply(written, buffers, (), _copy)
     n.add_(1)
