@@ -5,7 +5,7 @@
 RuntimeError with Go's message, or the exception whose name the message begins with.
 """
 
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from typing import Any
 
 from torch import Tensor
