@@ -201,12 +201,13 @@ def _find(memory: _Memory) -> Layout:
 def _owner(memory: _Memory, data: int, size: int) -> tuple[int, int, int]:
     """The fields context, deleter and freed. Only the address and its owner are before the size in a StorageImpl."""
     owned, others = ([memory.words(x._cdata, size) for x in xs] for xs in (_owned_storages(), _other_storages()))
+    # A word of a few bytes, such as the device, is followed by padding with any content. It is smaller than an address.
     try:
         context = _only(i for i in range(size) if i != data and all(x[i] == x[data] for x in owned))
         deleter = _only(
             i
             for i in range(data + 1, size)
-            if len({x[i] for x in owned}) == 1 and owned[0][i] not in {0, *(x[i] for x in others)}
+            if len({x[i] for x in owned}) == 1 and owned[0][i] >> 32 and owned[0][i] not in {x[i] for x in others}
         )
     except (LookupError, ValueError):
         return data, data, 0
