@@ -77,8 +77,9 @@ func lerp(x, end vector, k weight) vector {
 	return end.Sub(x).MulAdd(k.w, choose(k.fromX, x, end))
 }
 
-// flag is set in all lanes or in none. Choosing by it is cheaper than a branch, which would keep two copies of a value.
-func flag(x float64) bits { return above(set(x), zeros()) }
+// flag is set in all lanes or in none. Choosing by it is cheaper than a branch, which would keep two copies of a value. The zeros
+// depend on x, so that they come after the conversions of scalars, which are SSE instructions.
+func flag(x float64) bits { v := set(x); return above(v, v.Sub(v)) }
 
 // decayed is the signed gradient with coupled weight decay. Without weight decay, p is replaced by 0 and wd is -0, so the
 // product is -0, which does not change the sum.

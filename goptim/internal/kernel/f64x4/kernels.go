@@ -803,7 +803,7 @@ func lerp(x, end vector, k weight) vector {
 	return end.Sub(x).MulAdd(k.w, choose(k.fromX, x, end))
 }
 
-func flag(x float64) bits { return above(set(x), zeros()) }
+func flag(x float64) bits { v := set(x); return above(v, v.Sub(v)) }
 
 func decayed(p, g, sign vector, coupled bits, wd vector) vector {
 	return p.ToBits().And(coupled).BitsToFloat64().MulAdd(wd, g.Mul(sign))
