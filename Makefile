@@ -161,6 +161,7 @@ SPARSE := '1M x 64, 100k' '1M x 64, 100k Zipf' '1M x 64, 100' '1000 x 16, 4k' '1
 bench: build ## run all benchmarks and update README.md, docs/benchmarks.md and docs/benchmarks.png; ten minutes
 	$(PY) -m goptim bench --plot docs/benchmarks.png \
 	  --update 'README.md#goptim bench, brief' 'docs/benchmarks.md#goptim bench' $(BENCH)
+	$(PY) -m goptim bench --phase --update 'docs/benchmarks.md#goptim bench --phase' $(BENCH)
 	$(PY) -m goptim bench --training --update 'docs/benchmarks.md#goptim bench --training' $(BENCH)
 	$(PY) -m goptim bench --optimizer Adam AdamW Adagrad NAdam RMSprop --shapes big --threads $(shell nproc) \
 	  --against fused,compile,deepspeed --update 'docs/benchmarks.md#goptim bench --against fused,compile,deepspeed' $(BENCH)

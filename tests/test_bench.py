@@ -18,7 +18,8 @@ from configurations import BEYOND
 
 import goptim
 from goptim.__main__ import main
-from goptim._bench import command, conditions, contenders, pages, steps, subjects, training
+from goptim._bench import command, conditions, contenders, pages, phase, steps, subjects, training
+from goptim.testing import assert_bit_equal
 
 ROOT = Path(__file__).parents[1]
 TINY = ("--scale", "0.001", "--rounds", "1", "--threads", "1")
@@ -439,7 +440,10 @@ def test_bad_own_shapes(attribute, says, own, refused):
     ("arguments", "says"),
     [
         (["--optimizer", "AdamX"], "argument --optimizer: invalid choice: 'AdamX'"),
-        (["--shapes", "huge"], "expected one of big, matrices, resnet50, gpt2, small, small-matrices, tiny, few or"),
+        (
+            ["--shapes", "huge"],
+            "expected one of big, matrices, resnet50, gpt2, small, small-matrices, tiny, few, policy or",
+        ),
         (["--shapes", "no.such:thing"], "'no.such:thing' cannot be imported: No module named 'no'"),
         (["--against", "for,nothing"], "expected one of for, foreach, fused, compile, deepspeed, got 'nothing'"),
         (["--threads", "0"], "argument --threads: expected a whole number, at least 1, got '0'"),
@@ -462,6 +466,10 @@ def test_bad_own_shapes(attribute, says, own, refused):
         (["--training", "--against", "compile"], "--against cannot be used with --training"),
         (["--training", "--plot", "a.png"], "--plot cannot be used with --training"),
         (["--training", "--optimizer", "Muon"], "Muon supports only matrices"),
+        (["--phase", "--training"], "--phase cannot be used with --training"),
+        (["--phase", "--against", "compile"], "--against cannot be used with --phase"),
+        (["--phase", "--plot", "a.png"], "--plot cannot be used with --phase"),
+        (["--phase", "--dtype", "float16"], "--phase supports float32 and float64"),
         (["--training", "--dtype", "float16"], "--training supports float32 and bfloat16"),
     ],
     ids=lambda words: " ".join(words) if isinstance(words, list) else "",
@@ -535,12 +543,12 @@ def test_too_little_memory(bench, monkeypatch):
     with pytest.raises(
         MemoryError, match=r"about \d+\.\d GiB are needed, and \d+\.\d are free: list fewer in --against"
     ):
-        steps._check_memory([torch.empty(1 << 45, device="meta")], ["for"])
+        steps.check_memory([torch.empty(1 << 45, device="meta")], ["for"])
 
     def none(*_):
         raise MemoryError("about 9 GiB are needed")
 
-    monkeypatch.setattr(steps, "_check_memory", none)
+    monkeypatch.setattr(steps, "check_memory", none)
     out, found = bench("--optimizer", "SGD", "--shapes", "few", *TINY)
     assert found["rows"] == []
     assert "- SGD, 20 x 64, 1 thread: not measured: about 9 GiB are needed" in out
@@ -559,6 +567,40 @@ def test_training(optimizer, bench):
             assert 0 < times["step"] < times["iteration"]
             assert 0 < times["share"] < 1
         assert re.search(rf"(?m)^\| {r['model']} \| [\d.]+[kM] \| {optimizer} \| 1 \| \d+% \|", out), out
+
+
+@pytest.mark.parametrize("optimizer", ["SGD momentum", "AdamW", "NAdam", "Adafactor"])
+def test_phase(optimizer, bench):
+    out, found = bench("--phase", "--optimizer", optimizer, "--shapes", "few,resnet50", *TINY)
+    assert found["measured"] == "phase"
+    assert [r["shapes"] for r in found["rows"]] == ["20 x 64", "ResNet-50"]
+    for r in found["rows"]:
+        fused = ["fused"] if optimizer in ("SGD momentum", "AdamW") else []
+        assert list(r["seconds"]) == ["default", *fused, "goptim", phase.ONE_CALL]
+        for path, times in r["seconds"].items():
+            assert list(times["parts"]) == ([] if path == phase.ONE_CALL else [*phase.PARTS])
+            assert 0 < sum(times["parts"].values()) <= times["best"] <= times["median"] or path == phase.ONE_CALL
+        assert re.search(
+            rf"(?m)^\| {optimizer} \| {r['shapes']} \| 1 \|( \d+ \|){{6}}( \d+\.\d\d \||  \|){{4}}$", out
+        ), out
+
+
+def test_phase_computes_the_same():
+    """All implementations clip, step, average and clear with the same result."""
+    results = {}
+    for make in (phase._torchs, phase._goptims, phase._in_one_call):
+        params = [torch.linspace(-1, 1, n).requires_grad_() for n in (5, 70)]
+        contender = make(subjects.OPTIMIZERS["SGD momentum"], params)
+        for _ in range(3):
+            for p in params:
+                p.grad = torch.full_like(p, 3)
+            for part in contender.parts:
+                part()
+        assert not any(p.grad.any() for p in params)
+        results[make] = [p.detach() for p in params]
+    first, *others = results.values()
+    for other in others:
+        assert_bit_equal(first, other)
 
 
 def test_training_models_at_their_full_size():
@@ -652,7 +694,7 @@ def test_make_bench_finds_its_marks(page):
     recipe = subprocess.run(["make", "-n", "bench"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     marks = re.findall(rf"'{page}#([^']+)'", recipe)
     marks += re.findall(rf"benchmarks/(\w+)\.py .*--update {page}", recipe)
-    assert len(marks) == (2 if page == "README.md" else 5)
+    assert len(marks) == (2 if page == "README.md" else 6)
     for mark in marks:
         pages.find(ROOT / page, mark)
 

@@ -30,6 +30,12 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         action="store_true",
         help="measure training iterations instead: the share that the step takes, and the speedup",
     )
+    parser.add_argument(
+        "--phase",
+        action="store_true",
+        help="measure what surrounds a step too: clipping, the step, an average of the parameters, clearing of the "
+        "gradients, and goptim's one call for all of them; default: AdamW",
+    )
     parser.add_argument("--optimizer", nargs="+", choices=subjects.OPTIMIZERS, metavar="NAME", help=_optimizers())
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument(

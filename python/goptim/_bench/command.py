@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 
-from goptim._bench import USUAL, conditions, contenders, pages, steps, subjects, training
+from goptim._bench import USUAL, conditions, contenders, pages, phase, steps, subjects, training
 
 TRAINED = ("AdamW", "NAdam", "Adafactor")  # by default
+PHASE_SHAPES = ("policy", "few", "tiny", "resnet50")  # by default
 
 
 class Refused(Exception):
@@ -63,7 +64,7 @@ def run(options: argparse.Namespace) -> None:
             raise Refused(f"--update: {e}") from None
     before = torch.get_num_threads()
     try:
-        (_train if options.training else _step)(options)
+        (_train if options.training else _phase if options.phase else _step)(options)
     finally:
         torch.set_num_threads(before)
 
@@ -114,10 +115,38 @@ def _rows(options: argparse.Namespace) -> list[steps.Row]:
     ]
 
 
+def _refuse(options: argparse.Namespace, mode: str, *names: str) -> None:
+    for name in names:
+        if getattr(options, name):
+            raise Refused(f"--{name} cannot be used with {mode}")
+
+
+def _phase(options: argparse.Namespace) -> None:
+    _refuse(options, "--phase, which has its own implementations", "against", "plot")
+    if options.dtype not in ("float32", "float64"):
+        raise Refused("--phase supports float32 and float64")
+    shapes = options.shapes or [subjects.SHAPES[name] for name in PHASE_SHAPES]
+    rows = [
+        phase.Row(name, some.scaled(options.scale), threads, getattr(torch, options.dtype))
+        for name in options.optimizer or ["AdamW"]
+        for some in shapes
+        for threads in options.threads or sorted({1, torch.get_num_threads()})
+    ]
+    if any(row.optimizer == "Muon" and not row.shapes.matrices for row in rows):
+        raise Refused("Muon supports only matrices: --shapes matrices or small-matrices")
+    report = Report(options, [_conditions(options), "", *pages.phase_head()], [])
+
+    def measure(row: phase.Row, advance: Callable[[], None]) -> str:
+        phase.measure(row, steps.rounds_of(row.shapes, options.rounds), report.watch, advance)
+        return pages.phase_line(row)
+
+    total = sum(steps.rounds_of(row.shapes, options.rounds) for row in rows)
+    done = report.measure(rows, total, measure, lambda row: row.title)
+    report.end(done, max(row.threads for row in rows), [], lambda row: True)
+
+
 def _train(options: argparse.Namespace) -> None:
-    for flag, value in (("--shapes", options.shapes), ("--against", options.against), ("--plot", options.plot)):
-        if value:
-            raise Refused(f"{flag} cannot be used with --training, which has its own models and implementations")
+    _refuse(options, "--training, which has its own models and implementations", "phase", "shapes", "against", "plot")
     names = options.optimizer or TRAINED
     if "Muon" in names:
         raise Refused("Muon supports only matrices, and the models of --training have other parameters")
@@ -197,7 +226,7 @@ class Report:
 
     def _write(self, path: Path, rows: Sequence[Any], notes: list[str]) -> None:
         everything = {
-            "measured": "training" if self.options.training else "steps",
+            "measured": "training" if self.options.training else "phase" if self.options.phase else "steps",
             "conditions": self.conditions,
             "scale": self.options.scale,
             "patience": self.options.patience,

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from goptim._bench import training
+from goptim._bench import phase, training
 from goptim._bench.contenders import TITLES
 from goptim._bench.steps import Row
 
@@ -43,6 +43,26 @@ def line(row: Row, against: Sequence[str], bound: bool) -> str:
     ratios = [row.ratio(path) for path in [*against, *(["bound"] if bound else [])]]
     cells = ["" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
     return _line([row.optimizer, row.shapes.title, str(row.threads), f"{row.best('goptim') * 1e6:.0f}", *cells])
+
+
+def phase_head() -> list[str]:
+    """The header of a table of what surrounds a step, and its delimiter row."""
+    columns = [
+        "optimizer",
+        "tensors",
+        "threads",
+        *(f"µs: {name}" if i == 0 else name for i, name in enumerate(phase.PARTS)),
+    ]
+    columns += ["together", "in one call", "speedup over default", "fused", "one call over default", "fused"]
+    return [_line(columns), _line(["---", "---", *["--:"] * (len(columns) - 2)]).replace(" ", "")]
+
+
+def phase_line(row: phase.Row) -> str:
+    """A row with goptim's times, and ratios of the best times of all parts together. Above 1, goptim is faster."""
+    times = [*(row.part("goptim", name) for name in phase.PARTS), row.best("goptim"), row.best(phase.ONE_CALL)]
+    ratios = [row.ratio(path, ours) for ours in ("goptim", phase.ONE_CALL) for path in ("default", "fused")]
+    cells = ["" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
+    return _line([row.optimizer, row.shapes.title, str(row.threads), *(f"{x * 1e6:.0f}" for x in times), *cells])
 
 
 def training_head() -> list[str]:

@@ -105,7 +105,7 @@ def measure(
     torch.manual_seed(0)
     subject = subjects.OPTIMIZERS[row.optimizer]
     gradients = [torch.randn(shape, dtype=row.dtype) for shape in row.shapes.shapes]
-    _check_memory(gradients, against)
+    check_memory(gradients, against)
     if row.shapes.large:
         _try_a_part(subject, max(gradients, key=torch.Tensor.numel), row.shapes.elements, patience)
     found = dict(_warm(row, subject, ["goptim", *against], gradients, patience))
@@ -210,7 +210,7 @@ def _fresh(contender: Contender, gradients: list[torch.Tensor]) -> Iterator[None
         p.grad = None
 
 
-def _check_memory(gradients: list[torch.Tensor], against: Sequence[str]) -> None:
+def check_memory(gradients: list[torch.Tensor], against: Sequence[str]) -> None:
     """Raise MemoryError before the system runs out of memory."""
     need = sum(g.nbytes for g in gradients) * (3 * (1 + len(against)) + 4)  # includes temporaries
     with contextlib.suppress(OSError, StopIteration, ValueError):

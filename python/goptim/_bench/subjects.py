@@ -79,6 +79,12 @@ def _gpt2() -> list[Shape]:
     return [(50257, width), (1024, width), *(norm + attention + norm + mlp) * 12, *norm]
 
 
+def _policy() -> tuple[Shape, ...]:
+    """The parameters of an actor and a critic, each with three layers of 64 and a head, but for the last biases."""
+    layers: list[Shape] = [(64, 8), (64,), (64, 64), (64,), (64, 64), (64,)]
+    return (*layers, (4, 64), *layers, (1, 64))
+
+
 @dataclass(frozen=True)
 class Shapes:
     """The shapes of the parameters of a step, and their title in tables."""
@@ -115,6 +121,7 @@ SHAPES = {
     "small-matrices": Shapes("100 x 64 x 64", ((64, 64),) * 100),
     "tiny": Shapes("1000 x 64", ((64,),) * 1000),
     "few": Shapes("20 x 64", ((64,),) * 20),
+    "policy": Shapes("policy of 14 tensors", _policy()),
 }
 _EVERY_SIZE = ("SGD", "SGD momentum", "AdamW", "AdamW amsgrad")
 
