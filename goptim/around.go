@@ -116,7 +116,7 @@ func updateAround[S any, T kernel.Float](
 		param, grad, states := engine.View[T](r, &t.layout, lo, end)
 		g := grad
 		if a.scales {
-			g = (*[block]T)(unsafe.Pointer(scaled))[:len(grad)]
+			g = unsafe.Slice((*T)(unsafe.Pointer(scaled)), len(grad))
 			kernel.Apply(k.product, &a.factor, g, grad, [3][]T{})
 		}
 		kernel.Apply(f, &t.scalars, param, g, states)
