@@ -438,6 +438,7 @@ def mesh():
         distributed.destroy_process_group()
 
 
+@pytest.mark.filterwarnings("ignore:DTensor random operators may not have complete support")
 @pytest.mark.parametrize("form", ["swa", "ema, one", "ema, many"])
 def test_dtensors_fall_back(rows, mesh, form):
     """Others run in Go in the same call, where torch supports both."""
