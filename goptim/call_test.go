@@ -156,7 +156,7 @@ func testNoAllocations(t *testing.T, step func() error) {
 			t.Fatal(err)
 		}
 	})
-	if !RaceDetector { // with the race detector, a sync.Pool drops some of the objects that are put into it
+	if !Detector { // with the race detector, a sync.Pool drops some of the objects that are put into it
 		assert.Zero(t, allocations)
 	}
 }

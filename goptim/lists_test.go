@@ -209,7 +209,7 @@ func TestListsAllocateNothing(t *testing.T) {
 				t.Fatal(err)
 			}
 		})
-		if !goptim.RaceDetector { // under which a sync.Pool drops some of what it is given
+		if !goptim.Detector { // under which a sync.Pool drops some of what it is given
 			assert.Zero(t, allocations, name)
 		}
 	}

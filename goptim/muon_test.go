@@ -139,7 +139,7 @@ func TestMuonDoesNotAllocate(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
-	if !goptim.RaceDetector {
+	if !goptim.Detector {
 		assert.Zero(t, allocations)
 	}
 }

@@ -141,7 +141,7 @@ func TestStepAllocatesNothing(t *testing.T) {
 					t.Fatal(err)
 				}
 			})
-			if !goptim.RaceDetector { // under which a sync.Pool drops some of what it is given
+			if !goptim.Detector { // under which a sync.Pool drops some of what it is given
 				assert.Zero(t, allocations)
 			}
 		})
