@@ -29,3 +29,16 @@ func TestMake(t *testing.T) {
 	assert.GreaterOrEqual(t, <-made, before+1<<18)
 	close(stop)
 }
+
+func TestHeap(t *testing.T) {
+	mapped := func() uint64 {
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapIdle
+	}
+	room.Heap()
+	assert.GreaterOrEqual(t, mapped(), uint64(60<<20), "free after the collection")
+	before := mapped()
+	runtime.KeepAlive(make([]byte, 8<<20))
+	assert.Less(t, mapped(), before, "an allocation takes from it")
+}

@@ -164,6 +164,29 @@ func log(ix uint64) (hi, lo float64) {
 	return hi, s - hi + lo
 }
 
+// Exp returns e**x. Unless x is NaN, the result is bit-for-bit that of glibc's exp (since 2.28), whose operations and tables are
+// those of the last part of its pow.
+func Exp(x float64) float64 {
+	if math.IsNaN(x) {
+		return x
+	}
+	return exp(x, 0, 0)
+}
+
+// Log returns the natural logarithm of x, rounded to the nearest float. Glibc's log, whose error is up to 0.519 ULP, is another
+// float for a few of x in a hundred.
+func Log(x float64) float64 {
+	ix := math.Float64bits(x)
+	if x <= 0 || limit(ix) {
+		return math.Log(x)
+	}
+	if ix>>52 == 0 { // subnormal: its exponent becomes negative
+		ix = math.Float64bits(x*0x1p52) - 52<<52
+	}
+	hi, _ := log(ix)
+	return hi
+}
+
 // exp returns exp(x+tail), negated if neg is the sign bit.
 func exp(x, tail float64, neg uint64) float64 {
 	ax := math.Abs(x)

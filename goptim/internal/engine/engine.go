@@ -225,7 +225,7 @@ func (j *job) plan(p Pass, rows []Row, total, threads int) (ordered bool) {
 		end += int(rows[i].N)
 		j.ends = append(j.ends, end)
 	}
-	if len(rows) > 1 && !j.ranges.apart(rows) {
+	if len(rows) > 1 && !j.ranges.Apart(rows) {
 		j.ranges.Reset()
 		if j.ranges.AddRows(rows); j.ranges.Shared() {
 			return true

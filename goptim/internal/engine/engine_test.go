@@ -195,6 +195,112 @@ func TestCheck(t *testing.T) {
 	assert.ErrorContains(t, last.Check(&layout), "the parameter")
 }
 
+// TestCheckOfNarrowRows checks rows of 16-bit types and of several types.
+func TestCheckOfNarrowRows(t *testing.T) {
+	const somewhere = 1 << 20
+	layout := LayoutOf(false, Column, Column)
+	layout.Narrow = true
+	row := func(param, grad DType, states ...DType) Row {
+		r := Row{N: 3, Types: Types{ParamType: param, GradType: grad}, Param: somewhere, Grad: somewhere}
+		for k, d := range states {
+			r.State[k], r.StateType[k] = somewhere, d
+		}
+		return r
+	}
+	master := func(r Row, d DType) Row {
+		r.Flags |= Master
+		r.State[MasterState], r.StateType[MasterState] = somewhere, d
+		return r
+	}
+	kahan := func(r Row, d DType) Row {
+		r = master(r, d)
+		r.Flags ^= Master | Kahan
+		return r
+	}
+	stochastic := func(r Row, step uintptr) Row {
+		r.Flags |= Stochastic
+		r.Step, r.StepType = step, Float32
+		return r
+	}
+	for _, c := range []struct {
+		row   Row
+		says  string
+		mixed bool
+	}{
+		{kahan(row(BFloat16, BFloat16, Float32, Float32), BFloat16), "", true},
+		{kahan(row(BFloat16, BFloat16, Float32, Float32), Float32), "a compensation in float32; expected bfloat16", false},
+		{kahan(row(Float32, Float32, Float32, Float32), Float32), "a compensation of float32; expected bfloat16 or float16", false},
+		{stochastic(row(Float16, Float16, Float32, Float32), somewhere), "", true},
+		{stochastic(row(Float16, Float16, Float32, Float32), 0), "address 0x0 of the step", false},
+		{stochastic(row(Float32, Float32, Float32, Float32), somewhere), "stochastic rounding of float32", false},
+		{stochastic(kahan(row(BFloat16, BFloat16, Float32, Float32), BFloat16), somewhere), "flags 0x18; expected one of 0x1c", false},
+		{row(BFloat16, BFloat16, BFloat16, BFloat16), "", true},
+		{row(Float16, Float16, Float32, BFloat16), "", true},
+		{row(Float32, Float32, Float32, BFloat16), "", true},
+		{row(Float32, Float32, Float32, Float32), "", false},
+		{row(Float64, Float64, Float64, Float64), "", false},
+		{master(row(BFloat16, BFloat16, BFloat16, BFloat16), Float32), "", true},
+		{row(Float64, Float64, Float64, Float32), "state 1 of float32; expected float64", false},
+		{row(BFloat16, BFloat16, BFloat16, Float64), "state 1 of float64; expected bfloat16", false},
+		{row(BFloat16, BFloat16, BFloat16, None), "state 1 of none; expected bfloat16", false},
+		{row(BFloat16, Float32, BFloat16, BFloat16), "a gradient of float32; expected bfloat16", false},
+		{row(None, None, BFloat16, BFloat16), "elements of none; expected float32, float64, bfloat16 or float16", false},
+		{master(row(Float32, Float32, Float32, Float32), Float32), "a master copy of float32", false},
+		{master(row(BFloat16, BFloat16, BFloat16, BFloat16), BFloat16), "a master copy in bfloat16", false},
+	} {
+		err := c.row.Check(&layout)
+		if c.says != "" {
+			assert.ErrorContains(t, err, c.says)
+			continue
+		}
+		require.NoError(t, err)
+		assert.Equal(t, c.mixed, c.row.Mixed(&layout))
+		if c.mixed {
+			c.row.State[0] = math.MaxInt64 - 3*2 + 1 // too high for any type
+			assert.ErrorContains(t, c.row.Check(&layout), "state 0")
+		}
+	}
+	last := row(BFloat16, BFloat16, Float32, BFloat16)
+	last.State[0] = math.MaxInt64 - 3*4
+	require.NoError(t, last.Check(&layout))
+	last.State[0]++
+	assert.ErrorContains(t, last.Check(&layout), "state 0")
+	scalar := row(Float16, Float16, Float16)
+	scalar.AddScalar(1, BFloat16)
+	scalar.State[1] = somewhere
+	ofScalar := LayoutOf(false, Column, Scalar)
+	assert.ErrorContains(t, scalar.Check(&ofScalar), "elements of float16")
+	ofScalar.Narrow = true
+	require.NoError(t, scalar.Check(&ofScalar))
+	scalar.StateType[1] = None
+	assert.ErrorContains(t, scalar.Check(&ofScalar), "state 1 of none; expected float32, float64, bfloat16 or float16")
+	without := master(row(BFloat16, BFloat16, BFloat16, BFloat16), Float32)
+	without.State[MasterState] = 0
+	assert.ErrorContains(t, without.Check(&layout), "state 4")
+	layout.Narrow = false
+	assert.ErrorContains(t, last.Check(&layout), "elements of bfloat16; expected float32 or float64")
+	mixed := row(Float32, Float32, Float32, BFloat16)
+	assert.ErrorContains(t, mixed.Check(&layout), "state 1 of bfloat16; expected float32")
+}
+
+// TestScalarsOf16Bits reads and sets scalars, which are rounded to nearest even.
+func TestScalarsOf16Bits(t *testing.T) {
+	for d, c := range map[DType]struct {
+		encoding uint16
+		rounded  float64
+	}{BFloat16: {0x40ca, 6.3125}, Float16: {0x464d, 6.30078125}} {
+		x := new(uint16)
+		r := Row{Step: Address(unsafe.Pointer(x)), Types: Types{StepType: d}}
+		r.State[2], r.StateType[2] = r.Step, d
+		assert.Equal(t, c.rounded, d.Round(6.3), d)
+		assert.Equal(t, c.rounded, r.SetNumber(2, 6.3), d)
+		assert.Equal(t, c.encoding, *x, d)
+		assert.Equal(t, c.rounded, r.Number(2), d)
+		r.SetSteps(4096)
+		assert.Equal(t, 4096., r.Tick(), d) // 4097 is not a number of 16 bits
+	}
+}
+
 func TestEvent(t *testing.T) {
 	var e event
 	heard := make(chan uint32)

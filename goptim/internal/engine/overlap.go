@@ -26,9 +26,9 @@ const (
 	uses = 3
 )
 
-// apart reports whether rows are known to share no memory: all are Owned, and no address occurs twice. This takes less time than
+// Apart reports whether rows are known to share no memory: all are Owned, and no address occurs twice. This takes less time than
 // sorting.
-func (r *Ranges) apart(rows []Row) bool {
+func (r *Ranges) Apart(rows []Row) bool {
 	const addresses = 3 + States
 	n := 0
 	for i := range rows {

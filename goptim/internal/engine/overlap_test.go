@@ -52,18 +52,18 @@ func TestOwnedRows(t *testing.T) {
 			rows[i].State = [States]uintptr{at(3), 0, at(5), at(6), at(7), at(8)}
 		}
 		var r Ranges
-		assert.True(t, r.apart(rows))
+		assert.True(t, r.Apart(rows))
 		last := &rows[n-1]
 		for _, address := range []*uintptr{&last.Param, &last.Grad, &last.Step, &last.State[0], &last.State[5]} {
 			own := *address
 			for _, other := range []uintptr{rows[0].Param, rows[0].Grad, rows[0].State[5]} {
 				*address = other
-				assert.Equal(t, other == own, r.apart(rows), "%d rows", n)
+				assert.Equal(t, other == own, r.Apart(rows), "%d rows", n)
 			}
 			*address = own
 		}
 		last.Flags = 0
-		assert.False(t, r.apart(rows))
+		assert.False(t, r.Apart(rows))
 	}
 }
 
@@ -94,7 +94,7 @@ func BenchmarkShared(b *testing.B) {
 			}
 			var r Ranges
 			for b.Loop() {
-				if r.apart(rows) {
+				if r.Apart(rows) {
 					continue
 				}
 				r.Reset()

@@ -11,7 +11,7 @@ type Float interface{ ~float32 | ~float64 }
 
 // A Func applies one step with the scalars h to buffers of the same length, a multiple of the lanes of a vector: the
 // parameter, the gradient, which it only reads, and the states. All but the first may be nil.
-type Func[S any, T Float] func(h *S, p, g []T, s [3][]T)
+type Func[S any, T Float] func(h *S, p, g []T, s [4][]T)
 
 // widest is the number of float32 elements in a vector of 512 bits.
 const widest = 16
@@ -22,7 +22,7 @@ func Lanes[T Float]() int { return max(1, bits/8/int(unsafe.Sizeof(T(0)))) }
 var bits = VectorBits()
 
 // Apply applies a step to buffers of any length. The tail is processed in a copy that fills a vector.
-func Apply[S any, T Float](f Func[S, T], h *S, p, g []T, s [3][]T) {
+func Apply[S any, T Float](f Func[S, T], h *S, p, g []T, s [4][]T) {
 	rest := len(p) % Lanes[T]()
 	whole := len(p) - rest
 	if whole > 0 {
@@ -37,14 +37,14 @@ func Apply[S any, T Float](f Func[S, T], h *S, p, g []T, s [3][]T) {
 	}
 }
 
-func applyRest[S any, T Float](f Func[S, T], h *S, p, g []T, s [3][]T, whole int) {
-	memory := padding.Get().(*[5][widest]float64)
+func applyRest[S any, T Float](f Func[S, T], h *S, p, g []T, s [4][]T, whole int) {
+	memory := padding.Get().(*[6][widest]float64)
 	defer padding.Put(memory)
-	padded := (*[5][widest]T)(unsafe.Pointer(memory))
+	padded := (*[6][widest]T)(unsafe.Pointer(memory))
 	n := Lanes[T]()
 	copy(padded[0][:n], p)
 	copy(padded[1][:n], g) // not read by a kernel without a gradient
-	var states [3][]T
+	var states [4][]T
 	for i := range s {
 		if s[i] != nil {
 			states[i] = padded[2+i][:n]
@@ -68,7 +68,7 @@ type ScanFunc[S any, T Float] func(h *S, p, most []T)
 // Scan applies an operation to a buffer of any length, and returns the largest magnitude of the elements before it, or NaN if one
 // is NaN. The tail is processed in a copy that fills a vector with zeros.
 func Scan[S any, T Float](f ScanFunc[S, T], h *S, p []T) T {
-	memory := padding.Get().(*[5][widest]float64)
+	memory := padding.Get().(*[6][widest]float64)
 	defer padding.Put(memory)
 	padded := (*[2][widest]T)(unsafe.Pointer(memory))
 	n := Lanes[T]()
@@ -100,4 +100,4 @@ func largest[T Float](lanes []T) T {
 }
 
 // padding has one vector per buffer. It is pooled because arguments of a call through a function value escape to the heap.
-var padding = sync.Pool{New: func() any { return new([5][widest]float64) }}
+var padding = sync.Pool{New: func() any { return new([6][widest]float64) }}

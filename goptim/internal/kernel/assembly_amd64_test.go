@@ -24,7 +24,7 @@ func TestNoSSEAfterVectors(t *testing.T) {
 	if testing.Short() {
 		t.Skip("the machine code does not depend on the vectors that are used")
 	}
-	for _, name := range []string{"f32x8", "f32x16", "f64x4", "f64x8"} {
+	for _, name := range []string{"f32x8", "f32x16", "f64x4", "f64x8", "bf16x16", "bf16x32"} {
 		out, err := exec.Command("go", "build", "-gcflags=-S", "./"+name).CombinedOutput()
 		require.NoError(t, err, string(out))
 		function, vectors, functions := "", false, 0

@@ -59,7 +59,7 @@ func TestAdafactorConvolutions(t *testing.T) {
 						require.Equal(t, min(n/16*16, 256), done)
 					}
 					for i := range done {
-						f32x1.AdafactorSmall(h, wantU[9*i:][:9], g[9*i:], [3][]float32{wantRow[3*i:][:3], wantCol[3*i:][:3]})
+						f32x1.AdafactorSmall(h, wantU[9*i:][:9], g[9*i:], [4][]float32{wantRow[3*i:][:3], wantCol[3*i:][:3]})
 					}
 					requireSameBits(t, wantRow, row, name+" row_var")
 					requireSameBits(t, wantCol, col, name+" col_var")

@@ -85,18 +85,18 @@ func testAdafactorSmall[T kernel.Float](t *testing.T, k kernels) {
 					reduce.MatrixSquares(g, rowSums, colSums, reduce.Order{Fused: fused > 0})
 					h := *h
 					h.N = float64(cols)
-					mean(&h, row, rowSums, [3][]T{})
+					mean(&h, row, rowSums, [4][]T{})
 					h.N = float64(rows)
-					mean(&h, col, colSums, [3][]T{})
-					h.Mean = max(h.Eps1, float64(reduce.Mean(row, 1)))
+					mean(&h, col, colSums, [4][]T{})
+					h.Mean = max(h.Eps1, float64(reduce.Mean(row, 1, reduce.Order{})))
 					for i := range u {
 						u[i] = row[i/cols] * col[i%cols]
 					}
-					product(&h, u, g, [3][]T{slices.Clone(u)})
+					product(&h, u, g, [4][]T{slices.Clone(u)})
 					want = append(want, [3][]T{u, row, col})
 				}
 				u := slices.Clone(g)
-				small(h, u, u, [3][]T{row, col}) // overwrites the gradient
+				small(h, u, u, [4][]T{row, col}) // overwrites the gradient
 				kernel.Leave()
 				for m, x := range want {
 					require.Equal(t, x, [3][]T{one(u, m), one(row, m), one(col, m)}, "%d x %d, matrix %d, fused %v", rows, cols, m, fused)

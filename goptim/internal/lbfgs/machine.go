@@ -64,6 +64,7 @@ type Machine struct {
 	SegmentCount int
 	N            int // elements in all segments
 	Float64      int // nonzero: elements are float64; else float32
+	Narrow       int // the engine.DType of the parameters and gradients if it has 16 bits, or 0. All other vectors are float32
 
 	// The optimizer's state, updated during the step.
 	Iterations    int // directions computed so far; if 0, the rest of the state is not read

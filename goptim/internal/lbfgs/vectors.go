@@ -74,6 +74,8 @@ func vectorsOf(m *Machine, threads int, team engine.Team) (*vectors, error) {
 	case m.N < 1 || m.SegmentCount < 1 || m.PairCount < 0 || m.MaxIter < 1 || m.MaxEval < 1:
 		return nil, invalid("%d elements in %d segments, %d pairs, %d iterations and %d evaluations",
 			m.N, m.SegmentCount, m.PairCount, m.MaxIter, m.MaxEval)
+	case m.Narrow != 0 && (m.Float64 != 0 || (m.Narrow != int(engine.BFloat16) && m.Narrow != int(engine.Float16))):
+		return nil, invalid("parameters of %v, expected bfloat16 or float16", engine.DType(m.Narrow))
 	case m.Phase < phaseBegin || m.Phase > phaseZoom:
 		return nil, invalid("phase %d", m.Phase)
 	}
@@ -257,7 +259,7 @@ func part[T kernel.Float](address uintptr, lo, hi int) []T { return elements[T](
 // gradient returns elements lo to hi of the gradient: a slice of one segment's, or a copy gathered from several segments.
 func gradient[T kernel.Float](v *vectors, b *block[T], lo, hi int) []T {
 	i, _ := slices.BinarySearch(v.ends, lo+1)
-	if s := &v.segments[i]; hi <= v.ends[i] && s.Grad != 0 && v.m.Negate == 0 {
+	if s := &v.segments[i]; hi <= v.ends[i] && s.Grad != 0 && v.m.Negate == 0 && v.m.Narrow == 0 {
 		start := v.ends[i] - s.N
 		return part[T](s.Grad, lo-start, hi-start)
 	}
@@ -271,7 +273,7 @@ func gradient[T kernel.Float](v *vectors, b *block[T], lo, hi int) []T {
 		if s.Grad == 0 {
 			clear(gathered[at-lo : to-lo])
 		} else {
-			copy(gathered[at-lo:], part[T](s.Grad, at-start, to-start))
+			read(v, gathered[at-lo:to-lo], s.Grad, at-start)
 		}
 		at = to
 	}
@@ -283,7 +285,22 @@ func gradient[T kernel.Float](v *vectors, b *block[T], lo, hi int) []T {
 	return gathered
 }
 
-// moveBlock moves elements lo to hi of the parameters.
+// read copies elements from lo on of a parameter or gradient.
+func read[T kernel.Float](v *vectors, to []T, address uintptr, lo int) {
+	if v.m.Narrow == 0 {
+		copy(to, part[T](address, lo, lo+len(to)))
+		return
+	}
+	o := engine.OperandOf(address, engine.DType(v.m.Narrow))
+	o.Read(singles(to), lo)
+}
+
+// singles returns the elements as float32, which they are.
+func singles[T kernel.Float](x []T) []float32 {
+	return unsafe.Slice((*float32)(unsafe.Pointer(unsafe.SliceData(x))), len(x))
+}
+
+// moveBlock moves elements lo to hi of the parameters. Those of 16 bits are rounded.
 func moveBlock[T kernel.Float](v *vectors, b *block[T], move kernel.FlatFunc[T], lo, hi int) {
 	i, _ := slices.BinarySearch(v.ends, lo+1)
 	for at := lo; at < hi; i++ {
@@ -292,7 +309,13 @@ func moveBlock[T kernel.Float](v *vectors, b *block[T], move kernel.FlatFunc[T],
 		if at == to {
 			continue
 		}
-		p := part[T](s.Param, at-start, to-start)
+		var p []T
+		if v.m.Narrow == 0 {
+			p = part[T](s.Param, at-start, to-start)
+		} else {
+			p = b.gathered[:to-at]
+			read(v, p, s.Param, at-start)
+		}
 		d, from := part[T](v.m.Direction, at, to), p
 		if v.pass != passMove {
 			from = part[T](v.m.Start, at, to)
@@ -304,6 +327,10 @@ func moveBlock[T kernel.Float](v *vectors, b *block[T], move kernel.FlatFunc[T],
 			copy(p, from)
 		} else {
 			kernel.ApplyFlat(move, v.h, kernel.Columns[T]{p, from, d}, v.written, &b.Scratch)
+		}
+		if v.m.Narrow != 0 {
+			o := engine.OperandOf(s.Param, engine.DType(v.m.Narrow))
+			o.Write(singles(p), at-start)
 		}
 		at = to
 	}

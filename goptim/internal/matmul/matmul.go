@@ -92,7 +92,7 @@ func (m *Multiplier) accumulate(s *scratch, row, k, end, from, to int) {
 				s.A[i], rows[i] = float64(a[k+i]), m.b[(k+i)*m.cols+at:][:n]
 			}
 		}
-		kernel.Apply(f32.Combine, &s.Combine, m.out[from:from+whole], rows[0][:whole], [3][]float32(rows[1:]))
+		kernel.Apply(f32.Combine, &s.Combine, m.out[from:from+whole], rows[0][:whole], [4][]float32{rows[1], rows[2], rows[3]})
 		if whole == n {
 			continue
 		}
@@ -101,7 +101,7 @@ func (m *Multiplier) accumulate(s *scratch, row, k, end, from, to int) {
 		for i, r := range rows {
 			copy(s.tail[1+i], r[whole:])
 		}
-		kernel.Apply(f32.Combine, &s.Combine, s.tail[0], s.tail[1], [3][]float32(s.tail[2:]))
+		kernel.Apply(f32.Combine, &s.Combine, s.tail[0], s.tail[1], [4][]float32{s.tail[2], s.tail[3], s.tail[4]})
 		copy(m.out[from+whole:to], s.tail[0])
 	}
 }

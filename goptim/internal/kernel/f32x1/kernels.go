@@ -9,7 +9,7 @@ import (
 	"unsafe"
 )
 
-func Adadelta(h *kernel.Adadelta, p, g []float32, s [3][]float32) {
+func Adadelta(h *kernel.Adadelta, p, g []float32, s [4][]float32) {
 	sgn, coupled, wd := set(h.Sign), flag(h.Couples), set(h.WeightDecay)
 	rho, c, eps, step := set(h.Rho), set(h.C), set(h.Eps), set(h.Step)
 	sq, acc := s[0], s[1]
@@ -28,14 +28,14 @@ func adadeltaStep(g, sq, acc, eps vector) vector {
 	return acc.Add(eps).Sqrt().Div(sq.Add(eps).Sqrt()).Mul(g)
 }
 
-func AdafactorMean(h *kernel.Adafactor, p, g []float32, s [3][]float32) {
+func AdafactorMean(h *kernel.Adafactor, p, g []float32, s [4][]float32) {
 	c, n := weight{set(h.W.W), flag(h.W.FromX)}, set(h.N)
 	for i := 0; i < len(p); i += lanes {
 		*at(p, i) = lerp(*at(p, i), meanSquare(*at(g, i), n), c)
 	}
 }
 
-func AdafactorRow(h *kernel.Adafactor, p, g []float32, s [3][]float32) {
+func AdafactorRow(h *kernel.Adafactor, p, g []float32, s [4][]float32) {
 	sgn, row, least, one := set(h.Sign), set(h.Row), set(h.EpsSq), set(1)
 	minus, recip := set(-h.Mean), one.Div(set(h.Mean))
 	col := s[0]
@@ -47,7 +47,7 @@ func AdafactorRow(h *kernel.Adafactor, p, g []float32, s [3][]float32) {
 	}
 }
 
-func AdafactorProduct(h *kernel.Adafactor, p, g []float32, s [3][]float32) {
+func AdafactorProduct(h *kernel.Adafactor, p, g []float32, s [4][]float32) {
 	sgn, mean, least, one := set(h.Sign), set(h.Mean), set(h.EpsSq), set(1)
 	product := s[0]
 	for i := 0; i < len(p); i += lanes {
@@ -55,7 +55,7 @@ func AdafactorProduct(h *kernel.Adafactor, p, g []float32, s [3][]float32) {
 	}
 }
 
-func AdafactorVector(h *kernel.Adafactor, p, g []float32, s [3][]float32) {
+func AdafactorVector(h *kernel.Adafactor, p, g []float32, s [4][]float32) {
 	sgn, c, least, one := set(h.Sign), weight{set(h.W.W), flag(h.W.FromX)}, set(h.EpsSq), set(1)
 	variance := s[0]
 	for i := 0; i < len(p); i += lanes {
@@ -66,7 +66,7 @@ func AdafactorVector(h *kernel.Adafactor, p, g []float32, s [3][]float32) {
 	}
 }
 
-func AdafactorSingles(h *kernel.Adafactor, p, g []float32, s [3][]float32) {
+func AdafactorSingles(h *kernel.Adafactor, p, g []float32, s [4][]float32) {
 	sgn, c, eps, least, one := set(h.Sign), weight{set(h.W.W), flag(h.W.FromX)}, set(h.Eps1), set(h.EpsSq), set(1)
 	row, col := s[0], s[1]
 	for i := 0; i < len(p); i += lanes {
@@ -79,7 +79,7 @@ func AdafactorSingles(h *kernel.Adafactor, p, g []float32, s [3][]float32) {
 	}
 }
 
-func AdafactorSmall(h *kernel.Adafactor, p, g []float32, s [3][]float32) {
+func AdafactorSmall(h *kernel.Adafactor, p, g []float32, s [4][]float32) {
 	rows, cols := int(h.Rows), int(h.Cols)
 	if rows == 3 && cols == 3 {
 		convolutions(h, p, g, s)
@@ -116,7 +116,7 @@ func AdafactorSmall(h *kernel.Adafactor, p, g []float32, s [3][]float32) {
 	}
 }
 
-func convolutions(h *kernel.Adafactor, p, g []float32, s [3][]float32) {
+func convolutions(h *kernel.Adafactor, p, g []float32, s [4][]float32) {
 	c, fused := weight{set(h.W.W), flag(h.W.FromX)}, flag(h.Fused)
 	sgn, eps, least, one, three := set(h.Sign), set(h.Eps1), set(h.EpsSq), set(1), set(3)
 	const w = lanes
@@ -145,7 +145,7 @@ func convolutions(h *kernel.Adafactor, p, g []float32, s [3][]float32) {
 	}
 }
 
-func AdafactorStep(h *kernel.Adafactor, p, g []float32, s [3][]float32) {
+func AdafactorStep(h *kernel.Adafactor, p, g []float32, s [4][]float32) {
 	decay, step := set(h.Decay), set(h.Step)
 	for i := 0; i < len(p); i += lanes {
 		*at(p, i) = axpy(at(p, i).Mul(decay), *at(g, i), step)
@@ -235,7 +235,7 @@ func sumFew(x []float32, stride, n int) vector {
 	return sum
 }
 
-func Adagrad(h *kernel.Adagrad, p, g []float32, s [3][]float32) {
+func Adagrad(h *kernel.Adagrad, p, g []float32, s [4][]float32) {
 	sgn, coupled, wd := set(h.Sign), flag(h.Couples), set(h.WeightDecay)
 	one, step, eps := set(1), set(h.Step), set(h.Eps)
 	sum := s[0]
@@ -252,7 +252,7 @@ func adagradStep(p, g, sum, step, eps vector) vector {
 	return addcdiv(p, g, sum.Sqrt().Add(eps), step)
 }
 
-func Adam(h *kernel.Adam, p, g []float32, s [3][]float32) {
+func Adam(h *kernel.Adam, p, g []float32, s [4][]float32) {
 	if s[2] == nil && h.Couples == 0 && h.C1.FromX != 0 {
 		usualAdam(h, p, g, s)
 		return
@@ -283,7 +283,7 @@ func Adam(h *kernel.Adam, p, g []float32, s [3][]float32) {
 	}
 }
 
-func usualAdam(h *kernel.Adam, p, g []float32, s [3][]float32) {
+func usualAdam(h *kernel.Adam, p, g []float32, s [4][]float32) {
 	sgn, decay, c1, beta2, c2, step := set(h.Sign), set(h.Decay), set(h.C1.W), set(h.Beta2), set(h.C2), set(h.Step)
 	bc2, eps := divisor{set(h.BC2Sqrt.By), set(-h.BC2Sqrt.By), set(h.BC2Sqrt.Recip), set(math.MaxFloat32)}, set(h.Eps)
 	m, v := s[0], s[1]
@@ -309,61 +309,298 @@ func adamStep(p, m, v, decay, step vector, bc2 divisor, eps vector) vector {
 	return addcdiv(p.Mul(decay), m, denom, step)
 }
 
-func Adamax(h *kernel.Adamax, p, g []float32, s [3][]float32) {
+func Adamax(h *kernel.Adamax, p, g []float32, s [4][]float32) {
 	sgn, coupled, wd := set(h.Sign), flag(h.Couples), set(h.WeightDecay)
 	c1, beta2, eps, step := weight{set(h.C1.W), flag(h.C1.FromX)}, set(h.Beta2), set(h.Eps), set(h.Step)
-	m, u := s[0], s[1]
+	m, u, sign := s[0], s[1], signs()
 	for i := 0; i < len(p); i += lanes {
 		x := *at(p, i)
 		d := decayed(x, *at(g, i), sgn, coupled, wd)
 		mi := lerp(*at(m, i), d, c1)
-		ui := infinityNorm(*at(u, i), d, beta2, eps)
+		ui := infinityNorm(*at(u, i), d, beta2, eps, sign)
 		*at(m, i) = mi
 		*at(u, i) = ui
 		*at(p, i) = addcdiv(x, mi, ui, step)
 	}
 }
 
-func infinityNorm(u, g, beta2, eps vector) vector {
-	return maximum(u.Mul(beta2), abs(g).Add(eps))
+func infinityNorm(u, g, beta2, eps vector, sign bits) vector {
+	return maximum(u.Mul(beta2), g.ToBits().AndNot(sign).BitsToFloat32().Add(eps))
 }
 
-func ASGD(h *kernel.ASGD, p, g []float32, s [3][]float32) {
+func AdamWLegacy(h *kernel.AdamWLegacy, p, g []float32, s [4][]float32) {
+	sgn, decay, beta2, c2, step := set(h.Sign), set(h.Decay), set(h.Beta2), set(h.C2), set(h.Step)
+	c1 := weight{set(h.C1.W), flag(h.C1.FromX)}
+	bc2, eps := divisor{set(h.BC2Sqrt.By), set(-h.BC2Sqrt.By), set(h.BC2Sqrt.Recip), set(math.MaxFloat32)}, set(h.Eps)
+	excess, inverse, always := set(h.Excess), set(h.Inverse), flag(1-h.Cautious)
+	avg, sq, most := s[0], s[1], s[2]
+	if most != nil {
+		for i := 0; i < len(p); i += lanes {
+			d := at(g, i).Mul(sgn)
+			m := lerp(*at(avg, i), d, c1)
+			v := addcmul(at(sq, i).Mul(beta2), d, d, c2)
+			largest := maximum(*at(most, i), v)
+			*at(avg, i) = m
+			*at(sq, i) = v
+			*at(most, i) = largest
+			denom := quotient(largest.Sqrt(), bc2).Add(eps).Mul(excess)
+			*at(p, i) = addcdiv(at(p, i).Mul(decay), masked(m, d, inverse, always), denom, step)
+		}
+		return
+	}
+	for i := 0; i < len(p); i += lanes {
+		d := at(g, i).Mul(sgn)
+		m := lerp(*at(avg, i), d, c1)
+		v := addcmul(at(sq, i).Mul(beta2), d, d, c2)
+		*at(avg, i) = m
+		*at(sq, i) = v
+		denom := quotient(v.Sqrt(), bc2).Add(eps).Mul(excess)
+		*at(p, i) = addcdiv(at(p, i).Mul(decay), masked(m, d, inverse, always), denom, step)
+	}
+}
+
+func AdamWAgrees(h *kernel.AdamWLegacy, p, g []float32, s [4][]float32) {
+	sgn, one := set(h.Sign), set(1).ToBits()
+	c1 := weight{set(h.C1.W), flag(h.C1.FromX)}
+	avg := s[0]
+	for i := 0; i < len(p); i += lanes {
+		d := at(g, i).Mul(sgn)
+		*at(p, i) = agrees(lerp(*at(avg, i), d, c1), d, one)
+	}
+}
+
+func AdamWQuotient(h *kernel.AdamWLegacy, p, g []float32, s [4][]float32) {
+	sgn, beta2, c2 := set(h.Sign), set(h.Beta2), set(h.C2)
+	bc2, eps := divisor{set(h.BC2Sqrt.By), set(-h.BC2Sqrt.By), set(h.BC2Sqrt.Recip), set(math.MaxFloat32)}, set(h.Eps)
+	sq, most := s[1], s[2]
+	for i := 0; i < len(p); i += lanes {
+		d := at(g, i).Mul(sgn)
+		v := addcmul(at(sq, i).Mul(beta2), d, d, c2)
+		if most != nil {
+			v = maximum(*at(most, i), v)
+		}
+		*at(p, i) = d.Div(quotient(v.Sqrt(), bc2).Add(eps))
+	}
+}
+
+func Adan(h *kernel.Adan, p, g []float32, s [4][]float32) {
+	if h.Cautious != 0 {
+		cautiousAdan(h, p, g, s)
+		return
+	}
+	sgn, first, decay, shrink := set(h.Sign), flag(h.First), set(h.Decay), set(h.Shrink)
+	c1, beta2, c2 := weight{set(h.C1.W), flag(h.C1.FromX)}, set(h.Beta2), set(h.C2)
+	beta3, c3, step, stepDiff, minus := set(h.Beta3), set(h.C3), set(h.Step), set(h.StepDiff), set(-1)
+	bc3, eps := divisor{set(h.BC3Sqrt.By), set(-h.BC3Sqrt.By), set(h.BC3Sqrt.Recip), set(math.MaxFloat32)}, set(h.Eps)
+	avg, sq, dif, pre := s[0], s[1], s[2], s[3]
+	for i := 0; i < len(p); i += lanes {
+		d := at(g, i).Mul(sgn)
+		change := choose(first, neg(d), *at(pre, i)).Add(d)
+		m := lerp(*at(avg, i), d, c1)
+		f := axpy(at(dif, i).Mul(beta2), change, c2)
+		u := change.Mul(beta2).Add(d)
+		v := addcmul(at(sq, i).Mul(beta3), u, u, c3)
+		*at(avg, i) = m
+		*at(dif, i) = f
+		*at(sq, i) = v
+		*at(pre, i) = axpy(zeros(), d, minus)
+		root := quotient(v.Sqrt(), bc3).Add(eps)
+		x := addcdiv(at(p, i).Mul(decay), m, root, step)
+		*at(p, i) = addcdiv(x, f, root, stepDiff).Div(shrink)
+	}
+}
+
+func cautiousAdan(h *kernel.Adan, p, g []float32, s [4][]float32) {
+	sgn, first, decay, shrink := set(h.Sign), flag(h.First), set(h.Decay), set(h.Shrink)
+	c1, beta2, c2 := weight{set(h.C1.W), flag(h.C1.FromX)}, set(h.Beta2), set(h.C2)
+	beta3, c3, step, stepDiff, minus := set(h.Beta3), set(h.C3), set(h.Step), set(h.StepDiff), set(-1)
+	bc3, eps := divisor{set(h.BC3Sqrt.By), set(-h.BC3Sqrt.By), set(h.BC3Sqrt.Recip), set(math.MaxFloat32)}, set(h.Eps)
+	inverse, always := set(h.Inverse), flag(1-h.Cautious)
+	avg, sq, dif, pre := s[0], s[1], s[2], s[3]
+	for i := 0; i < len(p); i += lanes {
+		d := at(g, i).Mul(sgn)
+		change := choose(first, neg(d), *at(pre, i)).Add(d)
+		m := lerp(*at(avg, i), d, c1)
+		f := axpy(at(dif, i).Mul(beta2), change, c2)
+		u := change.Mul(beta2).Add(d)
+		v := addcmul(at(sq, i).Mul(beta3), u, u, c3)
+		*at(avg, i) = m
+		*at(dif, i) = f
+		*at(sq, i) = v
+		*at(pre, i) = axpy(zeros(), d, minus)
+		root := quotient(v.Sqrt(), bc3).Add(eps)
+		x := addcdiv(at(p, i).Mul(decay), masked(m, d, inverse, always), root, step)
+		*at(p, i) = addcdiv(x, f, root, stepDiff).Div(shrink)
+	}
+}
+
+func AdanAgrees(h *kernel.Adan, p, g []float32, s [4][]float32) {
+	sgn, c1, one := set(h.Sign), weight{set(h.C1.W), flag(h.C1.FromX)}, set(1).ToBits()
+	avg := s[0]
+	for i := 0; i < len(p); i += lanes {
+		d := at(g, i).Mul(sgn)
+		*at(p, i) = agrees(lerp(*at(avg, i), d, c1), d, one)
+	}
+}
+
+func AdEMAMix(h *kernel.AdEMAMix, p, g []float32, s [4][]float32) {
+	if h.Lerps != 0 {
+		lerpAdEMAMix(h, p, g, s)
+		return
+	}
+	sgn, decay, beta1, c1, beta2, c2 := set(h.Sign), set(h.Decay), set(h.Beta1), set(h.C1), set(h.Beta2), set(h.C2)
+	beta3, c3, bc1, alpha, step := set(h.Beta3), set(h.C3), set(h.BC1), set(h.Alpha), set(h.Step)
+	bc2, eps := divisor{set(h.BC2Sqrt.By), set(-h.BC2Sqrt.By), set(h.BC2Sqrt.Recip), set(math.MaxFloat32)}, set(h.Eps)
+	fast, sq, slow := s[0], s[1], s[2]
+	for i := 0; i < len(p); i += lanes {
+		d := at(g, i).Mul(sgn)
+		m := axpy(at(fast, i).Mul(beta1), d, c1)
+		l := axpy(at(slow, i).Mul(beta3), d, c3)
+		v := addcmul(at(sq, i).Mul(beta2), d, d, c2)
+		*at(fast, i) = m
+		*at(slow, i) = l
+		*at(sq, i) = v
+		update := m.Div(bc1).Add(l.Mul(alpha))
+		*at(p, i) = axpy(at(p, i).Mul(decay), update.Div(quotient(v.Sqrt(), bc2).Add(eps)), step)
+	}
+}
+
+func lerpAdEMAMix(h *kernel.AdEMAMix, p, g []float32, s [4][]float32) {
+	sgn, coupled, wd, decay := set(h.Sign), flag(h.Couples), set(h.WeightDecay), set(h.Decay)
+	w1, w3 := weight{set(h.W1.W), flag(h.W1.FromX)}, weight{set(h.W3.W), flag(h.W3.FromX)}
+	beta2, c2, bc1, alpha, step := set(h.Beta2), set(h.C2), set(h.BC1), set(h.Alpha), set(h.Step)
+	bc2, eps := divisor{set(h.BC2Sqrt.By), set(-h.BC2Sqrt.By), set(h.BC2Sqrt.Recip), set(math.MaxFloat32)}, set(h.Eps)
+	fast, sq, slow := s[0], s[1], s[2]
+	for i := 0; i < len(p); i += lanes {
+		x := *at(p, i)
+		d := decayed(x, *at(g, i), sgn, coupled, wd)
+		m := lerp(*at(fast, i), d, w1)
+		v := addcmul(at(sq, i).Mul(beta2), d, d, c2)
+		l := lerp(*at(slow, i), d, w3)
+		*at(fast, i) = m
+		*at(sq, i) = v
+		*at(slow, i) = l
+		update := axpy(m.Div(bc1), l, alpha)
+		*at(p, i) = addcdiv(x.Mul(decay), update, quotient(v.Sqrt(), bc2).Add(eps), step)
+	}
+}
+
+func ADOPT(h *kernel.ADOPT, p, g []float32, s [4][]float32) {
+	if h.First != 0 {
+		firstADOPT(h, p, g, s[1])
+		return
+	}
+	if h.Cautious != 0 {
+		cautiousADOPT(h, p, g, s)
+		return
+	}
 	sgn, coupled, wd := set(h.Sign), flag(h.Couples), set(h.WeightDecay)
-	decay, step, mu, averages := set(h.Decay), set(h.Step), set(h.Mu), flag(h.Averages)
+	decays, decay, eps, high, low := flag(h.Decays), set(h.Decay), set(h.Eps), set(h.Clip), set(-h.Clip)
+	c1, beta2, c2, step := weight{set(h.C1.W), flag(h.C1.FromX)}, set(h.Beta2), set(h.C2), set(h.Step)
+	avg, sq := s[0], s[1]
+	for i := 0; i < len(p); i += lanes {
+		x, v := *at(p, i), *at(sq, i)
+		d := decayed(x, *at(g, i), sgn, coupled, wd)
+		x = x.ToBits().And(decays).BitsToFloat32().MulAdd(decay, x)
+		m := lerp(*at(avg, i), clamped(d.Div(maximum(v.Sqrt(), eps)), low, high), c1)
+		*at(avg, i) = m
+		*at(sq, i) = addcmul(v.Mul(beta2), d, d, c2)
+		*at(p, i) = axpy(x, m, step)
+	}
+}
+
+func firstADOPT(h *kernel.ADOPT, p, g, sq []float32) {
+	sgn, coupled, wd := set(h.Sign), flag(h.Couples), set(h.WeightDecay)
+	for i := 0; i < len(p); i += lanes {
+		d := decayed(*at(p, i), *at(g, i), sgn, coupled, wd)
+		*at(sq, i) = d.MulAdd(d, *at(sq, i))
+	}
+}
+
+func cautiousADOPT(h *kernel.ADOPT, p, g []float32, s [4][]float32) {
+	sgn, coupled, wd := set(h.Sign), flag(h.Couples), set(h.WeightDecay)
+	decays, decay, eps, high, low := flag(h.Decays), set(h.Decay), set(h.Eps), set(h.Clip), set(-h.Clip)
+	c1, beta2, c2, step := weight{set(h.C1.W), flag(h.C1.FromX)}, set(h.Beta2), set(h.C2), set(h.Step)
+	inverse, always := set(h.Inverse), flag(1-h.Cautious)
+	avg, sq := s[0], s[1]
+	for i := 0; i < len(p); i += lanes {
+		x, v := *at(p, i), *at(sq, i)
+		d := decayed(x, *at(g, i), sgn, coupled, wd)
+		x = x.ToBits().And(decays).BitsToFloat32().MulAdd(decay, x)
+		m := lerp(*at(avg, i), clamped(d.Div(maximum(v.Sqrt(), eps)), low, high), c1)
+		*at(avg, i) = m
+		*at(sq, i) = addcmul(v.Mul(beta2), d, d, c2)
+		*at(p, i) = axpy(x, masked(m, d, inverse, always), step)
+	}
+}
+
+func ADOPTAgrees(h *kernel.ADOPT, p, g []float32, s [4][]float32) {
+	sgn, coupled, wd := set(h.Sign), flag(h.Couples), set(h.WeightDecay)
+	eps, high, low := set(h.Eps), set(h.Clip), set(-h.Clip)
+	c1, one := weight{set(h.C1.W), flag(h.C1.FromX)}, set(1).ToBits()
+	avg, sq := s[0], s[1]
+	for i := 0; i < len(p); i += lanes {
+		d := decayed(*at(p, i), *at(g, i), sgn, coupled, wd)
+		m := lerp(*at(avg, i), clamped(d.Div(maximum(at(sq, i).Sqrt(), eps)), low, high), c1)
+		*at(p, i) = agrees(m, d, one)
+	}
+}
+
+func clamped(x, low, high vector) vector {
+	x = choose(above(low, x), low, x)
+	return choose(above(x, high), high, x)
+}
+
+func ASGD(h *kernel.ASGD, p, g []float32, s [4][]float32) {
+	if h.Averages == 0 {
+		copyASGD(h, p, g, s[2])
+		return
+	}
+	sgn, coupled, wd := set(h.Sign), flag(h.Couples), set(h.WeightDecay)
+	decay, step, mu := set(h.Decay), set(h.Step), set(h.Mu)
 	ax := s[2]
 	for i := 0; i < len(p); i += lanes {
 		x := *at(p, i)
 		x = axpy(x.Mul(decay), decayed(x, *at(g, i), sgn, coupled, wd), step)
 		*at(p, i) = x
-		*at(ax, i) = choose(averages, average(*at(ax, i), x, mu), x)
+		*at(ax, i) = average(*at(ax, i), x, mu)
+	}
+}
+
+func copyASGD(h *kernel.ASGD, p, g, ax []float32) {
+	sgn, coupled, wd, decay, step := set(h.Sign), flag(h.Couples), set(h.WeightDecay), set(h.Decay), set(h.Step)
+	for i := 0; i < len(p); i += lanes {
+		x := *at(p, i)
+		x = axpy(x.Mul(decay), decayed(x, *at(g, i), sgn, coupled, wd), step)
+		*at(p, i) = x
+		*at(ax, i) = x
 	}
 }
 
 func average(ax, p, mu vector) vector { return ax.Add(p.Sub(ax).Mul(mu)) }
 
-func AverageLerp(h *kernel.Average, p, g []float32, s [3][]float32) {
+func AverageLerp(h *kernel.Average, p, g []float32, s [4][]float32) {
 	w := weight{set(h.Weight.W), flag(h.Weight.FromX)}
 	for i := 0; i < len(p); i += lanes {
 		*at(p, i) = lerp(*at(p, i), *at(g, i), w)
 	}
 }
 
-func AverageMulAdd(h *kernel.Average, p, g []float32, s [3][]float32) {
+func AverageMulAdd(h *kernel.Average, p, g []float32, s [4][]float32) {
 	keep, c := set(h.Keep), set(h.C)
 	for i := 0; i < len(p); i += lanes {
 		*at(p, i) = at(p, i).Mul(keep).Add(at(g, i).Mul(c))
 	}
 }
 
-func AveragePolyak(h *kernel.Average, p, g []float32, s [3][]float32) {
+func AveragePolyak(h *kernel.Average, p, g []float32, s [4][]float32) {
 	keep, c := set(h.Keep), set(h.C)
 	for i := 0; i < len(p); i += lanes {
 		*at(p, i) = axpy(at(p, i).Mul(keep), *at(g, i), c)
 	}
 }
 
-func AverageSWA(h *kernel.Average, p, g []float32, s [3][]float32) {
+func AverageSWA(h *kernel.Average, p, g []float32, s [4][]float32) {
 	n := set(h.N)
 	for i := 0; i < len(p); i += lanes {
 		x := *at(p, i)
@@ -371,34 +608,82 @@ func AverageSWA(h *kernel.Average, p, g []float32, s [3][]float32) {
 	}
 }
 
-func Copy(h *kernel.None, p, g []float32, s [3][]float32) {
+func AverageKeep(h *kernel.Average, p, g []float32, s [4][]float32) {
+	keep := set(h.Keep)
+	for i := 0; i < len(p); i += lanes {
+		*at(p, i) = at(p, i).Mul(keep)
+	}
+}
+
+func AverageProduct(h *kernel.Average, p, g []float32, s [4][]float32) {
+	c := set(h.C)
+	for i := 0; i < len(p); i += lanes {
+		*at(p, i) = at(g, i).Mul(c)
+	}
+}
+
+func AverageAdd(h *kernel.Average, p, g []float32, s [4][]float32) {
+	for i := 0; i < len(p); i += lanes {
+		*at(p, i) = at(p, i).Add(*at(g, i))
+	}
+}
+
+func AverageAddProduct(h *kernel.Average, p, g []float32, s [4][]float32) {
+	c := set(h.C)
+	for i := 0; i < len(p); i += lanes {
+		*at(p, i) = axpy(*at(p, i), *at(g, i), c)
+	}
+}
+
+func AverageSubtract(h *kernel.Average, p, g []float32, s [4][]float32) {
+	for i := 0; i < len(p); i += lanes {
+		*at(p, i) = at(p, i).Sub(*at(g, i))
+	}
+}
+
+func AverageDivide(h *kernel.Average, p, g []float32, s [4][]float32) {
+	n := set(h.N)
+	for i := 0; i < len(p); i += lanes {
+		*at(p, i) = at(p, i).Div(n)
+	}
+}
+
+func Copy(h *kernel.None, p, g []float32, s [4][]float32) {
 	for i := 0; i < len(p); i += lanes {
 		*at(p, i) = *at(g, i)
 	}
 }
 
-func Scale(h *kernel.Factor, p, g []float32, s [3][]float32) {
+func agrees(update, g vector, one bits) vector {
+	return above(update.Mul(g), zeros()).And(one).BitsToFloat32()
+}
+
+func masked(update, g, inverse vector, always bits) vector {
+	return update.Mul(above(update.Mul(g), zeros()).Or(always).And(inverse.ToBits()).BitsToFloat32())
+}
+
+func Scale(h *kernel.Factor, p, g []float32, s [4][]float32) {
 	x := set(h.X)
 	for i := 0; i < len(p); i += lanes {
 		*at(p, i) = at(p, i).Mul(x)
 	}
 }
 
-func Product(h *kernel.Factor, p, g []float32, s [3][]float32) {
+func Product(h *kernel.Factor, p, g []float32, s [4][]float32) {
 	x := set(h.X)
 	for i := 0; i < len(p); i += lanes {
 		*at(p, i) = at(g, i).Mul(x)
 	}
 }
 
-func Divide(h *kernel.Factor, p, g []float32, s [3][]float32) {
+func Divide(h *kernel.Factor, p, g []float32, s [4][]float32) {
 	x := set(h.X)
 	for i := 0; i < len(p); i += lanes {
 		*at(p, i) = at(p, i).Div(x)
 	}
 }
 
-func Clamp(h *kernel.Clamp, p, g []float32, s [3][]float32) {
+func Clamp(h *kernel.Clamp, p, g []float32, s [4][]float32) {
 	low, high := set(h.Min), set(h.Max)
 	all := nan(low).Or(nan(high))
 	for i := 0; i < len(p); i += lanes {
@@ -409,7 +694,7 @@ func Clamp(h *kernel.Clamp, p, g []float32, s [3][]float32) {
 	}
 }
 
-func Zero(h *kernel.None, p, g []float32, s [3][]float32) {
+func Zero(h *kernel.None, p, g []float32, s [4][]float32) {
 	zero := zeros()
 	for i := 0; i < len(p); i += lanes {
 		*at(p, i) = zero
@@ -435,35 +720,35 @@ func Largest(h *kernel.None, p, most []float32) {
 	*at(most, 0) = maximum(*at(most, 0), m.ToBits().Or(nans).BitsToFloat32())
 }
 
-func HFAdafactorSquares(h *kernel.HFAdafactor, p, g []float32, s [3][]float32) {
+func HFAdafactorSquares(h *kernel.HFAdafactor, p, g []float32, s [4][]float32) {
 	eps := set(h.Eps1)
 	for i := 0; i < len(p); i += lanes {
 		*at(p, i) = squareAbove(*at(g, i), eps)
 	}
 }
 
-func HFAdafactorMoment(h *kernel.HFAdafactor, p, g []float32, s [3][]float32) {
+func HFAdafactorMoment(h *kernel.HFAdafactor, p, g []float32, s [4][]float32) {
 	beta2, c := set(h.Beta2), set(h.C2)
 	for i := 0; i < len(p); i += lanes {
 		*at(p, i) = axpy(at(p, i).Mul(beta2), *at(g, i), c)
 	}
 }
 
-func HFAdafactorFactor(h *kernel.HFAdafactor, p, g []float32, s [3][]float32) {
+func HFAdafactorFactor(h *kernel.HFAdafactor, p, g []float32, s [4][]float32) {
 	mean, one := set(h.Mean), set(1)
 	for i := 0; i < len(p); i += lanes {
 		*at(p, i) = one.Div(at(g, i).Div(mean).Sqrt())
 	}
 }
 
-func HFAdafactorRow(h *kernel.HFAdafactor, p, g []float32, s [3][]float32) {
+func HFAdafactorRow(h *kernel.HFAdafactor, p, g []float32, s [4][]float32) {
 	row, col := set(h.Row), s[0]
 	for i := 0; i < len(p); i += lanes {
 		*at(p, i) = row.Mul(*at(col, i)).Mul(*at(g, i))
 	}
 }
 
-func HFAdafactorVector(h *kernel.HFAdafactor, p, g []float32, s [3][]float32) {
+func HFAdafactorVector(h *kernel.HFAdafactor, p, g []float32, s [4][]float32) {
 	eps, beta2, c, one := set(h.Eps1), set(h.Beta2), set(h.C2), set(1)
 	square := s[0]
 	for i := 0; i < len(p); i += lanes {
@@ -473,7 +758,7 @@ func HFAdafactorVector(h *kernel.HFAdafactor, p, g []float32, s [3][]float32) {
 	}
 }
 
-func HFAdafactorStep(h *kernel.HFAdafactor, p, g []float32, s [3][]float32) {
+func HFAdafactorStep(h *kernel.HFAdafactor, p, g []float32, s [4][]float32) {
 	clip, lr, decays, decay := set(h.Clip), set(h.LR), flag(h.Decays), set(h.Decay)
 	beta1, c := set(h.Beta1), set(h.C1)
 	m := s[0]
@@ -489,6 +774,142 @@ func HFAdafactorStep(h *kernel.HFAdafactor, p, g []float32, s [3][]float32) {
 }
 
 func squareAbove(g, eps vector) vector { return g.Mul(g).Add(eps) }
+
+func LAMB(h *kernel.LAMB, p, g []float32, s [4][]float32) {
+	total, beta1, beta2, c2, bc1 := set(h.Total), set(h.Beta1), set(h.Beta2), set(h.C2), set(h.BC1)
+	averages, c1 := flag(h.Averages), weight{set(h.C1.W), flag(h.C1.FromX)}
+	bc2, eps := divisor{set(h.BC2Sqrt.By), set(-h.BC2Sqrt.By), set(h.BC2Sqrt.Recip), set(math.MaxFloat32)}, set(h.Eps)
+	inverse, always, couples, wd := set(h.Inverse), flag(1-h.Cautious), flag(h.Couples), set(h.WeightDecay)
+	decays, decay, trust, step := flag(h.Decays), set(h.Decay), set(h.Trust), set(h.Step)
+	avg, sq := s[0], s[1]
+	for i := 0; i < len(p); i += lanes {
+		x, d := *at(p, i), at(g, i).Div(total)
+		m := momentum(*at(avg, i), d, averages, c1, beta1)
+		v := addcmul(at(sq, i).Mul(beta2), d, d, c2)
+		*at(avg, i) = m
+		*at(sq, i) = v
+		update := masked(m.Div(bc1).Div(quotient(v.Sqrt(), bc2).Add(eps)), d, inverse, always)
+		update = choose(couples, axpy(update, x, wd), update)
+		*at(p, i) = axpy(choose(decays, axpy(x, x, decay), x), update.Mul(trust), step)
+	}
+}
+
+func LAMBAgrees(h *kernel.LAMB, p, g []float32, s [4][]float32) {
+	total, beta1, beta2, c2, bc1 := set(h.Total), set(h.Beta1), set(h.Beta2), set(h.C2), set(h.BC1)
+	averages, c1 := flag(h.Averages), weight{set(h.C1.W), flag(h.C1.FromX)}
+	bc2, eps := divisor{set(h.BC2Sqrt.By), set(-h.BC2Sqrt.By), set(h.BC2Sqrt.Recip), set(math.MaxFloat32)}, set(h.Eps)
+	one := set(1).ToBits()
+	avg, sq := s[0], s[1]
+	for i := 0; i < len(p); i += lanes {
+		d := at(g, i).Div(total)
+		m := momentum(*at(avg, i), d, averages, c1, beta1)
+		v := addcmul(at(sq, i).Mul(beta2), d, d, c2)
+		*at(p, i) = agrees(m.Div(bc1).Div(quotient(v.Sqrt(), bc2).Add(eps)), d, one)
+	}
+}
+
+func LAMBUpdate(h *kernel.LAMB, p, g []float32, s [4][]float32) {
+	total, beta1, beta2, c2, bc1 := set(h.Total), set(h.Beta1), set(h.Beta2), set(h.C2), set(h.BC1)
+	averages, c1 := flag(h.Averages), weight{set(h.C1.W), flag(h.C1.FromX)}
+	bc2, eps := divisor{set(h.BC2Sqrt.By), set(-h.BC2Sqrt.By), set(h.BC2Sqrt.Recip), set(math.MaxFloat32)}, set(h.Eps)
+	inverse, always, couples, wd := set(h.Inverse), flag(1-h.Cautious), flag(h.Couples), set(h.WeightDecay)
+	avg, sq := s[0], s[1]
+	for i := 0; i < len(p); i += lanes {
+		x, d := *at(p, i), at(g, i).Div(total)
+		m := momentum(*at(avg, i), d, averages, c1, beta1)
+		v := addcmul(at(sq, i).Mul(beta2), d, d, c2)
+		update := masked(m.Div(bc1).Div(quotient(v.Sqrt(), bc2).Add(eps)), d, inverse, always)
+		*at(p, i) = choose(couples, axpy(update, x, wd), update)
+	}
+}
+
+func LAMBDecayed(h *kernel.LAMB, p, g []float32, s [4][]float32) {
+	decay := set(h.Decay)
+	for i := 0; i < len(p); i += lanes {
+		x := *at(p, i)
+		*at(p, i) = axpy(x, x, decay)
+	}
+}
+
+func momentum(m, g vector, averages bits, c1 weight, beta1 vector) vector {
+	return choose(averages, lerp(m, g, c1), m.Mul(beta1).Add(g))
+}
+
+func LaProp(h *kernel.LaProp, p, g []float32, s [4][]float32) {
+	if h.Cautious != 0 {
+		cautiousLaProp(h, p, g, s)
+		return
+	}
+	sgn, beta1, c1, beta2, c2 := set(h.Sign), set(h.Beta1), set(h.C1), set(h.Beta2), set(h.C2)
+	bc2, eps, step, decays, decay := set(h.BC2), set(h.Eps), set(h.Step), flag(h.Decays), set(h.Decay)
+	avg, sq := s[2], s[3]
+	for i := 0; i < len(p); i += lanes {
+		d := at(g, i).Mul(sgn)
+		v := addcmul(at(sq, i).Mul(beta2), d, d, c2)
+		m := axpy(at(avg, i).Mul(beta1), d.Div(v.Div(bc2).Sqrt().Add(eps)), c1)
+		*at(sq, i) = v
+		*at(avg, i) = m
+		x := axpy(*at(p, i), m, step)
+		*at(p, i) = x.ToBits().And(decays).BitsToFloat32().MulAdd(decay, x)
+	}
+}
+
+func cautiousLaProp(h *kernel.LaProp, p, g []float32, s [4][]float32) {
+	sgn, beta1, c1, beta2, c2 := set(h.Sign), set(h.Beta1), set(h.C1), set(h.Beta2), set(h.C2)
+	bc2, eps, step, decays, decay := set(h.BC2), set(h.Eps), set(h.Step), flag(h.Decays), set(h.Decay)
+	inverse, always := set(h.Inverse), flag(1-h.Cautious)
+	avg, sq := s[2], s[3]
+	for i := 0; i < len(p); i += lanes {
+		d := at(g, i).Mul(sgn)
+		v := addcmul(at(sq, i).Mul(beta2), d, d, c2)
+		m := axpy(at(avg, i).Mul(beta1), d.Div(v.Div(bc2).Sqrt().Add(eps)), c1)
+		*at(sq, i) = v
+		*at(avg, i) = m
+		x := axpy(*at(p, i), masked(m, d, inverse, always), step)
+		*at(p, i) = x.ToBits().And(decays).BitsToFloat32().MulAdd(decay, x)
+	}
+}
+
+func LaPropAgrees(h *kernel.LaProp, p, g []float32, s [4][]float32) {
+	sgn, beta1, c1, beta2, c2 := set(h.Sign), set(h.Beta1), set(h.C1), set(h.Beta2), set(h.C2)
+	bc2, eps, one := set(h.BC2), set(h.Eps), set(1).ToBits()
+	avg, sq := s[2], s[3]
+	for i := 0; i < len(p); i += lanes {
+		d := at(g, i).Mul(sgn)
+		v := addcmul(at(sq, i).Mul(beta2), d, d, c2)
+		m := axpy(at(avg, i).Mul(beta1), d.Div(v.Div(bc2).Sqrt().Add(eps)), c1)
+		*at(p, i) = agrees(m, d, one)
+	}
+}
+
+func LARS(h *kernel.LARS, p, g []float32, s [4][]float32) {
+	if s[0] == nil {
+		plainLARS(h, p, g)
+		return
+	}
+	adapts, nesterov, first := flag(h.Adapts), flag(h.Nesterov), flag(h.First)
+	wd, trust, momentum, c, step := set(h.WeightDecay), set(h.Trust), set(h.Momentum), set(h.C), set(h.Step)
+	buf := s[0]
+	for i := 0; i < len(p); i += lanes {
+		x := *at(p, i)
+		d := adapted(x, *at(g, i), adapts, wd, trust)
+		b := momentumOf(*at(buf, i), d, first, momentum, c)
+		*at(buf, i) = quiet(b)
+		*at(p, i) = axpy(x, choose(nesterov, axpy(d, b, momentum), b), step)
+	}
+}
+
+func plainLARS(h *kernel.LARS, p, g []float32) {
+	adapts, wd, trust, step := flag(h.Adapts), set(h.WeightDecay), set(h.Trust), set(h.Step)
+	for i := 0; i < len(p); i += lanes {
+		x := *at(p, i)
+		*at(p, i) = axpy(x, adapted(x, *at(g, i), adapts, wd, trust), step)
+	}
+}
+
+func adapted(p, g vector, adapts bits, wd, trust vector) vector {
+	return choose(adapts, axpy(g, p, wd).Mul(trust), g)
+}
 
 const group = 128 / int(unsafe.Sizeof(float32(0)))
 
@@ -663,16 +1084,59 @@ func put(sums *[kernel.SumLanes]float32, l int, a, b vector) {
 	*at(sums[:], l+lanes) = b
 }
 
-func Lion(h *kernel.Lion, p, g []float32, s [3][]float32) {
+func Lion(h *kernel.Lion, p, g []float32, s [4][]float32) {
+	if h.Cautious != 0 {
+		cautiousLion(h, p, g, s[0])
+		return
+	}
+	if h.Lerps != 0 {
+		lerpLion(h, p, g, s[0])
+		return
+	}
 	decay, step := set(h.Decay), set(h.Step)
 	beta1, c1, beta2, c2 := set(h.Beta1), set(h.C1), set(h.Beta2), set(h.C2)
 	one, minus := set(1).ToBits(), set(-1).ToBits()
 	avg := s[0]
 	for i := 0; i < len(p); i += lanes {
 		d, m := *at(g, i), *at(avg, i)
-		direction := axpy(m.Mul(beta1), d, c1)
+		direction := axpy(m.Mul(beta1), again(d), c1)
 		*at(avg, i) = axpy(m.Mul(beta2), d, c2)
 		*at(p, i) = axpy(at(p, i).Mul(decay), signOf(direction, one, minus), step)
+	}
+}
+
+func lerpLion(h *kernel.Lion, p, g, avg []float32) {
+	sgn, decay, step := set(h.Sign), set(h.Decay), set(h.Step)
+	w1, w2 := weight{set(h.W1.W), flag(h.W1.FromX)}, weight{set(h.W2.W), flag(h.W2.FromX)}
+	one, minus := set(1).ToBits(), set(-1).ToBits()
+	for i := 0; i < len(p); i += lanes {
+		d, m := at(g, i).Mul(sgn), *at(avg, i)
+		direction := lerp(m, d, w1)
+		*at(avg, i) = lerp(m, d, w2)
+		*at(p, i) = axpy(at(p, i).Mul(decay), signOf(direction, one, minus), step)
+	}
+}
+
+func cautiousLion(h *kernel.Lion, p, g, avg []float32) {
+	sgn, decay, step := set(h.Sign), set(h.Decay), set(h.Step)
+	w1, w2 := weight{set(h.W1.W), flag(h.W1.FromX)}, weight{set(h.W2.W), flag(h.W2.FromX)}
+	inverse, always := set(h.Inverse), flag(1-h.Cautious)
+	one, minus := set(1).ToBits(), set(-1).ToBits()
+	for i := 0; i < len(p); i += lanes {
+		d, m := at(g, i).Mul(sgn), *at(avg, i)
+		direction := signOf(lerp(m, d, w1), one, minus)
+		*at(avg, i) = lerp(m, d, w2)
+		*at(p, i) = axpy(at(p, i).Mul(decay), masked(direction, d, inverse, always), step)
+	}
+}
+
+func LionAgrees(h *kernel.Lion, p, g []float32, s [4][]float32) {
+	sgn, w1 := set(h.Sign), weight{set(h.W1.W), flag(h.W1.FromX)}
+	one, minus := set(1).ToBits(), set(-1).ToBits()
+	avg := s[0]
+	for i := 0; i < len(p); i += lanes {
+		d := at(g, i).Mul(sgn)
+		*at(p, i) = agrees(signOf(lerp(*at(avg, i), d, w1), one, minus), d, one)
 	}
 }
 
@@ -680,7 +1144,7 @@ func signOf(x vector, one, minus bits) vector {
 	return above(x, zeros()).And(one).Or(above(zeros(), x).And(minus)).BitsToFloat32()
 }
 
-func MuonMomentum(h *kernel.MuonMomentum, p, g []float32, s [3][]float32) {
+func MuonMomentum(h *kernel.MuonMomentum, p, g []float32, s [4][]float32) {
 	c, momentum, nesterov := weight{set(h.C.W), flag(h.C.FromX)}, weight{set(h.Momentum.W), flag(h.Momentum.FromX)}, flag(h.Nesterov)
 	buf := s[0]
 	for i := 0; i < len(p); i += lanes {
@@ -691,7 +1155,7 @@ func MuonMomentum(h *kernel.MuonMomentum, p, g []float32, s [3][]float32) {
 	}
 }
 
-func MuonUpdate(h *kernel.MuonUpdate, p, g []float32, s [3][]float32) {
+func MuonUpdate(h *kernel.MuonUpdate, p, g []float32, s [4][]float32) {
 	decay, step := set(h.Decay), set(h.Step)
 	for i := 0; i < len(p); i += lanes {
 		*at(p, i) = moved(*at(p, i), *at(g, i), decay, step)
@@ -702,7 +1166,21 @@ func moved(p, update, decay, step vector) vector {
 	return axpy(p.Mul(decay), update, step)
 }
 
-func Combine(h *kernel.Combine, p, g []float32, s [3][]float32) {
+func AuxAdam(h *kernel.AuxAdam, p, g []float32, s [4][]float32) {
+	decay, step, bc1, bc2, eps := set(h.Decay), set(h.Step), set(h.BC1), set(h.BC2), set(h.Eps)
+	c1, c2 := weight{set(h.C1.W), flag(h.C1.FromX)}, weight{set(h.C2.W), flag(h.C2.FromX)}
+	avg, sq := s[0], s[1]
+	for i := 0; i < len(p); i += lanes {
+		d := *at(g, i)
+		m, v := lerp(*at(avg, i), d, c1), lerp(*at(sq, i), d.Mul(d), c2)
+		*at(avg, i) = m
+		*at(sq, i) = v
+		update := m.Div(bc1).Div(v.Div(bc2).Sqrt().Add(eps))
+		*at(p, i) = moved(*at(p, i), update, decay, step)
+	}
+}
+
+func Combine(h *kernel.Combine, p, g []float32, s [4][]float32) {
 	a0, a1, a2, a3 := set(h.A[0]), set(h.A[1]), set(h.A[2]), set(h.A[3])
 	s0, s1, s2 := s[0], s[1], s[2]
 	for i := 0; i < len(p); i += lanes {
@@ -713,7 +1191,7 @@ func Combine(h *kernel.Combine, p, g []float32, s [3][]float32) {
 	}
 }
 
-func NAdam(h *kernel.NAdam, p, g []float32, s [3][]float32) {
+func NAdam(h *kernel.NAdam, p, g []float32, s [4][]float32) {
 	sgn, coupled, wd, decay := set(h.Sign), flag(h.Couples), set(h.WeightDecay), set(h.Decay)
 	c1, beta2, c2 := weight{set(h.C1.W), flag(h.C1.FromX)}, set(h.Beta2), set(h.C2)
 	bc2, eps, stepG, stepM := set(h.BC2), set(h.Eps), set(h.StepG), set(h.StepM)
@@ -733,6 +1211,63 @@ func nadamStep(p, g, m, v, bc2, eps, stepG, stepM vector) vector {
 	denom := v.Div(bc2).Sqrt().Add(eps)
 	p = addcdiv(p, g, denom, stepG)
 	return addcdiv(p, m, denom, stepM)
+}
+
+func NAdamW(h *kernel.NAdamW, p, g []float32, s [4][]float32) {
+	if h.Cautious != 0 || h.Threshold != 0 {
+		cautiousNAdamW(h, p, g, s)
+		return
+	}
+	sgn, decay, beta2, c2, step := set(h.Sign), set(h.Decay), set(h.Beta2), set(h.C2), set(h.Step)
+	c1 := weight{set(h.C1.W), flag(h.C1.FromX)}
+	bc2, eps := divisor{set(h.BC2Sqrt.By), set(-h.BC2Sqrt.By), set(h.BC2Sqrt.Recip), set(math.MaxFloat32)}, set(h.Eps)
+	avg, sq := s[0], s[1]
+	for i := 0; i < len(p); i += lanes {
+		d := at(g, i).Mul(sgn)
+		m := lerp(*at(avg, i), d, c1)
+		v := addcmul(at(sq, i).Mul(beta2), d, d, c2)
+		*at(avg, i) = m
+		*at(sq, i) = v
+		*at(p, i) = adamStep(*at(p, i), lerp(m, d, c1), v, decay, step, bc2, eps)
+	}
+}
+
+func cautiousNAdamW(h *kernel.NAdamW, p, g []float32, s [4][]float32) {
+	sgn, decay, beta2, c2, step := set(h.Sign), set(h.Decay), set(h.Beta2), set(h.C2), set(h.Step)
+	c1 := weight{set(h.C1.W), flag(h.C1.FromX)}
+	bc2, eps := divisor{set(h.BC2Sqrt.By), set(-h.BC2Sqrt.By), set(h.BC2Sqrt.Recip), set(math.MaxFloat32)}, set(h.Eps)
+	excess, inverse, always := set(h.Excess), set(h.Inverse), flag(1-h.Cautious)
+	avg, sq := s[0], s[1]
+	for i := 0; i < len(p); i += lanes {
+		d := at(g, i).Mul(sgn)
+		m := lerp(*at(avg, i), d, c1)
+		v := addcmul(at(sq, i).Mul(beta2), d, d, c2)
+		*at(avg, i) = m
+		*at(sq, i) = v
+		update := masked(lerp(m, d, c1), d, inverse, always)
+		*at(p, i) = addcdiv(at(p, i).Mul(decay), update, quotient(v.Sqrt(), bc2).Add(eps).Mul(excess), step)
+	}
+}
+
+func NAdamWAgrees(h *kernel.NAdamW, p, g []float32, s [4][]float32) {
+	sgn, one := set(h.Sign), set(1).ToBits()
+	c1 := weight{set(h.C1.W), flag(h.C1.FromX)}
+	avg := s[0]
+	for i := 0; i < len(p); i += lanes {
+		d := at(g, i).Mul(sgn)
+		*at(p, i) = agrees(lerp(lerp(*at(avg, i), d, c1), d, c1), d, one)
+	}
+}
+
+func NAdamWQuotient(h *kernel.NAdamW, p, g []float32, s [4][]float32) {
+	sgn, beta2, c2 := set(h.Sign), set(h.Beta2), set(h.C2)
+	bc2, eps := divisor{set(h.BC2Sqrt.By), set(-h.BC2Sqrt.By), set(h.BC2Sqrt.Recip), set(math.MaxFloat32)}, set(h.Eps)
+	sq := s[1]
+	for i := 0; i < len(p); i += lanes {
+		d := at(g, i).Mul(sgn)
+		v := addcmul(at(sq, i).Mul(beta2), d, d, c2)
+		*at(p, i) = d.Div(quotient(v.Sqrt(), bc2).Add(eps))
+	}
 }
 
 type (
@@ -775,16 +1310,22 @@ func quotient(root vector, k divisor) vector {
 	if lanes == 1 {
 		return root.Div(k.by)
 	}
-	q := root.Mul(k.recip).Min(k.most)
-	return q.MulAdd(k.minus, root).MulAdd(k.recip, q)
+	q := root.Mul(k.recip)
+	return q.Min(k.most).MulAdd(k.minus, root).MulAdd(k.recip, q)
 }
 
 func choose(on bits, a, b vector) vector {
 	return a.ToBits().Xor(b.ToBits()).And(on).Xor(b.ToBits()).BitsToFloat32()
 }
 
+func keepNaN(x vector, isNaN bits) vector { return x.ToBits().Or(isNaN).BitsToFloat32() }
+
+func quiet(x vector) vector { return x }
+
+func again(x vector) vector { return x }
+
 func maximum(a, b vector) vector {
-	return a.Max(b).ToBits().Or(nan(a)).Or(nan(b)).BitsToFloat32()
+	return keepNaN(a.Max(b), nan(a).Or(nan(b)))
 }
 
 type weight struct {
@@ -802,7 +1343,55 @@ func decayed(p, g, sign vector, coupled bits, wd vector) vector {
 	return p.ToBits().And(coupled).BitsToFloat32().MulAdd(wd, g.Mul(sign))
 }
 
-func RAdam(h *kernel.RAdam, p, g []float32, s [3][]float32) {
+func Prodigy(h *kernel.Prodigy, p, g []float32, s [4][]float32) {
+	sgn, coupled, wd, moves := set(h.Sign), flag(h.Couples), set(h.WeightDecay), flag(h.Estimates)
+	beta1, c1, beta2, c2 := set(h.Beta1), set(h.C1), set(h.Beta2), set(h.C2)
+	eps, step, decays, decay := set(h.Eps), set(h.Step), flag(h.Decays), set(h.Decay)
+	avg, sq := s[0], s[1]
+	for i := 0; i < len(p); i += lanes {
+		x, v := *at(p, i), *at(sq, i)
+		d := decayed(x, *at(g, i), sgn, coupled, wd)
+		v = choose(moves, addcmul(v.Mul(beta2), d, d, c2), quiet(v))
+		y, root := choose(decays, axpy(x, x, decay), x), v.Sqrt().Add(eps)
+		*at(sq, i) = v
+		if avg != nil {
+			m := *at(avg, i)
+			m = choose(moves, axpy(m.Mul(beta1), d, c1), quiet(m))
+			*at(avg, i) = m
+			*at(p, i) = addcdiv(y, m, root, step)
+		} else {
+			*at(p, i) = addcdiv(y, d, root, step)
+		}
+	}
+}
+
+func ProdigyMoments(h *kernel.Prodigy, p, g []float32, s [4][]float32) {
+	sgn, coupled, wd := set(h.Sign), flag(h.Couples), set(h.WeightDecay)
+	beta1, c1, beta2, c2 := set(h.Beta1), set(h.C1), set(h.Beta2), set(h.C2)
+	avg, sq := s[0], s[1]
+	for i := 0; i < len(p); i += lanes {
+		d := decayed(*at(p, i), *at(g, i), sgn, coupled, wd)
+		if avg != nil {
+			*at(avg, i) = axpy(at(avg, i).Mul(beta1), d, c1)
+		}
+		*at(sq, i) = addcmul(at(sq, i).Mul(beta2), d, d, c2)
+	}
+}
+
+func ProdigyDistance(h *kernel.Prodigy, p, g []float32, s [4][]float32) {
+	sgn, coupled, wd, beta3, c3 := set(h.Sign), flag(h.Couples), set(h.WeightDecay), set(h.Beta3), set(h.C3)
+	sum, start, size, param := s[0], s[1], s[2], s[3]
+	for i := 0; i < len(p); i += lanes {
+		x := *at(param, i)
+		d := decayed(x, *at(g, i), sgn, coupled, wd)
+		t := axpy(at(sum, i).Mul(beta3), d, c3)
+		*at(sum, i) = t
+		*at(size, i) = abs(t)
+		*at(p, i) = d.Mul(at(start, i).Sub(x))
+	}
+}
+
+func RAdam(h *kernel.RAdam, p, g []float32, s [4][]float32) {
 	sgn, coupled, wd, decay := set(h.Sign), flag(h.Couples), set(h.WeightDecay), set(h.Decay)
 	c1, beta2, c2 := weight{set(h.C1.W), flag(h.C1.FromX)}, set(h.Beta2), set(h.C2)
 	one, bc1, lr, bc2, eps, rect := set(1), set(h.BC1), set(h.LR), set(h.BC2Sqrt), set(h.Eps), set(h.Rect)
@@ -826,7 +1415,7 @@ func rectified(update, v, one, bc2, eps, rect vector) vector {
 	return update.Mul(adaptive).Mul(rect)
 }
 
-func RMSprop(h *kernel.RMSprop, p, g []float32, s [3][]float32) {
+func RMSprop(h *kernel.RMSprop, p, g []float32, s [4][]float32) {
 	if s[1] != nil && s[2] != nil && h.Couples == 0 && h.Centre.FromX != 0 {
 		centred(h, p, g, s)
 		return
@@ -848,15 +1437,15 @@ func RMSprop(h *kernel.RMSprop, p, g []float32, s [3][]float32) {
 		root := v.Sqrt().Add(eps)
 		if buf == nil {
 			*at(p, i) = addcdiv(x, d, root, step)
-			continue
+		} else {
+			b := at(buf, i).Mul(momentum).Add(d.Div(root))
+			*at(buf, i) = b
+			*at(p, i) = axpy(x, b, step)
 		}
-		b := at(buf, i).Mul(momentum).Add(d.Div(root))
-		*at(buf, i) = b
-		*at(p, i) = axpy(x, b, step)
 	}
 }
 
-func centred(h *kernel.RMSprop, p, g []float32, s [3][]float32) {
+func centred(h *kernel.RMSprop, p, g []float32, s [4][]float32) {
 	sgn, alpha, c, centre, eps := set(h.Sign), set(h.Alpha), set(h.C), set(h.Centre.W), set(h.Eps)
 	minus, momentum, step := set(-1), set(h.Momentum), set(h.Step)
 	sq, buf, avg := s[0], s[1], s[2]
@@ -874,7 +1463,106 @@ func centred(h *kernel.RMSprop, p, g []float32, s [3][]float32) {
 
 func variance(sq, avg, minus vector) vector { return addcmul(sq, avg, avg, minus) }
 
-func Rprop(h *kernel.Rprop, p, g []float32, s [3][]float32) {
+func RMSpropTF(h *kernel.RMSpropTF, p, g []float32, s [4][]float32) {
+	if buf := s[1]; buf != nil && h.Cautious != 0 {
+		cautiousRMSpropTF(h, p, g, s)
+		return
+	}
+	sgn, coupled, wd, decay := set(h.Sign), flag(h.Couples), set(h.WeightDecay), set(h.Decay)
+	c, eps, minus, momentum := set(h.C), set(h.Eps), set(-1), set(h.Momentum)
+	inBuffer, lr, step := flag(h.LRInBuffer), set(h.LR), set(-h.LR)
+	sq, buf, avg := s[0], s[1], s[2]
+	for i := 0; i < len(p); i += lanes {
+		x := at(p, i).Mul(decay)
+		d := decayed(x, *at(g, i), sgn, coupled, wd)
+		v := *at(sq, i)
+		v = axpy(v, d.Mul(d).Sub(v), c)
+		*at(sq, i) = v
+		if avg != nil {
+			a := *at(avg, i)
+			a = axpy(a, d.Sub(a), c)
+			*at(avg, i) = a
+			v = variance(v, a, minus)
+		}
+		root := v.Add(eps).Sqrt()
+		if buf == nil {
+			*at(p, i) = addcdiv(x, d, root, step)
+		} else {
+			b := at(buf, i).Mul(momentum).Add(choose(inBuffer, lr.Mul(d), d).Div(root))
+			*at(buf, i) = b
+			*at(p, i) = choose(inBuffer, x.Sub(b), axpy(x, b, step))
+		}
+	}
+}
+
+func cautiousRMSpropTF(h *kernel.RMSpropTF, p, g []float32, s [4][]float32) {
+	sgn, coupled, wd, decay := set(h.Sign), flag(h.Couples), set(h.WeightDecay), set(h.Decay)
+	c, eps, minus, momentum := set(h.C), set(h.Eps), set(-1), set(h.Momentum)
+	inBuffer, lr, step, inverse, always := flag(h.LRInBuffer), set(h.LR), set(-h.LR), set(h.Inverse), flag(1-h.Cautious)
+	sq, buf, avg := s[0], s[1], s[2]
+	for i := 0; i < len(p); i += lanes {
+		x := at(p, i).Mul(decay)
+		d := decayed(x, *at(g, i), sgn, coupled, wd)
+		v := *at(sq, i)
+		v = axpy(v, d.Mul(d).Sub(v), c)
+		*at(sq, i) = v
+		if avg != nil {
+			a := *at(avg, i)
+			a = axpy(a, d.Sub(a), c)
+			*at(avg, i) = a
+			v = variance(v, a, minus)
+		}
+		b := at(buf, i).Mul(momentum).Add(choose(inBuffer, lr.Mul(d), d).Div(v.Add(eps).Sqrt()))
+		*at(buf, i) = b
+		b = masked(b, d, inverse, always)
+		*at(p, i) = choose(inBuffer, x.Sub(b), axpy(x, b, step))
+	}
+}
+
+func RMSpropTFAgrees(h *kernel.RMSpropTF, p, g []float32, s [4][]float32) {
+	sgn, coupled, wd, decay := set(h.Sign), flag(h.Couples), set(h.WeightDecay), set(h.Decay)
+	c, eps, minus, momentum := set(h.C), set(h.Eps), set(-1), set(h.Momentum)
+	inBuffer, lr, one := flag(h.LRInBuffer), set(h.LR), set(1).ToBits()
+	sq, buf, avg := s[0], s[1], s[2]
+	for i := 0; i < len(p); i += lanes {
+		d := decayed(at(p, i).Mul(decay), *at(g, i), sgn, coupled, wd)
+		v := *at(sq, i)
+		v = axpy(v, d.Mul(d).Sub(v), c)
+		if avg != nil {
+			a := *at(avg, i)
+			v = variance(v, axpy(a, d.Sub(a), c), minus)
+		}
+		b := at(buf, i).Mul(momentum).Add(choose(inBuffer, lr.Mul(d), d).Div(v.Add(eps).Sqrt()))
+		*at(p, i) = agrees(b, d, one)
+	}
+}
+
+func RMSpropTFLike(h *kernel.RMSpropTFLike, p, g []float32, s [4][]float32) {
+	sgn, coupled, wd := set(h.Sign), flag(h.Couples), set(h.WeightDecay)
+	alpha, c, eps, minus, momentum, step := set(h.Alpha), set(h.C), set(h.Eps), set(-1), set(h.Momentum), set(h.Step)
+	sq, buf, avg := s[0], s[1], s[2]
+	for i := 0; i < len(p); i += lanes {
+		x := *at(p, i)
+		d := decayed(x, *at(g, i), sgn, coupled, wd)
+		v := addcmul(at(sq, i).Mul(alpha), d, d, c)
+		*at(sq, i) = v
+		if avg != nil {
+			a := axpy(at(avg, i).Mul(alpha), d, c)
+			*at(avg, i) = a
+			v = variance(v, a, minus)
+		}
+		root := v.Add(eps).Sqrt()
+		if buf == nil {
+			*at(p, i) = addcdiv(x, d, root, step)
+		} else {
+			b := at(buf, i).Mul(momentum).Add(d.Div(root))
+			*at(buf, i) = b
+			*at(p, i) = axpy(x, b, step)
+		}
+	}
+}
+
+func Rprop(h *kernel.Rprop, p, g []float32, s [4][]float32) {
 	sgn, zero, low, high := set(h.Sign), set(math.Copysign(0, -1)), set(h.Min), set(h.Max)
 	one, minus, etaMinus := set(1).ToBits(), set(-1).ToBits(), set(h.EtaMinus)
 	toPlus, toMinus := set(h.Plus).ToBits().Xor(one), set(h.Minus).ToBits().Xor(one)
@@ -891,10 +1579,10 @@ func Rprop(h *kernel.Rprop, p, g []float32, s [3][]float32) {
 			back = equal(factor, etaMinus)
 			isNaN = isNaN.Or(nan(low)).Or(nan(high))
 		}
-		z = z.Max(low).Min(high).ToBits().Or(isNaN).BitsToFloat32()
+		z = keepNaN(z.Max(low).Min(high), isNaN)
 		d = d.ToBits().AndNot(back).BitsToFloat32()
 		*at(size, i) = z
-		*at(prev, i) = d
+		*at(prev, i) = quiet(d)
 		*at(p, i) = against(d, zero, one, minus).MulAdd(z, *at(p, i))
 	}
 }
@@ -903,33 +1591,95 @@ func against(x, zero vector, one, minus bits) vector {
 	return above(x, zero).And(one).Xor(above(zero, x).And(minus)).Xor(zero.ToBits()).BitsToFloat32()
 }
 
-func SGD(h *kernel.SGD, p, g []float32, s [3][]float32) {
-	if s[0] == nil {
-		plainSGD(h, p, g)
-		return
-	}
-	if math.Float64bits(h.First) != 0 && math.Float64bits(h.Couples) == 0 {
-		copySGD(h, p, g, s[0])
-		return
-	}
-	coupled, nesterov, first := flag(h.Couples), flag(h.Nesterov), flag(h.First)
-	sgn, wd, momentum, c, step := set(h.Sign), set(h.WeightDecay), set(h.Momentum), set(h.C), set(h.Step)
-	buf := s[0]
+func ScheduleFree(h *kernel.ScheduleFree, p, g []float32, s [4][]float32) {
+	beta2, c2, bc2, eps := set(h.Beta2), set(h.C2), set(h.BC2), set(h.Eps)
+	coupled, wd := flag(h.Couples), set(h.WeightDecay)
+	ck, step, minus := weight{set(h.CK.W), flag(h.CK.FromX)}, set(h.Step), set(h.Minus)
+	normalizes := math.Float64bits(h.Normalizes) != 0
+	z, v := s[0], s[1]
 	for i := 0; i < len(p); i += lanes {
-		x := *at(p, i)
-		d := decayed(x, *at(g, i), sgn, coupled, wd)
-		b := momentumOf(*at(buf, i), d, first, momentum, c)
-		*at(buf, i) = b
-		d = choose(nesterov, axpy(d, b, momentum), b)
-		*at(p, i) = axpy(x, d, step)
+		x, d, zi := *at(p, i), *at(g, i), *at(z, i)
+		vi := addcmul(at(v, i).Mul(beta2), d, d, c2)
+		*at(v, i) = vi
+		if normalizes {
+			d = d.Div(vi.Div(bc2).Sqrt().Add(eps))
+		}
+		d = withDecay(x, d, coupled, wd)
+		*at(p, i) = axpy(lerp(x, zi, ck), d, step)
+		*at(z, i) = axpy(zi, d, minus)
+	}
+}
+
+func SGDScheduleFree(h *kernel.SGDScheduleFree, p, g []float32, s [4][]float32) {
+	coupled, wd := flag(h.Couples), set(h.WeightDecay)
+	ck, step, minus := weight{set(h.CK.W), flag(h.CK.FromX)}, set(h.Step), set(h.Minus)
+	z := s[0]
+	for i := 0; i < len(p); i += lanes {
+		x, zi := *at(p, i), *at(z, i)
+		d := withDecay(x, *at(g, i), coupled, wd)
+		*at(p, i) = axpy(lerp(x, zi, ck), d, step)
+		*at(z, i) = axpy(zi, d, minus)
+	}
+}
+
+func withDecay(p, g vector, coupled bits, wd vector) vector {
+	return p.ToBits().And(coupled).BitsToFloat32().MulAdd(wd, g)
+}
+
+func SGD(h *kernel.SGD, p, g []float32, s [4][]float32) {
+	switch {
+	case s[0] == nil:
+		plainSGD(h, p, g)
+	case math.Float64bits(h.First) == 0 && math.Float64bits(h.Nesterov) == 0:
+		heavyBall(h, p, g, s[0])
+	case math.Float64bits(h.First) == 0:
+		nesterovSGD(h, p, g, s[0])
+	case math.Float64bits(h.Couples) == 0:
+		copySGD(h, p, g, s[0])
+	default:
+		firstSGD(h, p, g, s[0])
+	}
+}
+
+func usualSGD(h *kernel.SGD, p, g []float32) {
+	step := set(h.Step)
+	for i := 0; i < len(p); i += lanes {
+		*at(p, i) = axpy(*at(p, i), *at(g, i), step)
 	}
 }
 
 func plainSGD(h *kernel.SGD, p, g []float32) {
+	if h.Couples == 0 && h.Sign == 1 {
+		usualSGD(h, p, g)
+		return
+	}
 	sgn, coupled, wd, step := set(h.Sign), flag(h.Couples), set(h.WeightDecay), set(h.Step)
 	for i := 0; i < len(p); i += lanes {
 		x := *at(p, i)
 		*at(p, i) = axpy(x, decayed(x, *at(g, i), sgn, coupled, wd), step)
+	}
+}
+
+func nesterovSGD(h *kernel.SGD, p, g, buf []float32) {
+	coupled := flag(h.Couples)
+	sgn, wd, momentum, c, step := set(h.Sign), set(h.WeightDecay), set(h.Momentum), set(h.C), set(h.Step)
+	for i := 0; i < len(p); i += lanes {
+		x := *at(p, i)
+		d := decayed(x, *at(g, i), sgn, coupled, wd)
+		b := axpy(at(buf, i).Mul(momentum), d, c)
+		*at(buf, i) = b
+		*at(p, i) = axpy(x, axpy(d, b, momentum), step)
+	}
+}
+
+func heavyBall(h *kernel.SGD, p, g, buf []float32) {
+	coupled := flag(h.Couples)
+	sgn, wd, momentum, c, step := set(h.Sign), set(h.WeightDecay), set(h.Momentum), set(h.C), set(h.Step)
+	for i := 0; i < len(p); i += lanes {
+		x := *at(p, i)
+		b := axpy(at(buf, i).Mul(momentum), decayed(x, *at(g, i), sgn, coupled, wd), c)
+		*at(buf, i) = b
+		*at(p, i) = axpy(x, b, step)
 	}
 }
 
@@ -938,8 +1688,83 @@ func copySGD(h *kernel.SGD, p, g, buf []float32) {
 	momentum, step := set(h.Momentum), set(h.Step)
 	for i := 0; i < len(p); i += lanes {
 		b := at(g, i).ToBits().Xor(flip).BitsToFloat32()
-		*at(buf, i) = b
+		*at(buf, i) = quiet(b)
 		*at(p, i) = axpy(*at(p, i), choose(nesterov, axpy(b, b, momentum), b), step)
+	}
+}
+
+func firstSGD(h *kernel.SGD, p, g, buf []float32) {
+	coupled, nesterov := flag(h.Couples), flag(h.Nesterov)
+	sgn, wd, momentum, step := set(h.Sign), set(h.WeightDecay), set(h.Momentum), set(h.Step)
+	for i := 0; i < len(p); i += lanes {
+		x := *at(p, i)
+		b := decayed(x, *at(g, i), sgn, coupled, wd)
+		*at(buf, i) = b
+		*at(p, i) = axpy(x, choose(nesterov, axpy(b, b, momentum), b), step)
+	}
+}
+
+func SGDW(h *kernel.SGDW, p, g []float32, s [4][]float32) {
+	if s[0] == nil {
+		plainSGDW(h, p, g)
+		return
+	}
+	if h.Cautious != 0 {
+		cautiousSGDW(h, p, g, s[0])
+		return
+	}
+	if math.Float64bits(h.First) == 0 {
+		laterSGDW(h, p, g, s[0])
+		return
+	}
+	nesterov, flip := flag(h.Nesterov), set(h.Sign).ToBits().And(signs())
+	decay, momentum, step := set(h.Decay), set(h.Momentum), set(h.Step)
+	buf := s[0]
+	for i := 0; i < len(p); i += lanes {
+		b := at(g, i).ToBits().Xor(flip).BitsToFloat32()
+		*at(buf, i) = quiet(b)
+		*at(p, i) = axpy(at(p, i).Mul(decay), choose(nesterov, axpy(b, b, momentum), b), step)
+	}
+}
+
+func laterSGDW(h *kernel.SGDW, p, g, buf []float32) {
+	nesterov := flag(h.Nesterov)
+	sgn, decay, momentum, c, step := set(h.Sign), set(h.Decay), set(h.Momentum), set(h.C), set(h.Step)
+	for i := 0; i < len(p); i += lanes {
+		d := at(g, i).Mul(sgn)
+		b := axpy(at(buf, i).Mul(momentum), d, c)
+		*at(buf, i) = b
+		*at(p, i) = axpy(at(p, i).Mul(decay), choose(nesterov, axpy(d, b, momentum), b), step)
+	}
+}
+
+func plainSGDW(h *kernel.SGDW, p, g []float32) {
+	sgn, decay, step := set(h.Sign), set(h.Decay), set(h.Step)
+	for i := 0; i < len(p); i += lanes {
+		*at(p, i) = axpy(at(p, i).Mul(decay), at(g, i).Mul(sgn), step)
+	}
+}
+
+func cautiousSGDW(h *kernel.SGDW, p, g, buf []float32) {
+	nesterov, first, always := flag(h.Nesterov), flag(h.First), flag(1-h.Cautious)
+	sgn, decay, momentum, c, step, inverse := set(h.Sign), set(h.Decay), set(h.Momentum), set(h.C), set(h.Step), set(h.Inverse)
+	flip := sgn.ToBits().And(signs())
+	for i := 0; i < len(p); i += lanes {
+		d := choose(first, at(g, i).ToBits().Xor(flip).BitsToFloat32(), at(g, i).Mul(sgn))
+		b := momentumOf(*at(buf, i), d, first, momentum, c)
+		*at(buf, i) = quiet(b)
+		*at(p, i) = axpy(at(p, i).Mul(decay), masked(choose(nesterov, axpy(d, b, momentum), b), d, inverse, always), step)
+	}
+}
+
+func SGDWAgrees(h *kernel.SGDW, p, g []float32, s [4][]float32) {
+	nesterov, first := flag(h.Nesterov), flag(h.First)
+	sgn, momentum, c, one := set(h.Sign), set(h.Momentum), set(h.C), set(1).ToBits()
+	buf := s[0]
+	for i := 0; i < len(p); i += lanes {
+		d := at(g, i).Mul(sgn)
+		b := momentumOf(*at(buf, i), d, first, momentum, c)
+		*at(p, i) = agrees(choose(nesterov, axpy(d, b, momentum), b), d, one)
 	}
 }
 
@@ -947,7 +1772,7 @@ func momentumOf(buf, g vector, first bits, momentum, c vector) vector {
 	return choose(first, g, axpy(buf.Mul(momentum), g, c))
 }
 
-func SparseSGD(h *kernel.SGD, p []float32, s [3][]float32, parts []kernel.Part[float32], n int) {
+func SparseSGD(h *kernel.SGD, p []float32, s [4][]float32, parts []kernel.Part[float32], n int) {
 	sgn, step := set(h.Sign), set(h.Step)
 	for _, r := range parts {
 		for i := 0; i < n; i += lanes {
@@ -956,7 +1781,7 @@ func SparseSGD(h *kernel.SGD, p []float32, s [3][]float32, parts []kernel.Part[f
 	}
 }
 
-func SparseAdagrad(h *kernel.Adagrad, p []float32, s [3][]float32, parts []kernel.Part[float32], n int) {
+func SparseAdagrad(h *kernel.Adagrad, p []float32, s [4][]float32, parts []kernel.Part[float32], n int) {
 	sgn, step, eps := set(h.Sign), set(h.Step), set(h.Eps)
 	sum := s[0]
 	for _, r := range parts {
@@ -969,7 +1794,7 @@ func SparseAdagrad(h *kernel.Adagrad, p []float32, s [3][]float32, parts []kerne
 	}
 }
 
-func SparseAdam(h *kernel.SparseAdam, p []float32, s [3][]float32, parts []kernel.Part[float32], n int) {
+func SparseAdam(h *kernel.SparseAdam, p []float32, s [4][]float32, parts []kernel.Part[float32], n int) {
 	sgn, c1, c2, eps, step := set(h.Sign), set(h.C1), set(h.C2), set(h.Eps), set(h.Step)
 	m, v := s[0], s[1]
 	for _, r := range parts {
@@ -986,10 +1811,53 @@ func SparseAdam(h *kernel.SparseAdam, p []float32, s [3][]float32, parts []kerne
 
 func toward(avg, x, c vector) vector { return x.Sub(avg).Mul(c).Add(avg) }
 
-func Accumulate(h *kernel.None, p []float32, s [3][]float32, parts []kernel.Part[float32], n int) {
+func Accumulate(h *kernel.None, p []float32, s [4][]float32, parts []kernel.Part[float32], n int) {
 	for _, r := range parts {
 		for i := 0; i < n; i += lanes {
 			*at(p, r.At+i) = at(p, r.At+i).Add(*at(r.Grad, i))
 		}
+	}
+}
+
+func StableAdamW(h *kernel.StableAdamW, p, g []float32, s [4][]float32) {
+	sgn, decay, beta2, c2, step := set(h.Sign), set(h.Decay), set(h.Beta2), set(h.C2), set(h.Step)
+	c1, eps := weight{set(h.C1.W), flag(h.C1.FromX)}, set(h.Eps)
+	avg, sq := s[0], s[1]
+	for i := 0; i < len(p); i += lanes {
+		d := at(g, i).Mul(sgn)
+		m := lerp(*at(avg, i), d, c1)
+		v := addcmul(at(sq, i).Mul(beta2), d, d, c2)
+		*at(avg, i) = m
+		*at(sq, i) = v
+		*at(p, i) = addcdiv(at(p, i).Mul(decay), m, v.Sqrt().Add(eps), step)
+	}
+}
+
+func StableAdamWSquares(h *kernel.StableAdamW, p, g []float32, s [4][]float32) {
+	sgn, beta2, c2, least := set(h.Sign), set(h.Beta2), set(h.C2), set(h.EpsSq)
+	sq := s[1]
+	for i := 0; i < len(p); i += lanes {
+		d := at(g, i).Mul(sgn)
+		v := addcmul(at(sq, i).Mul(beta2), d, d, c2)
+		*at(p, i) = d.Mul(again(d)).Div(maximum(v, least))
+	}
+}
+
+func Lookahead(h *kernel.Lookahead, p, g []float32, s [4][]float32) {
+	alpha, slow := set(h.Alpha), s[0]
+	for i := 0; i < len(p); i += lanes {
+		x := *at(slow, i)
+		x = axpy(x, at(p, i).Sub(x), alpha)
+		*at(slow, i) = x
+		*at(p, i) = x
+	}
+}
+
+func SAM(h *kernel.SAM, p, g []float32, s [4][]float32) {
+	scale, adaptive, one, old := set(h.Scale), flag(h.Adaptive), set(1), s[0]
+	for i := 0; i < len(p); i += lanes {
+		x := *at(p, i)
+		*at(old, i) = quiet(x)
+		*at(p, i) = x.Add(choose(adaptive, x.Mul(x), one).Mul(*at(g, i)).Mul(scale))
 	}
 }

@@ -5,7 +5,7 @@ package f32x8
 import "github.com/goptim/goptim/goptim/internal/kernel"
 
 // Adadelta applies one step of Adadelta to square_avg and acc_delta.
-func Adadelta(h *kernel.Adadelta, p, g []float32, s [3][]float32) {
+func Adadelta(h *kernel.Adadelta, p, g []float32, s [4][]float32) {
 	sgn, coupled, wd := set(h.Sign), flag(h.Couples), set(h.WeightDecay)
 	rho, c, eps, step := set(h.Rho), set(h.C), set(h.Eps), set(h.Step)
 	sq, acc := s[0], s[1]

@@ -12,7 +12,7 @@ import (
 // and 5, as torch computes them.
 
 // AdafactorMean moves row_var or col_var (p) towards the mean of h.N squares, whose sum is g.
-func AdafactorMean(h *kernel.Adafactor, p, g []float32, s [3][]float32) {
+func AdafactorMean(h *kernel.Adafactor, p, g []float32, s [4][]float32) {
 	c, n := weight{set(h.W.W), flag(h.W.FromX)}, set(h.N)
 	for i := 0; i < len(p); i += lanes {
 		*at(p, i) = lerp(*at(p, i), meanSquare(*at(g, i), n), c)
@@ -22,7 +22,7 @@ func AdafactorMean(h *kernel.Adafactor, p, g []float32, s [3][]float32) {
 // AdafactorRow writes the unclipped update of a row to p, from its gradient and col_var. It divides by row_var's mean
 // without the CPU's divider, for which the square roots wait, and is rounded as a division: see kernel.Divisor, and
 // kernel.Adafactor for the conditions.
-func AdafactorRow(h *kernel.Adafactor, p, g []float32, s [3][]float32) {
+func AdafactorRow(h *kernel.Adafactor, p, g []float32, s [4][]float32) {
 	sgn, row, least, one := set(h.Sign), set(h.Row), set(h.EpsSq), set(1)
 	minus, recip := set(-h.Mean), one.Div(set(h.Mean))
 	col := s[0]
@@ -35,7 +35,7 @@ func AdafactorRow(h *kernel.Adafactor, p, g []float32, s [3][]float32) {
 }
 
 // AdafactorProduct writes the unclipped update to p, from the gradient and the products of row_var and col_var.
-func AdafactorProduct(h *kernel.Adafactor, p, g []float32, s [3][]float32) {
+func AdafactorProduct(h *kernel.Adafactor, p, g []float32, s [4][]float32) {
 	sgn, mean, least, one := set(h.Sign), set(h.Mean), set(h.EpsSq), set(1)
 	product := s[0]
 	for i := 0; i < len(p); i += lanes {
@@ -44,7 +44,7 @@ func AdafactorProduct(h *kernel.Adafactor, p, g []float32, s [3][]float32) {
 }
 
 // AdafactorVector writes the unclipped update of a vector to p, and updates its variance.
-func AdafactorVector(h *kernel.Adafactor, p, g []float32, s [3][]float32) {
+func AdafactorVector(h *kernel.Adafactor, p, g []float32, s [4][]float32) {
 	sgn, c, least, one := set(h.Sign), weight{set(h.W.W), flag(h.W.FromX)}, set(h.EpsSq), set(1)
 	variance := s[0]
 	for i := 0; i < len(p); i += lanes {
@@ -56,7 +56,7 @@ func AdafactorVector(h *kernel.Adafactor, p, g []float32, s [3][]float32) {
 }
 
 // AdafactorSingles processes matrices of one element: it updates row_var and col_var, and writes the unclipped updates to p.
-func AdafactorSingles(h *kernel.Adafactor, p, g []float32, s [3][]float32) {
+func AdafactorSingles(h *kernel.Adafactor, p, g []float32, s [4][]float32) {
 	sgn, c, eps, least, one := set(h.Sign), weight{set(h.W.W), flag(h.W.FromX)}, set(h.Eps1), set(h.EpsSq), set(1)
 	row, col := s[0], s[1]
 	for i := 0; i < len(p); i += lanes {
@@ -71,7 +71,7 @@ func AdafactorSingles(h *kernel.Adafactor, p, g []float32, s [3][]float32) {
 
 // AdafactorSmall processes small matrices, one per lane, with consecutive elements in consecutive vectors. It updates row_var
 // and col_var, and writes the unclipped updates to p, which may be the gradient.
-func AdafactorSmall(h *kernel.Adafactor, p, g []float32, s [3][]float32) {
+func AdafactorSmall(h *kernel.Adafactor, p, g []float32, s [4][]float32) {
 	rows, cols := int(h.Rows), int(h.Cols)
 	if rows == 3 && cols == 3 {
 		convolutions(h, p, g, s)
@@ -109,7 +109,7 @@ func AdafactorSmall(h *kernel.Adafactor, p, g []float32, s [3][]float32) {
 }
 
 // convolutions is AdafactorSmall for 3 x 3 matrices, the most common size of convolutions.
-func convolutions(h *kernel.Adafactor, p, g []float32, s [3][]float32) {
+func convolutions(h *kernel.Adafactor, p, g []float32, s [4][]float32) {
 	c, fused := weight{set(h.W.W), flag(h.W.FromX)}, flag(h.Fused)
 	sgn, eps, least, one, three := set(h.Sign), set(h.Eps1), set(h.EpsSq), set(1), set(3)
 	const w = lanes
@@ -139,7 +139,7 @@ func convolutions(h *kernel.Adafactor, p, g []float32, s [3][]float32) {
 }
 
 // AdafactorStep subtracts the update g from the parameter.
-func AdafactorStep(h *kernel.Adafactor, p, g []float32, s [3][]float32) {
+func AdafactorStep(h *kernel.Adafactor, p, g []float32, s [4][]float32) {
 	decay, step := set(h.Decay), set(h.Step)
 	for i := 0; i < len(p); i += lanes {
 		*at(p, i) = axpy(at(p, i).Mul(decay), *at(g, i), step)

@@ -5,7 +5,7 @@ package f32x8
 import "github.com/goptim/goptim/goptim/internal/kernel"
 
 // Adagrad applies one step of Adagrad to sum.
-func Adagrad(h *kernel.Adagrad, p, g []float32, s [3][]float32) {
+func Adagrad(h *kernel.Adagrad, p, g []float32, s [4][]float32) {
 	sgn, coupled, wd := set(h.Sign), flag(h.Couples), set(h.WeightDecay)
 	one, step, eps := set(1), set(h.Step), set(h.Eps)
 	sum := s[0]

@@ -11,7 +11,7 @@ import (
 
 // Adam applies one step of Adam or AdamW to exp_avg and exp_avg_sq, and of AMSGrad if there is a third state,
 // max_exp_avg_sq.
-func Adam(h *kernel.Adam, p, g []float32, s [3][]float32) {
+func Adam(h *kernel.Adam, p, g []float32, s [4][]float32) {
 	if h.BC2Sqrt.Extreme() { // quotient does not support this
 		f32x1.Adam(h, p, g, s)
 		return
@@ -48,7 +48,7 @@ func Adam(h *kernel.Adam, p, g []float32, s [3][]float32) {
 
 // usualAdam has so few scalars that all stay in registers, which doubles its speed in cache. It is a separate function because
 // otherwise the compiler converts scalars after the branch, with SSE, which costs about 50 ns after an AVX instruction.
-func usualAdam(h *kernel.Adam, p, g []float32, s [3][]float32) {
+func usualAdam(h *kernel.Adam, p, g []float32, s [4][]float32) {
 	sgn, decay, c1, beta2, c2, step := set(h.Sign), set(h.Decay), set(h.C1.W), set(h.Beta2), set(h.C2), set(h.Step)
 	bc2, eps := divisor{set(h.BC2Sqrt.By), set(-h.BC2Sqrt.By), set(h.BC2Sqrt.Recip), set(math.MaxFloat32)}, set(h.Eps)
 	m, v := s[0], s[1]

@@ -5,7 +5,7 @@ package f32x8
 import "github.com/goptim/goptim/goptim/internal/kernel"
 
 // Scale is p.mul_(x).
-func Scale(h *kernel.Factor, p, g []float32, s [3][]float32) {
+func Scale(h *kernel.Factor, p, g []float32, s [4][]float32) {
 	x := set(h.X)
 	for i := 0; i < len(p); i += lanes {
 		*at(p, i) = at(p, i).Mul(x)
@@ -13,7 +13,7 @@ func Scale(h *kernel.Factor, p, g []float32, s [3][]float32) {
 }
 
 // Product is g*x, in p.
-func Product(h *kernel.Factor, p, g []float32, s [3][]float32) {
+func Product(h *kernel.Factor, p, g []float32, s [4][]float32) {
 	x := set(h.X)
 	for i := 0; i < len(p); i += lanes {
 		*at(p, i) = at(g, i).Mul(x)
@@ -21,7 +21,7 @@ func Product(h *kernel.Factor, p, g []float32, s [3][]float32) {
 }
 
 // Divide is p.div_(x).
-func Divide(h *kernel.Factor, p, g []float32, s [3][]float32) {
+func Divide(h *kernel.Factor, p, g []float32, s [4][]float32) {
 	x := set(h.X)
 	for i := 0; i < len(p); i += lanes {
 		*at(p, i) = at(p, i).Div(x)
@@ -29,7 +29,7 @@ func Divide(h *kernel.Factor, p, g []float32, s [3][]float32) {
 }
 
 // Clamp is p.clamp_(min, max). An element that is NaN stays, and all become NaN if a bound is NaN.
-func Clamp(h *kernel.Clamp, p, g []float32, s [3][]float32) {
+func Clamp(h *kernel.Clamp, p, g []float32, s [4][]float32) {
 	low, high := set(h.Min), set(h.Max)
 	all := nan(low).Or(nan(high))
 	for i := 0; i < len(p); i += lanes {
@@ -41,7 +41,7 @@ func Clamp(h *kernel.Clamp, p, g []float32, s [3][]float32) {
 }
 
 // Zero is p.zero_().
-func Zero(h *kernel.None, p, g []float32, s [3][]float32) {
+func Zero(h *kernel.None, p, g []float32, s [4][]float32) {
 	zero := zeros()
 	for i := 0; i < len(p); i += lanes {
 		*at(p, i) = zero

@@ -5,7 +5,7 @@ package f32x8
 import "github.com/goptim/goptim/goptim/internal/kernel"
 
 // NAdam applies one step of NAdam to exp_avg and exp_avg_sq, the second and third state.
-func NAdam(h *kernel.NAdam, p, g []float32, s [3][]float32) {
+func NAdam(h *kernel.NAdam, p, g []float32, s [4][]float32) {
 	sgn, coupled, wd, decay := set(h.Sign), flag(h.Couples), set(h.WeightDecay), set(h.Decay)
 	c1, beta2, c2 := weight{set(h.C1.W), flag(h.C1.FromX)}, set(h.Beta2), set(h.C2)
 	bc2, eps, stepG, stepM := set(h.BC2), set(h.Eps), set(h.StepG), set(h.StepM)

@@ -44,7 +44,7 @@ func abs(x vector) vector                  { return x.ToBits().AndNot(signs()).B
 func neg(x vector) vector                  { return x.ToBits().Xor(signs()).BitsToFloat32() }
 func above(a, b vector) bits               { return a.Greater(b).ToInt32x8().ToBits() }
 func equal(a, b vector) bits               { return a.Equal(b).ToInt32x8().ToBits() }
-func nan(a vector) bits                    { return a.NotEqual(a).ToInt32x8().ToBits() }
+func nan(a vector) bits                    { return a.IsNaN().ToInt32x8().ToBits() }
 func signs() bits                          { return set(math.Copysign(0, -1)).ToBits() }
 
 type divisor struct{ by, minus, recip, most vector }
@@ -54,8 +54,8 @@ func quotient(root vector, k divisor) vector {
 	if lanes == 1 {
 		return root.Div(k.by)
 	}
-	q := root.Mul(k.recip).Min(k.most) // finite for an infinite root, so that the result is infinite
-	return q.MulAdd(k.minus, root).MulAdd(k.recip, q)
+	q := root.Mul(k.recip)
+	return q.Min(k.most).MulAdd(k.minus, root).MulAdd(k.recip, q) // most is finite, so that an infinite root stays infinite
 }
 
 // choose is a if on is set, else b.
@@ -63,9 +63,19 @@ func choose(on bits, a, b vector) vector {
 	return a.ToBits().Xor(b.ToBits()).And(on).Xor(b.ToBits()).BitsToFloat32()
 }
 
+// keepNaN is x with a NaN in the lanes that are set.
+func keepNaN(x vector, isNaN bits) vector { return x.ToBits().Or(isNaN).BitsToFloat32() }
+
+// quiet is x. In the copies for bfloat16, where stored numbers are rounded, it makes a NaN quiet that no arithmetic has seen.
+func quiet(x vector) vector { return x }
+
+// again is x, for the first operand of a MulAdd, which overwrites it, while x is needed afterwards. The copies for bfloat16 have
+// fewer free registers for such an x.
+func again(x vector) vector { return x }
+
 // maximum keeps a NaN of either operand; Max keeps that of one, and which one is undefined.
 func maximum(a, b vector) vector {
-	return a.Max(b).ToBits().Or(nan(a)).Or(nan(b)).BitsToFloat32()
+	return keepNaN(a.Max(b), nan(a).Or(nan(b)))
 }
 
 type weight struct {

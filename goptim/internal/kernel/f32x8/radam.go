@@ -9,7 +9,7 @@ import (
 )
 
 // RAdam applies one step of RAdam to exp_avg and exp_avg_sq.
-func RAdam(h *kernel.RAdam, p, g []float32, s [3][]float32) {
+func RAdam(h *kernel.RAdam, p, g []float32, s [4][]float32) {
 	sgn, coupled, wd, decay := set(h.Sign), flag(h.Couples), set(h.WeightDecay), set(h.Decay)
 	c1, beta2, c2 := weight{set(h.C1.W), flag(h.C1.FromX)}, set(h.Beta2), set(h.C2)
 	one, bc1, lr, bc2, eps, rect := set(1), set(h.BC1), set(h.LR), set(h.BC2Sqrt), set(h.Eps), set(h.Rect)

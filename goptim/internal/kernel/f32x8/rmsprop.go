@@ -6,7 +6,7 @@ import "github.com/goptim/goptim/goptim/internal/kernel"
 
 // RMSprop applies one step of RMSprop to square_avg, to momentum_buffer if there is a second state, and to grad_avg if there is
 // a third one (centered).
-func RMSprop(h *kernel.RMSprop, p, g []float32, s [3][]float32) {
+func RMSprop(h *kernel.RMSprop, p, g []float32, s [4][]float32) {
 	if s[1] != nil && s[2] != nil && h.Couples == 0 && h.Centre.FromX != 0 {
 		centred(h, p, g, s)
 		return
@@ -28,16 +28,16 @@ func RMSprop(h *kernel.RMSprop, p, g []float32, s [3][]float32) {
 		root := v.Sqrt().Add(eps)
 		if buf == nil {
 			*at(p, i) = addcdiv(x, d, root, step)
-			continue
+		} else {
+			b := at(buf, i).Mul(momentum).Add(d.Div(root))
+			*at(buf, i) = b
+			*at(p, i) = axpy(x, b, step)
 		}
-		b := at(buf, i).Mul(momentum).Add(d.Div(root))
-		*at(buf, i) = b
-		*at(p, i) = axpy(x, b, step)
 	}
 }
 
 // centred is the usual case of RMSprop with momentum and grad_avg: see usualAdam.
-func centred(h *kernel.RMSprop, p, g []float32, s [3][]float32) {
+func centred(h *kernel.RMSprop, p, g []float32, s [4][]float32) {
 	sgn, alpha, c, centre, eps := set(h.Sign), set(h.Alpha), set(h.C), set(h.Centre.W), set(h.Eps)
 	minus, momentum, step := set(-1), set(h.Momentum), set(h.Step)
 	sq, buf, avg := s[0], s[1], s[2]

@@ -10,7 +10,7 @@ import (
 )
 
 // Rprop applies one step of Rprop to prev and step_size.
-func Rprop(h *kernel.Rprop, p, g []float32, s [3][]float32) {
+func Rprop(h *kernel.Rprop, p, g []float32, s [4][]float32) {
 	if math.Float64bits(h.Unusual) != 0 {
 		f32x1.Rprop(h, p, g, s)
 		return
@@ -31,10 +31,10 @@ func Rprop(h *kernel.Rprop, p, g []float32, s [3][]float32) {
 			back = equal(factor, etaMinus)
 			isNaN = isNaN.Or(nan(low)).Or(nan(high))
 		}
-		z = z.Max(low).Min(high).ToBits().Or(isNaN).BitsToFloat32()
+		z = keepNaN(z.Max(low).Min(high), isNaN)
 		d = d.ToBits().AndNot(back).BitsToFloat32()
 		*at(size, i) = z
-		*at(prev, i) = d
+		*at(prev, i) = quiet(d)
 		*at(p, i) = against(d, zero, one, minus).MulAdd(z, *at(p, i))
 	}
 }

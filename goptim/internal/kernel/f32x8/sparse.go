@@ -5,7 +5,7 @@ package f32x8
 import "github.com/goptim/goptim/goptim/internal/kernel"
 
 // SparseSGD applies one step of SGD, without weight decay and momentum, to every part.
-func SparseSGD(h *kernel.SGD, p []float32, s [3][]float32, parts []kernel.Part[float32], n int) {
+func SparseSGD(h *kernel.SGD, p []float32, s [4][]float32, parts []kernel.Part[float32], n int) {
 	sgn, step := set(h.Sign), set(h.Step)
 	for _, r := range parts {
 		for i := 0; i < n; i += lanes {
@@ -15,7 +15,7 @@ func SparseSGD(h *kernel.SGD, p []float32, s [3][]float32, parts []kernel.Part[f
 }
 
 // SparseAdagrad applies one step of Adagrad, without weight decay, to every part and its sum.
-func SparseAdagrad(h *kernel.Adagrad, p []float32, s [3][]float32, parts []kernel.Part[float32], n int) {
+func SparseAdagrad(h *kernel.Adagrad, p []float32, s [4][]float32, parts []kernel.Part[float32], n int) {
 	sgn, step, eps := set(h.Sign), set(h.Step), set(h.Eps)
 	sum := s[0]
 	for _, r := range parts {
@@ -29,7 +29,7 @@ func SparseAdagrad(h *kernel.Adagrad, p []float32, s [3][]float32, parts []kerne
 }
 
 // SparseAdam applies one step of lazy Adam to every part and its exp_avg and exp_avg_sq.
-func SparseAdam(h *kernel.SparseAdam, p []float32, s [3][]float32, parts []kernel.Part[float32], n int) {
+func SparseAdam(h *kernel.SparseAdam, p []float32, s [4][]float32, parts []kernel.Part[float32], n int) {
 	sgn, c1, c2, eps, step := set(h.Sign), set(h.C1), set(h.C2), set(h.Eps), set(h.Step)
 	m, v := s[0], s[1]
 	for _, r := range parts {
@@ -48,7 +48,7 @@ func SparseAdam(h *kernel.SparseAdam, p []float32, s [3][]float32, parts []kerne
 func toward(avg, x, c vector) vector { return x.Sub(avg).Mul(c).Add(avg) }
 
 // Accumulate adds the gradient of every part to p.
-func Accumulate(h *kernel.None, p []float32, s [3][]float32, parts []kernel.Part[float32], n int) {
+func Accumulate(h *kernel.None, p []float32, s [4][]float32, parts []kernel.Part[float32], n int) {
 	for _, r := range parts {
 		for i := 0; i < n; i += lanes {
 			*at(p, r.At+i) = at(p, r.At+i).Add(*at(r.Grad, i))

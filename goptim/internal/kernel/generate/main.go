@@ -1,5 +1,5 @@
-// Command generate writes copies of the kernels of package f32x8, which is written by hand: for float64, for other vectors
-// and for single elements, one file per package. Run it in the folder of the kernels (`make generate`). A test fails if a
+// Command generate writes copies of the kernels of package f32x8, which is written by hand: for float64, for bfloat16, for other
+// vectors and for single elements, one file per package. Run it in the folder of the kernels (`make generate`). A test fails if a
 // copy is stale.
 //
 // The copies use the vectors of package archsimd. Package simd would choose the width itself, but each of its operations is a
@@ -39,14 +39,23 @@ func main() {
 	}
 }
 
-// A vector has a number of lanes, each with an element of a number of bits. A package has the kernels for one vector.
+// A vector has a number of lanes, each with an element of a number of bits, of which 16 are a bfloat16. A package has the kernels
+// for one vector.
 type vector struct{ bits, lanes int }
 
 // String returns the package's name.
-func (v vector) String() string { return fmt.Sprintf("f%dx%d", v.bits, v.lanes) }
+func (v vector) String() string { return fmt.Sprintf("%sx%d", typeOf(v.bits), v.lanes) }
 
-// source is the package that is written by hand.
-var source = vector{32, 8}
+// typeOf returns the name of an element type.
+func typeOf(bits int) string {
+	if bits == 16 {
+		return "bf16"
+	}
+	return fmt.Sprintf("f%d", bits)
+}
+
+// source is the package that is written by hand, and halves the one whose loads and stores are.
+var source, halves = vector{32, 8}, vector{16, 16}
 
 // A system is an architecture with its vectors, the narrower ones first. A CPU that does not have them runs the kernels for
 // single elements.
@@ -56,8 +65,8 @@ type system struct {
 }
 
 var systems = []system{
-	{"amd64", "goexperiment.simd && amd64", []vector{source, {32, 16}, {64, 4}, {64, 8}}},
-	{"arm64", "goexperiment.simd && arm64", []vector{{32, 4}, {64, 2}}},
+	{"amd64", "goexperiment.simd && amd64", []vector{source, {32, 16}, {64, 4}, {64, 8}, halves, {16, 32}}},
+	{"arm64", "goexperiment.simd && arm64", []vector{{32, 4}, {64, 2}, {16, 8}}},
 	{"other", "!goexperiment.simd || !amd64 && !arm64", nil},
 }
 
@@ -75,15 +84,30 @@ func generate(root string) (map[string][]byte, error) {
 	if method := composed.FindString(kernels.text); method != "" {
 		return nil, fmt.Errorf("%v: %s is not one instruction in archsimd: use its replacement in ops.go", source, method)
 	}
+	withNoise, err := read(filepath.Join(root, halves.String(), "ops*.go"))
+	if err != nil {
+		return nil, err
+	}
+	withoutNoise, err := read(filepath.Join(root, halves.String(), "ops.go"))
+	if err != nil {
+		return nil, err
+	}
+	narrow, err := kernels.inHalves(withNoise)
+	if err != nil {
+		return nil, err
+	}
+	narrow.imports = append(narrow.imports, strconv.Quote(folder+halves.String()))
 	const sum = "reduce/float32_amd64.go"
 	sums, err := read(filepath.Join(root, sum))
 	if err != nil {
 		return nil, err
 	}
 	texts := map[string]string{
-		"reduce/float64_amd64.go": sums.copyFor(vector{64, 4}, "reduce", "goexperiment.simd"),
-		"registry_test.go":        kernels.registry("", "f32", "f64", "f32x1", "f64x1"),
-		"registry_amd64_test.go":  kernels.registry("goexperiment.simd", "f32x8", "f64x4"),
+		"reduce/float64_amd64.go":     sums.copyFor(vector{64, 4}, "reduce", "goexperiment.simd"),
+		"registry_test.go":            kernels.registry("", "f32", "f64", "f32x1", "f64x1"),
+		"registry_amd64_test.go":      kernels.registry("goexperiment.simd", "f32x8", "f64x4"),
+		"registry_bf16_test.go":       narrow.registry("goexperiment.simd && (amd64 || arm64)", "bf16"),
+		"registry_bf16_amd64_test.go": narrow.registry("goexperiment.simd", "bf16x16"),
 	}
 	for _, bits := range []int{32, 64} {
 		single := vector{bits, 1}
@@ -93,8 +117,18 @@ func generate(root string) (map[string][]byte, error) {
 		}
 	}
 	for _, s := range systems {
+		texts["bf16/"+s.name+".go"] = narrow.choice(16, s)
 		for _, v := range s.vectors {
-			if v != source {
+			switch {
+			case v.bits == 16:
+				texts[v.String()+"/kernels.go"] = narrow.copyFor(v, v.String(), s.tag)
+				switch {
+				case v.lanes < halves.lanes:
+					texts[v.String()+"/ops.go"] = withNoise.copyFor(v, v.String(), s.tag)
+				case v != halves:
+					texts[v.String()+"/ops.go"] = withoutNoise.copyFor(v, v.String(), s.tag)
+				}
+			case v != source:
 				texts[v.String()+"/kernels.go"] = kernels.copyFor(v, v.String(), s.tag)
 			}
 		}
@@ -185,19 +219,33 @@ var (
 	handOver = regexp.MustCompile(`(?ms)^\tif [^\n]* \{\n\t\tf32x1\..*?^\t\}\n`)
 	archs    = regexp.MustCompile(`(Float|Int|Uint)32x8\b`)
 	floats   = regexp.MustCompile(`([fF]loat)32\b`)
+	isNaN    = regexp.MustCompile(`\b(\w+)\.IsNaN\(\)`)
+	lanes    = regexp.MustCompile(`const lanes = \d+\n`)
+	// narrower matches a function that rounds in another way than to nearest. Kernels for AVX-512 call those with 256 bits.
+	narrower = regexp.MustCompile(`(?ms)^func (noisy|kahan)\w+\(.*?^\}\n`)
+	calling  = regexp.MustCompile(`return (?:noisy|kahan)(\w+)\((.*), \w+\)`)
 )
 
-// copyFor returns the code for other vectors. A copy with different elements in memory and in vectors would also replace at:
-// a line *at(p, i) = x by a store that rounds, and *at(p, i) in an expression by a load that widens.
+// copyFor returns the code for other vectors.
 func (c *code) copyFor(v vector, name, tag string) string {
 	text, arch := c.text, "simd/archsimd"
 	if v.lanes == 1 {
 		text, arch = strings.ReplaceAll(handOver.ReplaceAllString(text, ""), "archsimd.", "lane."), folder+"lane"
 	}
-	text = archs.ReplaceAllString(text, fmt.Sprintf("${1}%dx%d", v.bits, v.lanes))
-	text = floats.ReplaceAllString(text, fmt.Sprintf("${1}%d", v.bits))
-	text = strings.ReplaceAll(text, "f32x1.", fmt.Sprintf("f%dx1.", v.bits))
-	text = strings.Replace(text, "const lanes = 8\n", fmt.Sprintf("const lanes = %d\n", v.lanes), 1)
+	if v.bits == 16 { // the arithmetic is in float32, on half of the elements at a time
+		text = archs.ReplaceAllString(text, fmt.Sprintf("${1}32x%d", v.lanes/2))
+		if v.lanes > halves.lanes {
+			text = calling.ReplaceAllString(narrower.ReplaceAllString(text, ""), "return "+halves.String()+".$1($2, random, rest)")
+		}
+	} else {
+		text = archs.ReplaceAllString(text, fmt.Sprintf("${1}%dx%d", v.bits, v.lanes))
+		text = floats.ReplaceAllString(text, fmt.Sprintf("${1}%d", v.bits))
+		text = strings.ReplaceAll(text, "f32x1.", fmt.Sprintf("f%dx1.", v.bits))
+	}
+	if v.lanes == 1 || strings.Contains(tag, "arm64") { // only archsimd for amd64 has IsNaN, two of which it combines
+		text = isNaN.ReplaceAllString(text, "$1.NotEqual($1)")
+	}
+	text = lanes.ReplaceAllString(text, fmt.Sprintf("const lanes = %d\n", v.lanes))
 	var imports []string
 	for _, imported := range c.imports {
 		imported = strings.ReplaceAll(strings.ReplaceAll(imported, "simd/archsimd", arch), "f32x1", fmt.Sprintf("f%dx1", v.bits))
@@ -210,26 +258,43 @@ func (c *code) copyFor(v vector, name, tag string) string {
 
 // choice returns declarations of the kernels for an element size, which select the copies for the vectors of this process.
 func (c *code) choice(bits int, s system) string {
-	packages := []string{vector{bits, 1}.String()}
+	packages, names := []string{vector{bits, 1}.String()}, ""
+	if bits == 16 {
+		packages = nil
+	}
 	for _, v := range s.vectors {
 		if v.bits == bits {
 			packages = append(packages, v.String())
 		}
 	}
+	if bits == 16 && len(packages) == 0 {
+		return header(s.tag, "bf16", []string{strconv.Quote(strings.TrimSuffix(folder, "/"))}) + "// Of returns no kernel, because there are no vectors.\n" + of + "{ return nil }\n"
+	}
 	imports := quoted(packages)
-	if len(packages) > 1 {
+	if len(packages) > 1 || bits == 16 {
 		imports = append(imports, strconv.Quote(strings.TrimSuffix(folder, "/")))
 	}
 	text := "// Each variable is the copy of a kernel for the vectors that this process uses.\nvar (\n"
 	for _, name := range c.exported {
 		copies := strings.Join(packages, "."+name+", ") + "." + name
-		if len(packages) > 1 {
+		switch {
+		case bits == 16:
+			copies = "kernel.OfWidth(nil, " + copies + ")"
+		case len(packages) > 1:
 			copies = "kernel.OfWidth(" + copies + ")"
 		}
 		text += name + " = " + copies + "\n"
+		names += name + ", "
 	}
-	return header(s.tag, fmt.Sprintf("f%d", bits), imports) + text + ")\n"
+	text += ")\n"
+	if bits == 16 {
+		text += "\n// Of returns the kernel with scalars of type S, or nil if there is none, or if this process does not use vectors.\n" + of +
+			"{\nfor _, k := range []any{" + names + "} {\nif k, ok := k.(func(*S, []uint16, []uint16, [4][]uint16, *kernel.Draws, []uint16) bool); ok {\nreturn k\n}\n}\nreturn nil\n}\n"
+	}
+	return header(s.tag, typeOf(bits), imports) + text
 }
+
+const of = "func Of[S any]() kernel.BFloat16Func[S] "
 
 // registry returns lists of the kernels of some packages by name, for tests.
 func (c *code) registry(tag string, packages ...string) string {
@@ -256,6 +321,9 @@ func quoted(packages []string) (paths []string) {
 func header(tag, name string, imports []string) string {
 	if tag != "" {
 		tag = "//go:build " + tag + "\n\n"
+	}
+	if len(imports) == 0 {
+		return tag + "package " + name + "\n\n"
 	}
 	return tag + "package " + name + "\n\nimport (\n" + strings.Join(imports, "\n") + "\n)\n\n"
 }

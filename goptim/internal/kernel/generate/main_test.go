@@ -30,3 +30,16 @@ func TestCopiesAreCurrent(t *testing.T) {
 		return err
 	}))
 }
+
+func TestLoopsThatCannotBeCopiedForBFloat16(t *testing.T) {
+	for body, expected := range map[string]string{
+		"\t\t*at(p, i) = x\n\t\ty := at(p, i).Mul(x)\n":          "at(p, i) is loaded after it is stored",
+		"\t\tif x {\n\t\t\tcontinue\n\t\t}\n\t\t*at(p, i) = x\n": "a loop has a continue",
+	} {
+		_, err := pairsOf("\t", body, nearest)
+		assert.ErrorContains(t, err, expected)
+	}
+	d := declaration{name: "F", text: "func F(p []float32) {\n\tfor i := range p {\n\t\t*at(p, i) = x\n\t}\n}"}
+	_, err := d.inHalves(false, nearest)
+	assert.ErrorContains(t, err, "F: a buffer is used outside of a loop over all elements")
+}

@@ -11,6 +11,7 @@ import (
 // most columns in one cascade over the rows; the last ones, which do not fill four vectors, in four cascades, each with
 // every fourth row.
 type Columns[T kernel.Float] struct {
+	Order    Order
 	rows     int
 	straight cascadeOf[T]
 	rest     [4]cascadeOf[T]
@@ -24,7 +25,7 @@ type cascadeOf[T kernel.Float] struct {
 
 // Begin starts the sums of a matrix of rows x columns.
 func (c *Columns[T]) Begin(rows, columns int) {
-	unit := 4 * lanesOf[T]()
+	unit := 4 * lanesIn[T](c.Order)
 	if columns < unit/4 {
 		unit = 4 // torch treats one element as a vector here
 	}

@@ -111,6 +111,17 @@ func addFoursFloat32(sums *[4][widest]float32, x []float32) {
 	kernel.Leave()
 }
 
+// moveUpFloat32 adds lanes to others and clears them.
+func moveUpFloat32(to, from *[4][widest]float32) {
+	t, f := &to[0][0], &from[0][0]
+	var zero archsimd.Float32x8
+	for i := 0; i < 4*widest; i += zero.Len() {
+		*atFloat32(t, i) = atFloat32(t, i).Add(*atFloat32(f, i))
+		*atFloat32(f, i) = zero
+	}
+	kernel.Leave()
+}
+
 func addToFloat32(sum, x []float32) int {
 	s, at := unsafe.SliceData(sum), unsafe.SliceData(x)
 	var v archsimd.Float32x8

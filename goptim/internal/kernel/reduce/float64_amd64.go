@@ -108,6 +108,16 @@ func addFoursFloat64(sums *[4][widest]float64, x []float64) {
 	kernel.Leave()
 }
 
+func moveUpFloat64(to, from *[4][widest]float64) {
+	t, f := &to[0][0], &from[0][0]
+	var zero archsimd.Float64x4
+	for i := 0; i < 4*widest; i += zero.Len() {
+		*atFloat64(t, i) = atFloat64(t, i).Add(*atFloat64(f, i))
+		*atFloat64(f, i) = zero
+	}
+	kernel.Leave()
+}
+
 func addToFloat64(sum, x []float64) int {
 	s, at := unsafe.SliceData(sum), unsafe.SliceData(x)
 	var v archsimd.Float64x4

@@ -18,7 +18,7 @@ type Norms[T kernel.Float] struct {
 }
 
 // unfinished is a tensor with a sum of its elements up to done.
-type unfinished[T kernel.Float] struct {
+type unfinished[T any] struct {
 	x           []T
 	i           int // index of the tensor
 	done, whole int // whole is the number of elements without the tail

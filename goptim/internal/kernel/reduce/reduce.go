@@ -1,5 +1,5 @@
-// Package reduce computes sums in the order in which torch computes them on a CPU with AVX2, so norms and means are bit-for-bit
-// equal to torch's. The order does not depend on the machine's vector width: torch compiles its sums for 256 bits.
+// Package reduce computes sums in the order in which torch computes them, so norms and means are bit-for-bit equal to torch's. The
+// order does not depend on the machine's vector width: torch compiles its sums for 256 bits on x86-64, and for 128 bits on arm64.
 package reduce
 
 import (
@@ -10,7 +10,7 @@ import (
 	"github.com/goptim/goptim/goptim/internal/kernel"
 )
 
-// An Order is the part of the order of a norm that depends on torch's compiler and on the architecture.
+// An Order is the part of the order of norms and sums that depends on torch's compiler and on the architecture.
 type Order struct {
 	// Fused is whether every square is fused into its sum, as in torch 2.6 and on arm64. Otherwise only the last few of a norm
 	// are, as in torch 2.15.
@@ -30,7 +30,7 @@ const widest = 8
 
 func lanesOf[T kernel.Float]() int { return 32 / int(unsafe.Sizeof(T(0))) }
 
-// lanesIn returns the number of lanes of a norm.
+// lanesIn returns the number of lanes of a sum.
 func lanesIn[T kernel.Float](o Order) int {
 	if o.Narrow {
 		return lanesOf[T]() / 2
@@ -120,38 +120,126 @@ func MatrixSquares[T kernel.Float](x []T, rows, columns []T, o Order) {
 	}
 }
 
+// Few reports whether n elements do not fill the lanes of a sum. Then their sums and norms are the same in all fused orders.
+func Few[T kernel.Float](n int, o Order) bool { return n < lanesIn[T](o) }
+
 // Mean is torch's mean of x with the given number of threads, over which torch divides a long sum.
-func Mean[T kernel.Float](x []T, threads int) T {
+func Mean[T kernel.Float](x []T, threads int, o Order) T {
 	n := len(x)
-	parts := min(threads, (n+Grain-1)/Grain)
-	if n < Grain || parts < 2 {
-		return Sum(x) / T(n)
+	parts, size := Parts(n, threads)
+	if parts == 1 {
+		return Sum(x, o) / T(n)
 	}
-	size := (n + parts - 1) / parts
-	sums := make([]T, threads)
+	sums := make([]T, parts)
 	for i := range parts {
-		sums[i] = Sum(x[min(i*size, n):min((i+1)*size, n)])
+		sums[i] = Sum(x[min(i*size, n):min((i+1)*size, n)], o)
 	}
-	return Sum(sums) / T(n)
+	return MeanOf(sums, n, threads, o)
+}
+
+// Parts returns the number of parts into which torch divides a sum of n elements over threads, and their size. The last ones may be
+// shorter.
+func Parts(n, threads int) (parts, size int) {
+	parts = min(threads, (n+Grain-1)/Grain)
+	if n < Grain || parts < 2 {
+		return 1, n
+	}
+	return parts, (n + parts - 1) / parts
+}
+
+// MeanOf returns the mean of n elements from the sums of their parts.
+func MeanOf[T kernel.Float](sums []T, n, threads int, o Order) T {
+	return SumOf(sums, threads, o) / T(n)
+}
+
+// SumOf returns the sum of some elements from those of their parts.
+func SumOf[T kernel.Float](sums []T, threads int, o Order) T {
+	if len(sums) == 1 {
+		return sums[0]
+	}
+	all := make([]T, threads)
+	copy(all, sums)
+	return Sum(all, o)
 }
 
 // Sum is torch's sum of a row: the lanes of four concurrent vectors, in a cascade of four levels.
-func Sum[T kernel.Float](x []T) T {
-	w := lanesOf[T]()
-	if len(x) < w {
-		w = 1
+func Sum[T kernel.Float](x []T, o Order) T {
+	t := TotalOf[T](len(x), o)
+	t.Next(x)
+	return t.End()
+}
+
+// A Total computes Sum incrementally, while the elements are in the cache.
+type Total[T kernel.Float] struct {
+	w, power int // the elements of a vector, and the binary logarithm of the rows of four vectors in a level
+	rows     int // the number of rows that have been added
+	top      int // the highest level that is used
+	level    [levels][4][widest]T
+	rest     [4 * widest]T // the last elements, which do not fill a row
+	left     int           // their number
+}
+
+// levels is the number of levels of a cascade. A full level is added to the next one, so that numbers of similar size are added.
+const levels = 4
+
+// TotalOf returns the total of n elements before the first of them.
+func TotalOf[T kernel.Float](n int, o Order) (t Total[T]) {
+	t.Begin(n, o)
+	return t
+}
+
+// Begin begins a total of n elements.
+func (t *Total[T]) Begin(n int, o Order) {
+	if t.w = lanesIn[T](o); n < t.w {
+		t.w = 1
 	}
-	vectors := len(x) / w
-	var sums [4][widest]T
-	cascade(&sums, x[:vectors/4*4*w], w)
-	for i := vectors / 4 * 4; i < vectors; i++ {
-		add(&sums[0], x[i*w:][:w])
+	t.power = LevelPower(n / t.w / 4)
+	t.rows, t.top, t.left, t.level[0] = 0, 0, 0, [4][widest]T{}
+}
+
+// Next adds the elements of x after those of the last call. Their number must be a multiple of 64, unless it is the last call.
+func (t *Total[T]) Next(x []T) {
+	line, step := 4*t.w, 1<<t.power
+	rows := len(x) / line
+	for at := 0; at < rows; {
+		n := min(step-t.rows&(step-1), rows-at)
+		addFours(&t.level[0], x[line*at:line*(at+n)], t.w)
+		at, t.rows = at+n, t.rows+n
+		if t.rows&(step-1) == 0 {
+			t.carry()
+		}
 	}
-	for _, s := range sums[1:] {
-		add(&sums[0], s[:w])
+	t.left = copy(t.rest[:], x[rows*line:])
+}
+
+// carry adds full levels to the next ones.
+func (t *Total[T]) carry() {
+	for j := 1; j < levels; j++ {
+		if j > t.top {
+			t.top, t.level[j] = j, [4][widest]T{}
+		}
+		moveUp(&t.level[j], &t.level[j-1])
+		if t.rows&((1<<t.power-1)<<(j*t.power)) != 0 {
+			break
+		}
+	}
+}
+
+// End returns the sum of all elements.
+func (t *Total[T]) End() T {
+	sums, w := &t.level[0], t.w
+	for j := 1; j <= t.top; j++ {
+		moveUp(sums, &t.level[j])
+	}
+	rest := t.rest[:t.left]
+	for ; len(rest) >= w; rest = rest[w:] {
+		add(&sums[0], rest[:w])
+	}
+	for k := range sums[1:] {
+		add(&sums[0], sums[1+k][:w])
 	}
 	var sum T
-	for _, x := range x[vectors*w:] {
+	for _, x := range rest {
 		sum += x
 	}
 	for _, x := range sums[0][:w] {
@@ -166,43 +254,25 @@ func add[T kernel.Float](sum *[widest]T, x []T) {
 	}
 }
 
-// cascade adds rows of four vectors of w elements. A full level is added to the next one, so that numbers of similar size are
-// added.
-func cascade[T kernel.Float](sums *[4][widest]T, x []T, w int) {
-	const levels = 4
-	var level [levels][4][widest]T
-	rows := len(x) / (4 * w)
-	power := LevelPower(rows)
-	step := 1 << power
-	i := 0
-	take := func(n int) {
-		addFours(&level[0], x[4*i*w:4*(i+n)*w], w)
-		i += n
-	}
-	for i+step <= rows {
-		take(step)
-		for j := 1; j < levels; j++ {
-			for k := range 4 {
-				add(&level[j][k], level[j-1][k][:w])
-				level[j-1][k] = [widest]T{}
-			}
-			if i&((step-1)<<(j*power)) != 0 {
-				break
-			}
+// moveUp adds the lanes of a level to those of another one, and clears them.
+func moveUp[T kernel.Float](to, from *[4][widest]T) {
+	if vectors {
+		if unsafe.Sizeof(T(0)) == 4 {
+			moveUpFloat32((*[4][widest]float32)(unsafe.Pointer(to)), (*[4][widest]float32)(unsafe.Pointer(from)))
+		} else {
+			moveUpFloat64((*[4][widest]float64)(unsafe.Pointer(to)), (*[4][widest]float64)(unsafe.Pointer(from)))
 		}
+		return
 	}
-	take(rows - i)
-	for j := 1; j < levels; j++ {
-		for k := range 4 {
-			add(&level[0][k], level[j][k][:w])
-		}
+	for k := range to {
+		add(&to[k], from[k][:])
 	}
-	*sums = level[0]
+	*from = [4][widest]T{}
 }
 
 // addFours adds every fourth vector of w elements to one of the sums.
 func addFours[T kernel.Float](sums *[4][widest]T, x []T, w int) {
-	if vectors && w > 1 {
+	if vectors && w == lanesOf[T]() {
 		if unsafe.Sizeof(T(0)) == 4 {
 			addFoursFloat32((*[4][widest]float32)(unsafe.Pointer(sums)), cast[float32](x))
 		} else {
