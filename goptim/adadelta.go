@@ -22,24 +22,24 @@ var adadelta = elementwiseSpec(class[AdadeltaOptions]{
 
 // Adadelta is the optimizer of Zeiler, "ADADELTA: An Adaptive Learning Rate Method", arXiv:1212.5701, Algorithm 1, with
 // a learning rate. Results are bit-for-bit equal to torch.optim.Adadelta.
-type Adadelta[T Float] struct {
+type Adadelta[T Element] struct {
 	AdadeltaOptions     // used by the next Step; may be changed between steps
 	Workers         int // maximum number of threads of a Step; 0 means GOMAXPROCS
 	elementwise[T, AdadeltaOptions, kernel.Adadelta]
 }
 
 // NewAdadelta returns a new Adadelta for params. The error wraps ErrOption or ErrParam.
-func NewAdadelta[T Float](params []*Param[T], o AdadeltaOptions) (*Adadelta[T], error) {
+func NewAdadelta[T Element](params []*Param[T], o AdadeltaOptions) (*Adadelta[T], error) {
 	opt := &Adadelta[T]{AdadeltaOptions: o}
 	return made(opt, opt.begin(adadelta, &opt.AdadeltaOptions, &opt.Workers, params))
 }
 
-func (o *AdadeltaOptions) scalars(n *now) kernel.Adadelta {
+func (o *AdadeltaOptions) scalars(c *stepContext) kernel.Adadelta {
 	return kernel.Adadelta{
-		Coupled: n.coupled(o.Maximize, o.WeightDecay),
+		Coupled: c.coupled(o.Maximize, o.WeightDecay),
 		Rho:     o.Rho,
-		C:       n.narrow(1 - o.Rho),
+		C:       c.narrow(1 - o.Rho),
 		Eps:     o.Eps,
-		Step:    n.narrow(-o.LR),
+		Step:    c.narrow(-o.LR),
 	}
 }

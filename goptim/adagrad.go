@@ -23,14 +23,14 @@ var adagrad = elementwiseSpec(class[AdagradOptions]{
 
 // Adagrad is the optimizer of Duchi, Hazan & Singer, "Adaptive Subgradient Methods for Online Learning and Stochastic
 // Optimization", JMLR 12 (2011), with a diagonal matrix. Results are bit-for-bit equal to torch.optim.Adagrad.
-type Adagrad[T Float] struct {
+type Adagrad[T Element] struct {
 	AdagradOptions     // used by the next Step; may be changed between steps
 	Workers        int // maximum number of threads of a Step; 0 means GOMAXPROCS
 	elementwise[T, AdagradOptions, kernel.Adagrad]
 }
 
 // NewAdagrad returns a new Adagrad for params. The error wraps ErrOption or ErrParam.
-func NewAdagrad[T Float](params []*Param[T], o AdagradOptions) (*Adagrad[T], error) {
+func NewAdagrad[T Element](params []*Param[T], o AdagradOptions) (*Adagrad[T], error) {
 	opt := &Adagrad[T]{AdagradOptions: o}
 	return made(opt, opt.begin(adagrad, &opt.AdagradOptions, &opt.Workers, params))
 }
@@ -40,7 +40,7 @@ var sparseAdagrad = sparseSpecOf(&adagrad.class, sparseRule{name: "SparseAdagrad
 
 // SparseAdagrad is Adagrad for the rows that have a gradient. The gradients of a repeated row are summed. Results are
 // bit-for-bit equal to torch.optim.Adagrad with sparse gradients, which rounds differently from dense ones.
-type SparseAdagrad[T Float] struct {
+type SparseAdagrad[T Element] struct {
 	AdagradOptions     // used by the next Step; may be changed between steps
 	Workers        int // maximum number of threads of a Step; 0 means GOMAXPROCS
 	sparse[T, AdagradOptions, kernel.Adagrad]
@@ -48,15 +48,15 @@ type SparseAdagrad[T Float] struct {
 
 // NewSparseAdagrad returns a new SparseAdagrad for params. WeightDecay must be 0, because it would also update the
 // rows without a gradient. The error wraps ErrOption or ErrParam.
-func NewSparseAdagrad[T Float](params []*SparseParam[T], o AdagradOptions) (*SparseAdagrad[T], error) {
+func NewSparseAdagrad[T Element](params []*SparseParam[T], o AdagradOptions) (*SparseAdagrad[T], error) {
 	opt := &SparseAdagrad[T]{AdagradOptions: o}
 	return made(opt, opt.begin(sparseAdagrad, &opt.AdagradOptions, &opt.Workers, params))
 }
 
-func (o *AdagradOptions) scalars(n *now) kernel.Adagrad {
+func (o *AdagradOptions) scalars(c *stepContext) kernel.Adagrad {
 	return kernel.Adagrad{
-		Coupled: n.coupled(o.Maximize, o.WeightDecay),
-		Step:    n.narrow(-n.quotient(o.LR, 1+float64((n.t-1)*o.LRDecay))),
+		Coupled: c.coupled(o.Maximize, o.WeightDecay),
+		Step:    c.narrow(-c.quotient(o.LR, 1+float64((c.t-1)*o.LRDecay))),
 		Eps:     o.Eps,
 	}
 }

@@ -28,32 +28,32 @@ var adam = elementwiseSpec(class[AdamOptions]{
 // AdamW, of Loshchilov & Hutter, "Decoupled Weight Decay Regularization", arXiv:1711.05101, Algorithm 2; each
 // optionally with the AMSGrad of Reddi, Kale & Kumar, "On the Convergence of Adam and Beyond", ICLR 2018. Results are
 // bit-for-bit equal to torch.optim.Adam and torch.optim.AdamW.
-type Adam[T Float] struct {
+type Adam[T Element] struct {
 	AdamOptions     // used by the next Step; may be changed between steps
 	Workers     int // maximum number of threads of a Step; 0 means GOMAXPROCS
 	elementwise[T, AdamOptions, kernel.Adam]
 }
 
 // NewAdam returns a new Adam for params. The error wraps ErrOption or ErrParam.
-func NewAdam[T Float](params []*Param[T], o AdamOptions) (*Adam[T], error) {
+func NewAdam[T Element](params []*Param[T], o AdamOptions) (*Adam[T], error) {
 	opt := &Adam[T]{AdamOptions: o}
 	return made(opt, opt.begin(adam, &opt.AdamOptions, &opt.Workers, params))
 }
 
 // NewAdamW returns a new Adam with decoupled weight decay. The error wraps ErrOption or ErrParam.
-func NewAdamW[T Float](params []*Param[T], o AdamOptions) (*Adam[T], error) {
+func NewAdamW[T Element](params []*Param[T], o AdamOptions) (*Adam[T], error) {
 	o.DecoupledWeightDecay = true
 	return NewAdam(params, o)
 }
 
 // NewAMSGrad returns a new Adam that divides by the largest second moment so far, as torch's Adam with amsgrad=True. The error
 // wraps ErrOption or ErrParam.
-func NewAMSGrad[T Float](params []*Param[T], o AdamOptions) (*Adam[T], error) {
+func NewAMSGrad[T Element](params []*Param[T], o AdamOptions) (*Adam[T], error) {
 	o.AMSGrad = true
 	return NewAdam(params, o)
 }
 
-func (o *AdamOptions) scalars(n *now) kernel.Adam {
+func (o *AdamOptions) scalars(c *stepContext) kernel.Adam {
 	beta1, beta2 := o.Betas[0], o.Betas[1]
 	h := kernel.Adam{
 		Coupled: kernel.CoupledOf(o.Maximize, 0),
@@ -64,12 +64,12 @@ func (o *AdamOptions) scalars(n *now) kernel.Adam {
 	if o.DecoupledWeightDecay {
 		h.Decay = decoupled(o.LR, o.WeightDecay)
 	} else {
-		h.Coupled = n.coupled(o.Maximize, o.WeightDecay)
+		h.Coupled = c.coupled(o.Maximize, o.WeightDecay)
 	}
-	h.C1, h.C2 = n.weight(1-beta1), n.narrow(1-beta2)
-	bc1, bc2 := 1-n.power(beta1, n.t, "RuntimeError"), 1-n.power(beta2, n.t, "RuntimeError")
-	step := n.quotient(o.LR, bc1)
-	h.BC2Sqrt = n.divisor(n.power(bc2, 0.5, "RuntimeError"))
-	h.Step = n.narrow(-step)
+	h.C1, h.C2 = c.weight(1-beta1), c.narrow(1-beta2)
+	bc1, bc2 := 1-c.power(beta1, c.t, "RuntimeError"), 1-c.power(beta2, c.t, "RuntimeError")
+	step := c.quotient(o.LR, bc1)
+	h.BC2Sqrt = c.divisor(c.power(bc2, 0.5, "RuntimeError"))
+	h.Step = c.narrow(-step)
 	return h
 }

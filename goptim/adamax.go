@@ -22,25 +22,25 @@ var adamax = elementwiseSpec(class[AdamaxOptions]{
 
 // Adamax is the optimizer of Kingma & Ba, "Adam: A Method for Stochastic Optimization", arXiv:1412.6980, Algorithm 2,
 // with torch's eps. Results are bit-for-bit equal to torch.optim.Adamax.
-type Adamax[T Float] struct {
+type Adamax[T Element] struct {
 	AdamaxOptions     // used by the next Step; may be changed between steps
 	Workers       int // maximum number of threads of a Step; 0 means GOMAXPROCS
 	elementwise[T, AdamaxOptions, kernel.Adamax]
 }
 
 // NewAdamax returns a new Adamax for params. The error wraps ErrOption or ErrParam.
-func NewAdamax[T Float](params []*Param[T], o AdamaxOptions) (*Adamax[T], error) {
+func NewAdamax[T Element](params []*Param[T], o AdamaxOptions) (*Adamax[T], error) {
 	opt := &Adamax[T]{AdamaxOptions: o}
 	return made(opt, opt.begin(adamax, &opt.AdamaxOptions, &opt.Workers, params))
 }
 
-func (o *AdamaxOptions) scalars(n *now) kernel.Adamax {
+func (o *AdamaxOptions) scalars(c *stepContext) kernel.Adamax {
 	beta1 := o.Betas[0]
 	return kernel.Adamax{
-		Coupled: n.coupled(o.Maximize, o.WeightDecay),
-		C1:      n.weight(1 - beta1),
+		Coupled: c.coupled(o.Maximize, o.WeightDecay),
+		C1:      c.weight(1 - beta1),
 		Beta2:   o.Betas[1],
 		Eps:     o.Eps,
-		Step:    n.narrow(-n.quotient(o.LR, 1-n.power(beta1, n.t, "RuntimeError"))),
+		Step:    c.narrow(-c.quotient(o.LR, 1-c.power(beta1, c.t, "RuntimeError"))),
 	}
 }

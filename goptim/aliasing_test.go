@@ -30,7 +30,9 @@ func TestParametersThatShareMemory(t *testing.T) {
 			}
 			expected := run(1)
 			for range 3 {
-				require.Equal(t, expected, run(4))
+				for i, values := range run(4) {
+					requireEqual(t, expected[i], values, "%d", i)
+				}
 			}
 		})
 	}

@@ -3,6 +3,7 @@ package goptim
 import (
 	"fmt"
 	"math"
+	"reflect"
 	"runtime"
 	"slices"
 	"testing"
@@ -27,14 +28,20 @@ func TestAround(t *testing.T) {
 }
 
 func (s *spec[O, S]) testAround(t *testing.T, k *steps.Kind) {
+	options := s.unusual()
 	for _, limit := range []float64{.25, math.Inf(1)} {
-		testAround[float32](t, s, k, limit)
-		testAround[float64](t, s, k, limit)
+		testAround[float32](t, s, k, options, limit)
+		testAround[float64](t, s, k, options, limit)
+	}
+	if maximize := reflect.ValueOf(&options).Elem().FieldByName("Maximize"); maximize.IsValid() {
+		maximize.SetBool(true) // the factor of the gradients is not one of the kernel's scalars
+		testAround[float32](t, s, k, options, .25)
 	}
 }
 
-func testAround[T Float, O, S any](t *testing.T, s *spec[O, S], k *steps.Kind, limit float64) {
-	options, workers := s.odd(), 1
+func testAround[T Float, O, S any](t *testing.T, s *spec[O, S], k *steps.Kind, options O, limit float64) {
+	workers := 1
+	s.train(&options)
 	params := func() (all []*Param[T]) {
 		for n := range 5 {
 			p := &Param[T]{}
@@ -68,6 +75,7 @@ func testAround[T Float, O, S any](t *testing.T, s *spec[O, S], k *steps.Kind, l
 		}
 		norm, err := ClipGradNorm(expected, ClipGradNormOptions{MaxNorm: limit})
 		testify.NoError(t, err)
+		group.Scalars = s.group(&options, k).Scalars
 		testify.NoError(t, apart.Step())
 		testify.NoError(t, EMA(expectedAverages, expected, EMAOptions{Decay: .75}))
 		if around.gather() {
@@ -100,6 +108,12 @@ func testAround[T Float, O, S any](t *testing.T, s *spec[O, S], k *steps.Kind, l
 	table[2].State[engine.AverageState] = address(averages[2].Value)
 	a.Order = 99
 	testify.ErrorContains(t, step(), "order is 99")
+	if a.Order = 0; dtype[T]() == engine.Float32 {
+		before := table[1]
+		table[1].ParamType, table[1].GradType = engine.BFloat16, engine.BFloat16
+		testify.ErrorContains(t, step(), "row 1 is of bfloat16, expected float32")
+		table[1] = before
+	}
 	group.Around = 4099
 	testify.ErrorIs(t, step(), steps.ErrCall)
 	testify.Equal(t, value, given[2].Value)

@@ -25,19 +25,19 @@ var asgd = elementwiseSpec(class[ASGDOptions]{
 		asgdMu:  {key: "mu", scalar: true, initial: 1},  // weight of the next parameter in the average
 		asgdAx:  {key: "ax"},
 	},
-}, (*ASGDOptions).scalars, f32.ASGD, f64.ASGD, "default_is_float64")
+}, (*ASGDOptions).scalars, f32.ASGD, f64.ASGD, wideDefault)
 
 // ASGD is averaged stochastic gradient descent by Polyak & Juditsky, "Acceleration of Stochastic Approximation by
 // Averaging", SIAM Journal on Control and Optimization 30 (1992), with torch's schedules of the learning rate and the
 // average. Results are bit-for-bit equal to torch.optim.ASGD.
-type ASGD[T Float] struct {
+type ASGD[T Element] struct {
 	ASGDOptions     // used by the next Step; may be changed between steps
 	Workers     int // maximum number of threads of a Step; 0 means GOMAXPROCS
 	elementwise[T, ASGDOptions, kernel.ASGD]
 }
 
 // NewASGD returns a new ASGD for params. The error wraps ErrOption or ErrParam.
-func NewASGD[T Float](params []*Param[T], o ASGDOptions) (*ASGD[T], error) {
+func NewASGD[T Element](params []*Param[T], o ASGDOptions) (*ASGD[T], error) {
 	opt := &ASGD[T]{ASGDOptions: o}
 	return made(opt, opt.begin(asgd, &opt.ASGDOptions, &opt.Workers, params))
 }
@@ -49,35 +49,35 @@ const (
 	asgdAx
 )
 
-func (o *ASGDOptions) scalars(n *now) kernel.ASGD {
-	eta, mu := n.row.Number(asgdEta), n.row.Number(asgdMu)
+func (o *ASGDOptions) scalars(c *stepContext) kernel.ASGD {
+	eta, mu := c.row.Number(asgdEta), c.row.Number(asgdMu)
 	h := kernel.ASGD{
-		Coupled:  n.coupled(o.Maximize, o.WeightDecay),
+		Coupled:  c.coupled(o.Maximize, o.WeightDecay),
 		Decay:    1 - float64(o.Lambd*eta),
-		Step:     n.narrow(-eta),
+		Step:     c.narrow(-eta),
 		Mu:       mu,
 		Averages: kernel.Flag(mu != 1),
 	}
-	n.setTensor(asgdEta, o.eta(n))
+	c.setTensor(asgdEta, o.eta(c))
 	averaged := 1.0
-	if x := n.t - o.T0; x > 1 {
+	if x := c.t - o.T0; x > 1 {
 		averaged = x
 	}
-	n.setTensor(asgdMu, 1/averaged)
+	c.setTensor(asgdMu, 1/averaged)
 	return h
 }
 
 // eta returns the learning rate of the next step. If the power is complex, torch drops the imaginary part of the quotient.
-func (o *ASGDOptions) eta(n *now) float64 {
-	base := 1 + float64(float64(o.Lambd*o.LR)*n.t)
+func (o *ASGDOptions) eta(c *stepContext) float64 {
+	base := 1 + float64(float64(o.Lambd*o.LR)*c.t)
 	if !(base < 0 && o.Alpha-math.Floor(o.Alpha) > 0) || math.IsInf(base, 0) {
-		return n.quotient(o.LR, n.realPower(base, o.Alpha))
+		return c.quotient(o.LR, c.realPower(base, o.Alpha))
 	}
-	length := n.realPower(-base, o.Alpha)
+	length := c.realPower(-base, o.Alpha)
 	sin, cos := math.Sincos(math.Pi * o.Alpha)
 	re, im := length*cos, length*sin
 	if re == 0 && im == 0 {
-		return n.quotient(o.LR, 0)
+		return c.quotient(o.LR, 0)
 	}
 	if math.Abs(re) >= math.Abs(im) {
 		return o.LR / (re + float64(im*(im/re)))

@@ -29,9 +29,9 @@ func TestCalls(t *testing.T) {
 // onHeap refers to the objects whose addresses are in a call. On the stack they could move.
 var onHeap []any
 
-// odd returns options in which every number differs from its default if its range permits it.
-func (c *class[O]) odd() (o O) {
-	c.setDefaults(&o)
+// unusual returns options in which every number differs from its default if its range permits it.
+func (c *class[O]) unusual() (o O) {
+	c.setAllDefaults(&o)
 	for i := range c.fields {
 		f := &c.fields[i]
 		for k := range f.elements() {
@@ -47,10 +47,10 @@ func (c *class[O]) odd() (o O) {
 	return o
 }
 
-// OddOptions returns options of a type in which every number differs from its default if its range permits it.
-func OddOptions[O any]() O {
+// UnusualOptions returns options of a type in which every number differs from its default if its range permits it.
+func UnusualOptions[O any]() O {
 	c := class[O]{}.described()
-	return c.odd()
+	return c.unusual()
 }
 
 // group returns a group of a call with the options.
@@ -67,10 +67,19 @@ func (c *class[O]) group(o *O, k *steps.Kind) *steps.Group {
 	return g
 }
 
+// train sets the option that a step requires, if there is one.
+func (c *class[O]) train(o *O) {
+	for i := range c.fields {
+		if f := &c.fields[i]; f.key == "train_mode" {
+			f.set(unsafe.Pointer(o), 0, 1)
+		}
+	}
+}
+
 func (s *spec[O, S]) testCall(t *testing.T, k *steps.Kind) {
-	usual, odd := *new(O), s.odd()
-	s.setDefaults(&usual)
-	options := []O{usual, odd}
+	usual, unusual := *new(O), s.unusual()
+	s.setAllDefaults(&usual)
+	options := []O{usual, unusual}
 	workers := 1
 	var optimizers, others [2]elementwise[float32, O, S]
 	groups, tables := make([]*steps.Group, 2), make([][]engine.Row, 2)
@@ -85,18 +94,27 @@ func (s *spec[O, S]) testCall(t *testing.T, k *steps.Kind) {
 			}
 			return all
 		}
+		s.train(&options[i])
 		testify.NoError(t, optimizers[i].begin(s, &options[i], &workers, params()))
 		testify.NoError(t, others[i].begin(s, &options[i], &workers, params()))
 		groups[i] = s.group(&options[i], k)
 	}
 	onHeap = []any{groups[0], groups[1]}
-	groups[0].Next = uintptr(unsafe.Pointer(groups[1]))
-	step := func() error {
-		_, err := k.Call(uintptr(unsafe.Pointer(groups[0])), steps.Call{Threads: 1})
+	calls := groups
+	if !s.together {
+		groups[0].Next, calls = uintptr(unsafe.Pointer(groups[1])), groups[:1]
+	}
+	step := func() (err error) {
+		for _, g := range calls {
+			if _, err = k.Call(uintptr(unsafe.Pointer(g)), steps.Call{Threads: 1}); err != nil {
+				break
+			}
+		}
 		return err
 	}
 	for range 3 {
 		for i := range optimizers {
+			groups[i].Scalars = s.group(&options[i], k).Scalars
 			testify.NoError(t, optimizers[i].Step())
 			if others[i].gather() {
 				others[i].makeStates()
@@ -117,7 +135,7 @@ func (s *spec[O, S]) testCall(t *testing.T, k *steps.Kind) {
 }
 
 func (s *sparseSpec[O, S]) testCall(t *testing.T, k *steps.Kind) {
-	options, workers := s.odd(), 1
+	options, workers := s.unusual(), 1
 	for _, f := range s.zero {
 		f.set(unsafe.Pointer(&options), 0, 0)
 	}

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"unsafe"
 
+	"github.com/goptim/goptim/goptim/internal/cpow"
 	"github.com/goptim/goptim/goptim/internal/engine"
 	"github.com/goptim/goptim/internal/steps"
 )
@@ -18,32 +19,52 @@ type class[O any] struct {
 	name string // torch's class
 	// variant is torch's class for options with the flag set.
 	variant, flag string
-	uncounted     bool // the optimizer does not have a step count
-	integer       bool // the step count of a state is a Python int
-	tensors       int  // for operations on lists: see steps.Kind
-	results       []string
+	uncounted     bool     // the optimizer does not have a step count
+	together      bool     // the update of a parameter depends on the gradients of all
+	unstored      bool     // Storage is not supported
+	integer       bool     // the step count of a state is a Python int
+	tensors       int      // for operations on lists: see steps.Kind
+	results       []string // for them, and for optimizers, the keys of the options that a step changes, which advance sets
 	states        []state
+	complete      func(o *O)       // defaults that depend on other options; may be nil
 	check         func(o *O) error // checks that ranges cannot express
 	encodings     map[string]any   // types of options with a custom JSON encoding, by torch's name
+	// For options that a step changes, such as a group's step count; both may be nil.
+	ready   func(o *O) error           // returns an error if the optimizer cannot step now; steps of the bindings do not call it
+	advance func(o *O, c *stepContext) // changes the options as a step does
 
 	fields  []field
-	words   int    // the number of words of a group in a steps.Call
-	flagged *field // the field of flag
+	words   int      // the number of words of a group in a steps.Call
+	flagged *field   // the field of flag
+	changed []*field // the fields of results
 }
 
 // A state is one entry of a parameter's state, under torch's key.
 type state struct {
 	key     string
 	scalar  bool    // a scalar state, not a tensor
+	double  bool    // a scalar state that is a float64, and a Python float
+	typed   bool    // a scalar state of the type of the elements
 	of      string  // its shape, if it differs from the parameter's: see steps.State
 	given   bool    // the caller of a binding passes it with a row
-	when    string  // the option that enables the state if it is not zero; empty: always enabled
+	when    string  // the option that enables the state if it is not zero, or its first element; empty: always enabled
 	above   bool    // the option enables the state only if it is positive
+	narrow  string  // the type of its elements if the parameter has 16 bits: see steps.State
 	word    string  // for bindings: a word after the options that enables the state if it is not zero
 	initial float64 // its initial value
 	from    string  // the option that is its initial value
+	squared bool    // its initial value is the square of that option
+	copied  bool    // its initial value is the parameter's
 
 	asks, first *field // the fields of when and from
+}
+
+// reserved is a state that no class has: that of engine.MasterState, in a class with states after it.
+var reserved = state{given: true}
+
+// keepsMaster reports whether rows can have another storage: no state of the class is in the place of engine.MasterState.
+func (c *class[O]) keepsMaster() bool {
+	return !c.unstored && (len(c.states) <= engine.MasterState || c.states[engine.MasterState] == reserved)
 }
 
 // described returns the class with the tags of its options read.
@@ -54,6 +75,11 @@ func (c class[O]) described() class[O] {
 		s.asks, s.first = c.field(s.when), c.field(s.from)
 	}
 	c.flagged = c.field(c.flag)
+	for _, key := range c.results {
+		if c.tensors == 0 {
+			c.changed = append(c.changed, c.field(key))
+		}
+	}
 	for _, f := range c.fields {
 		if !f.initial {
 			c.words += f.elements()
@@ -82,10 +108,18 @@ func (c *class[O]) nameOf(o *O) string {
 	return c.name
 }
 
-// setDefaults replaces zero options by their defaults.
+// setDefaults replaces zero options by their defaults, except those that depend on other options.
 func (c *class[O]) setDefaults(o *O) {
 	for i := range c.fields {
 		c.fields[i].setDefault(unsafe.Pointer(o))
+	}
+}
+
+// setAllDefaults is setDefaults, and then sets defaults that depend on other options. The options escape to the heap.
+func (c *class[O]) setAllDefaults(o *O) {
+	c.setDefaults(o)
+	if c.complete != nil {
+		c.complete(o)
 	}
 }
 
@@ -137,8 +171,11 @@ func (c *class[O]) layout(o *O) engine.Layout {
 		s := &c.states[i]
 		switch {
 		case s.asks != nil && !s.asked(s.asks.get(unsafe.Pointer(o), 0)):
-		case s.scalar:
+		case s.scalar || s.double:
 			l.Set(i, engine.Scalar)
+		case s.sliced():
+			l.Every = int(s.asks.get(unsafe.Pointer(o), 0))
+			l.Set(i, map[string]engine.Use{steps.OfSlices: engine.Sliced, steps.OfStart: engine.Start}[s.of])
 		default:
 			l.Set(i, engine.Column)
 		}
@@ -146,12 +183,33 @@ func (c *class[O]) layout(o *O) engine.Layout {
 	return l
 }
 
+// sliced reports whether the state has elements for some of the parameter's.
+func (s *state) sliced() bool { return s.of == steps.OfSlices || s.of == steps.OfStart }
+
 func (s *state) asked(x float64) bool { return x > 0 || (!s.above && x != 0) }
+
+// every returns the distance of the elements of a parameter for which a state has elements.
+func (c *class[O]) every(o *O, i int) int {
+	if i >= len(c.states) || !c.states[i].sliced() {
+		return 1
+	}
+	return max(1, int(c.states[i].asks.get(unsafe.Pointer(o), 0)))
+}
+
+// elements returns the number of elements of a state of a parameter with n elements.
+func (c *class[O]) elements(o *O, i, n int) int {
+	every := c.every(o, i)
+	return (n + every - 1) / every
+}
 
 // initial returns the initial value of a state.
 func (c *class[O]) initial(o *O, i int) float64 {
 	if s := &c.states[i]; s.first != nil {
-		return s.first.get(unsafe.Pointer(o), 0)
+		x := s.first.get(unsafe.Pointer(o), 0)
+		if s.squared {
+			return cpow.Pow(x, 2) // as Python
+		}
+		return x
 	}
 	return c.states[i].initial
 }
@@ -190,7 +248,12 @@ func (c *class[O]) kind() *steps.Kind {
 		}
 	}
 	for _, s := range c.states {
-		k.States = append(k.States, steps.State{Key: s.key, Scalar: s.scalar, Of: s.of, When: cmp.Or(s.when, s.word), Above: s.above, Given: s.given})
+		if s.asks != nil {
+			s.when = s.asks.element(s.when, 0)
+		}
+		k.States = append(k.States, steps.State{
+			Key: s.key, Scalar: s.scalar || s.double, Of: cmp.Or(s.of, map[bool]string{true: steps.OfFloat}[s.double]), When: cmp.Or(s.when, s.word), Above: s.above, From: s.from, Narrow: s.narrow, Given: s.given,
+		})
 	}
 	return k
 }

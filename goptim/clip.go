@@ -23,6 +23,7 @@ type GradNormOptions struct {
 	NormType         float64   `torch:"norm_type" default:"2" range:"(0,inf]"` // 2, or infinity for the largest magnitude
 	ErrorIfNonfinite bool      `torch:"error_if_nonfinite"`                    // return an error if the norm is infinite or NaN
 	Order            NormOrder `torch:"-"`
+	Widen            bool      `torch:"-"` // compute norms of 16-bit gradients in float32, and do not round them
 	Workers          int       `torch:"-"` // maximum number of threads; 0 means GOMAXPROCS
 }
 
@@ -32,6 +33,7 @@ type ClipGradNormOptions struct {
 	NormType         float64   `torch:"norm_type" default:"2" range:"(0,inf]"` // 2, or infinity for the largest magnitude
 	ErrorIfNonfinite bool      `torch:"error_if_nonfinite"`                    // return an error if the norm is infinite or NaN, and do not change the gradients
 	Order            NormOrder `torch:"-"`
+	Widen            bool      `torch:"-"` // compute norms of 16-bit gradients in float32, and do not round them
 	Workers          int       `torch:"-"` // maximum number of threads; 0 means GOMAXPROCS
 }
 
@@ -49,13 +51,13 @@ var (
 
 // GradNorm returns the norm of all gradients together: the norm of their norms, or 0 if there is none. Parameters without a
 // gradient do not count. The result is bit-for-bit equal to torch.nn.utils.get_total_norm.
-func GradNorm[T Float](params []*Param[T], o GradNormOptions) (T, error) {
+func GradNorm[T Element](params []*Param[T], o GradNormOptions) (T, error) {
 	gradNormClass.setDefaults(&o)
 	err := joined(gradNormClass.checkRanges(&o), checkNorm(gradNormClass.name, o.NormType, o.Order), checkGrads(gradNormClass.name, params))
 	if err != nil {
 		return 0, err
 	}
-	p := takeNorms(o.NormType, int(o.Order))
+	p := takeNorms(o.NormType, int(o.Order), o.Widen, 1)
 	defer p.put()
 	p.own = appendGrads(p.own[:0], params)
 	norm, err := p.total(p.own, threadsOf(o.Workers), nil)
@@ -64,23 +66,23 @@ func GradNorm[T Float](params []*Param[T], o GradNormOptions) (T, error) {
 		return 0, fmt.Errorf("goptim: %s: %w", gradNormClass.name, err)
 	}
 	if o.ErrorIfNonfinite && norm-norm != 0 {
-		return T(norm), errNonfinite(gradNormClass.name, p, params, norm)
+		return elementOf[T](norm), errNonfinite(gradNormClass.name, p, params, norm)
 	}
-	return T(norm), nil
+	return elementOf[T](norm), nil
 }
 
 // ClipGradNorm multiplies all gradients by MaxNorm / norm if their norm, which is that of GradNorm, is larger. It returns the norm
 // before that. If the norm is infinite, finite gradients become 0 and infinite ones NaN; if it is NaN, all become NaN. A gradient
 // that occurs twice counts twice. Results are bit-for-bit equal to torch.nn.utils.clip_grad_norm_. If the error wraps ErrOption or
 // ErrParam, nothing has changed.
-func ClipGradNorm[T Float](params []*Param[T], o ClipGradNormOptions) (T, error) {
+func ClipGradNorm[T Element](params []*Param[T], o ClipGradNormOptions) (T, error) {
 	clipGradNormClass.setDefaults(&o)
 	err := joined(
 		clipGradNormClass.checkRanges(&o), checkNorm(clipGradNormClass.name, o.NormType, o.Order), checkGrads(clipGradNormClass.name, params))
 	if err != nil {
 		return 0, err
 	}
-	p := takeNorms(o.NormType, int(o.Order))
+	p := takeNorms(o.NormType, int(o.Order), o.Widen, 1)
 	defer p.put()
 	p.own = appendGrads(p.own[:0], params)
 	norm, _, err := p.clip(p.own, o.MaxNorm, o.ErrorIfNonfinite, threadsOf(o.Workers), nil)
@@ -89,21 +91,21 @@ func ClipGradNorm[T Float](params []*Param[T], o ClipGradNormOptions) (T, error)
 		return 0, fmt.Errorf("goptim: %s: %w", clipGradNormClass.name, err)
 	}
 	if o.ErrorIfNonfinite && norm-norm != 0 {
-		return T(norm), errNonfinite(clipGradNormClass.name, p, params, norm)
+		return elementOf[T](norm), errNonfinite(clipGradNormClass.name, p, params, norm)
 	}
-	return T(norm), nil
+	return elementOf[T](norm), nil
 }
 
 // ClipGradValue limits the magnitude of each element of the gradients to ClipValue. A NaN stays. Results are bit-for-bit equal to
 // torch.nn.utils.clip_grad_value_. If the error wraps ErrOption or ErrParam, nothing has changed.
-func ClipGradValue[T Float](params []*Param[T], o ClipGradValueOptions) error {
+func ClipGradValue[T Element](params []*Param[T], o ClipGradValueOptions) error {
 	if err := joined(clipGradValueClass.checkRanges(&o), checkGrads(clipGradValueClass.name, params)); err != nil {
 		return err
 	}
 	p := clamp.take()
 	defer clamp.put(p)
 	p.joined = appendGrads(p.joined[:0], params)
-	err := p.run(clamp, clampOptions{-o.ClipValue, o.ClipValue}, p.joined, threadsOf(o.Workers), nil)
+	err := p.run(clamp, clampOptions{-o.ClipValue, o.ClipValue}, p.joined, threadsOf(o.Workers), nil, 0)
 	runtime.KeepAlive(params) // the rows contain addresses
 	return err
 }
@@ -126,7 +128,7 @@ func joined(errs ...error) error {
 	return nil
 }
 
-func checkGrads[T Float](name string, params []*Param[T]) error {
+func checkGrads[T Element](name string, params []*Param[T]) error {
 	for i, p := range params {
 		if p == nil {
 			return fmt.Errorf("goptim: %s: parameter %d is nil: %w", name, i, ErrParam)
@@ -139,7 +141,7 @@ func checkGrads[T Float](name string, params []*Param[T]) error {
 }
 
 // errNonfinite names the first gradient whose norm is not finite.
-func errNonfinite[T Float](name string, pass *normPass, params []*Param[T], norm float64) error {
+func errNonfinite[T Element](name string, pass *normPass, params []*Param[T], norm float64) error {
 	row := 0
 	for i, p := range params {
 		if p.Grad == nil {

@@ -5,7 +5,7 @@ package goptim_test
 import "github.com/goptim/goptim/goptim"
 
 // constructors returns the New functions of dense gradients, except LBFGS's.
-func constructors[T goptim.Float]() []constructor[goptim.Param[T]] {
+func constructors[T goptim.Element]() []constructor[goptim.Param[T]] {
 	return []constructor[goptim.Param[T]]{
 		entry("Adadelta", goptim.NewAdadelta[T]),
 		entry("Adafactor", goptim.NewAdafactor[T]),
@@ -14,13 +14,33 @@ func constructors[T goptim.Float]() []constructor[goptim.Param[T]] {
 		entry("AdamW", goptim.NewAdamW[T]),
 		entry("AMSGrad", goptim.NewAMSGrad[T]),
 		entry("Adamax", goptim.NewAdamax[T]),
+		entry("AdamWLegacy", goptim.NewAdamWLegacy[T]),
+		entry("Adan", goptim.NewAdan[T]),
+		entry("AdEMAMix", goptim.NewAdEMAMix[T]),
+		entry("ADOPT", goptim.NewADOPT[T]),
+		entry("AdoptADOPT", goptim.NewAdoptADOPT[T]),
 		entry("ASGD", goptim.NewASGD[T]),
+		entry("BitsandbytesAdEMAMix", goptim.NewBitsandbytesAdEMAMix[T]),
+		entry("BitsandbytesLion", goptim.NewBitsandbytesLion[T]),
+		entry("LAMB", goptim.NewLAMB[T]),
+		entry("LaProp", goptim.NewLaProp[T]),
+		entry("LARS", goptim.NewLARS[T]),
 		entry("Lion", goptim.NewLion[T]),
 		entry("Muon", goptim.NewMuon[T]),
 		entry("NAdam", goptim.NewNAdam[T]),
+		entry("NAdamW", goptim.NewNAdamW[T]),
+		entry("Prodigy", goptim.NewProdigy[T]),
 		entry("RAdam", goptim.NewRAdam[T]),
 		entry("RMSprop", goptim.NewRMSprop[T]),
+		entry("RMSpropTF", goptim.NewRMSpropTF[T]),
+		entry("RMSpropTFLike", goptim.NewRMSpropTFLike[T]),
 		entry("Rprop", goptim.NewRprop[T]),
+		entry("AdamWScheduleFree", goptim.NewAdamWScheduleFree[T]),
+		entry("SGDScheduleFree", goptim.NewSGDScheduleFree[T]),
+		entry("RAdamScheduleFree", goptim.NewRAdamScheduleFree[T]),
 		entry("SGD", goptim.NewSGD[T]),
+		entry("SGDW", goptim.NewSGDW[T]),
+		entry("StableAdamW", goptim.NewStableAdamW[T]),
+		entry("TimmLion", goptim.NewTimmLion[T]),
 	}
 }

@@ -18,9 +18,17 @@
 //   - for matrices, given by the Shape of a Param: [NewAdafactor], [NewMuon]
 //   - for sparse gradients, such as those of an embedding: [NewSparseAdam], [NewSparseAdagrad], [NewSparseSGD]
 //   - evaluating a closure: [NewLBFGS]
+//   - around another optimizer: [NewLookahead], [NewSAM]
 //
 // Results are bit-for-bit equal to torch's, except those of LBFGS and Muon, which sum long products in a different order.
 // Package gonumopt provides the optimizers as methods of gonum's optimize.Minimize.
+//
+// # Types of elements
+//
+// Optimizers and operations on lists of tensors, such as [ClipGradNorm], support float32, float64, [BFloat16] and [Float16]. The states
+// have the type of the parameter, as in torch, except those of LBFGS, which are float32 for 16 bits. The arithmetic on 16 bits is in
+// float32, and each element that a step stores is rounded once: see [Element]. The fields of [Storage] change what is stored: states of
+// another type, a float32 copy of the parameter, or another rounding.
 //
 // # Options
 //
@@ -37,7 +45,8 @@
 //
 // [GradNorm], [ClipGradNorm] and [ClipGradValue] are torch's functions on the gradients of a list of parameters. [EMA], [SWA]
 // and [PolyakUpdate] update averages of parameters and target networks. Each has the exact results of torch's function that its
-// documentation names, and does not allocate.
+// documentation names, and does not allocate. They support 16-bit types, whose norms torch rounds to 16 bits; with the option Widen
+// they are computed in float32.
 //
 // # Errors
 //

@@ -48,6 +48,22 @@ func ExampleNewAdamW() {
 	// Output: [1.000 1.000]
 }
 
+func ExampleNewStableAdamW() {
+	v := &goptim.Param[float64]{Name: "v", Value: []float64{-1.5, 2}, Grad: make([]float64, 2)}
+	opt, err := goptim.NewStableAdamW([]*goptim.Param[float64]{v}, goptim.StableAdamWOptions{LR: 0.02})
+	if err != nil {
+		log.Fatal(err)
+	}
+	for range 5000 {
+		rosenbrockGrad(v.Value, v.Grad)
+		if err := opt.Step(); err != nil {
+			log.Fatal(err)
+		}
+	}
+	fmt.Printf("%.2f after %d steps\n", v.Value, opt.Steps)
+	// Output: [1.00 1.00] after 5000 steps
+}
+
 // A schedule assigns the option that the next step reads.
 func ExampleAdam_Step() {
 	v := &goptim.Param[float64]{Value: []float64{-1.5, 2}, Grad: make([]float64, 2)}
@@ -167,6 +183,24 @@ func ExampleNewRAdam() {
 	}
 	descend(v, opt, 10000)
 	// Output: [1.00 1.00]
+}
+
+func ExampleNewProdigy() {
+	p := &goptim.Param[float64]{Value: []float64{1, -2}, Grad: make([]float64, 2)}
+	opt, err := goptim.NewProdigy([]*goptim.Param[float64]{p}, goptim.ProdigyOptions{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	for range 200 {
+		for i, x := range p.Value {
+			p.Grad[i] = 2 * x // of the sum of squares
+		}
+		if err := opt.Step(); err != nil {
+			log.Fatal(err)
+		}
+	}
+	fmt.Printf("%.2f, with the learning rate %.2f after %d steps\n", p.Value, opt.D, opt.K)
+	// Output: [-0.00 -0.00], with the learning rate 0.52 after 200 steps
 }
 
 func ExampleNewRMSprop() {

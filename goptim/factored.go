@@ -78,7 +78,7 @@ func checkFactored(r *engine.Row) error {
 		if r.State[k] < 4096 {
 			return fmt.Errorf("address %#x of state %d", r.State[k], k)
 		}
-		if r.StateType[k] != r.ParamType {
+		if !r.Holds(k, true) {
 			return fmt.Errorf("state %d of %v; expected %v", k, r.StateType[k], r.ParamType)
 		}
 	}
@@ -101,7 +101,7 @@ func (m matrices) small() bool {
 func factoredClass[O any](c class[O], step func(options []O, extra [][]float64, c steps.Call) error, extra ...string) *class[O] {
 	c = c.described()
 	k := c.kind()
-	k.Extra, k.Spec = extra, &c
+	k.Extra, k.Spec, k.Narrow, k.Stored = extra, &c, true, c.keepsMaster()
 	k.Step = func(call steps.Call) error {
 		var options []O
 		var extra [][]float64
@@ -116,15 +116,22 @@ func factoredClass[O any](c class[O], step func(options []O, extra [][]float64, 
 	return &c
 }
 
-// fusedNorms is the name of a word of a call: whether this version of torch was compiled to fuse the squares of a norm with
-// its sum, as torch 2.6 was.
-const fusedNorms = "fused_norms"
+// orderOfNorms is the name of a word of a call: the index in reduce.Orders of the order in which this torch adds.
+const orderOfNorms = "order"
 
-// factoringsOf returns the factorings of a call. Its first extra word is fusedNorms.
-func factoringsOf(c steps.Call, extra []float64) factorings {
-	return factorings{
-		threads: c.Threads, team: c.Team, meanThreads: c.Threads, order: reduce.Order{Fused: extra[0] != 0}, pow: powOf(c),
+// factoringsOf returns the factorings of a call. Its first extra word is orderOfNorms.
+func factoringsOf(c steps.Call, extra []float64) (factorings, error) {
+	order, err := orderOf(extra[0])
+	return factorings{threads: c.Threads, team: c.Team, meanThreads: c.Threads, order: order, pow: powOf(c)}, err
+}
+
+// orderOf returns the order of a word orderOfNorms.
+func orderOf(word float64) (reduce.Order, error) {
+	i := int(word)
+	if i < 0 || i >= len(reduce.Orders) || float64(i) != word {
+		return reduce.Order{}, fmt.Errorf("order is %v, expected 0 to %d: %w", word, len(reduce.Orders)-1, ErrOption)
 	}
+	return reduce.Orders[i], nil
 }
 
 // factorings is the common data of a step of several parameters.
@@ -142,8 +149,8 @@ type factorings struct {
 	next        func(i int)
 }
 
-// aloneFactored is the number of elements below which a second thread costs more than it saves.
-const aloneFactored = 1 << 15
+// minParallelFactored is the smallest number of elements for two threads. Below it, a second thread costs more than it saves.
+const minParallelFactored = 1 << 15
 
 // each calls do for each row, the largest first. If rows share memory, it processes them in order on one thread.
 func (f *factorings) each(rows []engine.Row) error {
@@ -157,7 +164,7 @@ func (f *factorings) each(rows []engine.Row) error {
 		f.queue = append(f.queue, i)
 	}
 	threads := f.threads
-	if total < aloneFactored {
+	if total < minParallelFactored {
 		threads = 1
 	} else if threads > 1 && len(rows) > 1 {
 		if f.shared(rows) || (f.beforeSort != nil && !f.beforeSort()) {
@@ -180,11 +187,14 @@ func (f *factorings) shared(rows []engine.Row) bool {
 		if r.Step != 0 {
 			f.ranges.Scalar(r.Step, r.StepType.Size())
 		}
+		if r.Flags&(engine.Master|engine.Kahan) != 0 {
+			f.ranges.Write(r.State[engine.MasterState], int(r.N)*r.StateType[engine.MasterState].Size())
+		}
 		if shape.rows == 0 {
-			f.ranges.Write(r.State[ofVector], int(r.N)*size)
+			f.ranges.Write(r.State[ofVector], int(r.N)*r.StateType[ofVector].Size())
 		} else {
-			f.ranges.Write(r.State[ofRows], shape.batch*shape.rows*size)
-			f.ranges.Write(r.State[ofCols], shape.batch*shape.cols*size)
+			f.ranges.Write(r.State[ofRows], shape.batch*shape.rows*r.StateType[ofRows].Size())
+			f.ranges.Write(r.State[ofCols], shape.batch*shape.cols*r.StateType[ofCols].Size())
 		}
 		if f.more != nil {
 			f.more(i)
@@ -193,13 +203,52 @@ func (f *factorings) shared(rows []engine.Row) bool {
 	return f.ranges.Shared()
 }
 
+// widened is the number of elements that are widened at a time, if matrices are small.
+const widened = 1 << 12
+
+// eachFewMatrices calls update for a few matrices at a time, with their gradients in u and their states, all widened, and stores the
+// states.
+func eachFewMatrices(
+	shape matrices, u []float32, g, row, col *kernel.Operand, s *scratch[float32], update func(few matrices, u, row, col []float32),
+) {
+	const lanes = 16 // the matrices of a call fill vectors
+	rows, cols := shape.rows, shape.cols
+	most := max(1, widened/(rows*cols))
+	if most > lanes {
+		most -= most % lanes
+	}
+	for b := 0; b < shape.batch; b += most {
+		few := matrices{min(most, shape.batch-b), rows, cols}
+		u := u[b*rows*cols:][:few.batch*rows*cols]
+		ofRows, ofCols := grown(&s.row, few.batch*rows), grown(&s.col, few.batch*cols)
+		g.Read(u, b*rows*cols)
+		row.Read(ofRows, b*rows)
+		col.Read(ofCols, b*cols)
+		update(few, u, ofRows, ofCols)
+		row.Write(ofRows, b*rows)
+		col.Write(ofCols, b*cols)
+	}
+}
+
 // scratch is the temporary memory of a parameter's step.
 type scratch[T Float] struct {
 	update, rows, cols, product []T
+	param                       []T            // the parameter; nil if it has 16 bits
+	done                        int            // the number of elements of the update that have been computed
 	norm, paramNorm             reduce.Norm[T] // of the update and of the parameter
+	block, row, col             []T            // elements of the parameter and the states, if these have 16 bits
+	operands                    kernel.Operands
 	columns                     reduce.Columns[T]
 	adafactor                   kernel.Adafactor // on the heap, as required for the scalars of a kernel
 	hfAdafactor                 kernel.HFAdafactor
+}
+
+// meanThreadsOf returns the number of threads with which torch computes the mean of a batch's rows. It divides only a single sum.
+func (f *factorings) meanThreadsOf(shape matrices) int {
+	if shape.batch == 1 {
+		return f.meanThreads
+	}
+	return 1
 }
 
 func takeScratch[T Float](pool *sync.Pool) *scratch[T] {
@@ -219,11 +268,44 @@ func extend[T Float](n *reduce.Norm[T], x []T) {
 	}
 }
 
-// extendNorms adds to the norm of a parameter, whose loads overlap with divisions, and to the norm of its update, which is
-// still in the L1 cache.
-func (s *scratch[T]) extendNorms(param, update []T) {
-	extend(&s.paramNorm, param)
-	extend(&s.norm, update[:len(param)])
+// begin starts the norms of an update of n elements and of the parameter.
+func (s *scratch[T]) begin(param []T, n int, o reduce.Order) {
+	grown(&s.update, n)
+	s.param, s.done = param, 0
+	s.norm = reduce.Norm[T]{Order: o}
+	s.paramNorm = s.norm
+}
+
+// advance adds the next n elements to the norm of the parameter, whose loads overlap with divisions, and to the norm of its
+// update, which are still in the L1 cache.
+func (s *scratch[T]) advance(n int) {
+	s.advanceUpdate(n)
+	if s.param != nil {
+		extend(&s.paramNorm, s.param[:s.done])
+	}
+}
+
+// advanceUpdate is advance without the norm of the parameter.
+func (s *scratch[T]) advanceUpdate(n int) {
+	s.done += n
+	extend(&s.norm, s.update[:s.done])
+}
+
+// giveBack returns the scratch to its pool, without foreign addresses, which the garbage collector would scan.
+func (s *scratch[T]) giveBack(pool *sync.Pool) {
+	s.param, s.operands = nil, kernel.Operands{}
+	pool.Put(s)
+}
+
+// normOfParam returns the norm of a parameter of n elements in any format. It uses memory of the scratch.
+func normOfParam(s *scratch[float32], p *kernel.Operands, n int, o reduce.Order) float32 {
+	norm, block := reduce.Norm[float32]{Order: o}, grown(&s.block, cached)
+	for lo := 0; lo < n; lo += cached {
+		x := block[:min(cached, n-lo)]
+		p.ReadParam(x, lo)
+		norm.Next(x)
+	}
+	return norm.End()
 }
 
 // grown returns n elements of reused memory.

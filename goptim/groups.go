@@ -31,6 +31,9 @@ func NewGroups(optimizers ...Optimizer) (*Groups, error) {
 	owner := map[any]int{}
 	for i, o := range optimizers {
 		for _, inner := range o.groups() {
+			if e, ok := inner.(interface{ startAt(first int) }); ok {
+				e.startAt(len(owner))
+			}
 			for k, p := range inner.handles() {
 				if first, ok := owner[p.pointer]; ok {
 					return nil, fmt.Errorf("goptim: group %d: parameter %d is in group %d too: %w", i, k, first, ErrParam)

@@ -35,30 +35,97 @@ var lbfgsClass = class[LBFGSOptions]{name: "LBFGS", encodings: map[string]any{"l
 // It evaluates the same points as torch.optim.LBFGS, up to rounding. Dot products are summed in a different order than
 // torch's, so losses agree up to rounding and not bit for bit. They depend neither on the number of threads nor on the
 // vector width.
-type LBFGS[T Float] struct {
+//
+// If the elements have 16 bits, only the parameters and gradients do: directions, the history and the point at which a line search
+// starts are float32. A parameter is rounded each time it is written, and the next movement starts at the rounded point.
+type LBFGS[T Element] struct {
 	LBFGSOptions     // used by the next Step; may be changed between steps
 	Workers      int // maximum number of threads of a Step; 0 means GOMAXPROCS
 	params       []*Param[T]
 	machine      lbfgs.Machine
 	segments     []lbfgs.Segment
-	history      []lbfgsPair[T] // oldest first
-	spare        lbfgsPair[T]   // memory for the next pair
-	pairs        [][2]uintptr   // addresses of history
+	history      []lbfgsPair  // oldest first
+	spare        lbfgsPair    // memory for the next pair
+	pairs        [][2]uintptr // addresses of history
 	ro, alpha    []float64
-	direction    []T
-	kept         []T // gradient for which the direction was computed
-	low          []T // gradient at the line search's point of lowest loss
-	start        []T // parameters at the start of the line search
+	direction    lbfgsVector
+	kept         lbfgsVector // gradient for which the direction was computed
+	low          lbfgsVector // gradient at the line search's point of lowest loss
+	start        lbfgsVector // parameters at the start of the line search
 }
 
 // An lbfgsPair is a change s of the parameters and the resulting change y of the gradient.
-type lbfgsPair[T Float] struct{ y, s []T }
+type lbfgsPair struct{ y, s lbfgsVector }
+
+// An lbfgsVector has elements of all parameters, in the type of the arithmetic: double for float64, single for all others.
+type lbfgsVector struct {
+	single []float32
+	double []float64
+}
+
+func newLBFGSVector[T Element](n int) lbfgsVector {
+	if dtype[T]() == engine.Float64 {
+		return lbfgsVector{double: make([]float64, n)}
+	}
+	return lbfgsVector{single: make([]float32, n)}
+}
+
+func (v lbfgsVector) len() int { return max(len(v.single), len(v.double)) }
+
+func (v lbfgsVector) address() uintptr {
+	if v.double != nil {
+		return address(v.double)
+	}
+	return address(v.single)
+}
+
+func (v lbfgsVector) tensor(key string) safetensors.Tensor {
+	if v.double != nil {
+		return tensorOf(key, []int{v.len()}, v.double)
+	}
+	return tensorOf(key, []int{v.len()}, v.single)
+}
+
+// lbfgsVectorOf reads a vector of a saved state. For parameters of 16 bits, it may have their type, as torch's state does.
+func lbfgsVectorOf[T Element](s *savedState, key string, n int) (v lbfgsVector) {
+	switch {
+	case dtype[T]() == engine.Float64:
+		v.double = vector[float64](s, key, n)
+	case dtype[T]() != engine.Float32 && s.tensors[key].DType == dtypeName[T]():
+		narrow := vector[T](s, key, n)
+		if narrow != nil {
+			v.single = make([]float32, n)
+			o := engine.OperandOf(address(narrow), dtype[T]())
+			o.Read(v.single, 0)
+			runtime.KeepAlive(narrow)
+		}
+	default:
+		v.single = vector[float32](s, key, n)
+	}
+	return v
+}
+
+// lbfgsRound returns x rounded to the type of the arithmetic.
+func lbfgsRound[T Element](x float64) float64 {
+	if dtype[T]() == engine.Float64 {
+		return x
+	}
+	return float64(float32(x))
+}
+
+// lbfgsScalarOf is a number in the type of the arithmetic.
+func lbfgsScalarOf[T Element](key string, x float64) safetensors.Tensor {
+	if dtype[T]() == engine.Float64 {
+		return scalarOf(key, x)
+	}
+	return scalarOf(key, float32(x))
+}
 
 // ErrLineSearch reports a failed line search. The parameters have the values from before the line search.
 var ErrLineSearch = errors.New("line search failed")
 
 // NewLBFGS returns a new LBFGS for params, which are optimized as one vector. The error wraps ErrOption or ErrParam.
-func NewLBFGS[T Float](params []*Param[T], o LBFGSOptions) (*LBFGS[T], error) {
+func NewLBFGS[T Element](params []*Param[T], o LBFGSOptions) (*LBFGS[T], error) {
 	lbfgsClass.setDefaults(&o)
 	if o.MaxEval == 0 {
 		o.MaxEval = max(1, o.MaxIter*5/4)
@@ -164,8 +231,8 @@ func (l *LBFGS[T]) Check() error {
 
 func (l *LBFGS[T]) checkLengths() error {
 	n := l.elements()
-	if n == 0 || (l.kept != nil && n != len(l.kept)) {
-		return fmt.Errorf("goptim: LBFGS: %d elements in all parameters, expected %s: %w", n, expectedLength(len(l.kept)), ErrParam)
+	if n == 0 || (l.kept.len() != 0 && n != l.kept.len()) {
+		return fmt.Errorf("goptim: LBFGS: %d elements in all parameters, expected %s: %w", n, expectedLength(l.kept.len()), ErrParam)
 	}
 	return nil
 }
@@ -209,9 +276,9 @@ func (l *LBFGS[T]) evaluate(closure func() (float64, error)) (float64, error) {
 // begin prepares the machine for a Step after the first evaluation.
 func (l *LBFGS[T]) begin() {
 	m := &l.machine
-	if l.kept == nil {
+	if l.kept.len() == 0 {
 		n := l.elements()
-		l.kept, l.direction, l.spare = make([]T, n), make([]T, n), newLBFGSPair[T](n)
+		l.kept, l.direction, l.spare = newLBFGSVector[T](n), newLBFGSVector[T](n), newLBFGSPair[T](n)
 		l.bind()
 	}
 	m.LR = lbfgs.Number{Value: l.LR, Kind: lbfgs.Float}
@@ -220,9 +287,9 @@ func (l *LBFGS[T]) begin() {
 	m.StrongWolfe = 0
 	if l.StrongWolfe {
 		m.StrongWolfe = 1
-		if l.low == nil {
-			l.low, l.start = make([]T, m.N), make([]T, m.N)
-			m.Low, m.Start = address(l.low), address(l.start)
+		if l.low.len() == 0 {
+			l.low, l.start = newLBFGSVector[T](m.N), newLBFGSVector[T](m.N)
+			m.Low, m.Start = l.low.address(), l.start.address()
 		}
 	}
 	m.Phase = 0
@@ -236,16 +303,21 @@ func (l *LBFGS[T]) elements() (n int) {
 	return n
 }
 
-func newLBFGSPair[T Float](n int) lbfgsPair[T] { return lbfgsPair[T]{make([]T, n), make([]T, n)} }
+func newLBFGSPair[T Element](n int) lbfgsPair {
+	return lbfgsPair{newLBFGSVector[T](n), newLBFGSVector[T](n)}
+}
 
 // bind sets the addresses of the machine's vectors.
 func (l *LBFGS[T]) bind() {
 	m := &l.machine
-	m.N, m.Float64 = len(l.kept), 0
-	if dtype[T]() == engine.Float64 {
+	m.N, m.Float64, m.Narrow = l.kept.len(), 0, 0
+	switch d := dtype[T](); d {
+	case engine.Float64:
 		m.Float64 = 1
+	case engine.BFloat16, engine.Float16:
+		m.Narrow = int(d)
 	}
-	m.Kept, m.Direction, m.LastDirection = address(l.kept), address(l.direction), address(l.direction)
+	m.Kept, m.Direction, m.LastDirection = l.kept.address(), l.direction.address(), l.direction.address()
 	l.bindPairs()
 }
 
@@ -253,24 +325,24 @@ func (l *LBFGS[T]) bindPairs() {
 	m := &l.machine
 	l.pairs = l.pairs[:0]
 	for _, p := range l.history {
-		l.pairs = append(l.pairs, [2]uintptr{address(p.y), address(p.s)})
+		l.pairs = append(l.pairs, [2]uintptr{p.y.address(), p.s.address()})
 	}
 	m.Pairs, m.PairCount = engine.Address(unsafe.Pointer(unsafe.SliceData(l.pairs))), len(l.pairs)
 	m.Ros, m.Alphas = address(l.ro), address(l.alpha)
-	m.Y, m.S = address(l.spare.y), address(l.spare.s)
+	m.Y, m.S = l.spare.y.address(), l.spare.s.address()
 }
 
 // storePair appends the machine's new pair to the history. If the history is full, the memory of the oldest pair is
 // reused for the next one.
 func (l *LBFGS[T]) storePair() {
 	m, newest := &l.machine, l.spare
-	l.spare = lbfgsPair[T]{}
+	l.spare = lbfgsPair{}
 	for len(l.history) >= l.HistorySize {
 		l.spare = l.history[0]
 		l.history, l.ro = append(l.history[:0], l.history[1:]...), append(l.ro[:0], l.ro[1:]...)
 	}
 	l.history, l.ro = append(l.history, newest), append(l.ro, m.Ro)
-	if l.spare.y == nil {
+	if l.spare.y.len() == 0 {
 		l.spare, l.alpha = newLBFGSPair[T](m.N), make([]float64, len(l.history))
 	}
 	l.bindPairs()
@@ -301,25 +373,24 @@ func (l *LBFGS[T]) tensors(param int) []safetensors.Tensor {
 	if m.Iterations == 0 {
 		return all
 	}
-	shape := []int{len(l.kept)}
 	all = append(all,
-		tensorOf("d", shape, l.direction), tensorOf("prev_flat_grad", shape, l.kept), scalarOf("prev_loss", m.PrevLoss),
+		l.direction.tensor("d"), l.kept.tensor("prev_flat_grad"), scalarOf("prev_loss", m.PrevLoss),
 		lbfgsNumberOf[T]("t", m.T), lbfgsNumberOf[T]("H_diag", m.H))
 	for i, p := range l.history {
-		all = append(all, tensorOf(fmt.Sprintf("old_dirs.%d", i), shape, p.y), tensorOf(fmt.Sprintf("old_stps.%d", i), shape, p.s),
-			scalarOf(fmt.Sprintf("ro.%d", i), T(l.ro[i])))
+		all = append(all, p.y.tensor(fmt.Sprintf("old_dirs.%d", i)), p.s.tensor(fmt.Sprintf("old_stps.%d", i)),
+			lbfgsScalarOf[T](fmt.Sprintf("ro.%d", i), l.ro[i]))
 	}
 	return all
 }
 
-func lbfgsNumberOf[T Float](key string, n lbfgs.Number) safetensors.Tensor {
+func lbfgsNumberOf[T Element](key string, n lbfgs.Number) safetensors.Tensor {
 	switch n.Kind {
 	case lbfgs.Int:
 		return integerOf(key, int(n.Value))
 	case lbfgs.Float:
 		return scalarOf(key, n.Value)
 	}
-	return scalarOf(key, T(n.Value))
+	return lbfgsScalarOf[T](key, n.Value)
 }
 
 func (l *LBFGS[T]) load(saved *savedGroup) (func(), error) {
@@ -342,14 +413,14 @@ func (l *LBFGS[T]) load(saved *savedGroup) (func(), error) {
 		m.Iterations, m.Evaluations = int(s.count("n_iter")), int(s.count("func_evals"))
 	}
 	if m.Iterations > 0 {
-		next.direction, next.kept = vector[T](s, "d", n), vector[T](s, "prev_flat_grad", n)
+		next.direction, next.kept = lbfgsVectorOf[T](s, "d", n), lbfgsVectorOf[T](s, "prev_flat_grad", n)
 		m.PrevLoss, _ = s.number("prev_loss")
-		m.T, m.H = s.lbfgsNumber("t", dtypeName[T]()), s.lbfgsNumber("H_diag", dtypeName[T]())
+		m.T, m.H = lbfgsNumberIn[T](s, "t"), lbfgsNumberIn[T](s, "H_diag")
 		for i := 0; s.has(fmt.Sprintf("ro.%d", i)); i++ {
 			ro, _ := s.number(fmt.Sprintf("ro.%d", i))
-			next.history = append(next.history, lbfgsPair[T]{
-				vector[T](s, fmt.Sprintf("old_dirs.%d", i), n), vector[T](s, fmt.Sprintf("old_stps.%d", i), n)})
-			next.ro = append(next.ro, float64(T(ro)))
+			next.history = append(next.history, lbfgsPair{
+				lbfgsVectorOf[T](s, fmt.Sprintf("old_dirs.%d", i), n), lbfgsVectorOf[T](s, fmt.Sprintf("old_stps.%d", i), n)})
+			next.ro = append(next.ro, lbfgsRound[T](ro))
 		}
 	}
 	if len(next.history) > o.HistorySize {
@@ -360,21 +431,21 @@ func (l *LBFGS[T]) load(saved *savedGroup) (func(), error) {
 	}
 	return func() {
 		*l = next
-		if l.kept != nil {
+		if l.kept.len() != 0 {
 			l.spare, l.alpha = newLBFGSPair[T](n), make([]float64, len(l.history))
 			l.bind()
 		}
 	}, nil
 }
 
-// lbfgsNumber reads a number that is saved as a Python int, a Python float or a tensor of a dtype.
-func (s *savedState) lbfgsNumber(key, dtype string) lbfgs.Number {
+// lbfgsNumberIn reads a number that is saved as a Python int, a Python float or a tensor.
+func lbfgsNumberIn[T Element](s *savedState, key string) lbfgs.Number {
 	x, of := s.number(key)
-	switch of {
-	case "I64":
+	switch {
+	case of == "I64":
 		return lbfgs.Number{Value: x, Kind: lbfgs.Int}
-	case dtype:
-		return lbfgs.Number{Value: x, Kind: lbfgs.Tensor}
+	case (of == "F64") != (dtype[T]() == engine.Float64):
+		return lbfgs.Number{Value: x, Kind: lbfgs.Float}
 	}
-	return lbfgs.Number{Value: x, Kind: lbfgs.Float}
+	return lbfgs.Number{Value: x, Kind: lbfgs.Tensor}
 }

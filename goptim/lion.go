@@ -21,26 +21,26 @@ var lion = elementwiseSpec(class[LionOptions]{
 // Lion is the optimizer of Chen et al., "Symbolic Discovery of Optimization Algorithms", arXiv:2302.06675, Algorithm 2. Results
 // are bit-for-bit equal to Lion of the Python package lion-pytorch. Its decoupled_weight_decay is a WeightDecay divided by the
 // first LR.
-type Lion[T Float] struct {
+type Lion[T Element] struct {
 	LionOptions     // used by the next Step; may be changed between steps
 	Workers     int // maximum number of threads of a Step; 0 means GOMAXPROCS
 	elementwise[T, LionOptions, kernel.Lion]
 }
 
 // NewLion returns a new Lion for params. The error wraps ErrOption or ErrParam.
-func NewLion[T Float](params []*Param[T], o LionOptions) (*Lion[T], error) {
+func NewLion[T Element](params []*Param[T], o LionOptions) (*Lion[T], error) {
 	opt := &Lion[T]{LionOptions: o}
 	return made(opt, opt.begin(lion, &opt.LionOptions, &opt.Workers, params))
 }
 
-func (o *LionOptions) scalars(n *now) kernel.Lion {
+func (o *LionOptions) scalars(c *stepContext) kernel.Lion {
 	beta1, beta2 := o.Betas[0], o.Betas[1]
 	return kernel.Lion{
 		Decay: 1 - float64(o.LR*o.WeightDecay),
 		Beta1: beta1,
-		C1:    n.narrow(1 - beta1),
+		C1:    c.narrow(1 - beta1),
 		Beta2: beta2,
-		C2:    n.narrow(1 - beta2),
-		Step:  n.narrow(-o.LR),
+		C2:    c.narrow(1 - beta2),
+		Step:  c.narrow(-o.LR),
 	}
 }

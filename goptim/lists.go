@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"unsafe"
 
 	"github.com/goptim/goptim/goptim/internal/cpow"
 	"github.com/goptim/goptim/goptim/internal/engine"
@@ -46,43 +47,72 @@ type (
 )
 
 var (
-	lerpAverage = elementwiseSpec(class[lerpOptions]{name: "Lerp", tensors: 2}, func(o *lerpOptions, n *now) kernel.Average {
-		return kernel.Average{Weight: n.weight(o.Weight)}
+	lerpAverage = elementwiseSpec(class[lerpOptions]{name: "Lerp", tensors: 2}, func(o *lerpOptions, c *stepContext) kernel.Average {
+		return kernel.Average{Weight: c.weight(o.Weight)}
 	}, f32.AverageLerp, f64.AverageLerp)
 
-	mulAddAverage = elementwiseSpec(class[mulAddOptions]{name: "MulAdd", tensors: 2}, func(o *mulAddOptions, n *now) kernel.Average {
+	mulAddAverage = elementwiseSpec(class[mulAddOptions]{name: "MulAdd", tensors: 2}, func(o *mulAddOptions, c *stepContext) kernel.Average {
 		return kernel.Average{Keep: o.Decay, C: 1 - o.Decay}
 	}, f32.AverageMulAdd, f64.AverageMulAdd)
 
-	polyakAverage = elementwiseSpec(class[polyakOptions]{name: "Polyak", tensors: 2}, func(o *polyakOptions, n *now) kernel.Average {
-		return kernel.Average{Keep: 1 - o.Tau, C: n.narrow(o.Tau)}
+	polyakAverage = elementwiseSpec(class[polyakOptions]{name: "Polyak", tensors: 2}, func(o *polyakOptions, c *stepContext) kernel.Average {
+		return kernel.Average{Keep: 1 - o.Tau, C: c.alpha(o.Tau)}
 	}, f32.AveragePolyak, f64.AveragePolyak)
 
-	swaAverage = elementwiseSpec(class[swaOptions]{name: "SWA", tensors: 2}, func(o *swaOptions, n *now) kernel.Average {
+	swaAverage = elementwiseSpec(class[swaOptions]{name: "SWA", tensors: 2}, func(o *swaOptions, c *stepContext) kernel.Average {
 		return kernel.Average{N: o.N + 1}
 	}, f32.AverageSWA, f64.AverageSWA)
 
 	copyValues = elementwiseSpec(class[noOptions]{name: "Copy", tensors: 2}, withoutScalars, f32.Copy, f64.Copy)
 
-	_ = elementwiseSpec(class[noOptions]{name: "Zero", tensors: 1}, withoutScalars, f32.Zero, f64.Zero)
+	zero = elementwiseSpec(class[noOptions]{name: "Zero", tensors: 1}, withoutScalars, f32.Zero, f64.Zero)
 
-	scale = elementwiseSpec(class[scaleOptions]{name: "Scale", tensors: 1}, func(o *scaleOptions, n *now) kernel.Factor {
+	scale = elementwiseSpec(class[scaleOptions]{name: "Scale", tensors: 1}, func(o *scaleOptions, c *stepContext) kernel.Factor {
 		return kernel.Factor{X: o.Factor}
 	}, f32.Scale, f64.Scale)
 
-	_ = elementwiseSpec(class[divideOptions]{name: "Divide", tensors: 1}, func(o *divideOptions, n *now) kernel.Factor {
+	_ = elementwiseSpec(class[divideOptions]{name: "Divide", tensors: 1}, func(o *divideOptions, c *stepContext) kernel.Factor {
 		return kernel.Factor{X: o.Divisor}
 	}, f32.Divide, f64.Divide)
 
-	clamp = elementwiseSpec(class[clampOptions]{name: "Clamp", tensors: 1}, func(o *clampOptions, n *now) kernel.Clamp {
-		return kernel.Clamp{Min: n.narrow(o.Min), Max: n.narrow(o.Max)}
+	clamp = elementwiseSpec(class[clampOptions]{name: "Clamp", tensors: 1}, func(o *clampOptions, c *stepContext) kernel.Clamp {
+		return kernel.Clamp{Min: c.element(o.Min), Max: c.element(o.Max)}
 	}, f32.Clamp, f64.Clamp)
 )
 
-// A product with 1 changes only signalling NaNs.
-func init() { scale.idle = func(o *scaleOptions) bool { return o.Factor == 1 } }
+// The operations of averages of 16 bits whose results torch rounds one by one.
+var (
+	mulAddStages = []kernel.Stage{stage(f32.AverageKeep, 0, 0), stage(f32.AverageProduct, 1, 1), stage(f32.AverageAdd, 0, 1)}
+	polyakStages = []kernel.Stage{stage(f32.AverageKeep, 0, 0), stage(f32.AverageAddProduct, 0, 1)}
+	swaStages    = []kernel.Stage{stage(f32.AverageSubtract, 1, 0), stage(f32.AverageDivide, 1, 1), stage(f32.AverageAdd, 0, 1)}
+)
 
-func withoutScalars(*noOptions, *now) kernel.None { return kernel.None{} }
+func stage(f kernel.Func[kernel.Average, float32], to, from int) kernel.Stage {
+	return kernel.Stage{Func: f, To: to, From: from}
+}
+
+func init() {
+	// A product with 1 changes only signalling NaNs.
+	scale.idle = func(o *scaleOptions) bool { return o.Factor == 1 }
+	inStages := func(stages []kernel.Stage) func(h *kernel.Average, o kernel.Operands, n int) {
+		return func(h *kernel.Average, o kernel.Operands, n int) { kernel.ApplyStages(stages, h, o, n) }
+	}
+	scale.arithmetic.narrow = func(h *kernel.Factor, o kernel.Operands, n int) {
+		o.Grad = o.Param
+		kernel.MultiplyNarrow(f32.Product, h, o, n)
+	}
+	lerpAverage.arithmetic.narrow = func(h *kernel.Average, o kernel.Operands, n int) { kernel.LerpNarrow(f32.AverageLerp, h, o, n) }
+	mulAddAverage.arithmetic.narrow = inStages(mulAddStages)
+	polyakAverage.arithmetic.narrow = inStages(polyakStages)
+	swaAverage.arithmetic.narrow = inStages(swaStages)
+	copyValues.arithmetic.narrow = func(_ *kernel.None, o kernel.Operands, n int) { copy(encodings(o.Param, n), encodings(o.Grad, n)) }
+	zero.arithmetic.narrow = func(_ *kernel.None, o kernel.Operands, n int) { clear(encodings(o.Param, n)) }
+}
+
+// encodings are n elements of 16 bits.
+func encodings(o kernel.Operand, n int) []uint16 { return unsafe.Slice((*uint16)(o.Address), n) }
+
+func withoutScalars(*noOptions, *stepContext) kernel.None { return kernel.None{} }
 
 // A listOperation is an operation on lists that is not elementwise, or has results.
 type listOperation[O any] struct {
@@ -99,7 +129,9 @@ func listSpec[O any](c class[O], operation listOperation[O]) *class[O] {
 			for g := call.Groups; g != nil && !(write && call.OnlyCheck); g = g.After() {
 				var o O
 				c.decode(&o, g.Words())
-				rows, err := rowsOf(g, c.name, c.layout(&o))
+				layout := c.layout(&o)
+				layout.Narrow = true
+				rows, err := rowsOf(g, c.name, layout)
 				switch {
 				case err != nil:
 					return err
@@ -159,6 +191,16 @@ func (p *unscalePass) Update(part engine.Part) {
 		lo, hi := part.Of(row, int(r.N))
 		finite := true
 		switch {
+		case r.DType().Narrow():
+			o := engine.Operands(r, &singleLayout, lo)
+			o.Grad = o.Param
+			most := float32(0)
+			if p.factor.X == 1 {
+				most = kernel.ScanNarrow(f32.Largest, &p.none, o.Param, hi-lo)
+			} else {
+				most = kernel.MultiplyNarrow(f32.Product, &p.factor, o, hi-lo)
+			}
+			finite = most-most == 0
 		case r.DType() == engine.Float32 && p.factor.X == 1:
 			finite = scanFinite(f32.Largest, &p.none, r, lo, hi)
 		case r.DType() == engine.Float32:
@@ -181,19 +223,20 @@ func scanFinite[S any, T Float](f kernel.ScanFunc[S, T], h *S, r *engine.Row, lo
 	return most-most == 0
 }
 
-// run applies an elementwise operation with the given options to rows. On an error of the scalars, nothing has changed.
-func (p *tablePass[O, S]) run(s *spec[O, S], o O, rows []engine.Row, threads int, team engine.Team) error {
+// run applies an elementwise operation with the given options to rows. The seed is that of rows with the flag Stochastic. On an error of
+// the scalars, nothing has changed.
+func (p *tablePass[O, S]) run(s *spec[O, S], o O, rows []engine.Row, threads int, team engine.Team, seed uint64) error {
 	p.options = append(p.options[:0], o)
 	p.rules = append(p.rules[:0], bound[O, S]{s, &p.options[0]})
 	p.begin(s.arithmetic, rows)
-	if err := p.add(&p.rules[0], len(rows), now{pow: cpow.Pow}); err != nil || p.idle() {
+	if err := p.add(&p.rules[0], len(rows), stepContext{pow: cpow.Pow, seed: seed}); err != nil || p.idle() {
 		return err
 	}
 	return engine.Run(p, rows, threads, team)
 }
 
 // appendGrads appends a row for each gradient.
-func appendGrads[T Float](rows []engine.Row, params []*Param[T]) []engine.Row {
+func appendGrads[T Element](rows []engine.Row, params []*Param[T]) []engine.Row {
 	for _, p := range params {
 		if p.Grad != nil {
 			rows = append(rows, engine.Row{
@@ -205,7 +248,7 @@ func appendGrads[T Float](rows []engine.Row, params []*Param[T]) []engine.Row {
 }
 
 // appendValues appends a row for each value that is written and the one that is read.
-func appendValues[T Float](rows []engine.Row, written, read []*Param[T]) []engine.Row {
+func appendValues[T Element](rows []engine.Row, written, read []*Param[T]) []engine.Row {
 	for i, p := range written {
 		rows = append(rows, engine.Row{
 			N: int64(len(p.Value)), Param: address(p.Value), Grad: address(read[i].Value), Types: engine.TypesOf(dtype[T](), engine.None),

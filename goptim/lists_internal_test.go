@@ -68,7 +68,7 @@ func TestNormsOfMixedTypes(t *testing.T) {
 			onHeap = append(onHeap, norms)
 			withScalars[i].State[0] = uintptr(unsafe.Pointer(&norms[i]))
 		}
-		testify.NoError(t, newListCall("Norms", withScalars, normType, 0).run(1))
+		testify.NoError(t, newListCall("Norms", withScalars, normType, 0, 0).run(1))
 		var lanes [4]float64
 		for i, x := range norms {
 			if i < 4 {
@@ -86,7 +86,7 @@ func TestNormsOfMixedTypes(t *testing.T) {
 		if normType != 2 {
 			want = most
 		}
-		c := newListCall("ClipGradNorm", rows, normType, 0, want/2, 0)
+		c := newListCall("ClipGradNorm", rows, normType, 0, 0, want/2, 0)
 		testify.NoError(t, c.run(2))
 		results := c.group.Results()
 		testify.Equal(t, want, results[0])
@@ -165,10 +165,10 @@ func TestListCallsRefuse(t *testing.T) {
 	for says, c := range map[string]*listCall{
 		"Scale: row 2: a gradient of float32; expected none":    newListCall("Scale", rows, .5),
 		"Lerp: row 0: a gradient of none; expected float32":     newListCall("Lerp", rows, .5),
-		"GradNorm: norm_type is 3, expected 2 or infinity":      newListCall("GradNorm", rows[:2], 3, 0),
-		"ClipGradNorm: order is 3, expected 0 to 2":             newListCall("ClipGradNorm", rows[:2], 2, 3, 1, 0),
+		"GradNorm: norm_type is 3, expected 2 or infinity":      newListCall("GradNorm", rows[:2], 3, 0, 0),
+		"ClipGradNorm: order is 3, expected 0 to 2":             newListCall("ClipGradNorm", rows[:2], 2, 3, 0, 1, 0),
 		"1e+40 cannot be converted to float32":                  newListCall("Clamp", rows[:2], -1e40, 1e40),
-		"GradNorm: row 0 has no elements, and therefore no inf": newListCall("GradNorm", []engine.Row{{Types: rows[0].Types}}, math.Inf(1), 0),
+		"GradNorm: row 0 has no elements, and therefore no inf": newListCall("GradNorm", []engine.Row{{Types: rows[0].Types}}, math.Inf(1), 0, 0),
 	} {
 		onHeap = append(onHeap, c)
 		testify.ErrorContains(t, c.run(1), says)
@@ -214,7 +214,7 @@ func BenchmarkClip(b *testing.B) {
 		}
 		for _, threads := range []int{1, 2} {
 			for kind, options := range map[string][]float64{
-				"GradNorm": {2, 0}, "ClipGradNorm": {2, 0, 1e9, 0}, "Scale": {1 - 1e-9}, "Zero": {}, "Unscale": {.99999999999999}, "GradNorm inf": {math.Inf(1), 0},
+				"GradNorm": {2, 0, 0}, "ClipGradNorm": {2, 0, 0, 1e9, 0}, "Scale": {1 - 1e-9}, "Zero": {}, "Unscale": {.99999999999999}, "GradNorm inf": {math.Inf(1), 0, 0},
 			} {
 				name := kind
 				if kind == "GradNorm inf" {

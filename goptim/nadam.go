@@ -25,14 +25,14 @@ var nadam = elementwiseSpec(class[NAdamOptions]{
 
 // NAdam is the optimizer of Dozat, "Incorporating Nesterov Momentum into Adam", ICLR 2016 workshop, Algorithm 2.
 // Results are bit-for-bit equal to torch.optim.NAdam.
-type NAdam[T Float] struct {
+type NAdam[T Element] struct {
 	NAdamOptions     // used by the next Step; may be changed between steps
 	Workers      int // maximum number of threads of a Step; 0 means GOMAXPROCS
 	elementwise[T, NAdamOptions, kernel.NAdam]
 }
 
 // NewNAdam returns a new NAdam for params. The error wraps ErrOption or ErrParam.
-func NewNAdam[T Float](params []*Param[T], o NAdamOptions) (*NAdam[T], error) {
+func NewNAdam[T Element](params []*Param[T], o NAdamOptions) (*NAdam[T], error) {
 	opt := &NAdam[T]{NAdamOptions: o}
 	return made(opt, opt.begin(nadam, &opt.NAdamOptions, &opt.Workers, params))
 }
@@ -40,29 +40,29 @@ func NewNAdam[T Float](params []*Param[T], o NAdamOptions) (*NAdam[T], error) {
 // nadamMuProduct is the index of NAdam's scalar state, the product of all momenta so far.
 const nadamMuProduct = 0
 
-func (o *NAdamOptions) scalars(n *now) kernel.NAdam {
+func (o *NAdamOptions) scalars(c *stepContext) kernel.NAdam {
 	beta1, beta2 := o.Betas[0], o.Betas[1]
 	h := kernel.NAdam{
 		Coupled: kernel.CoupledOf(o.Maximize, 0),
 		Decay:   1,
 		Beta2:   beta2,
-		BC2:     1 - n.power(beta2, n.t, "RuntimeError"),
+		BC2:     1 - c.power(beta2, c.t, "RuntimeError"),
 		Eps:     o.Eps,
 	}
 	if o.DecoupledWeightDecay {
 		h.Decay = decoupled(o.LR, o.WeightDecay)
 	} else {
-		h.Coupled = n.coupled(o.Maximize, o.WeightDecay)
+		h.Coupled = c.coupled(o.Maximize, o.WeightDecay)
 	}
-	mu := float64(beta1 * (1 - float64(0.5*n.realPower(0.96, n.t*o.MomentumDecay))))
-	next := beta1 * (1 - float64(0.5*n.realPower(0.96, (n.t+1)*o.MomentumDecay)))
+	mu := float64(beta1 * (1 - float64(0.5*c.realPower(0.96, c.t*o.MomentumDecay))))
+	next := beta1 * (1 - float64(0.5*c.realPower(0.96, (c.t+1)*o.MomentumDecay)))
 	factor := mu
-	if n.row.StateType[nadamMuProduct] == engine.Float32 {
+	if c.row.StateType[nadamMuProduct] != engine.Float64 {
 		factor = float64(float32(mu))
 	}
-	product := n.setNumber(nadamMuProduct, float64(n.row.Number(nadamMuProduct)*factor))
-	h.C1, h.C2 = n.weight(1-beta1), n.narrow(1-beta2)
-	h.StepG = n.narrow(n.quotient(-o.LR*(1-mu), 1-product))
-	h.StepM = n.narrow(n.quotient(-o.LR*next, 1-float64(product*next)))
+	product := c.setNumber(nadamMuProduct, float64(c.row.Number(nadamMuProduct)*factor))
+	h.C1, h.C2 = c.weight(1-beta1), c.narrow(1-beta2)
+	h.StepG = c.narrow(c.quotient(-o.LR*(1-mu), 1-product))
+	h.StepM = c.narrow(c.quotient(-o.LR*next, 1-float64(product*next)))
 	return h
 }

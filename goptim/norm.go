@@ -20,10 +20,12 @@ type (
 	gradNormOptions struct {
 		NormType float64 `torch:"norm_type"` // 2 or infinity
 		Order    int     `torch:"order"`
+		Widen    bool    `torch:"widen"` // norms of 16 bits are computed in float32, and not rounded
 	}
 	clipGradNormOptions struct {
 		NormType         float64 `torch:"norm_type"`
 		Order            int     `torch:"order"`
+		Widen            bool    `torch:"widen"` // as for gradNormOptions
 		MaxNorm          float64 `torch:"max_norm"`
 		ErrorIfNonfinite bool    `torch:"error_if_nonfinite"` // a norm that is not finite changes nothing
 	}
@@ -61,7 +63,7 @@ func (o *gradNormOptions) check(rows []engine.Row) error {
 
 // writeNorms writes the norm of each tensor to the scalar of its row.
 func (o *gradNormOptions) writeNorms(rows []engine.Row, _ []float64, c *steps.Call) error {
-	p := takeNorms(o.NormType, o.Order)
+	p := takeNorms(o.NormType, o.Order, o.Widen, c.Threads)
 	defer p.put()
 	err := p.run(rows, c.Threads, c.Team)
 	for i := range rows {
@@ -74,19 +76,19 @@ func (o *gradNormOptions) writeNorms(rows []engine.Row, _ []float64, c *steps.Ca
 
 // total is torch.nn.utils.get_total_norm: the norm of the norms of the tensors.
 func (o *gradNormOptions) total(rows []engine.Row, results []float64, c *steps.Call) (err error) {
-	p := takeNorms(o.NormType, o.Order)
+	p := takeNorms(o.NormType, o.Order, o.Widen, c.Threads)
 	defer p.put()
 	results[0], err = p.total(rows, c.Threads, c.Team)
 	return err
 }
 
 func (o *clipGradNormOptions) check(rows []engine.Row) error {
-	return (&gradNormOptions{o.NormType, o.Order}).check(rows)
+	return (&gradNormOptions{o.NormType, o.Order, o.Widen}).check(rows)
 }
 
 // clip is torch.nn.utils.clip_grad_norm_.
 func (o *clipGradNormOptions) clip(rows []engine.Row, results []float64, c *steps.Call) (err error) {
-	p := takeNorms(o.NormType, o.Order)
+	p := takeNorms(o.NormType, o.Order, o.Widen, c.Threads)
 	defer p.put()
 	results[0], results[1], err = p.clip(rows, o.MaxNorm, o.ErrorIfNonfinite, c.Threads, c.Team)
 	return err
@@ -97,12 +99,16 @@ type normPass struct {
 	rows    []engine.Row
 	own     []engine.Row // the rows of a call from Go
 	order   reduce.Order
-	largest bool      // the norm is the largest magnitude
-	mixed   bool      // there are rows of float64
-	norms32 []float32 // of every row, if all are of float32
-	norms64 []float64 // of every row, if mixed
-	queue   []int     // the rows of all batches, in order
-	ends    []int     // ends[i] is the end of batch i in queue
+	largest bool         // the norm is the largest magnitude
+	widen   bool         // norms of 16 bits are computed in float32, and not rounded
+	threads int          // torch's, on which the order of a sum of float16 depends
+	of      engine.DType // of the norm of all rows, as torch's promotion of their types
+	norms32 []float32    // of every row that is not of float64
+	norms64 []float64    // of every row, if one is of float64
+	norm16  [1]float32   // the norm of norms16
+	norms16 []uint16     // norms32, if all rows have one type of 16 bits
+	queue   []int        // the rows of all batches, in order
+	ends    []int        // ends[i] is the end of batch i in queue
 	do      func(batch int)
 	none    kernel.None
 }
@@ -113,10 +119,10 @@ var normPasses = sync.Pool{New: func() any {
 	return p
 }}
 
-// takeNorms returns a pass for put to keep.
-func takeNorms(normType float64, order int) *normPass {
+// takeNorms returns a pass for put to keep. Threads is the number of threads that torch would use.
+func takeNorms(normType float64, order int, widen bool, threads int) *normPass {
 	p := normPasses.Get().(*normPass)
-	p.order, p.largest = reduce.Orders[order], math.IsInf(normType, 1)
+	p.order, p.largest, p.widen, p.threads = reduce.Orders[order], math.IsInf(normType, 1), widen, threads
 	return p
 }
 
@@ -131,18 +137,37 @@ func (p *normPass) run(rows []engine.Row, threads int, team engine.Team) error {
 	return engine.Each(p.plan(threads), threads, team, p.do)
 }
 
-// total returns the norm of the norms of rows, in the wider type of the rows.
+// total returns the norm of the norms of rows, in the type to which torch promotes theirs.
 func (p *normPass) total(rows []engine.Row, threads int, team engine.Team) (float64, error) {
 	if err := p.run(rows, threads, team); err != nil {
 		return 0, err
 	}
-	if !p.mixed {
+	switch p.of {
+	case engine.Float32:
+		return float64(normOf(p, p.norms32)), nil
+	case engine.Float64:
+		for i := range rows {
+			p.norms64[i] = p.norm(i)
+		}
+		return normOf(p, p.norms64), nil
+	}
+	if p.largest {
 		return float64(normOf(p, p.norms32)), nil
 	}
-	for i := range rows {
-		p.norms64[i] = p.norm(i)
+	p.norms16 = p.norms16[:0]
+	for _, x := range p.norms32 {
+		p.norms16 = append(p.norms16, p.of.Bits(x))
 	}
-	return normOf(p, p.norms64), nil
+	n := p.narrowNorms(p.of)
+	n.Norms = p.norm16[:]
+	n.Add(0, p.norms16)
+	n.Finish()
+	return float64(p.norm16[0]), nil
+}
+
+// narrowNorms returns what computes norms of a type of 16 bits.
+func (p *normPass) narrowNorms(d engine.DType) reduce.NarrowNorms {
+	return reduce.NarrowNorms{Order: p.order, Format: d.Format(), Widen: p.widen, Threads: p.threads, Norms: p.norms32}
 }
 
 // clip multiplies rows by a coefficient that limits their norm. If finite is set, it does so only if the norm is finite.
@@ -156,7 +181,7 @@ func (p *normPass) clip(rows []engine.Row, maxNorm float64, finite bool, threads
 	}
 	s := scale.take()
 	defer scale.put(s)
-	return norm, coefficient, s.run(scale, scaleOptions{coefficient}, rows, threads, team)
+	return norm, coefficient, s.run(scale, scaleOptions{coefficient}, rows, threads, team, 0)
 }
 
 const (
@@ -169,14 +194,22 @@ const (
 // plan divides the rows into batches, each for one thread, and returns their number. A row is never divided, because its norm is
 // one chain of additions. Large rows are first, and later batches are smaller, so that all threads end at about the same time.
 func (p *normPass) plan(threads int) int {
-	p.queue, p.ends, p.mixed = p.queue[:0], p.ends[:0], false
+	p.queue, p.ends, p.of = p.queue[:0], p.ends[:0], engine.None
 	total := 0
 	for i := range p.rows {
 		total += int(p.rows[i].N)
-		p.mixed = p.mixed || p.rows[i].DType() == engine.Float64
+		switch d := p.normType(i); {
+		case p.of == engine.None || d == engine.Float64:
+			p.of = d
+		case p.of != d && p.of != engine.Float64:
+			p.of = engine.Float32
+		}
+	}
+	if p.of == engine.None {
+		p.of = engine.Float32
 	}
 	p.norms32, p.norms64 = slices.Grow(p.norms32[:0], len(p.rows))[:len(p.rows)], p.norms64[:0]
-	if p.mixed {
+	if p.of == engine.Float64 {
 		p.norms64 = slices.Grow(p.norms64, len(p.rows))[:len(p.rows)]
 	}
 	large := math.MaxInt
@@ -221,37 +254,60 @@ func (p *normPass) batch(i int) {
 	queue := p.queue[first:p.ends[i]]
 	norms32 := reduce.Norms[float32]{Order: p.order, Norms: p.norms32}
 	norms64 := reduce.Norms[float64]{Order: p.order, Norms: p.norms64}
+	bfloat16, float16 := p.narrowNorms(engine.BFloat16), p.narrowNorms(engine.Float16)
 	for k, row := range queue {
 		if k+prefetched < len(queue) {
 			p.rows[queue[k+prefetched]].Prefetch(&singleLayout)
 		}
 		r := &p.rows[row]
-		if r.DType() == engine.Float32 {
+		switch r.DType() {
+		case engine.Float32:
 			x, _, _ := engine.View[float32](r, &singleLayout, 0, int(r.N))
 			if p.largest {
 				p.norms32[row] = kernel.Scan(f32.Largest, &p.none, x)
 			} else {
 				norms32.Add(row, x)
 			}
-		} else {
+		case engine.Float64:
 			x, _, _ := engine.View[float64](r, &singleLayout, 0, int(r.N))
 			if p.largest {
 				p.norms64[row] = kernel.Scan(f64.Largest, &p.none, x)
 			} else {
 				norms64.Add(row, x)
 			}
+		default:
+			x, _, _ := engine.View[uint16](r, &singleLayout, 0, int(r.N))
+			switch {
+			case p.largest:
+				operands := engine.Operands(r, &singleLayout, 0)
+				p.norms32[row] = kernel.ScanNarrow(f32.Largest, &p.none, operands.Param, int(r.N))
+			case r.DType() == engine.BFloat16:
+				bfloat16.Add(row, x)
+			default:
+				float16.Add(row, x)
+			}
 		}
 	}
 	norms32.Finish()
 	norms64.Finish()
+	bfloat16.Finish()
+	float16.Finish()
 }
 
 // norm returns the norm of a row.
 func (p *normPass) norm(i int) float64 {
-	if p.rows[i].DType() == engine.Float32 {
-		return float64(p.norms32[i])
+	if p.rows[i].DType() == engine.Float64 {
+		return p.norms64[i]
 	}
-	return p.norms64[i]
+	return float64(p.norms32[i])
+}
+
+// normType returns the type of the norm of a row.
+func (p *normPass) normType(i int) engine.DType {
+	if p.widen {
+		return p.rows[i].Arithmetic()
+	}
+	return p.rows[i].DType()
 }
 
 func normOf[T Float](p *normPass, norms []T) T {
@@ -268,10 +324,16 @@ func normOf[T Float](p *normPass, norms []T) T {
 
 // coefficient returns the factor of the gradients in torch's order: the division is a product with the reciprocal.
 func (p *normPass) coefficient(norm, maxNorm float64) float64 {
-	if p.mixed {
+	switch p.of {
+	case engine.Float32:
+		return float64(coefficientOf(float32(norm), float32(maxNorm)))
+	case engine.Float64:
 		return coefficientOf(norm, maxNorm)
 	}
-	return float64(coefficientOf(float32(norm), float32(maxNorm)))
+	// The number that is added is rounded to 16 bits too, but not the one of the product.
+	sum := p.of.Round(float64(float32(norm) + float32(p.of.Round(1e-6))))
+	inverse := p.of.Round(float64(1 / float32(sum)))
+	return min(1, p.of.Round(float64(float32(inverse)*float32(maxNorm))))
 }
 
 func coefficientOf[T Float](norm, maxNorm T) T {

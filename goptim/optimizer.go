@@ -15,12 +15,9 @@ import (
 
 func init() { steps.VectorBits = kernel.VectorBits() }
 
-// Float is the type of a parameter's elements.
-type Float interface{ ~float32 | ~float64 }
-
 // A Param is one tensor to optimize, of any shape, stored as a slice. Params may share memory, for example if a gradient is
 // the value of another Param. The optimizer then steps them one after another, in their order.
-type Param[T Float] struct {
+type Param[T Element] struct {
 	Name  string // for error messages; may be empty
 	Value []T    // changed in place by Step
 	Grad  []T    // only read; has the length of Value, and must not overlap it; nil excludes the parameter from the step
@@ -37,30 +34,36 @@ var (
 
 // elementwise is embedded in each elementwise optimizer. It has the parameters, their states and the methods of an
 // Optimizer. The options are fields of the embedding struct.
-type elementwise[T Float, O, S any] struct {
+type elementwise[T Element, O, S any] struct {
+	Storage // used by the next Step; may be changed between steps
+
 	self    *elementwise[T, O, S] // detects a copy, which would use the options of the original
 	rule    bound[O, S]
 	workers *int
 	params  []*Param[T]
-	states  []paramState[T]
+	states  []paramState
 	rows    []engine.Row
 	pass    pass[S]
+	first   int // the index of the first parameter, among those of Groups
 }
 
 // paramState is the state of one parameter of an elementwise optimizer.
-type paramState[T Float] struct {
+type paramState struct {
 	step    float32 // float32, as in torch
 	numbers [engine.States]float32
-	columns [engine.States][]T
-	made    bool
+	count   float64                // the step if it is an integer in torch
+	doubles [engine.States]float64 // also of the type of the elements
+	columns [engine.States]stored
+	extras
+	made bool
 }
 
 // begin initializes an optimizer with a spec, options and parameters. It replaces zero options by defaults.
 func (e *elementwise[T, O, S]) begin(s *spec[O, S], o *O, workers *int, params []*Param[T]) error {
-	s.setDefaults(o)
+	s.setAllDefaults(o)
 	*e = elementwise[T, O, S]{
 		self: e, rule: bound[O, S]{s, o}, workers: workers, params: slices.Clone(params),
-		states: make([]paramState[T], len(params)), rows: make([]engine.Row, 0, len(params)),
+		states: make([]paramState, len(params)), rows: make([]engine.Row, 0, len(params)),
 	}
 	if err := s.checkOptions(o); err != nil {
 		return err
@@ -84,7 +87,7 @@ func checkSelf(ok bool) error {
 	return nil
 }
 
-func checkParams[T Float](name string, params []*Param[T]) error {
+func checkParams[T Element](name string, params []*Param[T]) error {
 	if len(params) == 0 {
 		return fmt.Errorf("goptim: %s: no parameters: %w", name, ErrParam)
 	}
@@ -125,14 +128,20 @@ func (e *elementwise[T, O, S]) Step() error {
 	if err := e.scalars(); err != nil {
 		return err
 	}
-	e.pass.Prepare()
+	if e.pass.kernels.estimate == nil { // it decides whether the step counts
+		e.pass.Prepare()
+	}
 	if incomplete {
 		e.makeStates()
 	}
-	err := engine.Run(&e.pass, e.rows, threadsOf(*e.workers), nil)
+	err := e.pass.process(threadsOf(*e.workers), nil)
 	runtime.KeepAlive(e) // the rows contain addresses
 	if err != nil {
 		return fmt.Errorf("goptim: %s: %w", e.rule.name(), err)
+	}
+	if e.rule.advance != nil {
+		e.pass.context = stepContext{log: &e.pass.log, pow: cpow.Pow}
+		e.rule.advance(e.rule.o, &e.pass.context)
 	}
 	return nil
 }
@@ -149,17 +158,26 @@ func (e *elementwise[T, O, S]) Check() error {
 // scalars computes the scalars of the rows.
 func (e *elementwise[T, O, S]) scalars() error {
 	e.pass.begin(e.rule.kernels(), e.rows)
-	return e.pass.add(&e.rule, len(e.rows), now{pow: cpow.Pow})
+	return e.pass.add(&e.rule, len(e.rows), stepContext{pow: cpow.Pow, seed: e.Seed})
 }
 
 func (e *elementwise[T, O, S]) check() error {
 	if err := e.usable(); err != nil {
 		return err
 	}
-	if err := errors.Join(e.rule.checkOptions(e.rule.o), e.checkValues()); err != nil {
-		return err
+	err := errors.Join(e.rule.checkOptions(e.rule.o), e.checkStorage(), e.checkValues())
+	if err == nil && e.rule.ready != nil {
+		err = e.rule.ready(e.rule.o)
 	}
-	return nil
+	return err
+}
+
+// checkStorage returns an error if the fields of Storage are invalid, or set for an optimizer that does not support them.
+func (e *elementwise[T, O, S]) checkStorage() error {
+	if !e.rule.stored() && e.Storage != (Storage{}) {
+		return fmt.Errorf("goptim: %s: a field of Storage is set, expected none: %w", e.rule.name(), ErrOption)
+	}
+	return e.Storage.check(e.rule.name())
 }
 
 func (e *elementwise[T, O, S]) checkValues() error {
@@ -171,12 +189,23 @@ func (e *elementwise[T, O, S]) checkValues() error {
 			return fmt.Errorf("goptim: %s: %s: the gradient has %d elements, expected %d: %w",
 				e.rule.name(), p.describe(i), len(p.Grad), len(p.Value), ErrParam)
 		}
-		for _, c := range e.states[i].columns {
-			if c != nil && len(c) != len(p.Value) {
-				return fmt.Errorf("goptim: %s: %s has %d elements, expected %d as at the last step: %w",
-					e.rule.name(), p.describe(i), len(p.Value), len(c), ErrParam)
+		s := &e.states[i]
+		for k := range s.columns {
+			if err := e.checkColumn(&s.columns[k], i, e.rule.elements(e.rule.o, k, len(p.Value))); err != nil {
+				return err
 			}
 		}
+		if err := errors.Join(e.checkColumn(&s.master, i, len(p.Value)), e.checkColumn(&s.rest, i, len(p.Value))); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkColumn returns an error if a state of parameter i does not have n elements.
+func (e *elementwise[T, O, S]) checkColumn(c *stored, i, n int) error {
+	if p := e.params[i]; c.made() && c.n != n {
+		return fmt.Errorf("goptim: %s: %s has %d elements, expected %d as at the last step: %w", e.rule.name(), p.describe(i), len(p.Value), c.n, ErrParam)
 	}
 	return nil
 }
@@ -184,7 +213,8 @@ func (e *elementwise[T, O, S]) checkValues() error {
 // gather builds the rows of a step, one per parameter with a gradient, with the states that the options require. If a state
 // is missing, it returns true, and makeStates completes the rows.
 func (e *elementwise[T, O, S]) gather() (incomplete bool) {
-	layout := e.rule.layout()
+	layout, stateType := e.rule.layout(), e.stateType(dtype[T]())
+	flag, extra := e.flags(dtype[T]())
 	e.rows = e.rows[:0]
 	for i, p := range e.params {
 		if p.Grad == nil {
@@ -198,14 +228,32 @@ func (e *elementwise[T, O, S]) gather() (incomplete bool) {
 			Grad:  address(p.Grad),
 			Step:  engine.Address(unsafe.Pointer(&s.step)),
 		}
+		if e.rule.integer {
+			row.Step, row.StepType = engine.Address(unsafe.Pointer(&s.count)), engine.Float64
+		}
 		for k, use := range layout.State {
 			switch use {
-			case engine.Column:
-				if s.columns[k] == nil {
+			case engine.Column, engine.Sliced, engine.Start:
+				c := &s.columns[k]
+				if !c.made() {
 					row.Flags |= engine.First
 				}
-				row.State[k], row.StateType[k] = address(s.columns[k]), dtype[T]()
+				incomplete = incomplete || c.d != stateType
+				row.State[k], row.StateType[k] = c.address(), stateType
 			case engine.Scalar:
+				if e.rule.states[k].double {
+					row.AddScalar(k, engine.Float64)
+					row.State[k] = engine.Address(unsafe.Pointer(&s.doubles[k]))
+					continue
+				}
+				if e.rule.states[k].typed {
+					if !s.made {
+						s.doubles[k] = dtype[T]().Round(e.rule.initial(e.rule.o, k))
+					}
+					row.AddScalar(k, engine.Float64)
+					row.State[k] = engine.Address(unsafe.Pointer(&s.doubles[k]))
+					continue
+				}
 				if !s.made {
 					s.numbers[k] = float32(e.rule.initial(e.rule.o, k))
 				}
@@ -213,25 +261,64 @@ func (e *elementwise[T, O, S]) gather() (incomplete bool) {
 				row.State[k] = engine.Address(unsafe.Pointer(&s.numbers[k]))
 			}
 		}
-		incomplete = incomplete || !s.made || row.First()
+		c := e.addStorage(&row, i)
+		incomplete = incomplete || (c != nil && c.d != extra)
+		incomplete = incomplete || !s.made || row.First() || (flag == 0 && (s.master.made() || s.rest.made()))
 		e.rows = append(e.rows, row)
 	}
 	return incomplete
 }
 
-// makeStates creates the states that are missing in the rows.
+// addStorage adds what the Storage requires to the row of parameter i, and returns the state in it, or nil.
+func (e *elementwise[T, O, S]) addStorage(row *engine.Row, i int) *stored {
+	flag, extra := e.flags(dtype[T]())
+	if row.Flags |= flag; flag == engine.Stochastic {
+		row.Rows = uint32(e.first + i)
+	}
+	c := e.states[i].extra(flag)
+	if c != nil {
+		row.State[engine.MasterState], row.StateType[engine.MasterState] = c.address(), extra
+	}
+	return c
+}
+
+// stateType is that of Storage, unless the states of parameters of 16 bits are float32 by default.
+func (e *elementwise[T, O, S]) stateType(of engine.DType) engine.DType {
+	if states := e.rule.states; of.Narrow() && e.StateType == StateAsParam && len(states) > 0 && states[0].narrow != "" {
+		return engine.Float32
+	}
+	return e.Storage.stateType(of)
+}
+
+// startAt sets the index of the first parameter, on which random numbers depend.
+func (e *elementwise[T, O, S]) startAt(first int) { e.first = first }
+
+// makeStates creates the states that are missing in the rows, and converts those of another type.
 func (e *elementwise[T, O, S]) makeStates() {
-	layout, at := e.rule.layout(), 0
+	layout, at, stateType := e.rule.layout(), 0, e.stateType(dtype[T]())
+	flag, extra := e.flags(dtype[T]())
 	for i, p := range e.params {
 		if p.Grad == nil {
 			continue
 		}
 		s := &e.states[i]
 		for k, use := range layout.State {
-			if use == engine.Column && s.columns[k] == nil {
-				s.columns[k] = slices.Repeat([]T{T(e.rule.initial(e.rule.o, k))}, len(p.Value))
-				e.rows[at].State[k] = address(s.columns[k])
+			if use == engine.Unused || use == engine.Scalar {
+				continue
 			}
+			switch c := &s.columns[k]; {
+			case c.made():
+				*c = c.as(stateType)
+			case e.rule.states[k].copied:
+				*c = storedEvery(p.Value, e.rule.every(e.rule.o, k))
+				*c = c.as(stateType)
+			default:
+				*c = makeStored(stateType, e.rule.elements(e.rule.o, k, len(p.Value)), e.rule.initial(e.rule.o, k))
+			}
+			e.rows[at].State[k] = s.columns[k].address()
+		}
+		if c := makeExtra(&s.extras, p.Value, flag, extra); c != nil {
+			e.rows[at].State[engine.MasterState] = c.address()
 		}
 		s.made = true
 		at++
@@ -239,7 +326,7 @@ func (e *elementwise[T, O, S]) makeStates() {
 }
 
 // overlap reports whether two slices share memory.
-func overlap[T Float](a, b []T) bool {
+func overlap[T Element](a, b []T) bool {
 	size := unsafe.Sizeof(T(0))
 	return len(a) > 0 && len(b) > 0 && address(a) < address(b)+uintptr(len(b))*size && address(b) < address(a)+uintptr(len(a))*size
 }
@@ -248,11 +335,4 @@ func (p *Param[T]) errOverlap(optimizer string, i int) error {
 	return fmt.Errorf("goptim: %s: %s: the gradient shares memory with the value: %w", optimizer, p.describe(i), ErrParam)
 }
 
-func dtype[T Float]() engine.DType {
-	if unsafe.Sizeof(T(0)) == 4 {
-		return engine.Float32
-	}
-	return engine.Float64
-}
-
-func address[T Float](s []T) uintptr { return engine.Address(unsafe.Pointer(unsafe.SliceData(s))) }
+func address[T Element](s []T) uintptr { return engine.Address(unsafe.Pointer(unsafe.SliceData(s))) }

@@ -14,12 +14,13 @@ import (
 // A field is an option of an optimizer, described by the tags of its field in the struct of options:
 //
 //	torch:"lr"            torch's name; after a comma, null allows null in a file, initial marks an option that is used only
-//	                      to create states, and absent marks a flag that does not exist in some versions of torch.
-//	                      A field named - is not an option of torch
+//	                      to create states, or that steps of the bindings do not read, and absent marks a flag that does not
+//	                      exist in some versions of torch. A field named - is not an option of torch
 //	default:"0.9 0.999"   the value with which New replaces zero, for each element
 //	range:"[0,1)"         the allowed values, for each element or one range for all; - allows any value
 //
-// The tags are read once, when the package is initialized. A step accesses an option at its offset.
+// The fields of an embedded struct are options too. The tags are read once, when the package is initialized. A step accesses an
+// option at its offset.
 type field struct {
 	key, name     string // in torch and in Go
 	offset        uintptr
@@ -39,6 +40,13 @@ func fieldsOf(options reflect.Type, encodings map[string]any) (all []field) {
 	for i := range options.NumField() {
 		member := options.Field(i)
 		if !member.IsExported() {
+			continue
+		}
+		if member.Anonymous {
+			for _, f := range fieldsOf(member.Type, encodings) {
+				f.offset += member.Offset
+				all = append(all, f)
+			}
 			continue
 		}
 		key, flags, _ := strings.Cut(member.Tag.Get("torch"), ",")

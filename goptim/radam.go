@@ -23,19 +23,19 @@ var radam = elementwiseSpec(class[RAdamOptions]{
 
 // RAdam is the optimizer of Liu et al., "On the Variance of the Adaptive Learning Rate and Beyond", arXiv:1908.03265,
 // Algorithm 2. Results are bit-for-bit equal to torch.optim.RAdam.
-type RAdam[T Float] struct {
+type RAdam[T Element] struct {
 	RAdamOptions     // used by the next Step; may be changed between steps
 	Workers      int // maximum number of threads of a Step; 0 means GOMAXPROCS
 	elementwise[T, RAdamOptions, kernel.RAdam]
 }
 
 // NewRAdam returns a new RAdam for params. The error wraps ErrOption or ErrParam.
-func NewRAdam[T Float](params []*Param[T], o RAdamOptions) (*RAdam[T], error) {
+func NewRAdam[T Element](params []*Param[T], o RAdamOptions) (*RAdam[T], error) {
 	opt := &RAdam[T]{RAdamOptions: o}
 	return made(opt, opt.begin(radam, &opt.RAdamOptions, &opt.Workers, params))
 }
 
-func (o *RAdamOptions) scalars(n *now) kernel.RAdam {
+func (o *RAdamOptions) scalars(c *stepContext) kernel.RAdam {
 	beta1, beta2 := o.Betas[0], o.Betas[1]
 	h := kernel.RAdam{
 		Coupled: kernel.CoupledOf(o.Maximize, 0),
@@ -46,18 +46,18 @@ func (o *RAdamOptions) scalars(n *now) kernel.RAdam {
 	if o.DecoupledWeightDecay {
 		h.Decay = decoupled(o.LR, o.WeightDecay)
 	} else {
-		h.Coupled = n.coupled(o.Maximize, o.WeightDecay)
+		h.Coupled = c.coupled(o.Maximize, o.WeightDecay)
 	}
-	h.C1, h.C2 = n.weight(1-beta1), n.narrow(1-beta2)
-	h.BC1 = 1 - n.power(beta1, n.t, "RuntimeError")
-	power := n.power(beta2, n.t, "RuntimeError")
+	h.C1, h.C2 = c.weight(1-beta1), c.narrow(1-beta2)
+	h.BC1 = 1 - c.power(beta1, c.t, "RuntimeError")
+	power := c.power(beta2, c.t, "RuntimeError")
 	bc2 := 1 - power
-	rhoInf := n.quotient(2, 1-beta2) - 1
-	rho := rhoInf - n.quotient(2*n.t*power, bc2)
+	rhoInf := c.quotient(2, 1-beta2) - 1
+	rho := rhoInf - c.quotient(2*c.t*power, bc2)
 	if rho > 5 {
 		h.Rectified, h.Eps = 1, o.Eps
-		h.Rect = n.power(n.quotient((rho-4)*(rho-2)*rhoInf, (rhoInf-4)*(rhoInf-2)*rho), 0.5, "RuntimeError")
-		h.BC2Sqrt = n.power(bc2, 0.5, "RuntimeError") // torch rejects a complex result last
+		h.Rect = c.power(c.quotient((rho-4)*(rho-2)*rhoInf, (rhoInf-4)*(rhoInf-2)*rho), 0.5, "RuntimeError")
+		h.BC2Sqrt = c.power(bc2, 0.5, "RuntimeError") // torch rejects a complex result last
 	}
 	return h
 }

@@ -17,15 +17,15 @@ type constructor[Q any] struct {
 	name string // the function's name without New
 	// build returns an optimizer whose options are set by edit, which is called with a pointer to zero options.
 	build func(params []*Q, edit func(options any)) (goptim.Optimizer, error)
-	// usual are options for tests. In odd, every option that a state depends on has a different value.
-	usual, odd any
+	// usual are options for tests. In unusual, every option that a state depends on has a different value.
+	usual, unusual any
 }
 
 // entry returns the constructor of a New function, with the options of specialOptions or those that follow from the tags.
 func entry[Q, O any, P goptim.Optimizer](name string, build func([]*Q, O) (P, error)) constructor[Q] {
-	var usual, odd any = *new(O), goptim.OddOptions[O]()
+	var usual, unusual any = *new(O), goptim.UnusualOptions[O]()
 	if special, ok := specialOptions[name]; ok {
-		usual, odd = special[0], special[1]
+		usual, unusual = special[0], special[1]
 	}
 	return constructor[Q]{name, func(params []*Q, edit func(any)) (goptim.Optimizer, error) {
 		var o O
@@ -34,16 +34,19 @@ func entry[Q, O any, P goptim.Optimizer](name string, build func([]*Q, O) (P, er
 		if err != nil {
 			return nil, err
 		}
-		return p, nil
-	}, usual, odd}
+		if s, ok := any(p).(interface{ Train() error }); ok {
+			err = s.Train()
+		}
+		return p, err
+	}, usual, unusual}
 }
 
 func (c constructor[Q]) with(params []*Q, options any) (goptim.Optimizer, error) {
 	return c.build(params, func(o any) { reflect.ValueOf(o).Elem().Set(reflect.ValueOf(options)) })
 }
 
-// specialOptions are the usual and the odd options of New functions, where flags decide which states there are or a value must be
-// valid together with others.
+// specialOptions are the usual and the unusual options of New functions where flags decide which states there are, or a value
+// must be valid together with others.
 var specialOptions = map[string][2]any{
 	"SGD": {
 		goptim.SGDOptions{Dampening: .5, WeightDecay: .1},
@@ -61,6 +64,10 @@ var specialOptions = map[string][2]any{
 	"Adafactor": {
 		goptim.AdafactorOptions{},
 		goptim.AdafactorOptions{Beta2Decay: -.5, D: 2, Eps: [2]float64{1e-4, 1e-2}},
+	},
+	"Prodigy": {
+		goptim.ProdigyOptions{D0: .01, SliceP: 3, Decouple: true, WeightDecay: .1},
+		goptim.ProdigyOptions{LR: .5, Betas: [2]float64{.7, .8}, D0: .1, UseBiasCorrection: true, GrowthRate: 1.1, WeightDecay: .1},
 	},
 	"ASGD": {
 		goptim.ASGDOptions{}, goptim.ASGDOptions{Lambd: .1, T0: 1, Alpha: .5},
@@ -80,6 +87,20 @@ var specialOptions = map[string][2]any{
 		goptim.RpropOptions{StepSizes: [2]float64{0, math.Inf(1)}},
 		goptim.RpropOptions{Etas: [2]float64{.3, 1.5}, StepSizes: [2]float64{0, math.Inf(1)}},
 	},
+	"SGDW": {
+		goptim.SGDWOptions{Dampening: .5, WeightDecay: .1},
+		goptim.SGDWOptions{Momentum: .8, Dampening: .5, WeightDecay: .1, CorrectedWeightDecay: true, Maximize: true},
+	},
+	"LAMB": {
+		goptim.LAMBOptions{WeightDecay: .1, MaxGradNorm: .5},
+		goptim.LAMBOptions{Betas: [2]float64{.7, .8}, BiasCorrection: true, GradAveraging: true, WeightDecay: .1, DecoupledDecay: true},
+	},
+	"LARS": {
+		goptim.LARSOptions{WeightDecay: .1}, goptim.LARSOptions{Momentum: .8, Dampening: .5, WeightDecay: .1, TrustClip: true},
+	},
+	"RMSpropTF": {
+		goptim.RMSpropTFOptions{}, goptim.RMSpropTFOptions{Alpha: .5, Momentum: .5, Centered: true, LRInMomentum: true},
+	},
 	"Muon": {
 		goptim.MuonOptions{NSSteps: 2},
 		goptim.MuonOptions{Momentum: .5, Nesterov: true, AdjustLR: goptim.AdjustSpectralUnclamped, NSSteps: 2},
@@ -98,7 +119,7 @@ var specialOptions = map[string][2]any{
 }
 
 // sparseConstructors returns the New functions of sparse gradients.
-func sparseConstructors[T goptim.Float]() []constructor[goptim.SparseParam[T]] {
+func sparseConstructors[T goptim.Element]() []constructor[goptim.SparseParam[T]] {
 	return []constructor[goptim.SparseParam[T]]{
 		entry("SparseAdam", goptim.NewSparseAdam[T]),
 		entry("SparseSGD", goptim.NewSparseSGD[T]),
@@ -112,7 +133,7 @@ func kinds[T goptim.Float](factored bool) map[string]func([]*goptim.Param[T]) (s
 	all := map[string]func([]*goptim.Param[T]) (stepper, error){}
 	for _, c := range constructors[T]() {
 		if c.name != "Muon" && (factored || c.name != "Adafactor") {
-			all[c.name] = func(p []*goptim.Param[T]) (stepper, error) { return c.with(p, c.odd) }
+			all[c.name] = func(p []*goptim.Param[T]) (stepper, error) { return c.with(p, c.unusual) }
 		}
 	}
 	return all
@@ -156,13 +177,13 @@ func matrices[T goptim.Float]() []*goptim.Param[T] {
 }
 
 func testNoNumbers[Q any](t *testing.T, c constructor[Q], params func() []*Q) {
-	options := reflect.TypeOf(c.odd)
+	options := reflect.TypeOf(c.unusual)
 	for i := range options.NumField() {
 		member := options.Field(i)
 		name := member.Name
 		edit := func(o any) { reflect.ValueOf(o).Elem().Field(i).SetFloat(math.NaN()) }
 		switch {
-		case member.Tag.Get("range") == "":
+		case member.Tag.Get("range") == "" || member.Tag.Get("range") == "-":
 			continue
 		case member.Type.Kind() == reflect.Array:
 			name += "[0]"

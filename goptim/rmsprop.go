@@ -27,26 +27,26 @@ var rmsprop = elementwiseSpec(class[RMSpropOptions]{
 // RMSprop is the optimizer of Tieleman & Hinton, "Lecture 6.5", COURSERA: Neural Networks for Machine Learning (2012);
 // Centered, of Graves, "Generating Sequences With Recurrent Neural Networks", arXiv:1308.0850; eps is added to the
 // root, as torch does. Results are bit-for-bit equal to torch.optim.RMSprop.
-type RMSprop[T Float] struct {
+type RMSprop[T Element] struct {
 	RMSpropOptions     // used by the next Step; may be changed between steps
 	Workers        int // maximum number of threads of a Step; 0 means GOMAXPROCS
 	elementwise[T, RMSpropOptions, kernel.RMSprop]
 }
 
 // NewRMSprop returns a new RMSprop for params. The error wraps ErrOption or ErrParam.
-func NewRMSprop[T Float](params []*Param[T], o RMSpropOptions) (*RMSprop[T], error) {
+func NewRMSprop[T Element](params []*Param[T], o RMSpropOptions) (*RMSprop[T], error) {
 	opt := &RMSprop[T]{RMSpropOptions: o}
 	return made(opt, opt.begin(rmsprop, &opt.RMSpropOptions, &opt.Workers, params))
 }
 
-func (o *RMSpropOptions) scalars(n *now) kernel.RMSprop {
+func (o *RMSpropOptions) scalars(c *stepContext) kernel.RMSprop {
 	return kernel.RMSprop{
-		Coupled:  n.coupled(o.Maximize, o.WeightDecay),
+		Coupled:  c.coupled(o.Maximize, o.WeightDecay),
 		Alpha:    o.Alpha,
-		C:        n.narrow(1 - o.Alpha),
-		Centre:   n.weight(1 - o.Alpha),
+		C:        c.narrow(1 - o.Alpha),
+		Centre:   c.weight(1 - o.Alpha),
 		Eps:      o.Eps,
 		Momentum: o.Momentum,
-		Step:     n.narrow(-o.LR),
+		Step:     c.narrow(-o.LR),
 	}
 }

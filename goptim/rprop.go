@@ -27,26 +27,26 @@ var rprop = elementwiseSpec(class[RpropOptions]{
 
 // Rprop is the optimizer of Riedmiller & Braun, "A Direct Adaptive Method for Faster Backpropagation Learning: The
 // RPROP Algorithm", ICNN 1993, without weight backtracking. Results are bit-for-bit equal to torch.optim.Rprop.
-type Rprop[T Float] struct {
+type Rprop[T Element] struct {
 	RpropOptions     // used by the next Step; may be changed between steps
 	Workers      int // maximum number of threads of a Step; 0 means GOMAXPROCS
 	elementwise[T, RpropOptions, kernel.Rprop]
 }
 
 // NewRprop returns a new Rprop for params. The error wraps ErrOption or ErrParam.
-func NewRprop[T Float](params []*Param[T], o RpropOptions) (*Rprop[T], error) {
+func NewRprop[T Element](params []*Param[T], o RpropOptions) (*Rprop[T], error) {
 	opt := &Rprop[T]{RpropOptions: o}
 	return made(opt, opt.begin(rprop, &opt.RpropOptions, &opt.Workers, params))
 }
 
-func (o *RpropOptions) scalars(n *now) kernel.Rprop {
-	n.narrow(o.Etas[1])
-	h := rpropFactors[float64](n.narrow(o.Etas[0]), o.Etas[1])
-	if n.row.DType() == engine.Float32 {
+func (o *RpropOptions) scalars(c *stepContext) kernel.Rprop {
+	c.narrow(o.Etas[1])
+	h := rpropFactors[float64](c.narrow(o.Etas[0]), o.Etas[1])
+	if c.row.Arithmetic() == engine.Float32 {
 		h = rpropFactors[float32](o.Etas[0], o.Etas[1])
 	}
 	h.Sign = kernel.Sign(o.Maximize)
-	h.Min, h.Max = n.narrow(o.StepSizes[0]), n.narrow(o.StepSizes[1])
+	h.Min, h.Max = c.narrow(o.StepSizes[0]), c.narrow(o.StepSizes[1])
 	if math.IsNaN(h.Min) || math.IsNaN(h.Max) {
 		h.Unusual = 1
 	}

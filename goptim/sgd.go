@@ -33,14 +33,14 @@ var sgd = elementwiseSpec(class[SGDOptions]{
 // SGD is stochastic gradient descent, with the momentum of Sutskever, Martens, Dahl & Hinton, "On the importance of
 // initialization and momentum in deep learning", ICML 2013, in torch's form. The learning rate multiplies the buffer,
 // and the first buffer is the gradient. Results are bit-for-bit equal to torch.optim.SGD.
-type SGD[T Float] struct {
+type SGD[T Element] struct {
 	SGDOptions     // used by the next Step; may be changed between steps
 	Workers    int // maximum number of threads of a Step; 0 means GOMAXPROCS
 	elementwise[T, SGDOptions, kernel.SGD]
 }
 
 // NewSGD returns a new SGD for params. The error wraps ErrOption or ErrParam.
-func NewSGD[T Float](params []*Param[T], o SGDOptions) (*SGD[T], error) {
+func NewSGD[T Element](params []*Param[T], o SGDOptions) (*SGD[T], error) {
 	opt := &SGD[T]{SGDOptions: o}
 	return made(opt, opt.begin(sgd, &opt.SGDOptions, &opt.Workers, params))
 }
@@ -50,7 +50,7 @@ var sparseSGD = sparseSpecOf(&sgd.class, sparseRule{name: "SparseSGD", zeros: []
 
 // SparseSGD is SGD without momentum for the rows that have a gradient. The gradients of a repeated row are applied one
 // after another. Results are bit-for-bit equal to torch.optim.SGD with sparse gradients.
-type SparseSGD[T Float] struct {
+type SparseSGD[T Element] struct {
 	SGDOptions     // used by the next Step; may be changed between steps
 	Workers    int // maximum number of threads of a Step; 0 means GOMAXPROCS
 	sparse[T, SGDOptions, kernel.SGD]
@@ -58,25 +58,25 @@ type SparseSGD[T Float] struct {
 
 // NewSparseSGD returns a new SparseSGD for params. Momentum and WeightDecay must be 0, because they would
 // also update the rows without a gradient. The error wraps ErrOption or ErrParam.
-func NewSparseSGD[T Float](params []*SparseParam[T], o SGDOptions) (*SparseSGD[T], error) {
+func NewSparseSGD[T Element](params []*SparseParam[T], o SGDOptions) (*SparseSGD[T], error) {
 	opt := &SparseSGD[T]{SGDOptions: o}
 	return made(opt, opt.begin(sparseSGD, &opt.SGDOptions, &opt.Workers, params))
 }
 
-func (o *SGDOptions) scalars(n *now) kernel.SGD {
-	coupled := n.coupled(o.Maximize, o.WeightDecay)
-	if o.Momentum != 0 && !n.row.First() {
-		n.narrow(1 - o.Dampening)
+func (o *SGDOptions) scalars(c *stepContext) kernel.SGD {
+	coupled := c.coupled(o.Maximize, o.WeightDecay)
+	if o.Momentum != 0 && !c.row.First() {
+		c.narrow(1 - o.Dampening)
 	}
 	if o.Momentum != 0 && o.Nesterov {
-		n.narrow(o.Momentum)
+		c.narrow(o.Momentum)
 	}
 	return kernel.SGD{
 		Coupled:  coupled,
-		First:    kernel.Flag(n.row.First()),
+		First:    kernel.Flag(c.row.First()),
 		Momentum: o.Momentum,
 		C:        1 - o.Dampening,
 		Nesterov: kernel.Flag(o.Nesterov),
-		Step:     n.narrow(-o.LR),
+		Step:     c.narrow(-o.LR),
 	}
 }

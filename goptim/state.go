@@ -149,7 +149,7 @@ type handle struct {
 	name    string
 }
 
-func handlesOf[T Float](params []*Param[T]) []handle {
+func handlesOf[T Element](params []*Param[T]) []handle {
 	all := make([]handle, len(params))
 	for i, p := range params {
 		all[i] = handle{p, p.Name}
@@ -518,7 +518,7 @@ func (s *savedState) has(key string) bool {
 }
 
 // vector reads a tensor of n elements.
-func vector[T Float](s *savedState, key string, n int) []T {
+func vector[T Element](s *savedState, key string, n int) []T {
 	t, ok := s.tensors[key]
 	delete(s.tensors, key)
 	size := 1
@@ -538,6 +538,14 @@ func vector[T Float](s *savedState, key string, n int) []T {
 	return nil
 }
 
+// spread makes a tensor without dimensions one of n equal elements.
+func (s *savedState) spread(key string, n int) {
+	if t, ok := s.tensors[key]; ok && len(t.Shape) == 0 {
+		t.Shape, t.Data = []int{n}, bytes.Repeat(t.Data, n)
+		s.tensors[key] = t
+	}
+}
+
 // number reads a scalar tensor, and returns its value and its type.
 func (s *savedState) number(key string) (x float64, dtype string) {
 	t, ok := s.tensors[key]
@@ -551,6 +559,10 @@ func (s *savedState) number(key string) (x float64, dtype string) {
 		return float64(elementsOf[float32](t.Data)[0]), t.DType
 	case t.DType == "F64":
 		return elementsOf[float64](t.Data)[0], t.DType
+	case t.DType == "BF16":
+		return float64(elementsOf[BFloat16](t.Data)[0].Float32()), t.DType
+	case t.DType == "F16":
+		return float64(elementsOf[Float16](t.Data)[0].Float32()), t.DType
 	case t.DType == "I64":
 		n := int64(binary.LittleEndian.Uint64(t.Data))
 		if int64(float64(n)) != n {
@@ -588,9 +600,14 @@ func (s *savedState) end() error {
 	return s.err
 }
 
-func dtypeName[T Float]() string {
-	if dtype[T]() == engine.Float32 {
+func dtypeName[T Element]() string {
+	switch dtype[T]() {
+	case engine.Float32:
 		return "F32"
+	case engine.BFloat16:
+		return "BF16"
+	case engine.Float16:
+		return "F16"
 	}
 	return "F64"
 }
@@ -598,7 +615,7 @@ func dtypeName[T Float]() string {
 var littleEndian = binary.NativeEndian.Uint16([]byte{1, 0}) == 1
 
 // bytesOf returns s in little-endian order. On a little-endian machine, the result shares the memory of s.
-func bytesOf[T Float](s []T) []byte {
+func bytesOf[T Element](s []T) []byte {
 	if len(s) == 0 {
 		return []byte{}
 	}
@@ -610,7 +627,7 @@ func bytesOf[T Float](s []T) []byte {
 }
 
 // elementsOf is the inverse of bytesOf. It returns a copy.
-func elementsOf[T Float](b []byte) []T {
+func elementsOf[T Element](b []byte) []T {
 	s := make([]T, len(b)/int(unsafe.Sizeof(T(0))))
 	if len(s) == 0 {
 		return s
@@ -631,11 +648,11 @@ func swapped(b []byte, size int) []byte {
 	return b
 }
 
-func tensorOf[T Float](key string, shape []int, s []T) safetensors.Tensor {
+func tensorOf[T Element](key string, shape []int, s []T) safetensors.Tensor {
 	return safetensors.Tensor{Name: key, DType: dtypeName[T](), Shape: shape, Data: bytesOf(s)}
 }
 
-func scalarOf[T Float](key string, x T) safetensors.Tensor { return tensorOf(key, nil, []T{x}) }
+func scalarOf[T Element](key string, x T) safetensors.Tensor { return tensorOf(key, nil, []T{x}) }
 
 func integerOf(key string, n int) safetensors.Tensor {
 	return safetensors.Tensor{Name: key, DType: "I64", Data: binary.LittleEndian.AppendUint64(nil, uint64(n))}

@@ -82,11 +82,11 @@ func (s *subject[T]) continueFrom(other *subject[T]) {
 	}
 }
 
-// subjects returns functions that build every optimizer, with odd options or, if odd is false, without options.
-func subjects[T goptim.Float]() map[string]func(t testing.TB, odd bool) *subject[T] {
-	all := map[string]func(t testing.TB, odd bool) *subject[T]{}
-	dense := func(name string, shapes [][]int, build func(p []*goptim.Param[T], odd bool) (goptim.Optimizer, error)) {
-		all[name] = func(t testing.TB, odd bool) *subject[T] {
+// subjects returns functions that build every optimizer, with unusual options or, if unusual is false, without options.
+func subjects[T goptim.Float]() map[string]func(t testing.TB, unusual bool) *subject[T] {
+	all := map[string]func(t testing.TB, unusual bool) *subject[T]{}
+	dense := func(name string, shapes [][]int, build func(p []*goptim.Param[T], unusual bool) (goptim.Optimizer, error)) {
+		all[name] = func(t testing.TB, unusual bool) *subject[T] {
 			s := new(subject[T])
 			for i, shape := range shapes {
 				n := 1
@@ -97,15 +97,15 @@ func subjects[T goptim.Float]() map[string]func(t testing.TB, odd bool) *subject
 				p.Name, p.Shape, p.Grad = fmt.Sprintf("layer.%d", i), shape, nil
 				s.params = append(s.params, p)
 			}
-			o, err := build(s.params, odd)
+			o, err := build(s.params, unusual)
 			require.NoError(t, err)
 			s.Stateful, s.step = o, o.Step
 			return s
 		}
 	}
 	some, matrices := [][]int{{2, 3}, {2}, {0}, {2, 2, 2}, nil}, [][]int{{2, 3}, {4, 1}}
-	lr := func(odd bool) float64 {
-		if odd {
+	lr := func(unusual bool) float64 {
+		if unusual {
 			return .5
 		}
 		return 0
@@ -115,30 +115,30 @@ func subjects[T goptim.Float]() map[string]func(t testing.TB, odd bool) *subject
 		if c.name == "Muon" {
 			shapes = matrices
 		}
-		dense(c.name, shapes, func(p []*goptim.Param[T], odd bool) (goptim.Optimizer, error) {
-			if odd {
-				return c.with(p, c.odd)
+		dense(c.name, shapes, func(p []*goptim.Param[T], unusual bool) (goptim.Optimizer, error) {
+			if unusual {
+				return c.with(p, c.unusual)
 			}
 			return c.with(p, c.usual)
 		})
 	}
-	dense("Groups", matrices, func(p []*goptim.Param[T], odd bool) (goptim.Optimizer, error) {
-		a, err := goptim.NewMuon(p[:1], goptim.MuonOptions{LR: lr(odd)})
+	dense("Groups", matrices, func(p []*goptim.Param[T], unusual bool) (goptim.Optimizer, error) {
+		a, err := goptim.NewMuon(p[:1], goptim.MuonOptions{LR: lr(unusual)})
 		if err != nil {
 			return nil, err
 		}
-		b, err := goptim.NewRAdam(p[1:], goptim.RAdamOptions{LR: lr(odd)})
+		b, err := goptim.NewRAdam(p[1:], goptim.RAdamOptions{LR: lr(unusual)})
 		if err != nil {
 			return nil, err
 		}
 		return goptim.NewGroups(a, b)
 	})
 	for _, c := range sparseConstructors[T]() {
-		all[c.name] = func(t testing.TB, odd bool) *subject[T] {
+		all[c.name] = func(t testing.TB, unusual bool) *subject[T] {
 			s := &subject[T]{sparse: []*goptim.SparseParam[T]{{Name: "words", Value: params[T](12)[0].Value, Width: 3}}}
 			options := c.usual
-			if odd {
-				options = c.odd
+			if unusual {
+				options = c.unusual
 			}
 			o, err := c.with(s.sparse, options)
 			require.NoError(t, err)
@@ -146,10 +146,10 @@ func subjects[T goptim.Float]() map[string]func(t testing.TB, odd bool) *subject
 			return s
 		}
 	}
-	all["LBFGS"] = func(t testing.TB, odd bool) *subject[T] {
+	all["LBFGS"] = func(t testing.TB, unusual bool) *subject[T] {
 		s := &subject[T]{params: valleyParams[T](5, 3)}
-		options := goptim.LBFGSOptions{MaxIter: 2, LR: lr(odd)}
-		if odd {
+		options := goptim.LBFGSOptions{MaxIter: 2, LR: lr(unusual)}
+		if unusual {
 			options.StrongWolfe, options.HistorySize = true, 3
 		}
 		o, err := goptim.NewLBFGS(s.params, options)
@@ -497,11 +497,11 @@ func TestStateOfWhatStepRefuses(t *testing.T) {
 		for _, p := range s.sparse {
 			p.Width = 0
 		}
-		odd, err := s.MarshalBinary()
+		saved, err := s.MarshalBinary()
 		require.NoError(t, err, name)
 		require.Error(t, errors.Join(s.UnmarshalBinary(state[1:]), s.UnmarshalBinary(nil)))
 		into := build(t, false)
-		require.NoError(t, into.UnmarshalBinary(odd), name)
+		require.NoError(t, into.UnmarshalBinary(saved), name)
 		assert.Equal(t, state, encoded(t, into), name)
 
 		if name == "LBFGS" || name == "SparseSGD" || name == "Adafactor" { // whose states do not have the shape of the value
@@ -754,15 +754,17 @@ func spread(options reflect.Value, numbers []float64, n int, flag bool) {
 			for i := range v.Len() {
 				fill(v.Index(i))
 			}
+		case reflect.Struct:
+			for i := range v.NumField() {
+				fill(v.Field(i))
+			}
 		case reflect.Bool:
 			v.SetBool(flag)
 		default:
 			v.SetInt(int64(n))
 		}
 	}
-	for i := range options.NumField() {
-		fill(options.Field(i))
-	}
+	fill(options)
 }
 
 // This program saves the state of a run and continues the run.

@@ -2,11 +2,12 @@ package goptim
 
 import (
 	"errors"
-	"slices"
+	"math"
 	"unsafe"
 
 	"github.com/goptim/goptim/goptim/internal/engine"
 	"github.com/goptim/goptim/goptim/internal/safetensors"
+	"github.com/goptim/goptim/internal/steps"
 )
 
 // accepted returns the classes of torch whose saved states are accepted with these options, the own class first.
@@ -41,7 +42,9 @@ func (e *elementwise[T, O, S]) UnmarshalBinary(data []byte) error { return unmar
 func (e *elementwise[T, O, S]) groups() []group   { return []group{e} }
 func (e *elementwise[T, O, S]) usable() error     { return checkSelf(e.self == e) }
 func (e *elementwise[T, O, S]) className() string { return e.rule.name() }
-func (e *elementwise[T, O, S]) options() []option { return e.rule.options(e.rule.o) }
+func (e *elementwise[T, O, S]) options() []option {
+	return append(e.rule.options(e.rule.o), e.Storage.options()...)
+}
 func (e *elementwise[T, O, S]) handles() []handle { return handlesOf(e.params) }
 func (e *elementwise[T, O, S]) ordered() bool     { return false }
 
@@ -51,12 +54,26 @@ func (e *elementwise[T, O, S]) tensors(param int) (all []safetensors.Tensor) {
 		return nil
 	}
 	layout := e.rule.layout()
-	if layout.Counts {
+	flag, _ := e.flags(dtype[T]())
+	switch {
+	case e.rule.integer:
+		all = append(all, integerOf("step", int(s.count)))
+	case layout.Counts || flag == engine.Stochastic:
 		all = append(all, scalarOf("step", s.step))
 	}
+	all = append(all, s.extras.tensors(shape)...)
 	for k := range e.rule.states {
-		if key := e.rule.states[k].key; s.columns[k] != nil {
-			all = append(all, tensorOf(key, shape, s.columns[k]))
+		if key := e.rule.states[k].key; s.columns[k].made() {
+			of := shape
+			if e.rule.states[k].sliced() {
+				of = []int{s.columns[k].n}
+			}
+			all = append(all, s.columns[k].tensor(key, of))
+		} else if e.rule.states[k].double {
+			all = append(all, scalarOf(key, s.doubles[k]))
+		} else if e.rule.states[k].typed {
+			number := makeStored(dtype[T](), 1, s.doubles[k])
+			all = append(all, number.tensor(key, nil))
 		} else if layout.State[k] == engine.Scalar {
 			all = append(all, scalarOf(key, s.numbers[k]))
 		}
@@ -70,35 +87,57 @@ func (e *elementwise[T, O, S]) load(saved *savedGroup) (func(), error) {
 	if err == nil {
 		err = c.checkOptions(o)
 	}
-	if err != nil {
+	storage, stored, wrong := e.Storage.load(saved)
+	if err = errors.Join(err, wrong); err != nil {
 		return nil, err
 	}
-	layout, states := c.layout(o), make([]paramState[T], len(e.params))
+	types := typesOf[T](stored)
+	layout, states := c.layout(o), make([]paramState, len(e.params))
 	for i, p := range e.params {
 		s, to := &saved.states[i], &states[i]
 		if s.empty() {
 			continue
 		}
 		to.made = true
-		if layout.Counts {
+		if c.integer {
+			to.count = s.count("step")
+		} else if layout.Counts || stored && s.has("step") {
 			to.step = s.single("step", s.count("step"))
+		}
+		if stored {
+			to.extras.load(s, len(p.Value), types[0])
 		}
 		for k, kept := range c.states {
 			switch {
 			// A state that depends on options is created at the first step that needs it.
 			case !s.has(kept.key) && (kept.when != "" || layout.State[k] == engine.Unused):
+			case kept.double:
+				to.doubles[k], _ = s.number(kept.key)
+			case kept.typed:
+				x, _ := s.number(kept.key)
+				if to.doubles[k] = dtype[T]().Round(x); to.doubles[k] != x && !math.IsNaN(x) {
+					s.fail("%s is %v, expected a number of %s", kept.key, x, dtypeName[T]())
+				}
 			case layout.State[k] == engine.Scalar:
 				x, _ := s.number(kept.key)
 				to.numbers[k] = s.single(kept.key, x)
 			default:
-				to.columns[k] = vector[T](s, kept.key, len(p.Value))
+				n := c.elements(o, k, len(p.Value))
+				if kept.of == steps.OfStart {
+					s.spread(kept.key, n)
+				}
+				allowed := types
+				if kept.narrow != "" && types[0].Narrow() {
+					allowed = append([]engine.DType{engine.Float32}, types...)
+				}
+				to.columns[k] = s.stored(kept.key, n, allowed...)
 			}
 		}
 		if err := s.end(); err != nil {
 			return nil, err
 		}
 	}
-	return func() { *e.rule.o, e.states = *o, states }, nil
+	return func() { *e.rule.o, e.states, e.Storage = *o, states, storage }, nil
 }
 
 // MarshalBinary encodes the options and the state. See Stateful.
@@ -110,8 +149,10 @@ func (b *sparse[T, O, S]) UnmarshalBinary(data []byte) error { return unmarshal(
 func (b *sparse[T, O, S]) groups() []group   { return []group{b} }
 func (b *sparse[T, O, S]) usable() error     { return checkSelf(b.self == b) }
 func (b *sparse[T, O, S]) className() string { return b.spec.nameOf(b.o) }
-func (b *sparse[T, O, S]) options() []option { return b.spec.options(b.o) }
-func (b *sparse[T, O, S]) ordered() bool     { return false }
+func (b *sparse[T, O, S]) options() []option {
+	return append(b.spec.options(b.o), b.Storage.options()...)
+}
+func (b *sparse[T, O, S]) ordered() bool { return false }
 
 func (b *sparse[T, O, S]) handles() []handle {
 	all := make([]handle, len(b.params))
@@ -122,11 +163,10 @@ func (b *sparse[T, O, S]) handles() []handle {
 }
 
 func (b *sparse[T, O, S]) tensors(param int) (all []safetensors.Tensor) {
-	s, p := &b.states[param], b.params[param]
-	if s.step == 0 || b.spec.uncounted {
-		return nil
-	}
+	s, shape := &b.states[param], b.params[param].shape()
+	flag, _ := b.flags(dtype[T]())
 	switch {
+	case s.step == 0 || (b.spec.uncounted && flag != engine.Stochastic):
 	case b.spec.integer:
 		all = append(all, integerOf("step", int(s.step)))
 	case float64(float32(s.step)) == s.step:
@@ -134,9 +174,10 @@ func (b *sparse[T, O, S]) tensors(param int) (all []safetensors.Tensor) {
 	default:
 		all = append(all, scalarOf("step", s.step))
 	}
+	all = append(all, s.extras.tensors(shape)...)
 	for k := range b.spec.states {
-		if s.columns[k] != nil {
-			all = append(all, tensorOf(b.spec.states[k].key, p.shape(), s.columns[k]))
+		if c := &s.columns[k]; c.made() && s.step != 0 {
+			all = append(all, c.tensor(b.spec.states[k].key, shape))
 		}
 	}
 	return all
@@ -147,28 +188,33 @@ func (b *sparse[T, O, S]) load(saved *savedGroup) (func(), error) {
 	if err == nil {
 		err = b.spec.checkOptions(o)
 	}
-	if err != nil {
+	storage, stored, wrong := b.Storage.load(saved)
+	if err = errors.Join(err, wrong); err != nil {
 		return nil, err
 	}
-	layout, states := b.spec.layout(o), make([]sparseState[T], len(b.params))
+	types := typesOf[T](stored)
+	layout, states := b.spec.layout(o), make([]sparseState, len(b.params))
 	for i, p := range b.params {
 		s, to := &saved.states[i], &states[i]
 		fresh := s.empty()
-		if !fresh && layout.Counts {
+		if !fresh && (layout.Counts || stored && s.has("step")) {
 			to.step = s.count("step")
+		}
+		if stored {
+			to.extras.load(s, len(p.Value), types[0])
 		}
 		for k, kept := range b.spec.states {
 			switch {
 			case layout.State[k] != engine.Column:
 			case fresh:
-				to.columns[k] = slices.Repeat([]T{T(b.spec.initial(o, k))}, len(p.Value))
+				to.columns[k] = makeStored(types[0], len(p.Value), b.spec.initial(o, k))
 			default:
-				to.columns[k] = vector[T](s, kept.key, len(p.Value))
+				to.columns[k] = s.stored(kept.key, len(p.Value), types...)
 			}
 		}
 		if err := s.end(); err != nil {
 			return nil, err
 		}
 	}
-	return func() { *b.o, b.states = *o, states }, nil
+	return func() { *b.o, b.states, b.Storage = *o, states, storage }, nil
 }

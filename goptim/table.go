@@ -14,6 +14,7 @@ func init() {
 	steps.DescribeStruct[sparseRow]("SparseRow")
 	constants := map[string]int{
 		"States": engine.States, "First": int(engine.First), "Owned": int(engine.Owned), "FirstScalar": int(engine.FirstScalar),
+		"Master": int(engine.Master), "Stochastic": int(engine.Stochastic), "Kahan": int(engine.Kahan), "MasterState": engine.MasterState,
 	}
 	for d := engine.None; d <= engine.Float16; d++ {
 		constants[d.String()] = int(d)

@@ -6,65 +6,231 @@ import "github.com/goptim/goptim/goptim"
 
 // Adadelta is the optimizer of goptim.NewAdadelta.
 func Adadelta(o goptim.AdadeltaOptions) *Method {
-	return method(func(p Params) (*goptim.Adadelta[float64], error) { return goptim.NewAdadelta(p, o) })
+	return method(func(p Params) (*goptim.Adadelta[float64], error) {
+		return goptim.NewAdadelta(p, o)
+	})
 }
 
 // Adagrad is the optimizer of goptim.NewAdagrad.
 func Adagrad(o goptim.AdagradOptions) *Method {
-	return method(func(p Params) (*goptim.Adagrad[float64], error) { return goptim.NewAdagrad(p, o) })
+	return method(func(p Params) (*goptim.Adagrad[float64], error) {
+		return goptim.NewAdagrad(p, o)
+	})
 }
 
 // Adam is the optimizer of goptim.NewAdam.
 func Adam(o goptim.AdamOptions) *Method {
-	return method(func(p Params) (*goptim.Adam[float64], error) { return goptim.NewAdam(p, o) })
+	return method(func(p Params) (*goptim.Adam[float64], error) {
+		return goptim.NewAdam(p, o)
+	})
 }
 
 // AdamW is the optimizer of goptim.NewAdamW.
 func AdamW(o goptim.AdamOptions) *Method {
-	return method(func(p Params) (*goptim.Adam[float64], error) { return goptim.NewAdamW(p, o) })
+	return method(func(p Params) (*goptim.Adam[float64], error) {
+		return goptim.NewAdamW(p, o)
+	})
 }
 
 // AMSGrad is the optimizer of goptim.NewAMSGrad.
 func AMSGrad(o goptim.AdamOptions) *Method {
-	return method(func(p Params) (*goptim.Adam[float64], error) { return goptim.NewAMSGrad(p, o) })
+	return method(func(p Params) (*goptim.Adam[float64], error) {
+		return goptim.NewAMSGrad(p, o)
+	})
 }
 
 // Adamax is the optimizer of goptim.NewAdamax.
 func Adamax(o goptim.AdamaxOptions) *Method {
-	return method(func(p Params) (*goptim.Adamax[float64], error) { return goptim.NewAdamax(p, o) })
+	return method(func(p Params) (*goptim.Adamax[float64], error) {
+		return goptim.NewAdamax(p, o)
+	})
+}
+
+// AdamWLegacy is the optimizer of goptim.NewAdamWLegacy.
+func AdamWLegacy(o goptim.AdamWLegacyOptions) *Method {
+	return method(func(p Params) (*goptim.AdamWLegacy[float64], error) {
+		return goptim.NewAdamWLegacy(p, o)
+	})
+}
+
+// Adan is the optimizer of goptim.NewAdan.
+func Adan(o goptim.AdanOptions) *Method {
+	return method(func(p Params) (*goptim.Adan[float64], error) {
+		return goptim.NewAdan(p, o)
+	})
+}
+
+// AdEMAMix is the optimizer of goptim.NewAdEMAMix.
+func AdEMAMix(o goptim.AdEMAMixOptions) *Method {
+	return method(func(p Params) (*goptim.AdEMAMix[float64], error) {
+		return goptim.NewAdEMAMix(p, o)
+	})
+}
+
+// ADOPT is the optimizer of goptim.NewADOPT.
+func ADOPT(o goptim.ADOPTOptions) *Method {
+	return method(func(p Params) (*goptim.ADOPT[float64], error) {
+		return goptim.NewADOPT(p, o)
+	})
+}
+
+// AdoptADOPT is the optimizer of goptim.NewAdoptADOPT.
+func AdoptADOPT(o goptim.AdoptADOPTOptions) *Method {
+	return method(func(p Params) (*goptim.AdoptADOPT[float64], error) {
+		return goptim.NewAdoptADOPT(p, o)
+	})
 }
 
 // ASGD is the optimizer of goptim.NewASGD.
 func ASGD(o goptim.ASGDOptions) *Method {
-	return method(func(p Params) (*goptim.ASGD[float64], error) { return goptim.NewASGD(p, o) })
+	return method(func(p Params) (*goptim.ASGD[float64], error) {
+		return goptim.NewASGD(p, o)
+	})
+}
+
+// BitsandbytesAdEMAMix is the optimizer of goptim.NewBitsandbytesAdEMAMix.
+func BitsandbytesAdEMAMix(o goptim.BitsandbytesAdEMAMixOptions) *Method {
+	return method(func(p Params) (*goptim.BitsandbytesAdEMAMix[float64], error) {
+		return goptim.NewBitsandbytesAdEMAMix(p, o)
+	})
+}
+
+// BitsandbytesLion is the optimizer of goptim.NewBitsandbytesLion.
+func BitsandbytesLion(o goptim.BitsandbytesLionOptions) *Method {
+	return method(func(p Params) (*goptim.BitsandbytesLion[float64], error) {
+		return goptim.NewBitsandbytesLion(p, o)
+	})
+}
+
+// LAMB is the optimizer of goptim.NewLAMB.
+func LAMB(o goptim.LAMBOptions) *Method {
+	return method(func(p Params) (*goptim.LAMB[float64], error) {
+		return goptim.NewLAMB(p, o)
+	})
+}
+
+// LaProp is the optimizer of goptim.NewLaProp.
+func LaProp(o goptim.LaPropOptions) *Method {
+	return method(func(p Params) (*goptim.LaProp[float64], error) {
+		return goptim.NewLaProp(p, o)
+	})
+}
+
+// LARS is the optimizer of goptim.NewLARS.
+func LARS(o goptim.LARSOptions) *Method {
+	return method(func(p Params) (*goptim.LARS[float64], error) {
+		return goptim.NewLARS(p, o)
+	})
 }
 
 // Lion is the optimizer of goptim.NewLion.
 func Lion(o goptim.LionOptions) *Method {
-	return method(func(p Params) (*goptim.Lion[float64], error) { return goptim.NewLion(p, o) })
+	return method(func(p Params) (*goptim.Lion[float64], error) {
+		return goptim.NewLion(p, o)
+	})
 }
 
 // NAdam is the optimizer of goptim.NewNAdam.
 func NAdam(o goptim.NAdamOptions) *Method {
-	return method(func(p Params) (*goptim.NAdam[float64], error) { return goptim.NewNAdam(p, o) })
+	return method(func(p Params) (*goptim.NAdam[float64], error) {
+		return goptim.NewNAdam(p, o)
+	})
+}
+
+// NAdamW is the optimizer of goptim.NewNAdamW.
+func NAdamW(o goptim.NAdamWOptions) *Method {
+	return method(func(p Params) (*goptim.NAdamW[float64], error) {
+		return goptim.NewNAdamW(p, o)
+	})
+}
+
+// Prodigy is the optimizer of goptim.NewProdigy.
+func Prodigy(o goptim.ProdigyOptions) *Method {
+	return method(func(p Params) (*goptim.Prodigy[float64], error) {
+		return goptim.NewProdigy(p, o)
+	})
 }
 
 // RAdam is the optimizer of goptim.NewRAdam.
 func RAdam(o goptim.RAdamOptions) *Method {
-	return method(func(p Params) (*goptim.RAdam[float64], error) { return goptim.NewRAdam(p, o) })
+	return method(func(p Params) (*goptim.RAdam[float64], error) {
+		return goptim.NewRAdam(p, o)
+	})
 }
 
 // RMSprop is the optimizer of goptim.NewRMSprop.
 func RMSprop(o goptim.RMSpropOptions) *Method {
-	return method(func(p Params) (*goptim.RMSprop[float64], error) { return goptim.NewRMSprop(p, o) })
+	return method(func(p Params) (*goptim.RMSprop[float64], error) {
+		return goptim.NewRMSprop(p, o)
+	})
+}
+
+// RMSpropTF is the optimizer of goptim.NewRMSpropTF.
+func RMSpropTF(o goptim.RMSpropTFOptions) *Method {
+	return method(func(p Params) (*goptim.RMSpropTF[float64], error) {
+		return goptim.NewRMSpropTF(p, o)
+	})
+}
+
+// RMSpropTFLike is the optimizer of goptim.NewRMSpropTFLike.
+func RMSpropTFLike(o goptim.RMSpropTFLikeOptions) *Method {
+	return method(func(p Params) (*goptim.RMSpropTFLike[float64], error) {
+		return goptim.NewRMSpropTFLike(p, o)
+	})
 }
 
 // Rprop is the optimizer of goptim.NewRprop.
 func Rprop(o goptim.RpropOptions) *Method {
-	return method(func(p Params) (*goptim.Rprop[float64], error) { return goptim.NewRprop(p, o) })
+	return method(func(p Params) (*goptim.Rprop[float64], error) {
+		return goptim.NewRprop(p, o)
+	})
+}
+
+// AdamWScheduleFree is the optimizer of goptim.NewAdamWScheduleFree.
+func AdamWScheduleFree(o goptim.AdamWScheduleFreeOptions) *Method {
+	return method(func(p Params) (*goptim.AdamWScheduleFree[float64], error) {
+		return goptim.NewAdamWScheduleFree(p, o)
+	})
+}
+
+// SGDScheduleFree is the optimizer of goptim.NewSGDScheduleFree.
+func SGDScheduleFree(o goptim.SGDScheduleFreeOptions) *Method {
+	return method(func(p Params) (*goptim.SGDScheduleFree[float64], error) {
+		return goptim.NewSGDScheduleFree(p, o)
+	})
+}
+
+// RAdamScheduleFree is the optimizer of goptim.NewRAdamScheduleFree.
+func RAdamScheduleFree(o goptim.RAdamScheduleFreeOptions) *Method {
+	return method(func(p Params) (*goptim.RAdamScheduleFree[float64], error) {
+		return goptim.NewRAdamScheduleFree(p, o)
+	})
 }
 
 // SGD is the optimizer of goptim.NewSGD.
 func SGD(o goptim.SGDOptions) *Method {
-	return method(func(p Params) (*goptim.SGD[float64], error) { return goptim.NewSGD(p, o) })
+	return method(func(p Params) (*goptim.SGD[float64], error) {
+		return goptim.NewSGD(p, o)
+	})
+}
+
+// SGDW is the optimizer of goptim.NewSGDW.
+func SGDW(o goptim.SGDWOptions) *Method {
+	return method(func(p Params) (*goptim.SGDW[float64], error) {
+		return goptim.NewSGDW(p, o)
+	})
+}
+
+// StableAdamW is the optimizer of goptim.NewStableAdamW.
+func StableAdamW(o goptim.StableAdamWOptions) *Method {
+	return method(func(p Params) (*goptim.StableAdamW[float64], error) {
+		return goptim.NewStableAdamW(p, o)
+	})
+}
+
+// TimmLion is the optimizer of goptim.NewTimmLion.
+func TimmLion(o goptim.TimmLionOptions) *Method {
+	return method(func(p Params) (*goptim.TimmLion[float64], error) {
+		return goptim.NewTimmLion(p, o)
+	})
 }

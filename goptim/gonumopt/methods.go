@@ -3,7 +3,13 @@ package gonumopt
 import "github.com/goptim/goptim/goptim"
 
 func method[O goptim.Optimizer](make func(p Params) (O, error)) *Method {
-	return &Method{New: func(p Params) (goptim.Optimizer, error) { return make(p) }}
+	return &Method{New: func(p Params) (goptim.Optimizer, error) {
+		o, err := make(p)
+		if s, ok := any(o).(interface{ Train() error }); ok && err == nil {
+			err = s.Train()
+		}
+		return o, err
+	}}
 }
 
 // Adafactor is goptim.Adafactor. With a shape, the variables are batches of matrices; without one they are a vector.

@@ -16,7 +16,7 @@ import (
 var ErrCall = errors.New("invalid call")
 
 // Scalars is the maximum number of scalars of a group.
-const Scalars = 16
+const Scalars = 28
 
 // A Group is one parameter group of a step: a table of rows, and the scalars of its options. Its layout is fixed because
 // bindings/_core/gather.c writes it.
@@ -26,6 +26,7 @@ type Group struct {
 	Rows    int64
 	Count   int64            // the number of scalars
 	Around  uintptr          // in the first group, the address of an Around, or 0
+	Seed    uint64           // of stochastic rounding
 	Scalars [Scalars]float64 // and after them the kind's results, which Step writes
 }
 
@@ -48,6 +49,7 @@ const (
 	Scaled              // the gradients are multiplied by Coefficient; rows may depend on each other
 	Average             // a row's last state is the average of its parameter, or missing
 	Clear               // the gradients become 0
+	Widen               // for Clip: the norm of gradients of 16 bits is computed in float32, and not rounded
 )
 
 // After returns the next group, or nil after the last.
@@ -69,7 +71,9 @@ type Call struct {
 	// calls have returned. The argument of work is the number of its thread from 0, or -1. If Team is nil, the engine's
 	// own threads are used.
 	Team func(threads int, work func(thread int))
-	Pow  func(x, y float64) float64 // C's pow
+	// Pow, Exp and Log are C's pow, exp and log. If they are nil, those of package cpow are used.
+	Pow      func(x, y float64) float64
+	Exp, Log func(x float64) float64
 }
 
 // Call checks the groups, which begin at the given address, and steps them. It returns the number of rows.
@@ -106,7 +110,8 @@ type Kind struct {
 	// Tensors is the number of tensors in a row of an operation on lists, which has no classes and no counts: Param, and for
 	// two also Grad. It is 0 for optimizers.
 	Tensors int `json:"tensors"`
-	// Results are the scalars that an operation on lists writes after those of its group, which must be the only one.
+	// Results are the scalars that a step writes after those of a group. Those of an optimizer are entries of the group with these
+	// keys. The group of an operation on lists must be the only one.
 	Results []string `json:"results"`
 	// Classes are the torch classes that the kind steps. Each has the values of options that its groups lack in some
 	// version of torch.
@@ -126,6 +131,8 @@ type Kind struct {
 	Integer bool    `json:"integer"` // whether the step count is a Python int
 	States  []State `json:"states"`
 	Around  bool    `json:"around"` // whether groups may have an Around
+	Narrow  bool    `json:"narrow"` // whether rows may have BFloat16 or Float16 elements
+	Stored  bool    `json:"stored"` // whether these rows may have states of other types, a master copy, and another rounding
 	Sparse  bool    `json:"sparse"` // whether a table contains goptim's sparseRow instead of engine.Row
 	// Sums reports whether the gradients of a repeated row are summed first. Zero are options that must be zero. Both are
 	// only for kinds of sparse gradients.
@@ -145,6 +152,9 @@ type State struct {
 	// When, if not empty, is the scalar that enables the state: by being nonzero, or if Above is set by being above 0.
 	When  string `json:"when,omitempty"`
 	Above bool   `json:"above,omitempty"`
+	From  string `json:"from,omitempty"` // the option that it is filled with before the first step; empty for a constant
+	// Narrow, if not empty, is the type of the state's elements if the parameter has 16 bits. Otherwise it is the parameter's.
+	Narrow string `json:"narrow,omitempty"`
 	// Given reports whether the caller passes the tensor with each row. It is not part of the parameter's state.
 	Given bool `json:"given,omitempty"`
 }
@@ -159,6 +169,11 @@ const (
 	// Like OfRows and OfCols, but without the dimension of size 1.
 	OfFlatRows = "flat_rows"
 	OfFlatCols = "flat_cols"
+	// One element for every n-th one of the parameter, where n is the scalar When; OfStart may also have no dimensions, and be 0.
+	OfSlices = "slices"
+	OfStart  = "start"
+	// One float64, which in Python is a float instead of a tensor.
+	OfFloat = "float"
 )
 
 // Words returns the number of scalars in a group of the kind.
@@ -208,7 +223,7 @@ var description = Description{
 	Structs: map[string]map[string][2]uintptr{
 		"Group": fieldsOf(reflect.TypeFor[Group]()), "Around": fieldsOf(reflect.TypeFor[Around]()),
 	},
-	Constants: map[string]int{"Scalars": Scalars, "Clip": Clip, "Scaled": Scaled, "Average": Average, "Clear": Clear},
+	Constants: map[string]int{"Scalars": Scalars, "Clip": Clip, "Scaled": Scaled, "Average": Average, "Clear": Clear, "Widen": Widen},
 }
 
 // DescribeStruct adds a struct whose address is passed to the bindings.
