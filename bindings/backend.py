@@ -4,10 +4,10 @@ setup.py and generate.py also find their tools with this module. go.mod has the 
 """
 
 import os
+import platform
 import re
 import shutil
 import subprocess
-import sys
 import sysconfig
 from importlib import metadata
 from pathlib import Path
@@ -18,6 +18,24 @@ from setuptools.build_meta import *  # noqa: F403
 ROOT = Path(__file__).resolve().parents[1]
 GO_VERSION = re.findall(r"(?m)^toolchain go(\S+)", (ROOT / "go.mod").read_text())[0]
 ZIG = re.findall(r'"(ziglang==[^"]+)"', (ROOT / "pyproject.toml").read_text())[0]
+
+
+MACOS = "13.0"  # the oldest version that Go 1.27 supports
+
+
+def target():
+    """The system and the machine to build for: Python's, or those of $_PYTHON_HOST_PLATFORM."""
+    name = sysconfig.get_platform()  # such as linux-x86_64, or macosx-11.0-universal2 for two machines
+    system, machine = name.partition("-")[0], name.rpartition("-")[2]
+    return system, platform.machine() if machine == "universal2" else machine
+
+
+def go_target():
+    """The same as Go's variables. Those without a value here have that of the machine."""
+    system, machine = target()
+    names = {"GOOS": {"linux": "linux", "macosx": "darwin"}.get(system)}
+    names["GOARCH"] = {"x86_64": "amd64", "aarch64": "arm64", "arm64": "arm64"}.get(machine)
+    return {variable: name for variable, name in names.items() if name}
 
 
 def go_env():
@@ -51,9 +69,14 @@ def find_cc():
     zig = _from_wheel("ziglang", "ziglang/zig")
     if found or not zig:
         return found
-    # Without -target, zig compiles for this machine's CPU and glibc.
-    machine = sysconfig.get_platform().rpartition("-")[2]
-    return f"'{zig}' cc" + (f" -target {machine}-linux-gnu.2.28" if sys.platform == "linux" else "")
+    return f"'{zig}' cc -target {zig_target()}"
+
+
+def zig_target():
+    """The argument of zig's -target. Without it, zig compiles for the CPU and the C library of this machine."""
+    system, machine = target()
+    rest = "linux-gnu.2.28" if system == "linux" else f"macos.{MACOS}"
+    return f"{'aarch64' if machine == 'arm64' else machine}-{rest}"
 
 
 def _from_wheel(distribution, path):

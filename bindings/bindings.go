@@ -15,6 +15,7 @@ import (
 
 	"github.com/goptim/goptim/bindings/internal/cmath"
 	"github.com/goptim/goptim/bindings/internal/openmp"
+	"github.com/goptim/goptim/bindings/internal/room"
 	"github.com/goptim/goptim/goptim"
 	"github.com/goptim/goptim/internal/steps"
 )
@@ -40,7 +41,7 @@ func Step(kind, groups, threads int64) (n int64, err error) {
 		return 0, fmt.Errorf("goptim: kind %d, expected one of %d", kind, len(kinds))
 	}
 	return kinds[kind].Call(uintptr(groups), steps.Call{
-		Threads: int(max(threads, 1)), OnlyCheck: threads < 0, Team: openmp.Team(), Pow: cmath.Pow,
+		Threads: int(max(threads, 1)), OnlyCheck: threads < 0, Team: openmp.Team(), Pow: cmath.Pow, Exp: cmath.Exp, Log: cmath.Log,
 	})
 }
 
@@ -59,11 +60,15 @@ func OpenMP(parallel, number int64) (n int64, err error) {
 	return parallel, nil
 }
 
-// Reserve makes Go start its threads now, as many as threads in addition to the caller's, because later there may not be
-// enough memory for them. Go terminates the process if it cannot start a thread.
+// Reserve makes Go's heap larger and starts Go's threads now, as many as threads in addition to the caller's, because later
+// there may not be enough address space for them. Go terminates the process if a small allocation fails or a thread cannot be
+// started. If threads is 0, threads are started when they are needed.
 func Reserve(threads int64) (n int64, err error) {
 	defer enter(&err)()
-	openmp.Reserve(int(threads))
+	room.Heap()
+	if threads > 0 {
+		openmp.Reserve(int(threads))
+	}
 	return threads, nil
 }
 
