@@ -15,7 +15,16 @@ from torch.optim import (
     lr_scheduler as lr_scheduler,
 )
 
-from goptim import amp as amp, hf as hf, swa_utils as swa_utils, testing as testing
+from goptim import (
+    adopt as adopt,
+    amp as amp,
+    bitsandbytes as bitsandbytes,
+    hf as hf,
+    swa_utils as swa_utils,
+    testing as testing,
+    timm as timm,
+)
+from goptim._adopt import ADOPT as ADOPT
 from goptim._explain import explain as explain
 from goptim._state import load_state as load_state, save_state as save_state
 from goptim.adadelta import Adadelta as Adadelta
@@ -23,6 +32,9 @@ from goptim.adafactor import Adafactor as Adafactor
 from goptim.adagrad import Adagrad as Adagrad
 from goptim.adam import Adam as Adam, AdamW as AdamW, AMSGrad as AMSGrad
 from goptim.adamax import Adamax as Adamax
+from goptim.adamwlegacy import AdamWLegacy as AdamWLegacy
+from goptim.adan import Adan as Adan
+from goptim.ademamix import AdEMAMix as AdEMAMix
 from goptim.asgd import ASGD as ASGD
 from goptim.averages import EMA as EMA, ema_ as ema_, polyak_update as polyak_update
 from goptim.clip import (
@@ -31,14 +43,31 @@ from goptim.clip import (
     clip_grads_with_norm_ as clip_grads_with_norm_,
     get_total_norm as get_total_norm,
 )
+from goptim.lamb import LAMB as LAMB
+from goptim.laprop import LaProp as LaProp
+from goptim.lars import LARS as LARS
 from goptim.lbfgs import LBFGS as LBFGS
 from goptim.lion import Lion as Lion
+from goptim.lookahead import Lookahead as Lookahead
+from goptim.muon_aux import MuonWithAuxAdam as MuonWithAuxAdam
 from goptim.nadam import NAdam as NAdam
+from goptim.nadamw import NAdamW as NAdamW
+from goptim.prodigy import Prodigy as Prodigy
 from goptim.radam import RAdam as RAdam
 from goptim.rmsprop import RMSprop as RMSprop
+from goptim.rmsproptf import RMSpropTF as RMSpropTF
+from goptim.rmsproptflike import RMSpropTFLike as RMSpropTFLike
 from goptim.rprop import Rprop as Rprop
+from goptim.sam import SAM as SAM
+from goptim.schedule_free import (
+    AdamWScheduleFree as AdamWScheduleFree,
+    RAdamScheduleFree as RAdamScheduleFree,
+    SGDScheduleFree as SGDScheduleFree,
+)
 from goptim.sgd import SGD as SGD
+from goptim.sgdw import SGDW as SGDW
 from goptim.sparse_adam import SparseAdam as SparseAdam
+from goptim.stableadamw import StableAdamW as StableAdamW
 
 if hasattr(_torch_optim, "Muon"):
     from goptim import _muon as _muon
@@ -47,12 +76,12 @@ if hasattr(_torch_optim, "Muon"):
 from goptim import _adafactor as _adafactor, _for_loop, _modules, adamw as adamw
 from goptim._patch import patch as patch, unpatch as unpatch
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     *_torch_optim.__all__,
     "AMSGrad",
-    *_for_loop.CLASSES,
+    *(name for name in _for_loop.counterparts() if _for_loop.name_in_goptim(name) == name),
     "EMA",
     "clip_grad_norm_",
     "clip_grad_value_",

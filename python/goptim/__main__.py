@@ -6,7 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from goptim import _bench, _run
+import goptim
+from goptim import _bench, _native, _run
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -16,11 +17,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: the command line by default.
     """
     parser = argparse.ArgumentParser(prog="python -m goptim", description="torch.optim, computed in Go.")
-    commands = parser.add_subparsers(required=True, metavar="command")
+    parser.add_argument("--version", action="store_true", help="print the version and the platform")
+    commands = parser.add_subparsers(metavar="command")
     for add in (_run.add_command, _bench.add_command):
         add(commands)
     options = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
-    options.call(options)
+    if options.version:
+        print(f"goptim {goptim.__version__}: {_native.platform_line()}")
+    elif hasattr(options, "call"):
+        options.call(options)
+    else:
+        parser.error("a command is required")
 
 
 if __name__ == "__main__":

@@ -9,25 +9,30 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from goptim import _dtensor, _native
-from goptim._eligible import PLAIN, memory_of
-from goptim._lists import order_of_norms
+from goptim._eligible import PLAIN, memory_of, reason_of_gradient, reason_of_tensor
+from goptim._lists import GO, NO_GRADIENT, order_of_norms
 from goptim._zero import ZeroGrad
 from goptim.averages import EMA
-from goptim.clip import as_tensor, clip_grads_with_norm_, get_total_norm
+from goptim.clip import as_tensor, clip_grads_with_norm_, get_total_norm, widens
 
 if TYPE_CHECKING:
     from goptim._parts import Asked
     from goptim._step import GoStep
 
+# If set, called after each step with something around it: with the optimizer, the names of the arguments, and why some
+# of it took calls of its own, or None if the step was one call of Go.
+watch: Callable[[Optimizer, tuple[str, ...], str | None], None] | None = None
+
 # The flags of an Around (internal/steps).
-_CLIP, _SCALED, _AVERAGE, _CLEAR = 1, 2, 4, 8
+_CLIP, _SCALED, _AVERAGE, _CLEAR, _WIDEN = 1, 2, 4, 8, 16
 
 
 class Around:
@@ -37,8 +42,10 @@ class Around:
         ValueError, TypeError: an argument is not what its name says.
     """
 
-    def __init__(self, optimizer: GoStep, max_grad_norm: Any, ema: Any, zero_grad: Any) -> None:
+    def __init__(self, optimizer: GoStep, max_grad_norm: Any, norm_dtype: Any, ema: Any, zero_grad: Any) -> None:
         self.optimizer = optimizer
+        self.norm_dtype = norm_dtype
+        self.widen = widens(f"{type(optimizer).__name__}.step", norm_dtype)
         self.max_norm = None if max_grad_norm is None else _limit(optimizer, max_grad_norm)
         if ema is not None and not isinstance(ema, EMA):
             raise TypeError(f"{type(optimizer).__name__}.step: ema is a {type(ema).__name__}, expected a goptim.EMA")
@@ -51,6 +58,7 @@ class Around:
         self.total: Tensor | None = None  # the norm
         self.factor: float | None = None  # of gradients in Go; None if they are not scaled there
         self.begun = self.done = False
+        self.why: str | None = None  # some of it takes calls of its own
 
     def go(self, asked: tuple[Asked, ...]) -> Any:
         """GoStep._go with everything around it, or if that is not possible with gradients that have been clipped."""
@@ -69,11 +77,18 @@ class Around:
         optimizer, ema, clips = self.optimizer, self.ema, self.max_norm is not None
         kind = optimizer.kind
         clears = self.clears and type(optimizer).zero_grad is ZeroGrad.zero_grad
-        flags = _CLIP * clips | _CLEAR * clears
+        flags = _CLIP * clips | _CLEAR * clears | _WIDEN * (clips and self.widen)
         averages = None
         if ema is not None and ema.written_alone:
             flags |= _AVERAGE
-        if not kind.around or flags == 0:
+        if not kind.around:
+            self.why = "its class is not elementwise"
+            return False
+        if self.clears and not clears:
+            self.why = "its class overrides zero_grad"
+        if ema is not None and not ema.written_alone:
+            self.why = "its EMA overrides update, or has a decay that is not a float"
+        if flags == 0:
             return False
         if ema is not None and flags & _AVERAGE:
             params = _params_of(asked)
@@ -82,10 +97,12 @@ class Around:
             asked, (flags, order_of_norms(), self.max_norm or 0.0, 1.0, ema.weight if ema else 0.0, averages)
         )
         if type(done) is not tuple:
+            if watch is not None:
+                self.why = self._reason_for_parts(asked, done)
             return False
-        self.rows, size, norm = done
+        self.rows, dtype, norm = done
         if clips:
-            self._set_norm(as_tensor(norm, size))
+            self._set_norm(as_tensor(norm, dtype, self.widen))
         if ema is not None:
             if averages is None:
                 ema.update()
@@ -94,6 +111,18 @@ class Around:
         if self.clears and not clears:
             optimizer.zero_grad(set_to_none=False)
         return True
+
+    def _reason_for_parts(self, asked: tuple[Asked, ...], codes: bytes | None) -> str:
+        """Why a step is not one call of Go, which has returned these codes, or None."""
+        kind, state = self.optimizer.kind, self.optimizer.state
+        if codes is None:
+            return "its gradients have several dtypes, or its tensors share memory"
+        if not all(kind.is_plain(options, extra) for _, options, extra in asked):
+            return "its group has an argument that is not a float or an int"
+        slow = [p for p, code in zip(_params_of(asked), codes, strict=True) if code not in (GO, NO_GRADIENT)]
+        if all(p not in state and not reason_of_tensor(p) and not reason_of_gradient(p.grad) for p in slow):
+            return "it creates states"
+        return "not all of its parameters are on the fast path"
 
     def _call(self, asked: tuple[Asked, ...], around: tuple[Any, ...]) -> Any:
         core: Any = _native.core()
@@ -114,7 +143,7 @@ class Around:
             return
         params = [p for group in self.optimizer.param_groups for p in group["params"]]
         grads = [p.grad for p in params if p.grad is not None]
-        total = get_total_norm(grads)
+        total = get_total_norm(grads, norm_dtype=self.norm_dtype)
         self._set_norm(total)
         if not in_go or not self.optimizer.kind.around or not self._are_separate(params, total):
             clip_grads_with_norm_(params, self.max_norm, total)
@@ -134,12 +163,14 @@ class Around:
 
     def finish(self) -> None:
         """Average and clear after the step, unless Go has."""
-        if self.done:
-            return
-        if self.ema is not None:
-            self.ema.update()
-        if self.clears:
-            self.optimizer.zero_grad(set_to_none=False)
+        if not self.done:
+            if self.ema is not None:
+                self.ema.update()
+            if self.clears:
+                self.optimizer.zero_grad(set_to_none=False)
+        if watch is not None:
+            names = {"max_grad_norm": self.max_norm is not None, "ema": self.ema is not None, "zero_grad": self.clears}
+            watch(self.optimizer, tuple(name for name, given in names.items() if given), self.why)
 
     def _are_separate(self, params: list[Tensor], total: Tensor) -> bool:
         """Whether to scale a gradient as it is read has the same result as to scale all gradients in place before."""

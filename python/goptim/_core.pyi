@@ -20,11 +20,16 @@ def Version() -> str: ...
 def make_kind(
     number: int,
     scalars: tuple[tuple[str | None, int, int, bool, float | None], ...],
-    states: tuple[tuple[str | None, int, int, bool], ...],
+    states: tuple[tuple[str | None, int, int, bool, int, bool], ...],
     step: str | None,
     integer: bool,
     leave: tuple[str, ...],
     inner: Callable[[Tensor], Any],
+    narrow: bool,
+    stored: bool,
+    sparse: tuple[int, bool, bool, int] | None = None,
+    results: tuple[tuple[str, bool], ...] = (),
+    paths: bool = True,
     /,
 ) -> object: ...
 def step_groups(
@@ -48,13 +53,14 @@ def step_lists(
     scalars: tuple[float, ...],
     versions: int,
     threads: int,
+    noise: tuple[int, int, int] | None = None,
     /,
 ) -> Any: ...
 def step_sparse(
     kind: object,
     group: dict[str, Any],
     extra: tuple[Any, ...],
-    size: int,
+    dtype: int,
     row: tuple[int, ...],
     step: float,
     threads: int,

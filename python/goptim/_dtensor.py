@@ -65,22 +65,22 @@ def like(t: Any, part: Tensor) -> Tensor:
     )
 
 
-def why_not(p: Any) -> str | None:
+def reason_of_shard(p: Any) -> str | None:
     """Why the local shard of a DTensor cannot be stepped on its own; None if it can."""
     if any(placement.is_partial() for placement in p.placements):
         return f"it is a DTensor placed as {p.placements}"
     return None
 
 
-def why_apart(p: Any, t: Any) -> str | None:
+def reason_of_placement(p: Any, t: Any) -> str | None:
     """Why a gradient or state is sharded differently than its parameter; None if it is not.
 
-    In this case torch redistributes it with collectives.
+    In this case torch redistributes it with collectives. A state may have another dtype than its parameter.
     """
     if t.placements != p.placements or t.device_mesh != p.device_mesh or _shard_order(t) != _shard_order(p):
         return f"is placed as {t.placements}, and the parameter as {p.placements}"
     a, b = local(p), local(t)
-    if type(b) is not Tensor or (b.shape, b.dtype, b.device, b.layout) != (a.shape, a.dtype, a.device, a.layout):
+    if type(b) is not Tensor or (b.shape, b.dtype, b.device, b.layout) != (a.shape, t.dtype, a.device, a.layout):
         return f"is here a {type(b).__name__} of {b.dtype}, {b.layout} and shape {tuple(b.shape)}"
     return None
 

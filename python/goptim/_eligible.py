@@ -18,7 +18,11 @@ from torch.optim import Optimizer
 
 from goptim import _dtensor, _native
 
+# The dtypes of elements and of scalar states that every kind supports.
 DTYPES = (torch.float32, torch.float64)
+
+# Those that elementwise kinds also support: they compute in float32, and round what they store once.
+NARROW = (torch.bfloat16, torch.float16)
 
 # Go reads and writes the memory of these types. A subclass may redefine torch's operations.
 PLAIN = (Tensor, torch.nn.Parameter)
@@ -40,6 +44,9 @@ SHARED = "it shares memory with another parameter that falls back to torch"
 # Why a parameter falls back to torch because of the class of a group that torch has to see as it is.
 WITH_GROUP = "another parameter falls back to torch, and a group is a dict with its own lookup methods"
 
+# Why a parameter falls back to torch because its update depends on all gradients.
+WITH_OTHERS = "another parameter falls back to torch, and the step uses a number computed from all of them"
+
 
 class Incompatible(str):
     """A reason why a parameter falls back to torch, which raises an error or converts the parameter."""
@@ -48,7 +55,7 @@ class Incompatible(str):
 def reason_of_optimizer(optimizer: Optimizer) -> str | None:
     """Why the whole step falls back to torch. For example, a tracer or a loss scaler would miss writes by Go."""
     if _native.core() is None:
-        return _native.why_not()
+        return _native.reason_unavailable()
     if dispatch_modes():
         return "a dispatch mode is active"
     if functorch() is not None:
@@ -98,13 +105,23 @@ def reason_of_numbers(group: dict[str, Any]) -> str:
     return "its group has an argument that is not a number"
 
 
-def reason_of_tensor(p: Tensor) -> str | None:
+def reason_of_path(group: dict[str, Any]) -> str | None:
+    """Why a group's 16-bit parameters fall back: it asks for an implementation of torch that has other results."""
+    foreach, fused = group.get("foreach"), group.get("fused")
+    if foreach:
+        return "foreach=True: torch rounds 16-bit parameters after every operation"
+    if foreach is not None and fused is not None and not fused:
+        return "foreach=False and fused=False: torch rounds 16-bit parameters after every operation"
+    return None
+
+
+def reason_of_tensor(p: Tensor, dtypes: tuple[torch.dtype, ...] = DTYPES) -> str | None:
     """Why a parameter falls back to torch; None if it runs in Go."""
     if type(p) not in PLAIN:
         return f"it is a {type(p).__name__}, a tensor subclass"
     if p.layout is not torch.strided:
         return f"it is {p.layout}"
-    if p.dtype not in DTYPES:
+    if p.dtype not in dtypes:
         return f"it is {p.dtype}"
     if not p.is_cpu:
         return f"it is on {p.device}"
@@ -130,10 +147,10 @@ def reason_unlike(p: Tensor, t: Tensor) -> str | None:
     """Why a gradient or a state, with the dtype and device of its parameter, falls back to torch."""
     if type(t) is not (Tensor if type(p) in PLAIN else type(p)):
         return f"is a {type(t).__name__}"
-    if type(p) not in PLAIN and (why := _dtensor.why_apart(p, t)) is not None:
+    if type(p) not in PLAIN and (why := _dtensor.reason_of_placement(p, t)) is not None:
         return why
-    alike = t.is_contiguous() if t.shape != p.shape else same_strides(_dtensor.local(p), _dtensor.local(t))
-    return None if alike else "has different strides than the parameter"
+    same = t.is_contiguous() if t.shape != p.shape else same_strides(_dtensor.local(p), _dtensor.local(t))
+    return None if same else "has different strides than the parameter"
 
 
 def reason_shared(tensors: list[tuple[str, Tensor]]) -> str | None:

@@ -25,16 +25,16 @@ class EmptyPart(Part):
     def _try_torch(self, p: Tensor, g: Tensor) -> None:
         """Raise the error that torch raises, by a step of torch on a parameter with one row."""
         n, width = min(1, g._nnz()), min(1, math.prod(p.shape[1:]))
-        twin: Any = self.optimizer.twin
+        torch_class: Any = self.optimizer.torch_class
         with torch.device("cpu"):
             q = torch.zeros(1, width, dtype=p.dtype)
             indices = torch.zeros(1, n, dtype=torch.int64)
             q.grad = torch.sparse_coo_tensor(indices, q[:n], q.shape, check_invariants=False)
-            optimizer = twin([q])
+            optimizer = torch_class([q])
             optimizer.param_groups[0].update(
                 {key: value for key, value in self.group.items() if key not in ("params", "param_names")}
             )
-            for key in self.numbers:
+            for key in self.scalar_states:
                 if key in (state := self.optimizer.state.get(p, {})):
                     optimizer.state[q][key] = state[key].clone()
-            undecorated_step(twin)(optimizer)
+            undecorated_step(torch_class)(optimizer)

@@ -12,8 +12,17 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from goptim import _native
-from goptim._eligible import PLAIN, SCALED, SHARED, WITH_GROUP, looks_up, reason_compiling, reason_of_optimizer
+from goptim import _native, _storage
+from goptim._eligible import (
+    PLAIN,
+    SCALED,
+    SHARED,
+    WITH_GROUP,
+    WITH_OTHERS,
+    looks_up,
+    reason_compiling,
+    reason_of_optimizer,
+)
 from goptim._parts import TORCH, Part
 from goptim._scaler import divides
 from goptim._step import ASK, GoStep
@@ -53,21 +62,31 @@ class Row:
     slow: str = ""
     """Why a step reads the tensor through Python, which takes about 20 µs per parameter; empty if it does not."""
 
+    storage: str = ""
+    """The keywords of ``docs/half.md`` that have an effect on it, as in a call; empty if there are none."""
+
 
 class Explanation(tuple[Row, ...]):
-    """The rows of :func:`explain`, in the order of the parameters. Its string is a table."""
+    """The rows of :func:`explain`, in the order of the parameters. Its string is a table and the platform."""
 
     __slots__ = ()
+
+    @property
+    def platform(self) -> str:
+        """The system, the machine, the version of torch, and the vectors and threads that steps in Go use."""
+        return _native.platform_line()
 
     def __str__(self) -> str:
         lines = [_HEADINGS, *(_cells(row) for row in self)]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+        table = ("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+        return "\n".join((*table, f"on {self.platform}"))
 
 
 def _cells(row: Row) -> tuple[str, ...]:
     slow = row.slow and f"slowly, because {row.slow}"
-    why = "; ".join(filter(None, [row.reason, slow, "" if row.has_grad else "it has no gradient now"]))
+    stored = row.storage and f"with {row.storage}"
+    why = "; ".join(filter(None, [row.reason, stored, slow, "" if row.has_grad else "it has no gradient now"]))
     shape = "none" if row.shape is None else " x ".join(map(str, row.shape)) or "()"
     dtype = str(row.dtype).removeprefix("torch.")
     return (f"{row.group}.{row.index}", row.name or "", shape, dtype, str(row.device), row.to, why)
@@ -103,7 +122,7 @@ _Ask = Callable[[int, int, Tensor], str | None]
 
 
 def _rows(optimizer: Optimizer, ask: _Ask) -> Iterator[Row]:
-    slow = (_native.why_slow() or "") if isinstance(optimizer, GoStep) else ""
+    slow = (_native.reason_slow() or "") if isinstance(optimizer, GoStep) else ""
     for i, group in enumerate(optimizer.param_groups):
         names = group.get("param_names")
         for j, p in enumerate(group["params"]):
@@ -116,13 +135,14 @@ def _rows(optimizer: Optimizer, ask: _Ask) -> Iterator[Row]:
             name = names[j] if names and j < len(names) else None
             shape = None if is_lazy(p) or (p.is_nested and p.layout is torch.strided) else tuple(p.shape)
             of_go = slow if to == "go" else ""
-            yield Row(i, j, name, shape, p.dtype, p.device, to, why or "", p.grad is not None, of_go)
+            stored = _storage.in_effect(group, p) if to == "go" else ""
+            yield Row(i, j, name, shape, p.dtype, p.device, to, why or "", p.grad is not None, of_go, stored)
 
 
 def _ask_parts(optimizer: GoStep) -> _Ask:
-    why_all = reason_compiling() or reason_of_optimizer(optimizer)
-    if why_all is SCALED and divides(optimizer):
-        why_all = None
+    reason_of_all = reason_compiling() or reason_of_optimizer(optimizer)
+    if reason_of_all is SCALED and divides(optimizer):
+        reason_of_all = None
 
     @functools.cache
     def part(i: int) -> Part:
@@ -140,19 +160,28 @@ def _ask_parts(optimizer: GoStep) -> _Ask:
         places = [(i, j) for i, x in enumerate(parts) for j in range(len(x.params))]
         return dict(zip(places, answer, strict=True)) if type(answer) is bytes else {}
 
-    def alone(i: int, j: int, p: Tensor) -> str | None:
-        why = why_all or part(i).reason_of_group or _why_lazy(p)
+    def reason_of_parameter(i: int, j: int, p: Tensor) -> str | None:
+        if reason_of_all is not None:
+            optimizer._refuse_param(i, p, reason_of_all)
+            return reason_of_all
+        why = part(i).reason_of_group or _reason_lazy(p)
         why = why or part(i).reason_of(p, _gradient(p, not optimizer.kind.sparse), optimizer.state.get(p, {}))
-        return SHARED if why is None and p.grad is not None and codes().get((i, j)) == TORCH else why
+        if why is None and p.grad is not None and codes().get((i, j)) == TORCH and part(i).is_stored(p):
+            why = SHARED
+        if why is not None:
+            part(i).refuse(p, why)
+        return why
 
     @functools.cache
-    def together() -> str | None:
+    def reason_with_group() -> str | None:
         """Why all parameters fall back."""
-        groups = [(i, group) for i, group in enumerate(optimizer.param_groups) if looks_up(group)]
+        together = optimizer.together
+        groups = [(i, group) for i, group in enumerate(optimizer.param_groups) if together or looks_up(group)]
         params = [(i, j, p) for i, group in groups for j, p in enumerate(group["params"]) if p.grad is not None]
-        return WITH_GROUP if any(alone(*place) for place in params) else None
+        why = WITH_OTHERS if together else WITH_GROUP
+        return why if any(reason_of_parameter(*place) for place in params) else None
 
-    return lambda i, j, p: alone(i, j, p) or together()
+    return lambda i, j, p: reason_of_parameter(i, j, p) or reason_with_group()
 
 
 def _ask_lbfgs(optimizer: LBFGS) -> _Ask:
@@ -163,7 +192,7 @@ def _ask_lbfgs(optimizer: LBFGS) -> _Ask:
     return lambda i, j, p: why()
 
 
-def _why_lazy(p: Tensor) -> str | None:
+def _reason_lazy(p: Tensor) -> str | None:
     return "it is lazy and does not have a shape yet" if is_lazy(p) else None
 
 

@@ -17,11 +17,11 @@ from goptim import _native, _originals
 from goptim._eligible import looks_up
 
 
-def undecorated_step(twin: type[Optimizer]) -> Callable[..., Any]:
+def undecorated_step(torch_class: type[Optimizer]) -> Callable[..., Any]:
     """torch's step of a class, with torch's handling of grad mode but without the hooks, which our step has run."""
-    step: Any = twin.step
+    step: Any = torch_class.step
     if getattr(step, "__module__", "").startswith("goptim."):  # a program has assigned our step to torch's class
-        step = _originals.STEPS.get(twin, step)
+        step = _originals.STEPS.get(torch_class, step)
     return step.__wrapped__ if getattr(step, "hooked", False) else step  # type: ignore[no-any-return]
 
 
@@ -101,7 +101,7 @@ def threads_after_fork() -> Iterator[None]:
 def call_init_group(optimizer: Optimizer, group: dict[str, Any]) -> None:
     init: Any = optimizer._init_group  # type: ignore[attr-defined]
     kind: Any = type(optimizer)
-    theirs = getattr(kind.twin, "_init_group", kind._init_group)  # a class derived from it may say *args
+    theirs = getattr(kind.torch_class, "_init_group", kind._init_group)  # a class derived from it may say *args
     _, _, *lists = inspect.signature(theirs).parameters
     # In torch 2.6, the flag amsgrad is among the lists that it fills.
     init(group, *(group[name] if isinstance(group.get(name), bool) else [] for name in lists))

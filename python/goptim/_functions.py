@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from goptim import _lists, _native, _originals, averages, clip, swa_utils
-from goptim._eligible import dispatch_modes, functorch, reason_of_tensor
+from goptim._eligible import DTYPES, NARROW, dispatch_modes, functorch, reason_of_tensor
 from goptim._fallback import threads_after_fork
 
 # If set, it is called for each call of a replaced function with its name, the number of tensors that ran in Go, and the
@@ -51,7 +51,8 @@ class _Replacement:
 
 _replaced: list[_Replacement] = []
 _active = False
-_lock = threading.RLock()
+lock = threading.RLock()
+"""Held while something is replaced or restored, also by :mod:`goptim._patch`."""
 
 
 def _usable() -> bool:
@@ -62,7 +63,7 @@ def _usable() -> bool:
 def replace() -> None:
     """Replace the functions of torch, and those of other packages as soon as they are imported."""
     global _active
-    with _lock:
+    with lock:
         _active = True
         for name, hook in _CLIP.items():
             _replace_in_cell(_originals.DECORATED[name], _originals.CLIP[name], hook)
@@ -72,18 +73,24 @@ def replace() -> None:
         )
         _replace_code(_originals.SWA["get_swa_multi_avg_fn"], lambda _: lambda: swa_utils.swa_multi_avg_fn(_usable))
         for name, then in _OTHERS.items():
-            if name in sys.modules:
-                then(sys.modules[name])
-            else:
-                _finder.waiting[name] = then
-        if _finder.waiting:
+            after_import(name, then)
+
+
+def after_import(name: str, then: Callable[[types.ModuleType], None]) -> None:
+    """Call a function with a module now, or as soon as it has been imported, while functions are replaced."""
+    with lock:
+        if name in sys.modules:
+            then(sys.modules[name])
+            return
+        _finder.waiting[name] = then
+        if _finder not in sys.meta_path:
             sys.meta_path.insert(0, _finder)
 
 
 def restore() -> None:
     """Restore all functions."""
     global _active
-    with _lock:
+    with lock:
         _active = False
         _finder.waiting.clear()
         if _finder in sys.meta_path:
@@ -166,7 +173,7 @@ def _call_after(loader: Any, then: Callable[[types.ModuleType], None]) -> None:
     def exec_module(module: types.ModuleType) -> None:
         del loader.exec_module
         execute(module)
-        with _lock:
+        with lock:
             if _active:  # the patch may have ended since
                 then(module)
 
@@ -177,7 +184,7 @@ _finder = _Finder()
 
 
 @contextlib.contextmanager
-def _counted(name: str, of: Callable[[], Sequence[tuple[Tensor, ...]]], why: str | None = None) -> Iterator[None]:
+def counted(name: str, of: Callable[[], Sequence[tuple[Tensor, ...]]], why: str | None = None) -> Iterator[None]:
     """Count for the report of run what of a call runs in Go.
 
     Args:
@@ -189,7 +196,7 @@ def _counted(name: str, of: Callable[[], Sequence[tuple[Tensor, ...]]], why: str
         yield
         return
     tensors = of()
-    reasons = [why or _reason_of(pair) for pair in tensors]
+    reasons = [why or _reason_of(pair, name) for pair in tensors]
     _local.rows = rows = Counter[str]()
     try:
         yield
@@ -207,22 +214,32 @@ def count_rows(kind: str, rows: int) -> None:
         counts[kind] += rows
 
 
-def _reason_of(tensors: tuple[Tensor, ...]) -> str | None:
+# Functions of which torch computes those with 16-bit tensors, and why.
+_NARROW_IN_TORCH = {
+    "polyak_update": "torch rounds its 16-bit elements in a way that depends on the number of threads",
+    "ModelEmaV3": "timm may round its 16-bit elements at random",
+    "GradScaler, dividing by the scale": "torch's fused step does not round the quotients of its 16-bit elements",
+}
+
+
+def _reason_of(tensors: tuple[Tensor, ...], name: str) -> str | None:
     """Why an operation on a tensor falls back to torch."""
     for t in tensors:
-        why = reason_of_tensor(t)
+        why = reason_of_tensor(t, (*DTYPES, *NARROW))
         if why is not None:
             return why
+        if t.dtype in NARROW and name in _NARROW_IN_TORCH:
+            return f"{_NARROW_IN_TORCH[name]} ({t.dtype})"
     first = tensors[0]
     if any(t.shape != first.shape or t.dtype != first.dtype or t.stride() != first.stride() for t in tensors):
         return "the tensors of a pair differ in shape, dtype or strides"
     return None
 
 
-def _why_torch() -> str | None:
+def fallback_reason() -> str | None:
     """Why a call falls back to torch before its arguments are known."""
     if not _native.in_use():
-        return _native.why_not() if _native.forked() else "no optimizer of goptim was constructed before"
+        return _native.reason_unavailable() if _native.forked() else "no optimizer of goptim was constructed before"
     if dispatch_modes():
         return "a dispatch mode is active"
     return "functorch is active" if functorch() is not None else None
@@ -242,7 +259,7 @@ def _clipping(name: str, tensors: Callable[[Any], list[tuple[Tensor, ...]]]) -> 
     def hook(*args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():  # first, because a compiler cannot trace what follows
             return original(*args, **kwargs)
-        call = ours if _usable() else _torchs(original)
+        call = ours if _usable() else _fallback_of(original)
         if watch is None and not warns:
             return call(*args, **kwargs)
         given = args[0] if args else kwargs.get(first)
@@ -257,7 +274,7 @@ def _clipping(name: str, tensors: Callable[[Any], list[tuple[Tensor, ...]]]) -> 
                 kwargs[first] = given
         if watch is None:
             return call(*args, **kwargs)
-        with _counted(name, lambda: tensors(given), _why_torch()):
+        with counted(name, lambda: tensors(given), fallback_reason()):
             return call(*args, **kwargs)
 
     return hook
@@ -271,7 +288,7 @@ _CLIP = {
 }
 
 
-def _torchs(original: Callable[..., Any]) -> Callable[..., Any]:
+def _fallback_of(original: Callable[..., Any]) -> Callable[..., Any]:
     """A function that falls back to torch."""
     if not _native.forked():
         return original
@@ -288,7 +305,7 @@ def _averaged_model(original: Callable[..., Any]) -> Callable[..., Any]:
         if torch.compiler.is_compiling():
             original(self, model)
             return
-        update = swa_utils.update_parameters if _usable() else _torchs(original)
+        update = swa_utils.update_parameters if _usable() else _fallback_of(original)
         if watch is None:
             update(self, model)
             return
@@ -296,7 +313,7 @@ def _averaged_model(original: Callable[..., Any]) -> Callable[..., Any]:
         def pairs() -> list[tuple[Tensor, ...]]:
             return list(zip(self.module.parameters(), model.parameters(), strict=False))
 
-        with _counted("AveragedModel", pairs, _why_torch() or swa_utils.reason_of(self)):
+        with counted("AveragedModel", pairs, fallback_reason() or swa_utils.reason_of(self)):
             update(self, model)
 
     return update_parameters
@@ -316,11 +333,11 @@ def _polyak_update(original: Callable[..., Any]) -> Callable[..., Any]:
             return
         read, targets = _lists.listed(params), _lists.listed(target_params)
         fits = _usable() and len(read) == len(targets)
-        update = averages.polyak_update if fits else _torchs(original)
+        update = averages.polyak_update if fits else _fallback_of(original)
         if watch is None:
             update(read, targets, tau)
             return
-        with _counted("polyak_update", lambda: list(zip(targets, read, strict=False)), _why_torch()):
+        with counted("polyak_update", lambda: list(zip(targets, read, strict=False)), fallback_reason()):
             update(read, targets, tau)
 
     return polyak_update
@@ -358,10 +375,12 @@ def _model_ema(original: Callable[..., Any]) -> Callable[..., Any]:
         if torch.compiler.is_compiling():
             original(self, ema_values, model_values, weight)
             return
-        with _counted("ModelEmaV3", lambda: list(zip(ema_values, model_values, strict=False)), _why_torch()):
+        with counted("ModelEmaV3", lambda: list(zip(ema_values, model_values, strict=False)), fallback_reason()):
             fits = _usable() and len(ema_values) == len(model_values) and _lists.fits_float32(weight)
-            if not fits or type(_lists.LERP(ema_values, model_values, (weight,))) is not int:
-                _torchs(original)(self, ema_values, model_values, weight)
+            # timm may round averages of bfloat16 at random.
+            flags = _lists.WIDE if getattr(self, "stochastic_rounding", False) else 0
+            if not fits or type(_lists.LERP(ema_values, model_values, (weight,), flags)) is not int:
+                _fallback_of(original)(self, ema_values, model_values, weight)
 
     return _foreach_lerp_
 

@@ -15,6 +15,7 @@ import itertools
 import os
 import platform
 import struct
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeVar
 
@@ -27,6 +28,7 @@ _RT_SIGPROCMASK = {"x86_64": 14, "aarch64": 135, "riscv64": 135}  # system call 
 _NO_WAY = ctypes.c_long(-1)
 _NONE, _ONE, _EIGHT = map(ctypes.c_ulong, (0, 1, 8))
 _WORDS = 24  # number of words of a TensorImpl that are probed
+_SPARSE_WORDS = 32  # … of a SparseTensorImpl
 
 
 class Layout(NamedTuple):
@@ -52,7 +54,14 @@ class Layout(NamedTuple):
     plain: int  # the dispatch keys of a dense CPU tensor
     float32: int  # the type of a float32 tensor
     float64: int
+    bfloat16: int
+    float16: int
     freed: int  # the deleter of memory that torch allocated; 0 if it is not known
+    indices: int  # in a SparseTensorImpl, the address of the TensorImpl of its indices
+    values: int  # … of its values
+    coalesced: int  # in bytes, whether it is coalesced
+    sparse: int  # the dispatch keys of a sparse COO tensor on the CPU; 0 if the fields of such tensors are not known
+    int64: int  # the type of an int64 tensor
 
 
 class UnknownError(Exception):
@@ -83,14 +92,32 @@ class _Memory:
     def __init__(self) -> None:
         self.libc = ctypes.CDLL(None, use_errno=True)
         probe = ctypes.c_uint64(0x0123456789ABCDEF)
-        # A sandbox may end the process for an unexpected system call such as process_vm_readv, which debuggers use.
-        sandboxed = self.libc.prctl(_PR_GET_SECCOMP, 0, 0, 0, 0) != 0
-        readers = [self._read_if_readable, self._read_as_debugger]
-        for self.read in readers if sandboxed else reversed(readers):
-            with contextlib.suppress(OSError, AttributeError, KeyError):
+        readers = self._readers()
+        for self.read in readers.values():
+            with contextlib.suppress(OSError, AttributeError, KeyError, ValueError):
                 if self.read(ctypes.addressof(probe), 8) == bytes(probe):
                     return
-        raise OSError("neither process_vm_readv nor rt_sigprocmask can be used")
+        raise OSError(f"none of {', '.join(readers)} can be used" if readers else f"not on {sys.platform}")
+
+    def _readers(self) -> dict[str, Callable[[int, int], bytes]]:
+        """The ways to read memory on this system, the better ones first."""
+        if sys.platform == "darwin":
+            return {"mach_vm_read_overwrite": self._read_as_task}
+        if sys.platform != "linux":
+            return {}
+        readers = {"process_vm_readv": self._read_as_debugger, "rt_sigprocmask": self._read_if_readable}
+        # A sandbox may end the process for an unexpected system call such as process_vm_readv, which debuggers use.
+        sandboxed = self.libc.prctl(_PR_GET_SECCOMP, 0, 0, 0, 0) != 0
+        return dict([*readers.items()][:: -1 if sandboxed else 1])
+
+    def _read_as_task(self, address: int, n: int) -> bytes:
+        """Read with Mach's call, on macOS."""
+        data, count = ctypes.create_string_buffer(n), ctypes.c_uint64()
+        words = map(ctypes.c_uint64, (address, n, ctypes.addressof(data)))
+        task = ctypes.c_uint32.in_dll(self.libc, "mach_task_self_")
+        if self.libc.mach_vm_read_overwrite(task, *words, ctypes.byref(count)) != 0 or count.value != n:
+            raise OSError(errno.EFAULT, "mach_vm_read_overwrite")
+        return data.raw
 
     def _read_as_debugger(self, address: int, n: int) -> bytes:
         """Read with process_vm_readv. For its own memory, a process needs no privileges."""
@@ -173,7 +200,7 @@ def _find(memory: _Memory) -> Layout:
     guard = _only(i for i in flags if not any(x[i] for x in open_) and all(x[i] == 1 for x in guarded))
     data = _place(of_storages, [(x.data_ptr(),) for x in storages])
     context, deleter, freed = _owner(memory, data, size)
-    return Layout(
+    layout = Layout(
         impl=_place([memory.words(id(t), 8) for t in plain], [(t._cdata,) for t in plain]),
         storage=place(lambda t: t.untyped_storage()._cdata),
         autograd=autograd,
@@ -194,20 +221,73 @@ def _find(memory: _Memory) -> Layout:
         plain=impls[0][keys],
         float32=types[0][type_],
         float64=types[1][type_],
+        bfloat16=types[_DTYPES.index(torch.bfloat16)][type_],
+        float16=types[_DTYPES.index(torch.float16)][type_],
         freed=freed,
+        indices=0,
+        values=0,
+        coalesced=0,
+        sparse=0,
+        int64=types[_DTYPES.index(torch.int64)][type_],
+    )
+    try:
+        return _with_sparse(memory, layout)
+    except (LookupError, ValueError, OSError, RuntimeError):
+        return layout
+
+
+def _with_sparse(memory: _Memory, layout: Layout) -> Layout:
+    """The layout with the fields of sparse tensors, which are after those of other tensors."""
+    sparse = _sparse_tensors()
+    impls = [memory.words(t._cdata, _SPARSE_WORDS) for t in sparse]
+
+    def place(part: Callable[[Tensor], Tensor]) -> int:
+        """The offset of the address of a TensorImpl that agrees with torch's answer for every tensor."""
+        parts = [part(t) for t in sparse]
+        return _only(
+            i
+            for i in range(_WORDS, _SPARSE_WORDS)
+            if all(_is_impl_of(memory.behind("q", w[i], _WORDS), t, layout) for w, t in zip(impls, parts, strict=True))
+        )
+
+    values = place(lambda t: t._values())
+    flags = [memory.units("B", t._cdata, 8 * _SPARSE_WORDS) for t in sparse]
+    answers = [t.is_coalesced() for t in sparse]
+    (keys,) = {words[layout.keys] for words in impls}
+    return layout._replace(
+        indices=place(lambda t: t._indices()),
+        values=values,
+        coalesced=_only(i for i in range(8 * values + 8, 8 * values + 16) if [x[i] for x in flags] == answers),
+        sparse=keys,
+    )
+
+
+def _is_impl_of(words: tuple[int, ...], t: Tensor, layout: Layout) -> bool:
+    """Whether the words are those of a TensorImpl with the properties of t, which has up to five dimensions."""
+    if not words:
+        return False
+    return (
+        words[layout.keys] == layout.plain
+        and words[layout.storage] == t.untyped_storage()._cdata
+        and (words[layout.ndim], words[layout.numel]) == (t.dim(), t.numel())
+        and words[layout.offset] == t.storage_offset()
+        and words[layout.sizes :][: t.dim()] == tuple(t.shape)
+        and words[layout.strides :][: t.dim()] == t.stride()
     )
 
 
 def _owner(memory: _Memory, data: int, size: int) -> tuple[int, int, int]:
     """The fields context, deleter and freed. Only the address and its owner are before the size in a StorageImpl."""
     owned, others = ([memory.words(x._cdata, size) for x in xs] for xs in (_owned_storages(), _other_storages()))
-    # A word of a few bytes, such as the device, is followed by padding with any content. It is smaller than an address.
+    # A word of a few bytes, such as the device, is followed by padding with any content: it can be the same in all.
     try:
         context = _only(i for i in range(size) if i != data and all(x[i] == x[data] for x in owned))
         deleter = _only(
             i
             for i in range(data + 1, size)
-            if len({x[i] for x in owned}) == 1 and owned[0][i] >> 32 and owned[0][i] not in {x[i] for x in others}
+            if len({x[i] for x in owned}) == 1
+            and owned[0][i] not in {x[i] for x in others}
+            and memory.behind("Q", owned[0][i], 1)
         )
     except (LookupError, ValueError):
         return data, data, 0
@@ -263,6 +343,8 @@ def _plain_tensors() -> list[Tensor]:
         torch.frombuffer(bytearray(120), dtype=torch.float32)[11:],
         torch.nn.Parameter(_empty(15)),
         torch.nn.Parameter(_empty(4, 3)[1:], requires_grad=False),
+        _empty(11, 3, dtype=torch.bfloat16)[2:],
+        torch.nn.Parameter(_empty(5, 3, dtype=torch.float16).t()),
     ]
     for t in (plain[9], plain[0].requires_grad_()):
         t.grad = torch.empty_like(t)
@@ -286,6 +368,18 @@ def _unsupported_tensors() -> list[list[Tensor]]:
         [t.to("meta") for t in numbers],
         [t.to_sparse() for t in numbers],
     ]
+
+
+def _sparse_tensors() -> list[Tensor]:
+    """Sparse tensors that differ in all properties, some of them coalesced."""
+    made = []
+    for i, shape in enumerate([(5, 4), (7,), (3, 2, 6), (9, 4), (2, 3), (6, 1, 2, 3), (8, 5), (4, 4), (3, 7), (11, 2)]):
+        n, dims = (3 * i) % 7, 1 + i % 2 * (len(shape) > 1)
+        indices = torch.zeros((dims, n + i), dtype=torch.int64, device="cpu")[:, i:]
+        values = _empty(n + 1, *shape[dims:], dtype=(torch.float32, torch.float64)[i // 2 % 2])[1:]
+        t = torch.sparse_coo_tensor(indices, values, shape, device="cpu", check_invariants=False)
+        made.append(t._coalesced_(i % 3 == 0).requires_grad_(i % 4 == 1))
+    return made
 
 
 def _owned_storages() -> list[torch.UntypedStorage]:

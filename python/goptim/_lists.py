@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-import platform
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
@@ -19,11 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from goptim import _native, _numbers
-from goptim._eligible import PLAIN, dispatch_modes, functorch
+from goptim import _dtensor, _native, _numbers
+from goptim._eligible import DTYPES, NARROW, PLAIN, dispatch_modes, functorch
 
 # The codes of gather.c for a tensor of a list.
 GO, NO_GRADIENT, TORCH = range(3)
+
+# The dtypes in the results of gather.c, at their numbers (engine.DType); 0 if there are no rows.
+OF_NUMBER = (torch.float32, *DTYPES, *NARROW)
 
 # The flags of step_lists, in gather.c.
 GRADIENTS = 2
@@ -38,6 +40,12 @@ FILLED = 32
 """Tensors without elements fall back to torch."""
 EACH = 64
 """Go returns a number for each tensor."""
+WIDE = 128
+"""16-bit tensors fall back to torch."""
+NOT_FLOAT16 = 256
+"""float16 tensors fall back to torch."""
+WIDENED = 512
+"""16-bit rows count as float32 for ONE_TYPE."""
 
 Tensors = Sequence[Any]
 
@@ -57,12 +65,14 @@ class ListKind:
         name: its name in Go.
         results: how many numbers it returns.
         versions: how much torch adds to the version counter of each tensor of the first list.
+        flags: flags of every call.
     """
 
-    def __init__(self, name: str, results: int = 0, versions: int = 1) -> None:
+    def __init__(self, name: str, results: int = 0, versions: int = 1, flags: int = 0) -> None:
         self.name = name
         self.results = results
         self.versions = versions
+        self.flags = flags
         self.number: int | None = None  # in Go, once it is loaded
 
     def __call__(
@@ -72,6 +82,7 @@ class ListKind:
         scalars: tuple[float, ...] = (),
         flags: int = 0,
         versions: int | None = None,
+        noise: tuple[int, int, int] | None = None,
     ) -> Any:
         """Apply the operation in Go if every tensor is supported.
 
@@ -79,11 +90,13 @@ class ListKind:
             tensors, others: lists or tuples.
             scalars: what Go reads, in its order.
             versions: replaces that of the kind.
+            noise: round 16-bit tensors of the first list stochastically, with a seed, a step, and the index of the
+                first tensor.
 
         Returns:
-            The number of rows. If the kind has results, a tuple of that number, the size of an element in bytes, and
-            the results. With the flag EACH, a tuple of a number for each tensor. If a tensor is not supported, a code
-            for each, and nothing was written. None if Go cannot be used here.
+            The number of rows. If the kind has results, a tuple of that number, the dtype of the first row (at its
+            index in OF_NUMBER), and the results. With the flag EACH, a tuple of a number for each tensor. If a tensor
+            is not supported, a code for each, and nothing was written. None if Go cannot be used here.
         """
         core: Any = core_here()
         if core is None:
@@ -97,10 +110,11 @@ class ListKind:
             PLAIN,
             tensors,
             others,
-            flags,
+            flags | self.flags,
             scalars,
             self.versions if versions is None else versions,
             torch.get_num_threads(),
+            noise,
         )
         if watch is not None and type(done) is not bytes:
             watch(self.name, len(tensors) if flags & EACH else done if type(done) is int else done[0])
@@ -114,20 +128,66 @@ class ListKind:
         fallback: Callable[..., object],
         flags: int = 0,
         versions: int | None = None,
+        noise: tuple[int, int, int] | None = None,
     ) -> None:
-        """Apply the operation to every tensor: in Go, or with ``fallback(tensors[, others])`` in torch."""
+        """Apply the operation to every tensor: in Go, or with ``fallback(tensors[, others])`` in torch.
+
+        Of pairs of DTensors that are placed in the same way, Go gets the local shards.
+
+        Raises:
+            ValueError: there is noise, and a 16-bit tensor is not supported. Nothing was written.
+        """
         if not tensors:
             return
-        done = self(tensors, others, scalars, flags, versions)
+        done = self(tensors, others, scalars, flags, versions, noise)
         if type(done) is int:
             return
+        written, read = tensors, others
+        wrappers: list[Tensor | None] = [None] * len(tensors)
+        if done is not None and others is not None:
+            written, read, wrappers = local_shards(tensors, others)
+            if any(t is not None for t in wrappers):
+                done = self(written, read, scalars, flags, versions, noise)
+        if type(done) is int:
+            self._increment_versions(wrappers, versions)
+            return
+        for code, start, end in runs(done, len(tensors)) if noise is not None else ():
+            for i in range(start, end if code == TORCH else start):
+                if tensors[i].dtype in NARROW:
+                    raise ValueError(
+                        f"tensor {i}, of shape {tuple(tensors[i].shape)} and {tensors[i].dtype}: stochastic rounding "
+                        "needs Go, which does not support it or what it is averaged with"
+                    )
         for code, start, end in runs(done, len(tensors)):
-            lists = [tensors[start:end]] if others is None else [tensors[start:end], others[start:end]]
-            if (
-                code != GO
-                or type(self(lists[0], None if others is None else lists[1], scalars, flags, versions)) is not int
-            ):
-                fallback(*lists)
+            some = None if read is None else read[start:end]
+            of_run = None if noise is None else (*noise[:2], noise[2] + start)
+            if code == GO and type(self(written[start:end], some, scalars, flags, versions, of_run)) is int:
+                self._increment_versions(wrappers[start:end], versions)
+            elif others is None:
+                fallback(tensors[start:end])
+            else:
+                fallback(tensors[start:end], others[start:end])
+
+    def _increment_versions(self, tensors: Sequence[Tensor | None], versions: int | None) -> None:
+        some = [t for t in tensors if t is not None]
+        for _ in range(self.versions if versions is None else versions) if some else ():
+            torch.autograd.graph.increment_version(some)
+
+
+def local_shards(tensors: Tensors, others: Tensors) -> tuple[list[Any], list[Any], list[Tensor | None]]:
+    """Two lists of tensors in which the local shards replace pairs of DTensors that are placed in the same way.
+
+    Returns:
+        The lists, and for each pair the DTensor whose shard is in the first list, or None.
+    """
+    written, read = list(tensors), list(others)
+    wrappers: list[Tensor | None] = [None] * len(written)
+    for i, (a, b) in enumerate(zip(tensors, others, strict=True)):
+        if not _dtensor.is_dtensor(a) or not _dtensor.is_dtensor(b) or a.dtype != b.dtype:
+            continue
+        if _dtensor.reason_of_shard(a) is None and _dtensor.reason_of_placement(a, b) is None:
+            written[i], read[i], wrappers[i] = _dtensor.local(a), _dtensor.local(b), a
+    return written, read, wrappers
 
 
 def runs(codes: bytes | None, n: int) -> Iterator[tuple[int, int, int]]:
@@ -142,7 +202,8 @@ def runs(codes: bytes | None, n: int) -> Iterator[tuple[int, int, int]]:
 # Operations that write the tensors of the first list.
 LERP = ListKind("Lerp")
 MUL_ADD = ListKind("MulAdd")
-POLYAK = ListKind("Polyak", versions=0)
+# torch's add_ with alpha also rounds the product of 16 bits, but only after the last whole vector of each thread.
+POLYAK = ListKind("Polyak", versions=0, flags=WIDE)
 SWA = ListKind("SWA")
 COPY = ListKind("Copy")
 SCALE = ListKind("Scale")
@@ -166,23 +227,26 @@ def fits_float32(x: object) -> bool:
 
 @functools.cache
 def order_of_norms() -> int:
-    """How this torch adds squares: 0; 1 if it fuses products and sums, as torch 2.6 does; or 2, as on arm64."""
-    return 2 if platform.machine() in ("aarch64", "arm64") else int(fused_norms())
+    """The index in Go's reduce.Orders of the order in which this torch adds, which depends on its compiler and vectors.
 
-
-@functools.cache
-def fused_norms() -> bool:
-    """Whether this torch fuses a norm's squares into their sum: torch 2.6 does, and 2.15 does not."""
-    # Sums of two squares that are 8 elements apart, so that torch's vectors of 8 have them in one lane.
-    pairs = torch.rand(256, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu")
+    0: 256-bit vectors, as torch 2.15 for x86-64; 1: the same with products fused into their sums, as torch 2.6; or 2:
+    128-bit vectors and fused, as torch for arm64.
+    """
+    # Sums of three squares. They are in one lane of 128-bit vectors, and of 256-bit vectors the second is in another.
+    triples = torch.rand(256, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu")
     x = torch.zeros(256, 16, dtype=torch.float32, device="cpu")
-    x[:, 0], x[:, 8] = pairs.unbind(1)
-    plain = fused = 0
-    for (a, b), norm in zip(pairs.tolist(), torch.linalg.vector_norm(x, dim=-1).tolist(), strict=True):
-        first = _float32(a * a)
-        plain += norm == _float32(math.sqrt(_float32(first + _float32(b * b))))
-        fused += norm == _float32(math.sqrt(_float32(first + b * b)))
-    return fused > plain
+    x[:, 0], x[:, 4], x[:, 8] = triples.unbind(1)
+    found = [0, 0, 0]
+    for (a, b, c), norm in zip(triples.tolist(), torch.linalg.vector_norm(x, dim=-1).tolist(), strict=True):
+        first, second = _float32(a * a), _float32(b * b)
+        sums = (
+            _float32(_float32(first + _float32(c * c)) + second),
+            _float32(_float32(first + c * c) + second),
+            _float32(_float32(first + b * b) + c * c),
+        )
+        for i, total in enumerate(sums):
+            found[i] += norm == _float32(math.sqrt(total))
+    return found.index(max(found))
 
 
 def _float32(x: float) -> float:

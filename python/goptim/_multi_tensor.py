@@ -1,4 +1,4 @@
-"""torch.optim._multi_tensor: the optimizers with ``foreach=True``, which has no effect in goptim."""
+"""torch.optim._multi_tensor: the optimizers with ``foreach=True``, with which 16-bit parameters fall back to torch."""
 
 from __future__ import annotations
 

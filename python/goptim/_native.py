@@ -7,10 +7,12 @@ import ctypes
 import errno
 import mmap
 import os
+import platform
 import re
 import signal
 import struct
 import sys
+import sysconfig
 import threading
 import time
 import warnings
@@ -23,15 +25,19 @@ import torch
 
 from goptim import _layout
 
+if sysconfig.get_config_var("Py_GIL_DISABLED"):
+    raise ImportError("goptim does not support free-threaded builds of Python: use a build with the GIL")
+
 # The oldest and the newest tested version of torch.
 TESTED = ((2, 6), (2, 15))
 
 _loaded: ModuleType | None = None
 _forked = False
-_why_not: str | None = None  # why the extension could not be loaded
+_reason_unavailable: str | None = None  # why the extension could not be loaded
 _layout_found: bytes | None = None
-_why_slow: str | None = None  # why the layout could not be found
+_reason_slow: str | None = None  # why the layout could not be found
 _openmp_asked = False
+_openmp_found = False
 
 _lock = threading.RLock()
 _next_try: dict[str, float] = {}
@@ -61,22 +67,22 @@ def layout() -> bytes | None:
 
 
 def _find_layout() -> None:
-    global _layout_found, _why_slow
+    global _layout_found, _reason_slow
     if _layout_found is None:
         try:
-            _layout_found, _why_slow = _layout.find(), None
+            _layout_found, _reason_slow = _layout.find(), None
         except _layout.UnknownError as e:
-            _why_slow = str(e)
+            _reason_slow = str(e)
 
 
-def why_slow() -> str | None:
+def reason_slow() -> str | None:
     """Why tensors are read through Python, which takes about 20 µs per parameter; None if they are not."""
     layout()
-    return _why_slow
+    return _reason_slow
 
 
 def core() -> ModuleType | None:
-    """The extension; None if it cannot be used, and then why_not returns the reason.
+    """The extension; None if it cannot be used, and then reason_unavailable returns the reason.
 
     Go's runtime does not survive a fork, because only the forking thread continues in the child. Loading it starts
     threads, and Python 3.12 and later warn about threads at a fork. So it is loaded when the first optimizer is
@@ -94,9 +100,9 @@ def in_use() -> bool:
     return _loaded is not None and not _forked
 
 
-def why_not() -> str:
+def reason_unavailable() -> str:
     """Why core returns None."""
-    return "this process was forked after goptim was used" if _forked else _why_not or "goptim is not loaded"
+    return "this process was forked after goptim was used" if _forked else _reason_unavailable or "goptim is not loaded"
 
 
 def forked() -> bool:
@@ -114,29 +120,30 @@ def _try(what: str, do: Callable[[], None]) -> None:
 
 
 def _load() -> None:
-    global _why_not, _openmp_asked
+    global _reason_unavailable, _openmp_asked, _openmp_found
     if _openmp_asked:
         return
     if _loaded is None:
         with _signals_kept():
             why = _import()
         if why is not None:
-            first, _why_not = _why_not is None, why
+            first, _reason_unavailable = _reason_unavailable is None, why
             if first:
                 warnings.warn(f"goptim falls back to torch: {why}", RuntimeWarning, stacklevel=2)
             return
-        _why_not = None
+        _reason_unavailable = None
         _warn_of_newer_torch()
     assert _loaded is not None
     with contextlib.suppress(OSError):
-        _loaded.OpenMP(*_gomp())
-        _openmp_asked = True
+        found = _gomp()
+        _loaded.OpenMP(*found)
+        _openmp_asked, _openmp_found = True, all(found)
 
 
 def _import() -> str | None:
     """Import the extension, or return the reason why it cannot be imported."""
     global _loaded
-    why, threads = _why_no_room()
+    why, threads = _reason_no_room()
     if why is not None:
         return why
     try:
@@ -146,13 +153,12 @@ def _import() -> str | None:
             return f"its extension cannot be loaded: {e or type(e).__name__}"
         raise ImportError(f"goptim's extension cannot be loaded: {e}. In a checkout, `make build` compiles it.") from e
     _core.Version()  # waits until Go's runtime has started
-    if threads is not None:
-        _core.Reserve(threads)
+    _core.Reserve(threads or 0)
     _loaded = _core
     return None
 
 
-def _why_no_room() -> tuple[str | None, int | None]:
+def _reason_no_room() -> tuple[str | None, int | None]:
     """Why Go's runtime would end the process when it starts; or how many threads it should start in advance.
 
     The resources are tried out, because there are many limits: of the process, the user, the control group, the system.
@@ -258,10 +264,14 @@ def _gomp() -> tuple[int, int]:
     Raises:
         OSError: no file descriptor is free.
     """
+    if sys.platform != "linux":  # torch for macOS has LLVM's OpenMP, which lacks these functions there
+        return 0, 0
     try:
         flags = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[6])
         if not flags & _PF_FORKNOEXEC:
-            for path in (Path(torch.__file__).parent / "lib").glob("libgomp*.so*"):
+            site = Path(torch.__file__).parent
+            # torch 2.6 for arm64 has it next to its own folder.
+            for path in (*site.glob("lib/libgomp*.so*"), *site.parent.glob("torch.libs/libgomp*.so*")):
                 gomp = ctypes.CDLL(str(path), mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
                 found = [ctypes.cast(f, ctypes.c_void_p).value for f in (gomp.GOMP_parallel, gomp.omp_get_thread_num)]
                 return found[0] or 0, found[1] or 0
@@ -269,6 +279,18 @@ def _gomp() -> tuple[int, int]:
         if getattr(e, "errno", None) in _SCARCE:
             raise
     return 0, 0
+
+
+def platform_line() -> str:
+    """The platform, and what goptim uses on it, in one line."""
+    here = f"{sys.platform}, {platform.machine()}, torch {torch.__version__}"
+    found = core()
+    if found is None:
+        return f"{here}; goptim falls back to torch: {reason_unavailable()}"
+    go, _, bits = found.Version().partition(" simd=")
+    vectors = f"vectors of {bits} bits" if int(bits) else "no vectors"
+    threads = "the threads of torch's OpenMP" if _openmp_found else "Go's own threads"
+    return f"{here}; {go.partition('-')[0]}, {vectors}, {threads}"
 
 
 def _after_fork_in_child() -> None:

@@ -102,7 +102,9 @@ def copied(f: types.FunctionType) -> types.FunctionType:
     return copy
 
 
+# The methods of a GradScaler that unscale gradients, and step an optimizer unless a gradient was infinite.
 UNSCALE: Callable[..., Any] = torch.amp.GradScaler._unscale_grads_
+MAYBE_STEP: Callable[..., Any] = torch.amp.GradScaler._maybe_opt_step
 
 ZERO_GRAD: Callable[..., None] = Optimizer.zero_grad
 

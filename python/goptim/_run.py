@@ -18,7 +18,7 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from goptim import _functions, _lists, _native, _parts, _patch, _step, lbfgs
+from goptim import _around, _functions, _lists, _native, _parts, _patch, _scaler, _step, _storage, lbfgs
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -151,6 +151,8 @@ class _Count:
         self.go = self.torch = 0  # the largest number of parameters in a step
         self.go_updates = 0
         self.reasons: Counter[str] = Counter()  # of updates that fell back to torch
+        self.stored: Counter[str] = Counter()  # the largest number of parameters by the keywords of _storage.py
+        self.keys: Any = None  # those of the last step
 
     def add(self, go: int, reasons: list[str]) -> None:
         """Count a step or a call: what ran in Go, and the reasons of what did not."""
@@ -159,6 +161,15 @@ class _Count:
         self.go_updates += go
         self.reasons.update(reasons)
 
+    def add_storage(self, optimizer: Optimizer) -> None:
+        """Count the parameters that are stored in another way than torch's."""
+        keys = [(tuple(_storage.given(group).items()), len(group["params"])) for group in optimizer.param_groups]
+        if keys != self.keys and any(given for given, _ in keys):
+            found = Counter(_storage.in_effect(group, p) for group in optimizer.param_groups for p in group["params"])
+            del found[""]
+            self.stored |= found
+        self.keys = keys
+
 
 class _Report:
     """Counts what all optimizers and replaced functions of this process update in Go and in torch."""
@@ -166,15 +177,18 @@ class _Report:
     def __init__(self) -> None:
         self.counts: list[_Count] = []
         self.of: weakref.WeakKeyDictionary[Optimizer, _Count] = weakref.WeakKeyDictionary()
+        # By class and arguments of step: why some of a step took separate calls, or None.
+        self.around: dict[tuple[str, tuple[str, ...]], Counter[str | None]] = {}
         self.functions: dict[str, _Count] = {}
+        self.infinite = 0
         self.lock = threading.Lock()
         self.process = os.getpid()
-        self.replaced = _patch.replacements()
 
     def begin(self) -> None:
         """Start to count, and print at exit, after the output of the program's own exit handlers."""
         _parts.watch = self.add
         _functions.watch, _lists.watch = self.add_call, _functions.count_rows
+        _around.watch, _scaler.watch = self.add_around, self.add_infinite
         register_optimizer_step_post_hook(self.add_foreign)
         atexit.register(self.print)
 
@@ -185,25 +199,39 @@ class _Report:
                 count = self.of[optimizer] = _Count(type(optimizer).__qualname__)
                 self.counts.append(count)
             count.add(go, reasons)
+            if isinstance(optimizer, _step.GoStep):
+                count.add_storage(optimizer)
 
     def add_call(self, name: str, go: int, reasons: list[str]) -> None:
         """Count a call of a replaced function."""
         with self.lock:
             self.functions.setdefault(name, _Count(name)).add(go, reasons)
 
+    def add_around(self, optimizer: Optimizer, arguments: tuple[str, ...], why: str | None) -> None:
+        """Count a step with arguments for what surrounds it."""
+        with self.lock:
+            self.around.setdefault((type(optimizer).__qualname__, arguments), Counter())[why] += 1
+
+    def add_infinite(self) -> None:
+        """Count a call of a GradScaler that has found a gradient that is not finite."""
+        with self.lock:
+            self.infinite += 1
+
     def add_foreign(self, optimizer: Optimizer, *_: object) -> None:
         """Count a step of an optimizer that is not goptim's."""
         if isinstance(optimizer, (_step.GoStep, lbfgs.LBFGS)):
             return
-        base = next((c for c in type(optimizer).__mro__ if c in self.replaced), None)
+        replaced = _patch.patched()
+        base = next((c for c in type(optimizer).__mro__ if c in replaced), None)
         if base is None:
             why = "its optimizer is not a class of torch.optim"
         elif base is type(optimizer):
             why = "its optimizer was copied, unpickled, or constructed before the patch"
+            if base not in _patch.replacements():
+                why += ", or with arguments that goptim's class does not have"
         else:
-            why = (
-                f"its optimizer is derived from torch.optim.{base.__name__} and may override what goptim does not call"
-            )
+            package = "torch.optim" if base.__module__.startswith("torch.optim.") else base.__module__.partition(".")[0]
+            why = f"its optimizer is derived from {package}.{base.__name__} and may override what goptim does not call"
         self.add(optimizer, 0, [why for group in optimizer.param_groups for p in group["params"]])
 
     def print(self) -> None:
@@ -216,9 +244,16 @@ class _Report:
             counts = [count for count in self.counts if count.kind == kind]
             steps = sum(count.steps for count in counts)
             lines += _lines(f"{kind}: {_many(len(counts), 'optimizer')}, {_many(steps, 'step')}", "parameter", counts)
+            for (of, arguments), whys in self.around.items():
+                if of == kind:
+                    lines += _lines_around(f"{kind}.step({', '.join(arguments)})", whys)
+            stored = sum((count.stored for count in counts), Counter[str]())
+            lines += [f"goptim:   {_many(n, 'parameter')} with {keys}" for keys, n in stored.items()]
         for name, count in self.functions.items():
             lines += _lines(f"{name}: {_many(count.steps, 'call')}", "tensor", [count])
-        if any(count.go_updates for count in self.counts) and (slow := _native.why_slow()) is not None:
+            if name == "GradScaler" and self.infinite:
+                lines.append(f"goptim:   {_many(self.infinite, 'call')} found a gradient that is not finite")
+        if any(count.go_updates for count in self.counts) and (slow := _native.reason_slow()) is not None:
             lines.append(f"goptim: each update in Go took about 20 µs longer than usual: {slow}")
         return "\n".join(lines)
 
@@ -233,6 +268,17 @@ def _lines(line: str, thing: str, counts: list[_Count]) -> list[str]:
     if others:
         line += f"; fell back to torch: {_many(others, thing)} ({_many(reasons.total(), 'update')}):"
     return [f"goptim: {line}", *(f"goptim:   {_many(n, 'update')}: {why}" for why, n in reasons.most_common())]
+
+
+def _lines_around(line: str, whys: Counter[str | None]) -> list[str]:
+    """The lines of the report for steps with arguments for what surrounds them."""
+    apart = {why: n for why, n in whys.most_common() if why is not None}
+    line += f": {_many(whys.total(), 'step')}"
+    if whys[None]:
+        line += f"; in one call of Go: {_many(whys[None], 'step')}"
+    if apart:
+        line += f"; in several calls: {_many(sum(apart.values()), 'step')}:"
+    return [f"goptim: {line}", *(f"goptim:   {_many(n, 'step')}: {why}" for why, n in apart.items())]
 
 
 def _many(n: int, thing: str) -> str:

@@ -14,11 +14,14 @@ from goptim._kinds import Kind
 # Scalars from 0 to this value raise no errors in Python or torch, also in float32. Decay rates are below 1.
 LARGE = 1e18
 
+# The numbers of dtypes in gather.c.
+_DTYPES = {torch.float32: 1, torch.float64: 2, torch.bfloat16: 3, torch.float16: 4}
+
 # With at least this many integers, builds of torch with fbgemm use a radix sort.
 _RADIX = 1 << 15
 
 
-def why_not(p: Tensor, g: Tensor, sums: bool) -> str | None:
+def reason_of_sparse(p: Tensor, g: Tensor, sums: bool) -> str | None:
     """Why a supported parameter falls back because of a sparse COO gradient; None if it does not.
 
     torch sums repeated rows if the values are not contiguous. Go does the same only if ``sums`` is true.
@@ -46,32 +49,46 @@ def wrong_row(p: Tensor, g: Tensor) -> int | None:
     return low if low < 0 else high if high >= p.shape[0] else None
 
 
-def step(kind: Kind, p: Tensor, g: Tensor, states: list[Tensor], count: float, options: dict[str, Any]) -> None:
-    """Step in Go the rows of one parameter that have a gradient. There must be at least one."""
+def step(
+    kind: Kind,
+    p: Tensor,
+    g: Tensor,
+    states: list[Tensor],
+    count: float,
+    options: dict[str, Any],
+    extra: list[Tensor],
+    place: int,
+) -> None:
+    """Step in Go the rows of one parameter that have a gradient. There must be at least one.
+
+    extra is the master copy or the compensation, if there is one. place is the index of the parameter in the optimizer.
+    """
     indices, values = g._indices().contiguous(), g._values().contiguous().resolve_neg()
     order = _order(g) if kind.sums else None
-    torch.autograd.graph.increment_version([p, *states])
-    tensors = [p, *states, indices, values, *(() if order is None else (order,))]
+    torch.autograd.graph.increment_version([p, *states, *extra])
+    stored = [p, *states, *extra]
+    tensors = [*stored, indices, values, *(() if order is None else (order,))]
     # Storages are referenced and provide the addresses: other code may change a tensor's storage during the call.
     storages = [t.untyped_storage() for t in tensors]
     rows, width = p.shape[0], p.numel() // p.shape[0]
-    for t, storage, n in zip(tensors, storages, [*[rows * width] * (1 + len(states)), *[0] * 3], strict=False):
+    for t, storage, n in zip(tensors, storages, [*[rows * width] * len(stored), *[0] * 3], strict=False):
         if storage.nbytes() < (t.storage_offset() + max(n, t.numel())) * t.element_size():
             raise RuntimeError("a parameter, its gradient or its state has changed during the step")
     at = [s.data_ptr() + t.storage_offset() * t.element_size() for t, s in zip(tensors, storages, strict=True)]
-    columns, rest = at[: 1 + len(states)], at[1 + len(states) :]
-    row = (*columns, *[0] * (2 - len(states)), rows, width, *rest, *[0] * (order is None), values.shape[0])
+    columns, more, rest = at[: 1 + len(states)], at[1 + len(states) : len(stored)], at[len(stored) :]
+    of_row = (*columns, *[0] * (2 - len(states)), rows, width, sum(more), place)
+    row = (*of_row, *rest, *[0] * (order is None), values.shape[0])
     _call(kind, p, row, count, options, torch.get_num_threads())
 
 
 def check(kind: Kind, p: Tensor, count: float, options: dict[str, Any]) -> None:
     """Raise the errors of a step's scalars, by a step in Go that changes nothing."""
-    _call(kind, p, (0, 0, 0, 0, 1, 0, 0, 0, 0), count, options, 1)
+    _call(kind, p, (0, 0, 0, 0, 1, *[0] * 6), count, options, 1)
 
 
 def _call(kind: Kind, p: Tensor, row: tuple[int, ...], count: float, options: dict[str, Any], threads: int) -> None:
     core: Any = _native.core()
-    core.step_sparse(kind.handle, options, (), p.element_size(), row, count, threads)
+    core.step_sparse(kind.handle, options, (), _DTYPES[p.dtype], row, count, threads)
 
 
 def _order(g: Tensor) -> Tensor | None:

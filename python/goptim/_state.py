@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from goptim import _for_loop, _originals, _safetensors
+from goptim import _for_loop, _originals, _safetensors, _storage
+from goptim._eligible import NARROW
 from goptim._files import StrOrBytesPath
 from goptim._for_loop import ForLoop
 
@@ -45,13 +46,31 @@ _STATES: dict[str, dict[str, bool | str]] = {
 _SCALARS = ("eta", "mu", "mu_product")
 
 # The hyperparameters that are not a flag, a number or a tuple of numbers.
-_COUNTS = {"max_iter": (1, math.inf), "max_eval": (1, math.inf), "history_size": (1, math.inf), "ns_steps": (0, 99)}
+_COUNTS = {
+    "max_iter": (1, math.inf),
+    "max_eval": (1, math.inf),
+    "history_size": (1, math.inf),
+    "ns_steps": (0, 99),
+    "k": (0, math.inf),
+    "step": (0, math.inf),
+    "slice_p": (1, math.inf),
+}
 _CHOICES = {
     "line_search_fn": (None, "strong_wolfe"),
     # torch's constructor rejects "none", but torch's step accepts it and does not adjust the learning rate.
     "adjust_lr_fn": (None, "original", "match_rms_adamw", "spectral_unclamped", "none"),
 }
-_PATHS = ("foreach", "fused")  # flags that may be None
+_PATHS = ("foreach", "fused", "kahan_sum", "triton")  # flags that may be None
+_MAY_BE_NONE = (
+    "beta3",
+    "clip_exp",
+    "clipping_threshold",
+    "max_grad_norm",
+    "max_lr",
+    "t_alpha",
+    "t_alpha_beta3",
+    "t_beta3",
+)
 _NOT_OPTIONS = ("optimizer", "params", "param_names")
 
 
@@ -61,16 +80,32 @@ def _classes() -> dict[str, type[Optimizer]]:
 
 
 @functools.cache
-def _defaults(class_name: str) -> dict[str, Any]:
-    """The defaults of a class's hyperparameters."""
+def _arguments(class_name: str) -> dict[str, Any]:
+    """The defaults of a class's arguments."""
     parameters = inspect.signature(_classes()[class_name].__init__).parameters
-    return {key: p.default for key, p in parameters.items() if p.default is not p.empty}
+    found = {key: p.default for key, p in parameters.items() if p.default is not p.empty}
+    for key, keys in _parts(class_name).items():
+        found |= zip(keys, found.pop(key), strict=True)
+    return found
+
+
+def _parts(class_name: str) -> dict[str, tuple[str, ...]]:
+    """The arguments whose elements are entries of a group."""
+    return _for_loop.CLASSES[class_name].parts if class_name in _for_loop.CLASSES else {}
+
+
+def _defaults(class_name: str) -> dict[str, Any]:
+    """The defaults of a class's hyperparameters, and of the other entries of its groups."""
+    if class_name in _for_loop.CLASSES:
+        return _arguments(class_name) | _for_loop.CLASSES[class_name].entries
+    return _arguments(class_name)
 
 
 def _states(class_name: str) -> dict[str, bool | str]:
     """The states of a class, as in _STATES."""
     if class_name in _for_loop.CLASSES:
-        return dict.fromkeys(_for_loop.CLASSES[class_name].states, _ALWAYS)
+        loop = _for_loop.CLASSES[class_name]
+        return {key: loop.when.get(key, _ALWAYS) for key in loop.states}
     return _STATES.get(class_name, {})
 
 
@@ -176,11 +211,13 @@ def _prepare(
             if params != ns if class_name == "LBFGS" else sorted(params) != sorted(ns):
                 raise ValueError(f"parameters {params}, expected {ns}")
             to.update(_options(class_name, group, saved))
+            to.update(_storage_keys(optimizer, group, saved))
             _check(class_name, to)
+            stored = bool(_storage.given(group)) or any(key in saved for key in _storage.KEYS)
             for j, (p, n) in enumerate(zip(group["params"], ns, strict=True)):
                 try:
                     if class_name != "LBFGS":
-                        state = _state(class_name, optimizer, p, states.pop(n, {}), to)
+                        state = _state(class_name, optimizer, p, states.pop(n, {}), to, stored)
                     else:
                         state = _lbfgs_state(group["params"], states.pop(n, {}), to, first=j == 0)
                 except ValueError as e:
@@ -189,7 +226,8 @@ def _prepare(
                     new["state"][index] = state
                     # torch itself moves the step count of these to the parameter's device.
                     moved = ("step",) if to.get("fused") or to.get("capturable") else ()
-                    numbers = {k: v for k, v in state.items() if not isinstance(v, Tensor) or v.dim() == 0}
+                    wide = class_name == "LBFGS" and p.dtype in NARROW and p.is_cpu  # all of its state is float32
+                    numbers = {k: v for k, v in state.items() if not isinstance(v, Tensor) or v.dim() == 0 or wide}
                     exact.append((p, {k: v for k, v in numbers.items() if k not in moved}))
                 index += 1
         except ValueError as e:
@@ -240,16 +278,28 @@ def _options(class_name: str, group: dict[str, Any], saved: dict[str, Any]) -> d
     defaults = _defaults(class_name)
     options = {}
     for key, old in group.items():
-        if key in _NOT_OPTIONS:
+        if key in _NOT_OPTIONS or key in _storage.KEYS:
             continue
         if key in saved:
             try:
                 options[key] = _from_json(key, saved[key], old, defaults)
             except ValueError as e:
                 raise ValueError(f"{key} is {saved[key]!r}, expected {e}") from e
-        elif key in defaults and _kind(key, defaults[key]) != "flag":
+        elif key in defaults and defaults[key] is not None and _kind(key, defaults[key]) != "flag":
             raise ValueError(f"no {key}")
     return options
+
+
+def _storage_keys(optimizer: Optimizer, group: dict[str, Any], saved: dict[str, Any]) -> dict[str, Any]:
+    """The keys of _storage.py in a group of a file, unless the optimizer has its own or none at all."""
+    found = {key: saved[key] for key in _storage.KEYS if saved.get(key) is not None}
+    if not hasattr(optimizer, "torch_class") or _storage.given(group):  # a class of torch.optim
+        return {}
+    if "state_dtype" in found:
+        dtypes = {str(d).removeprefix("torch."): d for d in _storage.STATE_DTYPES}
+        found["state_dtype"] = dtypes.get(found["state_dtype"], found["state_dtype"])
+    _storage.storage_of(found)
+    return found
 
 
 _Kind = Literal["flag", "count", "choice", "numbers", "number"]
@@ -259,7 +309,7 @@ def _kind(key: str, default: Any) -> _Kind:
     """The kind of a hyperparameter."""
     if isinstance(default, bool) or key in _PATHS:
         return "flag"
-    if key in _COUNTS:
+    if key in _COUNTS and not isinstance(default, float):  # LAMB counts in a tensor
         return "count"
     if key in _CHOICES:
         return "choice"
@@ -294,7 +344,7 @@ def _from_json(key: str, value: Any, old: Any, defaults: dict[str, Any]) -> Any:
             )
             return list(numbers) if isinstance(old, list) else tuple(numbers)
         case "number":
-            return _number(value, old)
+            return None if value is None and key in _MAY_BE_NONE else _number(value, old)
 
 
 def _number(value: Any, old: Any, *, may_be_nan: bool = False) -> Any:
@@ -307,7 +357,10 @@ def _number(value: Any, old: Any, *, may_be_nan: bool = False) -> Any:
     except OverflowError:
         raise ValueError("a number that a float64 holds") from None
     if isinstance(old, Tensor):
-        return torch.full_like(old, x)
+        try:
+            return torch.full_like(old, x)
+        except RuntimeError:
+            raise ValueError(f"a number that a {str(old.dtype).removeprefix('torch.')} holds") from None
     return value if type(value) is int and not isinstance(old, float) else x
 
 
@@ -333,13 +386,16 @@ def _check(class_name: str, group: dict[str, Any]) -> None:
     kind = _classes()[class_name]
     options = {
         key: _plain(group[key])
-        for key, default in _defaults(class_name).items()
+        for key, default in _arguments(class_name).items()
         if key in group and key != "adjust_lr_fn" and (_kind(key, default) != "flag" or key == "nesterov")
     }
-    if class_name == "SparseAdam" and options.get("lr") == 0:  # the last value of some schedules
+    if options.get("lr") == 0:  # the last value of some schedules, which some constructors reject
         del options["lr"]
 
     def refusal(**options: Any) -> Exception | None:
+        for key, keys in _parts(class_name).items():
+            given = [options.pop(k, default) for k, default in _arguments(class_name).items() if k in keys]
+            options[key] = tuple(given)
         try:
             kind([torch.zeros(1, 1, device="cpu")], **options)
         except (ValueError, TypeError, ArithmeticError, RuntimeError, AssertionError) as e:
@@ -364,13 +420,30 @@ def _keys(class_name: str, p: Tensor, group: dict[str, Any]) -> tuple[set[str], 
     keys = dict(_states(class_name))
     if class_name == "Adafactor":
         keys |= dict.fromkeys(("row_var", "col_var") if p.dim() > 1 else ("variance",), _ALWAYS)
-    return {key for key, when in keys.items() if (group.get(when) if isinstance(when, str) else when)}, set(keys)
+
+    def on(when: bool | str) -> bool:
+        value = group.get(when) if isinstance(when, str) else when
+        return bool(value[0] if isinstance(value, (tuple, list)) else value)
+
+    return {key for key, when in keys.items() if on(when)}, set(keys)
 
 
 def _state(
-    class_name: str, optimizer: Optimizer, p: Tensor, saved: dict[str, Tensor], group: dict[str, Any]
+    class_name: str,
+    optimizer: Optimizer,
+    p: Tensor,
+    saved: dict[str, Tensor],
+    group: dict[str, Any],
+    stored: bool,
 ) -> dict[str, Any]:
-    """The state of a parameter in the form of its class."""
+    """The state of a parameter in the form of its class. If stored, it may have what _storage.py adds."""
+    dtypes: tuple[torch.dtype, ...] = (p.dtype,)
+    extra: set[str] = set()
+    if stored and p.dtype in _storage.CONVERTED:
+        dtypes = (p.dtype, *_storage.CONVERTED)
+        extra = {_storage.MASTER, _storage.COMPENSATION, "step"} - _states(class_name).keys()
+        if not hasattr(optimizer, "torch_class"):  # a class of torch.optim
+            saved = {key: t for key, t in saved.items() if key not in extra}
     if not saved:
         if class_name != "Adagrad":
             return {}
@@ -383,24 +456,35 @@ def _state(
         must, may = _keys(class_name, p, group)
         for key in sorted(must - saved.keys()):
             raise ValueError(f"no {key}")
-        for key in sorted(saved.keys() - may):
+        for key in sorted(saved.keys() - may - extra):
             if _is_ours(optimizer):
                 raise ValueError(f"{key}, which {class_name} does not have")
     state: dict[str, Any] = {}
+    loop = _for_loop.CLASSES.get(class_name)
+    numbers = ("step",) if class_name == "SparseAdam" else loop.numbers if loop else ()
     for key, t in saved.items():
         if key == "step":
-            state[key] = _count(key, t) if class_name == "SparseAdam" else _step(t)
-        elif key in _SCALARS:
-            state[key] = _scalar(key, t)
+            state[key] = _count(key, t) if key in numbers else _step(t)
+        elif key in numbers:
+            state[key] = _scalar(key, t).item()
+        elif key in _SCALARS or (loop and key in loop.scalars):
+            state[key] = (
+                t if t.dim() == 0 and t.dtype is p.dtype else _scalar(key, t)
+            )  # load_state_dict has converted it
+        elif loop and key in loop.vectors:
+            n = len(range(0, p.numel(), group["slice_p"]))
+            if t.shape not in ((n,), () if key == "p0" else (n,)) or t.dtype not in dtypes:
+                raise ValueError(f"{_described(key, t)}, expected {p.dtype} and {(n,)}")
+            state[key] = t
         elif key in ("row_var", "col_var"):
             want = (*p.shape[:-1], 1) if key == "row_var" else (*p.shape[:-2], 1, p.shape[-1])
-            if t.shape != want or t.dtype != p.dtype:
+            if t.shape != want or t.dtype not in dtypes:
                 raise ValueError(f"{_described(key, t)}, expected {p.dtype} and {tuple(want)}")
             state[key] = t
-        elif key in _states(class_name) or key == "variance" or t.dim():
-            if t.numel() != p.numel() or t.dtype != p.dtype:
+        elif key in _states(class_name) or key == "variance" or t.dim() or key in extra:
+            if t.numel() != p.numel() or t.dtype not in dtypes:
                 raise ValueError(f"{_described(key, t)}, expected {p.dtype} and {tuple(p.shape)}")
-            state[key] = torch.empty_like(p, memory_format=torch.preserve_format, requires_grad=False)
+            state[key] = torch.empty_like(p, dtype=t.dtype, memory_format=torch.preserve_format, requires_grad=False)
             state[key].copy_(t.view(p.shape))
         else:  # a subclass
             state[key] = int(t) if t.dtype is torch.int64 else t
@@ -421,6 +505,9 @@ def _lbfgs_state(
         return {}
     n, dtype, device = sum(p.numel() for p in params), params[0].dtype, params[0].device
     rest = dict(saved)
+    if dtype in NARROW:  # torch's class saves their dtype, and goptim's float32
+        rest = {key: t.float() if t.dtype is dtype else t for key, t in rest.items()}
+        dtype = torch.float32
 
     def take(key: str) -> Tensor:
         if key not in rest:
@@ -531,6 +618,8 @@ def _option_to_json(class_name: str, key: str, value: Any, group: int) -> Iterab
     if key in _NOT_OPTIONS:
         return
     if key not in _defaults(class_name):
+        if isinstance(value, torch.dtype):  # state_dtype
+            value = str(value).removeprefix("torch.")
         if _is_json(value):
             yield key, _to_json(value)
         return
@@ -547,7 +636,7 @@ def _option_to_json(class_name: str, key: str, value: Any, group: int) -> Iterab
         elif kind == "numbers":
             yield key, [None if v is None else _number_to_json(v) for v in value]
         else:
-            yield key, _number_to_json(value)
+            yield key, None if value is None and key in _MAY_BE_NONE else _number_to_json(value)
     except (TypeError, ValueError, RuntimeError, OverflowError) as e:
         raise TypeError(f"group {group}: {key} is {value!r}, which a file cannot hold") from e
 

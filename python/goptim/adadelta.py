@@ -11,9 +11,9 @@ from goptim._step import GoStep
 class Adadelta(GoStep, _originals.Adadelta):
     r"""torch.optim.Adadelta with its update in Go: the same arguments, state and exact results.
 
-    The state of a parameter is ``step``, ``square_avg`` and ``acc_delta``. Float32 and float64 parameters of any shape
-    on the CPU run in Go; others fall back to torch. ``foreach`` is accepted and checked as in torch, and has no effect
-    in Go.
+    The state of a parameter is ``step``, ``square_avg`` and ``acc_delta``. Float32, float64, bfloat16 and float16
+    parameters of any shape on the CPU run in Go; others fall back to torch. ``foreach`` is accepted and checked as in
+    torch. It only matters for 16-bit parameters, which fall back to torch with ``foreach=True``.
 
     .. math::
         g_t &\leftarrow \pm\nabla f_t(\theta_{t-1}) + \lambda\theta_{t-1} \\

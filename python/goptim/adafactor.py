@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from goptim import _originals
-from goptim._lists import fused_norms as fused_norms
+from goptim import _originals, _storage
+from goptim._lists import order_of_norms
 from goptim._parts import Part
 from goptim._step import GoStep
 
@@ -44,9 +44,13 @@ class Adafactor(GoStep, _originals.Adafactor):
 
     The state of a parameter with two or more dimensions is ``step``, ``row_var`` and ``col_var``, which have an element
     per row and per column of each matrix of the last two dimensions. The state of other parameters is ``step`` and
-    ``variance``, with the parameter's shape. Contiguous float32 and float64 parameters on the CPU run in Go; others
-    fall back to torch. Go computes norms and means in the order of the installed torch with ``foreach=False`` and the
-    same number of threads.
+    ``variance``, with the parameter's shape. Contiguous float32, float64, bfloat16 and float16 parameters on the CPU
+    run in Go; others fall back to torch. Go computes norms and means in the order of the installed torch with
+    ``foreach=False`` and the same number of threads.
+
+    For 16-bit parameters, Go computes in float32, also the sums of means and norms, and rounds each element of the
+    parameter and the states once. torch rounds after every operation. The default of ``eps`` is the machine epsilon of
+    the parameter's dtype, as in torch. 16-bit parameters of a group with ``foreach=True`` fall back to torch.
 
     .. math::
         \rho_t &= \min(\gamma, 1/\sqrt t), \quad \alpha_t = \max(\epsilon_2, \text{RMS}(\theta_{t-1}))\,\rho_t,
@@ -90,7 +94,8 @@ class Adafactor(GoStep, _originals.Adafactor):
         return {**options, "eps": (eps1, eps2)}
 
     def extra(self, group: dict[str, Any]) -> tuple[Any, ...]:
-        return (fused_norms(),)
+        return (order_of_norms(),)
 
 
-functools.update_wrapper(Adafactor.__init__, _originals.Adafactor.__init__)  # the signature
+functools.update_wrapper(Adafactor.__init__, _originals.Adafactor.__init__)
+Adafactor.__init__.__signature__ = _storage.signature(_originals.Adafactor.__init__)  # type: ignore[attr-defined]

@@ -17,9 +17,10 @@ __all__ = ["AMSGrad", "Adam", "AdamW", "adam"]
 class Adam(GoStep, _originals.Adam):
     r"""torch.optim.Adam with its update in Go: the same arguments, state and exact results.
 
-    The state of a parameter is ``step``, ``exp_avg``, ``exp_avg_sq`` and, with ``amsgrad``, ``max_exp_avg_sq``. Float32
-    and float64 parameters of any shape on the CPU run in Go; others fall back to torch. ``foreach`` and ``fused`` are
-    accepted and checked as in torch, and have no effect in Go.
+    The state of a parameter is ``step``, ``exp_avg``, ``exp_avg_sq`` and, with ``amsgrad``, ``max_exp_avg_sq``.
+    Float32, float64, bfloat16 and float16 parameters of any shape on the CPU run in Go; others fall back to torch.
+    ``foreach`` and ``fused`` are accepted and checked as in torch. They only matter for 16-bit parameters, which fall
+    back to torch with ``foreach=True``, and with both ``foreach=False`` and ``fused=False``.
 
     .. math::
         g_t &\leftarrow \pm\nabla f_t(\theta_{t-1}) + \lambda\theta_{t-1} \\
@@ -78,9 +79,10 @@ _AdamWBase = Adam if issubclass(_originals.AdamW, _originals.Adam) else GoStep
 class AdamW(_AdamWBase, _originals.AdamW):  # type: ignore[misc, valid-type]
     r"""torch.optim.AdamW with its update in Go: the same arguments, state and exact results.
 
-    The state of a parameter is ``step``, ``exp_avg``, ``exp_avg_sq`` and, with ``amsgrad``, ``max_exp_avg_sq``. Float32
-    and float64 parameters of any shape on the CPU run in Go; others fall back to torch. ``foreach`` and ``fused`` are
-    accepted and checked as in torch, and have no effect in Go.
+    The state of a parameter is ``step``, ``exp_avg``, ``exp_avg_sq`` and, with ``amsgrad``, ``max_exp_avg_sq``.
+    Float32, float64, bfloat16 and float16 parameters of any shape on the CPU run in Go; others fall back to torch.
+    ``foreach`` and ``fused`` are accepted and checked as in torch. They only matter for 16-bit parameters, which fall
+    back to torch with ``foreach=True``, and with both ``foreach=False`` and ``fused=False``.
 
     .. math::
         \theta_t &\leftarrow \theta_{t-1} - \gamma\lambda\theta_{t-1},
@@ -93,4 +95,4 @@ class AdamW(_AdamWBase, _originals.AdamW):  # type: ignore[misc, valid-type]
     Loshchilov & Hutter, `Decoupled Weight Decay Regularization <https://arxiv.org/abs/1711.05101>`_, Algorithm 2.
     """
 
-    twin = _originals.AdamW
+    torch_class = _originals.AdamW

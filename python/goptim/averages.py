@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from goptim import _lists
+from goptim import _dtensor, _lists
+from goptim._eligible import NARROW
 from goptim._fallback import threads_after_fork
 from goptim._lists import listed
 
@@ -18,7 +19,14 @@ __all__ = ["EMA", "ema_", "polyak_update"]
 
 
 def ema_(
-    averages: Tensor | Iterable[Tensor], params: Tensor | Iterable[Tensor], decay: float, form: str = "lerp"
+    averages: Tensor | Iterable[Tensor],
+    params: Tensor | Iterable[Tensor],
+    decay: float,
+    form: str = "lerp",
+    *,
+    rounding: Literal["nearest", "stochastic"] = "nearest",
+    seed: int = 0,
+    step: int | None = None,
 ) -> None:
     r"""Update exponential moving averages of tensors in place, each by the tensor at its index in ``params``.
 
@@ -29,18 +37,29 @@ def ema_(
     - ``"mul_add"``: :math:`a \leftarrow d\,a + (1-d)\,p`, with three roundings, as
       :func:`torch.optim.swa_utils.get_ema_avg_fn` computes it.
 
-    Pairs of dense float32 or float64 tensors on the CPU with the same shape, dtype and strides run in Go. Others fall
-    back to torch in the same call; averages of integers are ``d * a + (1 - d) * p``, converted to integers. Gradients
-    are not recorded.
+    Pairs of dense tensors of float32, float64, bfloat16 or float16 on the CPU with the same shape, dtype and strides
+    run in Go. As in torch, the form ``"lerp"`` rounds an average of 16 bits once, and ``"mul_add"`` three times. Other
+    pairs fall back to torch in the same call; averages of integers are ``d * a + (1 - d) * p``, converted to integers.
+    Gradients are not recorded.
+
+    An average of 16 bits that is rounded to the nearest number does not follow small changes: with d = 0.999, one of
+    bfloat16 stays as it is unless the parameter differs from it by more than its own magnitude. ``"stochastic"`` rounds
+    up or down with the probabilities that make the expected value exact, as an optimizer with ``rounding="stochastic"``
+    does (``docs/half.md``) and, with other random numbers, timm's ModelEmaV3. Tensors of other dtypes are not affected.
 
     Args:
         averages: tensors of any shape, or one tensor. They are written.
         params: as many tensors, of the same shapes.
         decay: d, from 0 to 1. Averages are copies of the parameters if it is 0, and do not change if it is 1.
         form: one of the above.
+        rounding: of averages of 16 bits; ``"stochastic"`` for the form ``"lerp"`` alone.
+        seed: of the random numbers of ``"stochastic"``, from 0 to 2**64 - 1.
+        step: for ``"stochastic"``, the number of the update, from 1. The random numbers depend on it, on the index of
+            an average and on the element, so every update should have another one.
 
     Raises:
-        ValueError: the lists differ in length, or the decay or the form is not one of the above. Nothing has changed.
+        ValueError: the lists differ in length; the decay, the form, the rounding, the seed or the step is not one of
+            the above; or an average of 16 bits is rounded stochastically, and cannot run in Go. Nothing has changed.
         RuntimeError: torch cannot compute the average of some pair, for example because their shapes differ. Averages
             before it have changed.
     """
@@ -51,8 +70,23 @@ def ema_(
     written, read = listed(averages), listed(params)
     if len(written) != len(read):
         raise ValueError(f"ema_: {len(written)} averages, expected as many as parameters, which are {len(read)}")
+    noise = _noise(form, rounding, seed, step)
     kind, fallback, scalar = _FORMS[form]
-    _apply(kind, written, read, scalar(decay), lambda some, others: fallback(some, others, decay))
+    _apply(kind, written, read, scalar(decay), lambda some, others: fallback(some, others, decay), noise)
+
+
+def _noise(form: str, rounding: str, seed: int, step: int | None) -> tuple[int, int, int] | None:
+    if rounding not in ("nearest", "stochastic"):
+        raise ValueError(f"ema_: rounding {rounding!r}, expected 'nearest' or 'stochastic'")
+    if type(seed) is not int or not 0 <= seed < 1 << 64:
+        raise ValueError(f"ema_: seed {seed!r}, expected an int from 0 to 2**64 - 1")
+    if rounding == "nearest":
+        return None
+    if form != "lerp":
+        raise ValueError(f"ema_: rounding 'stochastic' with the form {form!r}, expected the form 'lerp'")
+    if type(step) is not int or not 1 <= step < 1 << 53:
+        raise ValueError(f"ema_: step {step!r} with rounding 'stochastic', expected the number of the update, from 1")
+    return seed, step, 0
 
 
 class EMA:
@@ -67,24 +101,41 @@ class EMA:
     Args:
         params: parameters, or one parameter. They do not need to be those of one optimizer.
         decay: d, from 0 to 1.
+        rounding, seed: those of :func:`ema_`, for averages of 16 bits. With ``"stochastic"``, a step updates the
+            averages after the parameters, and not in the same pass.
 
     Attributes:
         params: a tuple of the parameters.
         averages: a tuple of tensors, each the average of the parameter at its index.
         decay: d, which may be changed between updates.
+        updates: the number of updates with ``"stochastic"``, on which the random numbers depend.
 
     Raises:
-        ValueError: the decay is not from 0 to 1.
+        ValueError: the decay is not from 0 to 1, or the rounding or the seed is not one of :func:`ema_`.
     """
 
-    def __init__(self, params: Tensor | Iterable[Tensor], decay: float) -> None:
+    rounding: Literal["nearest", "stochastic"] = "nearest"
+    seed = 0
+    updates = 0
+
+    def __init__(
+        self,
+        params: Tensor | Iterable[Tensor],
+        decay: float,
+        *,
+        rounding: Literal["nearest", "stochastic"] = "nearest",
+        seed: int = 0,
+    ) -> None:
         self.decay = decay
+        _noise("lerp", rounding, seed, 1)
+        self.rounding, self.seed = rounding, seed
         self.params: tuple[Tensor, ...] = tuple(listed(params))
         with torch.no_grad():
             self.averages: tuple[Tensor, ...] = tuple(
                 [p.detach().clone(memory_format=torch.preserve_format) for p in self.params]
             )
-        self._found: tuple[tuple[Any, ...], tuple[Tensor | None, ...], list[int]] | None = None
+        # The result of of_step for some parameters, and the attributes that it is for.
+        self._found: tuple[tuple[Any, ...], tuple[Tensor | None, ...], list[int], Any, Any] | None = None
 
     @property
     def decay(self) -> float:
@@ -98,7 +149,12 @@ class EMA:
 
     def update(self) -> None:
         """Update all averages by the parameters."""
-        ema_(self.averages, self.params, self._decay)
+        if self.rounding == "nearest":
+            ema_(self.averages, self.params, self._decay)
+            return
+        step = self.updates + 1
+        ema_(self.averages, self.params, self._decay, rounding=self.rounding, seed=self.seed, step=step)
+        self.updates = step
 
     def copy_to(self, params: Tensor | Iterable[Tensor] | None = None) -> None:
         """Copy the averages to parameters: those that are averaged, or as many others, for example of another model.
@@ -131,8 +187,12 @@ class EMA:
             self.swap()
 
     def state_dict(self) -> dict[str, Any]:
-        """The decay and the averages, by the names of torch-ema: ``decay`` and ``shadow_params``."""
-        return {"decay": self._decay, "shadow_params": list(self.averages)}
+        """The decay and the averages, by the names of torch-ema: ``decay`` and ``shadow_params``.
+
+        With stochastic rounding also ``num_updates``.
+        """
+        state: dict[str, Any] = {"decay": self._decay, "shadow_params": list(self.averages)}
+        return state if self.rounding == "nearest" else {**state, "num_updates": self.updates}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Copy what :meth:`state_dict` returned to the averages.
@@ -147,6 +207,8 @@ class EMA:
                 f"expected {[tuple(t.shape) for t in self.averages]}"
             )
         self.decay = state_dict["decay"]
+        if self.rounding != "nearest":
+            self.updates = int(state_dict.get("num_updates") or 0)
         with torch.no_grad():
             for average, t in zip(self.averages, loaded, strict=True):
                 average.copy_(t)
@@ -159,17 +221,23 @@ class EMA:
     @property
     def written_alone(self) -> bool:
         """Whether an update is that of this class, so that a step may do it."""
-        return type(self).update is EMA.update and _lists.fits_float32(self._decay)
+        return type(self).update is EMA.update and self.rounding == "nearest" and _lists.fits_float32(self._decay)
 
     def of_step(self, params: tuple[Any, ...]) -> tuple[tuple[Tensor | None, ...], list[int]]:
         """The average of each parameter of a step, or None; and the indices of parameters that are not among them."""
         found = self._found
-        if found is None or len(found[0]) != len(params) or not all(map(operator.is_, found[0], params)):
+        if (
+            found is None
+            or found[3] is not self.params
+            or found[4] is not self.averages
+            or len(found[0]) != len(params)
+            or not all(map(operator.is_, found[0], params))
+        ):
             at = {id(p): i for i, p in enumerate(self.params)}
             averages = tuple([self.averages[at[id(p)]] if id(p) in at else None for p in params])
             stepped = {id(p) for p in params}
             rest = [i for i, p in enumerate(self.params) if id(p) not in stepped or at[id(p)] != i]
-            found = self._found = params, averages, rest
+            found = self._found = params, averages, rest, self.params, self.averages
         return found[1], found[2]
 
     def update_rest(self, params: tuple[Any, ...], rows: int) -> None:
@@ -190,6 +258,7 @@ def polyak_update(params: Iterable[Tensor], target_params: Iterable[Tensor], tau
     multiplied, then the product of τ and p is added with one rounding. As there, the version counters of the targets do
     not increase, so a graph that autograd recorded before uses the new values. Pairs of dense float32 or float64
     tensors on the CPU with the same shape, dtype and strides run in Go, and others fall back to torch in the same call.
+    16-bit tensors do so because torch rounds the product of the last elements of each thread, but not of others.
 
     Args:
         params: tensors of any shape.
@@ -216,21 +285,32 @@ def _apply(
     params: Sequence[Tensor],
     scalar: Any,
     fallback: Callable[[Sequence[Tensor], Sequence[Tensor]], None],
+    noise: tuple[int, int, int] | None = None,
 ) -> None:
     if torch.compiler.is_compiling() or not _lists.fits_float32(scalar):
+        if noise is not None and any(a.dtype in NARROW for a in averages):
+            raise ValueError("ema_: rounding 'stochastic' needs Go, which cannot run here")
         with torch.no_grad():
             fallback(averages, params)
         return
-    done = kind(averages, params, (scalar,))
+    done = kind(averages, params, (scalar,), noise=noise)
     if type(done) is not int:
         with torch.no_grad(), threads_after_fork():
-            kind.apply(averages, params, (scalar,), fallback)
+            try:
+                kind.apply(averages, params, (scalar,), fallback, noise=noise)
+            except ValueError as e:
+                if noise is None:
+                    raise
+                raise ValueError(f"ema_: averages: {e}") from e
 
 
 def _torch_lerp(averages: Sequence[Tensor], params: Sequence[Tensor], decay: float) -> None:
     pairs = list(zip(averages, params, strict=True))
     lerps = [(a, p) for a, p in pairs if a.is_floating_point() or a.is_complex()]
-    if lerps:
+    if any(map(_dtensor.is_dtensor, averages)):  # torch has no list of DTensors and others
+        for a, p in lerps:
+            a.lerp_(p, 1 - decay)
+    elif lerps:
         torch._foreach_lerp_([a for a, _ in lerps], [p for _, p in lerps], 1 - decay)
     for a, p in pairs:
         if not (a.is_floating_point() or a.is_complex()):

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from goptim._for_loop import ForLoop
 from goptim._kinds import Kind
+from goptim._lists import order_of_norms
 from goptim._parts import PYTHON, Asked
-from goptim._step import GoStep
-from goptim.adafactor import FactoredPart, fused_norms
+from goptim._step import ASK, GoStep
+from goptim._storage import COMPENSATION
+from goptim.adafactor import FactoredPart
 
 _HALF = (torch.float16, torch.bfloat16)  # stepped in float32
 
@@ -116,7 +118,7 @@ class _HFPart(FactoredPart):
         return _shapes(p, self.group)
 
     @property
-    def numbers(self) -> tuple[str, ...]:
+    def scalar_states(self) -> tuple[str, ...]:
         return ()  # step is an int, and each step creates a new RMS
 
     @functools.cached_property
@@ -128,6 +130,8 @@ class _HFPart(FactoredPart):
     def reason_of(self, p: Tensor, g: Tensor, state: dict[str, Any]) -> str | None:
         if p.grad is g:  # not a gradient that explain has created
             _refuse_sparse(g)
+        if p.dtype in _HALF and type(state) is dict and not self.affected(p):
+            state = {key: _widened(t) if isinstance(t, Tensor) else t for key, t in state.items()}  # as _go does
         why = self.reason_of_group or super().reason_of(p, g, state)
         if why is None and state and (type(state.get("step")) is not int or state["step"] < 0):
             return f"its step is {state.get('step')!r}"
@@ -135,10 +139,10 @@ class _HFPart(FactoredPart):
 
     def finish(self) -> None:
         fresh, states = {id(p) for p in self.fresh}, self.optimizer.state
-        self.go = [
-            self._row(x, x.grad, states[x]) if id(x) in fresh and x.grad is not None and states.get(x) else x
-            for x in self.go
-        ]
+        for i, p in enumerate(self.go_params):
+            if id(p) in fresh and p.grad is not None and states.get(p):
+                self.store(p)
+                self.go[i] = self._row(p, p.grad, states[p])
 
 
 class Adafactor(GoStep, HFAdafactor):
@@ -160,8 +164,10 @@ class Adafactor(GoStep, HFAdafactor):
 
     The state of a parameter is ``step``, a Python int; ``RMS``, a tensor with one element; ``exp_avg_sq_row`` and
     ``exp_avg_sq_col`` if it has two or more dimensions, of which the last two are matrices, else ``exp_avg_sq``; and
-    ``exp_avg`` if ``beta1`` is given. Contiguous float32 and float64 tensors on the CPU run in Go, which sums in the
-    order of the installed torch. Others, such as bfloat16, fall back to torch.
+    ``exp_avg`` if ``beta1`` is given. Contiguous float32, float64, bfloat16 and float16 tensors on the CPU run in Go,
+    which sums in the order of the installed torch. Others fall back to torch. As in transformers, the states of a
+    16-bit parameter are float32, everything is computed in float32, and only the parameter is rounded. States that
+    ``load_state_dict`` has rounded become float32 in the next step.
 
     Shazeer & Stern, `Adafactor: Adaptive Learning Rates with Sublinear Memory Cost <https://arxiv.org/abs/1804.04235>`_,
     Algorithms 4 and 5.
@@ -182,7 +188,7 @@ class Adafactor(GoStep, HFAdafactor):
         ValueError: ``lr`` is given with ``relative_step``, or ``warmup_init`` without it.
     """
 
-    twin = HFAdafactor
+    torch_class = HFAdafactor
     elementwise = False
     part_class = _HFPart
 
@@ -193,31 +199,35 @@ class Adafactor(GoStep, HFAdafactor):
         return {**options, "lr": 0.0 if relative else options["lr"], "beta1": 0.0 if beta1 is None else beta1}
 
     def extra(self, group: dict[str, Any]) -> tuple[Any, ...]:
-        return (fused_norms(), group["beta1"] is not None)
+        return (order_of_norms(), group["beta1"] is not None)
 
     def _go(self, groups: tuple[Asked, ...], threads: int | None = None, kind: Kind | None = None) -> Any:
-        place = [s.key for s in self.kind.states].index(None)  # index of the RMS, which Go writes
+        place = next(i for i, s in enumerate(self.kind.states) if s.key is None and s.shape == "scalar")  # of the RMS
         counted: collections.Counter[int] = collections.Counter()  # parameters may share a state
         after, asked = [], []
         mixed = False
         for params, options, extra in groups:
             rows: list[Any] = []
+            widens = options.get("state_dtype") is None
             for x in params:
-                p, given = (x[0], True) if type(x) is tuple else (x, False)
+                p = x[0] if type(x) is tuple else x
+                given = type(x) is tuple and len(x) > 2  # otherwise a pair of a parameter and its index
                 state = self.state.get(p) if given or getattr(p, "grad", None) is not None else None
                 if state is None:
                     rows.append(x)
                     continue
-                rms = torch.empty((), dtype=p.dtype, device="cpu")
+                rms = torch.empty((), dtype=torch.float32 if p.dtype in _HALF else p.dtype, device="cpu")
+                if widens and p.dtype in _HALF and threads != ASK:
+                    _widen(state)
                 earlier = counted[id(state)]
                 counted[id(state)] += 1
                 mixed |= bool(earlier) and not given
                 if given:
-                    _, g, step, *states, new = x
-                    states[place] = rms
-                    rows.append((p, g, step + earlier, *states, new))
+                    _, g, step, *rest = x
+                    rest[place] = rms
+                    rows.append((p, g, step + earlier, *rest))
                 else:
-                    rows.append((p, rms))  # gather.c reads the rest
+                    rows.append((p, rms, *(x[1:] if type(x) is tuple else ())))  # gather.c reads the rest
                 after.append((state, earlier + 1, rms))
             asked.append((tuple(rows), options, extra))
         if mixed:  # gather.c does not know that a state is shared
@@ -237,6 +247,13 @@ def _refuse_sparse(g: Tensor) -> None:
 
 def _widened(t: Tensor) -> Tensor:
     return t.float() if t.dtype in _HALF else t
+
+
+def _widen(state: Any) -> None:
+    """Widen a state that load_state_dict has rounded."""
+    for key, t in state.items() if type(state) is dict else ():
+        if type(t) is Tensor and t.dtype in _HALF and t.is_cpu and key != COMPENSATION:
+            state[key] = t.float()
 
 
 def _shapes(p: Tensor, group: dict[str, Any]) -> dict[str, torch.Size]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from goptim import _native, _numbers, _originals, _parts
-from goptim._eligible import DTYPES, PLAIN, looks_up, reason_of_optimizer
+from goptim._eligible import DTYPES, NARROW, PLAIN, looks_up, reason_of_optimizer
 from goptim._fallback import copy_slot, slots_of, threads_after_fork, undecorated_step
 from goptim._parts import bump_versions
 from goptim._zero import ZeroGrad
@@ -51,8 +51,13 @@ class LBFGS(ZeroGrad, _originals.LBFGS):
     losses were within 1e-4 for five iterations. Then the trajectories diverge, because L-BFGS amplifies differences.
     goptim's sums do not depend on the number of threads or the vector width.
 
-    Contiguous CPU tensors run in Go if all are float32 or all are float64. Otherwise the step falls back to torch, and
-    so do steps that torch rejects. Gradients may be sparse or missing.
+    Contiguous CPU tensors run in Go if all have the same dtype: float32, float64, bfloat16 or float16. Otherwise the
+    step falls back to torch, and so do steps that torch rejects. Gradients may be sparse or missing.
+
+    With 16-bit parameters, everything but the parameters and gradients is float32: directions, the history, and the
+    point at which a line search starts. A parameter is rounded each time it is written, so an evaluation is at the
+    rounded point, and the next movement starts there. ``load_state_dict`` rounds a state to 16 bits, as torch's own
+    class does all the time. The next step converts it back to float32.
 
     The closure may step the same optimizer, as with torch. Both steps use the same history, and the outer step
     continues with the history that the inner one leaves.
@@ -86,6 +91,7 @@ class LBFGS(ZeroGrad, _originals.LBFGS):
         if why is not None:
             if _parts.watch is not None:
                 _parts.watch(self, 0, [why] * len(self._params))
+            self._round_state()
             with threads_after_fork():
                 return undecorated_step(_originals.LBFGS)(self, closure)
         with torch.no_grad():
@@ -106,6 +112,7 @@ class LBFGS(ZeroGrad, _originals.LBFGS):
                 state["func_evals"] -= 1
                 if _parts.watch is not None:
                     _parts.watch(self, 0, [why] * len(self._params))
+                self._round_state()
                 replay = _Replay(run, group, first, closure)
                 return undecorated_step(_originals.LBFGS)(replay.stand_in, replay)
             if _parts.watch is not None:
@@ -157,15 +164,35 @@ class LBFGS(ZeroGrad, _originals.LBFGS):
             return None
         return options
 
+    def _round_state(self) -> None:
+        """Give the state of 16-bit parameters the dtype that torch's step needs."""
+        p = self._params[0] if self._params else None
+        state = self.state.get(p) if p is not None and p.dtype in NARROW else None
+        if p is not None and state:
+            _convert(state, torch.float32, p.dtype)
+
     def _current_reason(self) -> str | None:
         """Why a step would fall back to torch if its closure did not change the gradients and the state."""
         return self._reason_before() or _Run(self, self.state.get(self._params[0], {})).reason_of(0.0)
 
 
+def _convert(state: dict[str, Any], old: torch.dtype, new: torch.dtype) -> None:
+    """Convert the tensors of a state, also those in its lists."""
+
+    def converted(x: Any) -> Any:
+        return x.to(new) if isinstance(x, Tensor) and x.dtype is old else x
+
+    for key, value in state.items():
+        if type(value) is list:
+            value[:] = map(converted, value)
+        else:
+            state[key] = converted(value)
+
+
 def _reason_of_params(params: list[Tensor]) -> str | None:
     """Why parameters fall back to torch; None if they run in Go."""
     dtype, spans = params[0].dtype, []
-    if dtype not in DTYPES:
+    if dtype not in (*DTYPES, *NARROW):
         return f"parameter 0 is {dtype}"
     for i, p in enumerate(params):
         if not _is_flat(p, PLAIN, dtype):
@@ -289,6 +316,7 @@ class _Machine(ctypes.Structure):
         ("segment_count", ctypes.c_int64),
         ("n", ctypes.c_int64),
         ("float64", ctypes.c_int64),
+        ("narrow", ctypes.c_int64),
         ("iterations", ctypes.c_int64),
         ("evaluations", ctypes.c_int64),
         ("t", _Number),
@@ -343,6 +371,7 @@ class _Run:
         self.search = group["line_search_fn"] is not None
         self.maximize = bool(group.get("maximize", False))
         self.dtype = self.params[0].dtype
+        self.of_state = torch.float32 if self.dtype in NARROW else self.dtype
         self.segments = array("Q", bytes(24 * len(self.params)))
         self.grads: list[Tensor] = []
         self.old_dirs: list[Tensor] = []  # the lists of the state, if it has them
@@ -355,6 +384,7 @@ class _Run:
         self.at = ctypes.addressof(m)
         m.n = sum(self.sizes)
         m.float64 = self.dtype is torch.float64
+        m.narrow = {torch.bfloat16: 3, torch.float16: 4}.get(self.dtype, 0)
         m.segments, m.segment_count = self.segments.buffer_info()[0], len(self.params)
         m.lr = self._number(options.lr)
         m.max_iter, m.max_eval = options.max_iter, options.max_eval
@@ -372,6 +402,9 @@ class _Run:
 
     def _is_state_ours(self) -> bool:
         state = self.state
+        if self.dtype in NARROW:  # of load_state_dict, or of torch's class
+            state = {key: list(x) if type(x) is list else x for key, x in state.items()}
+            _convert(state, self.dtype, self.of_state)
         evaluations, iterations = state.get("func_evals", 0), state.get("n_iter", 0)
         if not (_is_count(evaluations) and _is_count(iterations)):
             return False
@@ -397,10 +430,10 @@ class _Run:
         )
 
     def _is_vector(self, t: Any) -> bool:
-        return _is_flat(t, (Tensor,), self.dtype) and t.shape == (self.machine.n,)
+        return _is_flat(t, (Tensor,), self.of_state) and t.shape == (self.machine.n,)
 
     def _is_number(self, x: Any) -> bool:
-        return type(x) in (int, float) or (_is_flat(x, (Tensor,), self.dtype) and x.dim() == 0)
+        return type(x) in (int, float) or (_is_flat(x, (Tensor,), self.of_state) and x.dim() == 0)
 
     def see(self, loss: float) -> bool:
         """Pass the loss and the gradients of an evaluation to the machine; False if they are not supported."""
@@ -474,6 +507,8 @@ class _Run:
     def _begin(self) -> None:
         """Pass the state and memory to the machine."""
         m, state = self.machine, self.state
+        if self.dtype in NARROW:
+            _convert(state, self.dtype, self.of_state)
         m.evaluations, m.iterations = state["func_evals"], state["n_iter"]
         fresh = m.iterations == 0
         if not fresh:
@@ -548,7 +583,7 @@ class _Run:
             del self.vectors[:2], self.pairs[:2], self.numbers[:1], self.versions[:1], self.ros[:1]
         y, s = self.spare
         ro = self.machine.ro
-        number = torch.tensor(ro, dtype=self.dtype, device="cpu")
+        number = torch.tensor(ro, dtype=self.of_state, device="cpu")
         self.old_dirs.append(y)
         self.old_stps.append(s)
         self.ro.append(number)
@@ -583,7 +618,7 @@ class _Run:
             if type(al) is not list:
                 return
             al.extend([None] * (self.history_size - len(al)))
-            al[: m.pair_count] = (torch.tensor(a, dtype=self.dtype, device="cpu") for a in self.alphas)
+            al[: m.pair_count] = (torch.tensor(a, dtype=self.of_state, device="cpu") for a in self.alphas)
 
     def _same_params(self) -> bool:
         params = self.optimizer._params
@@ -608,12 +643,12 @@ class _Run:
         return "gradients have changed in the closure"
 
     def _vector(self) -> Tensor:
-        return torch.empty(self.machine.n, dtype=self.dtype, device="cpu")
+        return torch.empty(self.machine.n, dtype=self.of_state, device="cpu")
 
     def _number(self, x: float | Tensor) -> _Number:
         return _Number(x.item(), 2) if isinstance(x, Tensor) else _Number(x, type(x) is float)
 
     def _value(self, x: _Number) -> int | float | Tensor:
         if x.kind == 2:
-            return torch.tensor(x.value, dtype=self.dtype, device="cpu")
+            return torch.tensor(x.value, dtype=self.of_state, device="cpu")
         return x.value if x.kind == 1 else int(x.value)

@@ -43,6 +43,10 @@ class LionForLoop(ForLoop):
         self.decoupled_wd = decoupled_weight_decay
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
 
+    @classmethod
+    def replaces(cls, **arguments: Any) -> bool:
+        return not arguments.get("use_triton")
+
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_init_lr": self._init_lr, "decoupled_wd": self.decoupled_wd}
 
@@ -70,7 +74,8 @@ class Lion(GoStep, LionForLoop):
         m_t &\leftarrow \beta_2 m_{t-1} + (1-\beta_2) g_t
 
     The state of a parameter is ``exp_avg``, a tensor of its shape and dtype. Each class loads the other's state_dict.
-    Float32 and float64 parameters of any shape on the CPU run in Go; others are stepped by torch's operations.
+    Float32, float64, bfloat16 and float16 parameters of any shape on the CPU run in Go; others are stepped by torch's
+    operations. 16-bit parameters are computed in float32 and rounded once, and not after every operation.
 
     Chen et al., `Symbolic Discovery of Optimization Algorithms <https://arxiv.org/abs/2302.06675>`_, Algorithm 2.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import operator
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.optim._muon import _adjust_lr, _zeropower_via_newtonschulz as _newton_schulz
 
-from goptim import _originals
+from goptim import _originals, _storage
+from goptim._eligible import NARROW
 from goptim._kinds import Kind, kind_of
 from goptim._parts import Asked
 from goptim._step import ASK, CHECK, GoStep
@@ -44,8 +46,12 @@ class Muon(GoStep, _originals.Muon):
     bfloat16. Its matrix products, which take nearly all of the time, are torch's own. Small matrices with the same
     shape are multiplied in a batch if the results are exact, which is tried out once per size of a batch.
 
-    The state of a parameter is ``momentum_buffer``. Float32 and float64 matrices on the CPU run in Go. Other parameters
-    fall back to torch, and so do groups whose ``lr`` is a Tensor.
+    The state of a parameter is ``momentum_buffer``. Float32, float64, bfloat16 and float16 matrices on the CPU run in
+    Go. Other parameters fall back to torch, and so do groups whose ``lr`` is a Tensor.
+
+    For 16-bit parameters, the momentum and the step are computed in float32, and each element of the parameter and of
+    ``momentum_buffer`` is rounded once. The update is rounded once, to bfloat16, before the matrix products. torch
+    rounds after every operation, and without ``nesterov`` it normalizes a bfloat16 ``momentum_buffer`` itself.
 
     Jordan et al., `Muon: An optimizer for hidden layers in neural networks
     <https://kellerjordan.github.io/posts/muon/>`_; Liu et al., `Muon is Scalable for LLM Training
@@ -56,11 +62,11 @@ class Muon(GoStep, _originals.Muon):
 
     @property
     def kind(self) -> Kind:
-        """The first half of a step, which is for a parameter alone; the second one takes what torch makes of it."""
+        """The first half of a step. The second half applies the updates that torch orthogonalizes in between."""
         return kind_of("MuonMomentum")
 
     def extra(self, group: dict[str, Any]) -> tuple[Any, ...]:
-        """What else must be numbers for Go to take the group; None among them where torch has an error to raise."""
+        """What else must be numbers if the group runs in Go; None among them where torch has an error to raise."""
         steps, coefficients = group["ns_steps"], group["ns_coefficients"]
         count = _as_index(steps)
         sound = count < 100 and len(coefficients) == 3
@@ -76,7 +82,8 @@ class Muon(GoStep, _originals.Muon):
     def _go(self, groups: tuple[Asked, ...], threads: int | None = None, kind: Kind | None = None) -> Any:
         done = super()._go(groups, ASK)  # before the first write
         if type(done) is int and threads != ASK:
-            work = [(group, list(self._rows(i, group))) for i, group in enumerate(groups)]
+            firsts = list(itertools.accumulate((len(group[0]) for group in groups), initial=0))
+            work = [(group, list(self._rows(i, firsts[i], group))) for i, group in enumerate(groups)]
             for (_, options, extra), rows in work:
                 self._check_scalars(rows, options, extra)
             for group, rows in work if threads != CHECK else ():
@@ -84,11 +91,11 @@ class Muon(GoStep, _originals.Muon):
                     self._step_matrices(rows, *group[1:])
         return done
 
-    def _rows(self, index: int, group: Asked) -> Iterator[tuple[Any, ...]]:
-        """The rows of a group's parameters that have a gradient."""
+    def _rows(self, index: int, first: int, group: Asked) -> Iterator[tuple[Any, ...]]:
+        """The rows of a group's parameters that have a gradient. The first one has the given index."""
+        storage = _storage.storage_of(group[1])
         for i, x in enumerate(group[0]):
-            momentum = None if type(x) is tuple else self.state.get(x, {}).get("momentum_buffer")
-            row = x if type(x) is tuple else (x, x.grad, None, momentum, None, None)
+            row = x if type(x) is tuple and len(x) > 2 else self._row(x, first + i, storage)
             p, g = row[:2]
             if g is None:
                 continue
@@ -99,6 +106,17 @@ class Muon(GoStep, _originals.Muon):
                 )
             yield row
 
+    def _row(self, x: Any, place: int, storage: _storage.Storage | None) -> tuple[Any, ...]:
+        """The row of a parameter that gather.c supports. x may be a pair of it and its index, which else is place."""
+        p, place = x if type(x) is tuple else (x, place)
+        state = self.state.get(p, {})
+        row = (p, p.grad, None, state.get("momentum_buffer"), None, None)
+        if storage is None:
+            return row
+        extra = storage.extra(p)
+        step = state.get("step") if storage.counts(p) else None
+        return (*row[:2], step, *row[3:], None if extra is None else state.get(extra[0]), place)
+
     @torch.no_grad()
     def _check_scalars(self, rows: list[tuple[Any, ...]], options: dict[str, Any], extra: tuple[Any, ...]) -> None:
         """Raise what torch's operations raise where they cannot compute with a group's numbers."""
@@ -108,7 +126,7 @@ class Muon(GoStep, _originals.Muon):
         name = next((name for name, n in _ADJUSTMENTS.items() if n == adjustment), "other")
         for p, *_ in rows:
             if extreme or not p.numel():
-                one = torch.ones(1, 1, dtype=p.dtype, device="cpu")
+                one = torch.ones(1, 1, dtype=torch.float32 if p.dtype in NARROW else p.dtype, device="cpu")
                 one.lerp(one, 1 - momentum)
                 if nesterov:
                     one.lerp(one, momentum)
@@ -119,11 +137,12 @@ class Muon(GoStep, _originals.Muon):
     def _step_matrices(self, rows: list[tuple[Any, ...]], options: dict[str, Any], extra: tuple[Any, ...]) -> None:
         """A group's step: its momentum in Go, the matrix products in torch, the update in Go."""
         lr, weight_decay, eps, a, b, c, steps, adjustment = extra
-        moves = {"lr": lr, "weight_decay": weight_decay, "adjust_lr_fn": adjustment}
+        update_options = {"lr": lr, "weight_decay": weight_decay, "adjust_lr_fn": adjustment, **_storage.given(options)}
         orthogonalize = ((a, b, c), steps, eps)
         for batch in _batches(rows):
             first, n = batch[0][0], len(batch)
-            update = torch.empty_like(first) if n == 1 else first.new_empty((n, *first.shape))
+            dtype = torch.bfloat16 if first.dtype in NARROW else first.dtype
+            update = torch.empty_like(first, dtype=dtype) if n == 1 else first.new_empty((n, *first.shape), dtype=dtype)
             given = tuple(
                 [(*row[:4], x, *row[5:]) for row, x in zip(batch, [update] if n == 1 else update, strict=True)]
             )
@@ -135,7 +154,7 @@ class Muon(GoStep, _originals.Muon):
             else:
                 for matrix in update:
                     matrix.copy_(_newton_schulz(matrix, *orthogonalize))
-            self._half("MuonUpdate", given, moves, tuple(first.shape))
+            self._half("MuonUpdate", given, update_options, tuple(first.shape))
 
     def _half(self, name: str, rows: tuple[Any, ...], options: dict[str, Any], extra: tuple[Any, ...]) -> None:
         done = super()._go(((rows, options, extra),), None, kind_of(name))
@@ -162,18 +181,19 @@ def _batches(rows: list[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
         small = p.is_contiguous() and p.numel() <= _SMALL and not shared
         if p.numel():
             together.setdefault((p.shape, p.dtype) if small else i, []).append(row)
-    for alike in together.values():
-        most = max(1, _BATCH // alike[0][0].numel())
-        for start in range(0, len(alike), most):
-            yield alike[start : start + most]
+    for same_shape in together.values():
+        most = max(1, _BATCH // same_shape[0][0].numel())
+        for start in range(0, len(same_shape), most):
+            yield same_shape[start : start + most]
 
 
 def _share_memory(rows: list[tuple[Any, ...]]) -> bool:
-    """Whether a parameter or momentum buffer shares memory with another row, or with its own gradient."""
+    """Whether what is written for a row shares memory with another row, or with its own gradient."""
     ranges = sorted(
         (t.data_ptr(), t.data_ptr() + t.numel() * t.element_size(), written)
-        for p, g, _, momentum, *_ in rows
-        for t, written in ((p, True), (momentum, True), (g, False))
+        for p, g, step, momentum, _, _, *more in rows
+        for t, written in ((p, True), (momentum, True), (g, False), *((t, True) for t in (step, *more[:1])))
+        if t is not None
     )
     end = end_of_written = 0
     for start, stop, written in ranges:

@@ -11,9 +11,9 @@ from goptim._step import GoStep
 class RAdam(GoStep, _originals.RAdam):
     r"""torch.optim.RAdam with its update in Go: the same arguments, state and exact results.
 
-    The state of a parameter is ``step``, ``exp_avg`` and ``exp_avg_sq``. Float32 and float64 parameters of any shape on
-    the CPU run in Go; others fall back to torch. ``foreach`` is accepted and checked as in torch, and has no effect in
-    Go.
+    The state of a parameter is ``step``, ``exp_avg`` and ``exp_avg_sq``. Float32, float64, bfloat16 and float16
+    parameters of any shape on the CPU run in Go; others fall back to torch. ``foreach`` is accepted and checked as in
+    torch. It only matters for 16-bit parameters, which fall back to torch with ``foreach=True``.
 
     .. math::
         g_t &\leftarrow \pm\nabla f_t(\theta_{t-1}) + \lambda\theta_{t-1}
@@ -28,4 +28,4 @@ class RAdam(GoStep, _originals.RAdam):
     Algorithm 2.
     """
 
-    twin = _originals.RAdam
+    torch_class = _originals.RAdam

@@ -12,8 +12,9 @@ class RMSprop(GoStep, _originals.RMSprop):
     r"""torch.optim.RMSprop with its update in Go: the same arguments, state and exact results.
 
     The state of a parameter is ``step`` and ``square_avg``, with ``momentum`` also ``momentum_buffer``, and with
-    ``centered`` also ``grad_avg``. Float32 and float64 parameters of any shape on the CPU run in Go; others fall back
-    to torch. ``foreach`` is accepted and checked as in torch, and has no effect in Go.
+    ``centered`` also ``grad_avg``. Float32, float64, bfloat16 and float16 parameters of any shape on the CPU run in Go;
+    others fall back to torch. ``foreach`` is accepted and checked as in torch. It only matters for 16-bit parameters,
+    which fall back to torch with ``foreach=True``.
 
     .. math::
         g_t &\leftarrow \pm\nabla f_t(\theta_{t-1}) + \lambda\theta_{t-1} \\

@@ -11,8 +11,9 @@ from goptim._step import GoStep
 class Rprop(GoStep, _originals.Rprop):
     r"""torch.optim.Rprop with its update in Go: the same arguments, state and exact results.
 
-    The state of a parameter is ``step``, ``prev`` and ``step_size``. Float32 and float64 parameters of any shape on the
-    CPU run in Go; others fall back to torch. ``foreach`` is accepted and checked as in torch, and has no effect in Go.
+    The state of a parameter is ``step``, ``prev`` and ``step_size``. Float32, float64, bfloat16 and float16 parameters
+    of any shape on the CPU run in Go; others fall back to torch. ``foreach`` is accepted and checked as in torch. It
+    only matters for 16-bit parameters, which fall back to torch with ``foreach=True``.
 
     .. math::
         \eta_t &\leftarrow \min(\max(\eta_{t-1} f, \Gamma_{\min}), \Gamma_{\max}), \quad f = \eta_+, \eta_-, 1

@@ -11,10 +11,12 @@ from goptim._step import GoStep
 class SGD(GoStep, _originals.SGD):
     r"""torch.optim.SGD with its update in Go: the same arguments, state (``momentum_buffer``) and exact results.
 
-    Float32 and float64 parameters of any shape on the CPU run in Go; others fall back to torch. Gradients are dense,
-    or, without momentum and weight decay, COO tensors that are sparse in the first dimension, as
+    Float32, float64, bfloat16 and float16 parameters of any shape on the CPU run in Go; others fall back to torch.
+    Gradients are dense, or, without momentum and weight decay, COO tensors that are sparse in the first dimension, as
     ``torch.nn.Embedding(…, sparse=True)`` creates; with other sparse gradients, a parameter falls back to torch.
-    ``foreach`` and ``fused`` are accepted and checked as in torch, and have no effect in Go.
+    ``foreach`` and ``fused`` are accepted and checked as in torch. They only matter for 16-bit parameters, which fall
+    back to torch with ``foreach=True``, and with both ``foreach=False`` and ``fused=False``. Then Go
+    steps with the gradients of a repeated row one after another in float32, and rounds each element of the row once.
 
     .. math::
         g_t &\leftarrow \pm\nabla f_t(\theta_{t-1}) + \lambda\theta_{t-1} \\

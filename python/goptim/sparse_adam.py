@@ -15,7 +15,9 @@ class SparseAdam(GoStep, _originals.SparseAdam):
 
     The state of a parameter is ``step``, a Python int, ``exp_avg`` and ``exp_avg_sq``. Gradients are COO tensors that
     are sparse in the first dimension, as ``torch.nn.Embedding(…, sparse=True)`` creates, coalesced or not. Go sums
-    repeated rows. Contiguous float32 and float64 parameters on the CPU run in Go; others fall back to torch.
+    repeated rows. Contiguous float32, float64, bfloat16 and float16 parameters on the CPU run in Go; others fall back
+    to torch. For 16 bits, Go sums and computes in float32, and rounds each element of a row and its moments once.
+    torch rounds after every operation, and after every addition of a repeated row.
 
     .. math::
         m_t &\leftarrow m_{t-1} + (1-\beta_1)(g_t - m_{t-1}),

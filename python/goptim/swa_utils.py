@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Module
-from torch.optim import swa_utils as _torchs
+from torch.optim import swa_utils as _torch_swa
 from torch.optim.swa_utils import (
     SWALR as SWALR,
     get_ema_avg_fn as get_ema_avg_fn,
@@ -48,21 +48,21 @@ def get_swa_multi_avg_fn() -> Averaging:
 
 def ema_multi_avg_fn(decay: float, usable: Callable[[], bool] | None = None) -> Averaging:
     """The function that get_ema_multi_avg_fn returns. It falls back to torch while ``usable()`` is false."""
-    torchs = _EMA_MULTI(decay)
+    fallback = _EMA_MULTI(decay)
 
     def ema_update(ema_param_list: Sequence[Tensor], current_param_list: Sequence[Tensor], _: Any) -> None:
         if not torch.compiler.is_compiling() and (usable is None or usable()) and _lists.fits_float32(decay):
             done = _lists.LERP(_lists.listed(ema_param_list), _lists.listed(current_param_list), (1 - decay,))
             if type(done) is int:
                 return
-        torchs(ema_param_list, current_param_list, _)
+        fallback(ema_param_list, current_param_list, _)
 
     return ema_update
 
 
 def swa_multi_avg_fn(usable: Callable[[], bool] | None = None) -> Averaging:
     """The function that get_swa_multi_avg_fn returns. It falls back to torch while ``usable()`` is false."""
-    torchs = _SWA_MULTI()
+    fallback = _SWA_MULTI()
 
     def swa_update(
         averaged_param_list: Sequence[Tensor], current_param_list: Sequence[Tensor], num_averaged: Any
@@ -73,7 +73,7 @@ def swa_multi_avg_fn(usable: Callable[[], bool] | None = None) -> Averaging:
                 done = _lists.LERP(_lists.listed(averaged_param_list), _lists.listed(current_param_list), (weight,))
                 if type(done) is int:
                     return
-        torchs(averaged_param_list, current_param_list, num_averaged)
+        fallback(averaged_param_list, current_param_list, num_averaged)
 
     return swa_update
 
@@ -89,12 +89,12 @@ def _weight(n: Any) -> float | None:
     return weight if type(weight) is float and 0 <= weight <= 1 else None
 
 
-class AveragedModel(_torchs.AveragedModel):
+class AveragedModel(_torch_swa.AveragedModel):
     """A copy of a model whose parameters are averages, updated in Go: :class:`torch.optim.swa_utils.AveragedModel`.
 
-    The results are exactly torch's, with its averaging functions or this module's. Dense float32 and float64 tensors
-    on the CPU run in Go, and others fall back to torch in the same call. With another averaging function, torch's code
-    calls it.
+    The results are exactly torch's, with its averaging functions or this module's. Dense tensors of float32, float64,
+    bfloat16 and float16 on the CPU run in Go, and others fall back to torch in the same call. With another averaging
+    function, torch's code calls it.
     """
 
     def update_parameters(self, model: Module) -> None:
@@ -105,7 +105,7 @@ class AveragedModel(_torchs.AveragedModel):
         update_parameters(self, model)
 
 
-def update_parameters(averaged: _torchs.AveragedModel, model: Module) -> None:
+def update_parameters(averaged: _torch_swa.AveragedModel, model: Module) -> None:
     """AveragedModel.update_parameters in Go, or torch's method."""
     if torch.compiler.is_compiling():  # first, because a compiler cannot trace what follows
         _originals.UPDATE_PARAMETERS(averaged, model)
@@ -117,7 +117,7 @@ def update_parameters(averaged: _torchs.AveragedModel, model: Module) -> None:
 
 
 def _update(
-    averaged: _torchs.AveragedModel,
+    averaged: _torch_swa.AveragedModel,
     averages: list[Tensor],
     params: list[Tensor],
     written: list[Tensor],
@@ -139,7 +139,7 @@ def _update(
     return True
 
 
-def reason_of(averaged: _torchs.AveragedModel) -> str | None:
+def reason_of(averaged: _torch_swa.AveragedModel) -> str | None:
     """Why the averages of a model fall back to torch."""
     n = vars(averaged)["_buffers"].get("n_averaged")
     if type(n) is not Tensor or not n.is_cpu or n.dtype is not torch.int64 or n.dim() or n.is_inference():
@@ -149,7 +149,7 @@ def reason_of(averaged: _torchs.AveragedModel) -> str | None:
     return None
 
 
-def _lists_of(averaged: _torchs.AveragedModel, model: Module) -> tuple[list[Tensor], ...] | None:
+def _lists_of(averaged: _torch_swa.AveragedModel, model: Module) -> tuple[list[Tensor], ...] | None:
     """Averages, their parameters, and buffers to copy to and from; None if torch lists other tensors."""
     own = vars(averaged)
     if own["_parameters"] or own["_modules"].keys() != {"module"} or _lists_others(type(averaged)):
@@ -239,7 +239,9 @@ class _Some:
         return ()
 
 
-def _in_torch(averaged: _torchs.AveragedModel, n: Tensor, averages: Sequence[Tensor], params: Sequence[Tensor]) -> None:
+def _in_torch(
+    averaged: _torch_swa.AveragedModel, n: Tensor, averages: Sequence[Tensor], params: Sequence[Tensor]
+) -> None:
     """Update some of the averages by torch's method."""
     some: Any = _Some(averages, n_averaged=n.clone(), avg_fn=averaged.avg_fn, multi_avg_fn=averaged.multi_avg_fn)
     others: Any = _Some(params)
@@ -247,7 +249,7 @@ def _in_torch(averaged: _torchs.AveragedModel, n: Tensor, averages: Sequence[Ten
         _originals.UPDATE_PARAMETERS(some, others)
 
 
-def _form(averaged: _torchs.AveragedModel, n: Tensor) -> tuple[_lists.ListKind, tuple[float, ...]] | None:
+def _form(averaged: _torch_swa.AveragedModel, n: Tensor) -> tuple[_lists.ListKind, tuple[float, ...]] | None:
     """The operation of Go that an averaging function is, and its scalars; None if it is another."""
     many, one = averaged.multi_avg_fn, averaged.avg_fn
     if many is None:

@@ -102,7 +102,7 @@ def _step(options: argparse.Namespace) -> None:
 def _rows(options: argparse.Namespace) -> list[steps.Row]:
     """The rows to measure, in order."""
     dtype = getattr(torch, options.dtype)
-    names = options.optimizer or list(subjects.OPTIMIZERS)
+    names = options.optimizer or subjects.MEASURED
     if options.shapes and "Muon" in names and not all(shapes.matrices for shapes in options.shapes):
         if options.optimizer:
             raise Refused("Muon supports only matrices: --shapes matrices or small-matrices")

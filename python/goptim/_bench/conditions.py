@@ -31,6 +31,7 @@ def conditions() -> dict[str, Any]:
     return {
         "cpu": _cpu(),
         "cores": os.cpu_count(),
+        "machine": f"{platform.machine()} {platform.system()}",
         "torch_vectors": torch.backends.cpu.get_cpu_capability(),
         "go_vector_bits": int(bits or 0),
         "go": go.partition("-")[0],
@@ -64,8 +65,9 @@ def sentence(found: dict[str, Any], dtype: torch.dtype) -> str:
     """The line of conditions above a table, as Markdown."""
     allocator = "".join(f"; {k}={v}" for k, v in found["allocator"].items())
     return (
-        f"{found['cpu']}, {found['cores']} cores, {found['torch_vectors']}; torch {found['torch']}; "
-        f"goptim {found['goptim']} with {found['go']} and vectors of {found['go_vector_bits']} bits; "
+        f"{found['cpu']}, {found['cores']} cores, {found['machine']}, {found['torch_vectors']}; "
+        f"torch {found['torch']}; goptim {found['goptim']} with {found['go']} "
+        f"and vectors of {found['go_vector_bits']} bits; "
         f"{str(dtype).removeprefix('torch.')}{allocator}; load average {found['load_before']:.1f} at the start."
     )
 
@@ -105,7 +107,7 @@ def _cpu_times() -> tuple[float, float, float] | None:
     return user + nice + system + interrupts + soft, sum(os.times()[:4]), stolen
 
 
-def why_busy(watch: Watch, cores: int, threads: int, load_after: float, spreads: Sequence[float] = ()) -> list[str]:
+def reasons_busy(watch: Watch, cores: int, threads: int, load_after: float, spreads: Sequence[float] = ()) -> list[str]:
     """The reasons not to trust the figures; empty if the machine was quiet.
 
     Args:
@@ -139,7 +141,7 @@ def why_busy(watch: Watch, cores: int, threads: int, load_after: float, spreads:
 def judged(watch: Watch, found: dict[str, Any], threads: int, spreads: Sequence[float] = ()) -> str:
     """Complete the conditions at the end of a run, and return the line below the table."""
     found["load_after"] = load_average()
-    found["busy"] = why_busy(watch, found["cores"] or 1, threads, found["load_after"], spreads)
+    found["busy"] = reasons_busy(watch, found["cores"] or 1, threads, found["load_after"], spreads)
     return f"{verdict(found['busy'], watch)} Load average {found['load_after']:.1f} at the end."
 
 

@@ -26,6 +26,7 @@ from torch.optim import Optimizer
 
 import goptim
 from goptim._bench import subjects
+from goptim._for_loop import ForLoop
 
 # torch's implementations, with the flags that select them.
 PATHS: dict[str, dict[str, bool]] = {
@@ -44,6 +45,7 @@ TITLES = {
     "bound": "share of bandwidth",
 }
 COMPILED = 200  # tensors; a step of more takes many minutes to compile
+COLUMNS = 6  # addresses per tensor that bound.c reads
 # DeepSpeed sets this variable, which makes torch load NVML in each step: small steps take twice as long.
 NVML = "PYTORCH_NVML_BASED_CUDA_CHECK"
 
@@ -69,15 +71,17 @@ def build(path: str, subject: subjects.Optimizer, parameters: list[Tensor]) -> C
     """
     optimizer: Optimizer
     if path == "goptim":
-        optimizer = getattr(goptim, subject.cls)(parameters, **subject.options)
+        optimizer = subject.goptim_class(parameters, **subject.options)
     elif path == "deepspeed":
         optimizer = _deepspeed(subject, parameters)
     else:
-        cls = subject.torchs
+        cls = subject.torch_class
         known = {k: on for k, on in PATHS[path].items() if k in inspect.signature(cls).parameters}
-        if path in ("foreach", "fused") and not known:
+        if path in ("foreach", "fused") and (not known or issubclass(cls, ForLoop)):
             raise Missing
         optimizer = cls(parameters, **subject.options, **known)
+    if hasattr(optimizer, "train"):  # Schedule-Free
+        optimizer.train()
     if path == "compile":
         return Contender(optimizer, parameters, _compiled(optimizer, len(parameters)))
     return Contender(optimizer, parameters, optimizer.step)
@@ -102,8 +106,8 @@ def _deepspeed(subject: subjects.Optimizer, parameters: list[Tensor]) -> Optimiz
     module, name, options = subject.deepspeed
     with _same_environment(NVML):
         cls = getattr(importlib.import_module(module), name)
-    torchs = inspect.signature(subject.torchs).parameters
-    defaults = {k: torchs[k].default for k in inspect.signature(cls).parameters if k in torchs}
+    known = inspect.signature(subject.torch_class).parameters
+    defaults = {k: known[k].default for k in inspect.signature(cls).parameters if k in known}
     options = {**defaults, **subject.options, **options}
     if parameters[0].dtype != torch.float32:
         options["fp32_optimizer_states"] = False  # as in all other implementations
@@ -148,19 +152,22 @@ def bound_library() -> tuple[ctypes.CDLL | None, str]:
     return None, f"the memory bound is missing: {failure}"
 
 
-def bound_of(library: ctypes.CDLL, optimizer: Optimizer, threads: int) -> Callable[[], None]:
-    """A pass over the memory that the optimizer's next step reads and writes.
+def bound_of(library: ctypes.CDLL, optimizer: Optimizer, threads: int) -> tuple[Callable[[], None], ...]:
+    """Two passes over the memory that the optimizer's next step reads and writes.
+
+    The first one uses the vectors that the compiler prefers, and the other one the widest. Both together restore the
+    values.
 
     It uses the same addresses, since page placement changes times by a tenth. Adafactor's states are left out: most
     have one element per row or column of the parameter.
     """
     columns, words, n_columns = array("Q"), array("q"), 0
     for p in optimizer.param_groups[0]["params"]:
-        state = [s for s in optimizer.state[p].values() if s.dim()] if p in optimizer.state else []
+        state = [s for s in optimizer.state.get(p, {}).values() if isinstance(s, Tensor) and s.dim()]
         state = [] if isinstance(optimizer, goptim.Adafactor) else state
         tensors = [p, p.grad, *state]
         n_columns = len(tensors)
-        columns.extend([t.data_ptr() for t in tensors] + [0] * (5 - n_columns))
+        columns.extend([t.data_ptr() for t in tensors] + [0] * (COLUMNS - n_columns))
         words.append(p.numel() * p.element_size() // 4)
     arguments = (
         ctypes.c_void_p(columns.buffer_info()[0]),
@@ -170,7 +177,7 @@ def bound_of(library: ctypes.CDLL, optimizer: Optimizer, threads: int) -> Callab
         ctypes.c_int(threads),
     )
 
-    def run(keep: object = (columns, words)) -> None:
-        library.bound(*arguments)
+    def run(wide: bool, keep: object = (columns, words)) -> None:
+        library.bound(*arguments, ctypes.c_int(wide))
 
-    return run
+    return functools.partial(run, False), functools.partial(run, True)

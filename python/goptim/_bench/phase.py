@@ -81,8 +81,8 @@ class _Contender:
     parts: Parts
 
 
-def _torchs(subject: subjects.Optimizer, parameters: list[Tensor], **flags: bool) -> _Contender:
-    optimizer = subject.torchs(parameters, **subject.options, **flags)
+def _torch_calls(subject: subjects.Optimizer, parameters: list[Tensor], **flags: bool) -> _Contender:
+    optimizer = subject.torch_class(parameters, **subject.options, **flags)
     averages = [p.detach().clone() for p in parameters]
     average: Callable[..., object] = _originals.SWA["get_ema_multi_avg_fn"](DECAY)
     clip = _originals.DECORATED["clip_grad_norm_"]
@@ -97,8 +97,8 @@ def _torchs(subject: subjects.Optimizer, parameters: list[Tensor], **flags: bool
     )
 
 
-def _goptims(subject: subjects.Optimizer, parameters: list[Tensor]) -> _Contender:
-    optimizer = getattr(goptim, subject.cls)(parameters, **subject.options)
+def _goptim_calls(subject: subjects.Optimizer, parameters: list[Tensor]) -> _Contender:
+    optimizer = subject.goptim_class(parameters, **subject.options)
     averages = [p.detach().clone() for p in parameters]
     return _Contender(
         parameters,
@@ -112,7 +112,7 @@ def _goptims(subject: subjects.Optimizer, parameters: list[Tensor]) -> _Contende
 
 
 def _in_one_call(subject: subjects.Optimizer, parameters: list[Tensor]) -> _Contender:
-    optimizer = getattr(goptim, subject.cls)(parameters, **subject.options)
+    optimizer = subject.goptim_class(parameters, **subject.options)
     averages = goptim.EMA(parameters, DECAY)
     return _Contender(parameters, (lambda: optimizer.step(max_grad_norm=MAX_NORM, ema=averages, zero_grad=True),))
 
@@ -134,10 +134,10 @@ def measure(row: Row, rounds: int, watch: Watch, advance: Callable[[], object]) 
             p.grad = torch.zeros_like(p)
         return made
 
-    found = {"default": _torchs(subject, parameters())}
-    if "fused" in inspect.signature(subject.torchs).parameters:
-        found["fused"] = _torchs(subject, parameters(), fused=True)
-    found["goptim"] = _goptims(subject, parameters())
+    found = {"default": _torch_calls(subject, parameters())}
+    if "fused" in inspect.signature(subject.torch_class).parameters:
+        found["fused"] = _torch_calls(subject, parameters(), fused=True)
+    found["goptim"] = _goptim_calls(subject, parameters())
     found[ONE_CALL] = _in_one_call(subject, parameters())
     row.seconds = {path: [] for path in found}
     order, shuffle = list(found), random.Random(0).shuffle

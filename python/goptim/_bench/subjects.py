@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import math
+import operator
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,14 +24,18 @@ class Optimizer:
     does not have.
     """
 
-    cls: str
+    cls: str  # of goptim, or in Go's description
     options: dict[str, Any]
     deepspeed: tuple[str, str, dict[str, Any]] | None = None
 
     @property
-    def torchs(self) -> Any:
+    def torch_class(self) -> Any:
         """The class of torch.optim, or the for-loop of one that torch.optim does not have."""
         return _for_loop.CLASSES.get(self.cls) or getattr(torch.optim, self.cls)
+
+    @property
+    def goptim_class(self) -> Any:
+        return operator.attrgetter(_for_loop.name_in_goptim(self.cls))(sys.modules["goptim"])
 
 
 _DEEPSPEED_ADAM = ("deepspeed.ops.adam", "DeepSpeedCPUAdam")
@@ -50,10 +56,12 @@ OPTIMIZERS = {
     "ASGD": Optimizer("ASGD", {}),
     "Adafactor": Optimizer("Adafactor", {}),
     "Muon": Optimizer("Muon", {}),
-    **{name: Optimizer(name, {}) for name in _for_loop.CLASSES},
+    **{_for_loop.name_in_goptim(name): Optimizer(name, {}) for name in _for_loop.CLASSES},
 }
 if not hasattr(torch.optim, "Muon"):  # before torch 2.9
     del OPTIMIZERS["Muon"]
+# What is measured by default: not those of modules such as goptim.timm, which use the kernels of others.
+MEASURED = [name for name in OPTIMIZERS if "." not in name]
 
 
 def _resnet50() -> list[Shape]:

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import goptim
 from goptim._bench import subjects
 from goptim._bench.conditions import Watch
 
@@ -178,10 +177,10 @@ def measure(
     batch = tuple(x.to(dtype) if x.is_floating_point() else x for x in batch)
     row.parameters, row.tensors = sum(p.numel() for p in built.parameters()), len(list(built.parameters()))
     subject = subjects.OPTIMIZERS[row.optimizer]
-    torchs, ours = subject.torchs, getattr(goptim, subject.cls)
-    makers: dict[str, Callable[..., torch.optim.Optimizer]] = {"default": torchs}
-    if "fused" in inspect.signature(torchs).parameters:
-        makers["fused"] = lambda parameters, **options: torchs(parameters, **options, fused=True)
+    torch_class, ours = subject.torch_class, subject.goptim_class
+    makers: dict[str, Callable[..., torch.optim.Optimizer]] = {"default": torch_class}
+    if "fused" in inspect.signature(torch_class).parameters:
+        makers["fused"] = lambda parameters, **options: torch_class(parameters, **options, fused=True)
     makers["goptim"] = ours
     pairs = {}
     for path, make in makers.items():
