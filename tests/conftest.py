@@ -1,6 +1,7 @@
 """Fixtures and settings of all tests."""
 
 import faulthandler
+import gc
 import os
 import sys
 
@@ -10,10 +11,72 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
 import torch
+from core import TOGETHER, covering, factors
 from counting import rows_of_lists, rows_per_call
 from pythons import Server
 
 from goptim import _core
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    """Give processes the cases of a function together: xdist's time for one grows with the number of those before.
+
+    xdist's own marker for groups has no effect in pytest 9.2.
+    """
+    if config.getvalue("dist") != "loadgroup":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            function = nodeid.partition("[")[0]
+            return TOGETHER.get(function) or TOGETHER.get(function.partition("::")[0], function)
+
+    return Scheduling(config, log)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--thin", action="store_true", help="few cases of each test: all values of its parameters, once")
+
+
+@pytest.hookimpl(trylast=True)  # after a test has all of its cases
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Mark cases as full that add no combination to the core, of the parameters that a test's `covering` names.
+
+    Cases that are not asked for are left out before pytest creates them, which takes a millisecond for each.
+    """
+    cases, thin = metafunc._calls, metafunc.config.getoption("--thin")
+    if not cases or metafunc.definition.get_closest_marker("full"):
+        cases[1:] = [] if _wants(metafunc.config) == "core" else cases[1:]  # pytest deselects one
+        return
+    core = [case for case in cases if all(mark.name != "full" for mark in case.marks)]
+    marker = metafunc.definition.get_closest_marker("covering")
+    if core and (thin or marker):
+        chosen = covering([factors(case) for case in core], *((1,) if thin else marker.args))
+        for i, case in enumerate(core):
+            if i not in chosen:
+                case.marks.append(pytest.mark.full.mark)
+        core = [case for i, case in enumerate(core) if i in chosen]
+    of_core = set(map(id, core))
+    others = [case for case in cases if id(case) not in of_core]
+    wanted = {"core": core, "full": others}.get("core" if thin else _wants(metafunc.config), cases)
+    cases[:] = wanted or cases[:1]
+
+
+def _wants(config: pytest.Config) -> str:
+    """Which of the tests, core or full, the option -m selects; empty if both or unknown."""
+    return {"not full": "core", "full": "full"}.get(config.option.markexpr.partition(" and ")[0], "")
+
+
+def pytest_collection_finish() -> None:
+    """Keep the garbage collector from traversing thousands of tests, which all live until the end."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()
 
 
 def pytest_report_header() -> str:
@@ -64,7 +127,7 @@ def lists():
 
 @pytest.fixture(scope="session")
 def server():
-    """Forks of a process that has imported torch. Tests that use it are in one xdist_group, for one worker."""
+    """Forks of a process that has imported torch. Tests that use it are in TOGETHER of tests/core.py."""
     server = Server()
     yield server
     server.stop()

@@ -4,9 +4,11 @@ A case has the options of a configuration, under the names of the Go options in 
 every step of torch's for-loop with IEEE square roots. Numbers are concatenated hexadecimal bits. A case with a shape
 uses as many of the numbers as the shape has elements. A case of lists has an operation on several tensors.
 
-A file of testdata/torch has a run of torch, and the state after some of its steps, as written by goptim.save_state. The
-tensors value.0.NAME are the initial parameters, grad.T.NAME the gradients of step T, or rows of them if there is an
-index.T.NAME, and value.T.NAME the parameters after step T. Go's tests write such files to testdata/go.
+A file of testdata/torch has a run of torch, and one of testdata/half a run of goptim with 16-bit parameters. It has the
+state after some of its steps, as written by goptim.save_state. The tensors value.0.NAME are the initial parameters,
+grad.T.NAME the gradients of step T, or rows of them if there is an index.T.NAME, and value.T.NAME the parameters after
+step T. Go's tests write such files to testdata/go. A file of testdata/storage has a run of goptim with the
+keywords of docs/half.md, which test_storage.py compares with torch.
 """
 
 import json
@@ -18,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from configurations import CLASSES, ORACLES, TABLE, Configuration, for_loop_flags, oracle_of
+from configurations import CLASSES, ORACLES, TABLE, Configuration, class_of, for_loop_flags, oracle_of
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn
 
@@ -34,7 +36,7 @@ FACTORED = ("Adafactor",)  # whose bits depend on a parameter's shape
 
 def _few(name: str) -> list[dict[str, Any]]:
     """Options of a row of the parity table: the plain ones, some flags, and most flags."""
-    row = [c.options for c in TABLE[name] if not c.odd]
+    row = [c.options for c in TABLE[name] if not c.unusual]
     known = oracle_of(name)([torch.zeros(1)]).defaults.keys()  # of a group, which a file has, and Go
     if name == "Adam":  # in torch 2.6, only AdamW is decoupled
         known -= {"decoupled_weight_decay"}
@@ -83,7 +85,7 @@ def _case(name: str, options: dict[str, Any], start: Tensor, grads: list[Tensor]
         case["shape"] = shape
     for name, (dtype, _, _) in DTYPES.items():
         p = start[:n].to(dtype, copy=True).view(shape).requires_grad_()
-        optimizer = configuration.torchs([p])
+        optimizer = configuration.theirs([p])
         case[name] = []
         for g in grads:
             p.grad = g[:n].to(dtype).view(shape)
@@ -209,14 +211,15 @@ def run(name: str, dtype: str, path: Path) -> None:
 
     def draw(shape: tuple[int, ...]) -> Tensor:
         numbers = torch.tensor([uniform(-1, 1) for _ in range(math.prod(shape))], dtype=torch.float64)
-        return numbers.view(shape).to(DTYPES[dtype][0])
+        return numbers.view(shape).to(getattr(torch, dtype))
 
     params = {n: draw(shape).requires_grad_() for n, shape in shapes.items()}
     tensors = {f"value.0.{n}": p.detach().clone() for n, p in params.items()}
     options = {"lr": 0.0123, **options}
-    if "foreach" in for_loop_flags(class_name):
+    if "foreach" in for_loop_flags(class_name) and dtype in DTYPES:
         options["foreach"] = False
-    optimizer = oracle_of(class_name)(params.values(), **options)
+    kind = oracle_of(class_name) if dtype in DTYPES else class_of(class_name)
+    optimizer = kind(params.values(), **options)
     for step in range(1, RUN_STEPS + 1):
         if class_name == "LBFGS":
             optimizer.step(lambda: valley(list(params.values())))
@@ -250,6 +253,113 @@ def runs() -> dict[str, bytes]:
                 for dtype in DTYPES:
                     run(name, dtype, path)
                     files[f"{name}-{dtype}.safetensors"] = path.read_bytes()
+    return files
+
+
+STORED_PATH = PATH.parent / "storage"
+# The class, its options, and the dtype of the parameters.
+STORED: dict[str, tuple[str, dict[str, Any], torch.dtype]] = {
+    "kahan": ("AdamW", {"rounding": "kahan", "state_dtype": torch.float32}, torch.bfloat16),
+    "master": ("AdamW", {"master_weights": True, "state_dtype": torch.bfloat16}, torch.float16),
+    "stochastic": ("SGD", {"momentum": 0.9, "rounding": "stochastic", "seed": 2**64 - 5}, torch.bfloat16),
+    "stochastic-lion": ("Lion", {"rounding": "stochastic", "state_dtype": torch.float32}, torch.float16),
+    "states": ("NAdam", {"state_dtype": torch.bfloat16}, torch.float32),
+    "adafactor-master": ("Adafactor", {"master_weights": True, "state_dtype": torch.float32}, torch.bfloat16),
+    "adafactor-kahan": ("Adafactor", {"rounding": "kahan", "state_dtype": torch.bfloat16}, torch.float16),
+    "adafactor-stochastic": ("Adafactor", {"rounding": "stochastic", "seed": 7}, torch.bfloat16),
+    "schedule-free-stochastic": (
+        "AdamWScheduleFree",
+        {"rounding": "stochastic", "state_dtype": torch.float32},
+        torch.bfloat16,
+    ),
+    "schedule-free-kahan": ("SGDScheduleFree", {"rounding": "kahan"}, torch.float16),
+    "schedule-free-master": (
+        "RAdamScheduleFree",
+        {"master_weights": True, "state_dtype": torch.bfloat16},
+        torch.float16,
+    ),
+    "sparse-adam-kahan": ("SparseAdam", {"rounding": "kahan", "state_dtype": torch.float32}, torch.bfloat16),
+    "sparse-adagrad-master": (
+        "SparseAdagrad",
+        {"master_weights": True, "initial_accumulator_value": 0.3},
+        torch.float16,
+    ),
+    "sparse-adagrad-states": ("SparseAdagrad", {"state_dtype": torch.bfloat16}, torch.float32),
+    "sparse-sgd-stochastic": ("SparseSGD", {"rounding": "stochastic", "seed": 3}, torch.bfloat16),
+}
+
+
+# After this step, a Schedule-Free optimizer changes to eval mode and back.
+SWITCHED = 2
+
+
+def stored_run(name: str, path: Path) -> None:
+    """Write the file of a run of goptim whose states or parameters are stored in another way than torch's."""
+    class_name, options, dtype = STORED[name]
+    sparse = class_name.startswith("Sparse")
+    if sparse:
+        class_name = class_name if hasattr(goptim, class_name) else class_name.removeprefix("Sparse")
+    uniform = random.Random(name).uniform
+
+    def draw(shape: tuple[int, ...]) -> Tensor:
+        numbers = torch.tensor([uniform(-1, 1) for _ in range(math.prod(shape))], dtype=torch.float64)
+        return numbers.view(shape).to(dtype)
+
+    shapes: dict[str, tuple[int, ...]] = {"a": (70,), "b": (33,)}
+    if class_name == "Adafactor":
+        shapes["c"] = (9, 5)
+    if sparse:
+        shapes = {"a": (7, 35), "b": (6, 3)}
+    params = {n: draw(shape).requires_grad_() for n, shape in shapes.items()}
+    tensors = {f"value.0.{n}": p.detach().clone() for n, p in params.items()}
+    optimizer = class_of(class_name)(params.values(), lr=0.0123, **options)
+    for step in range(1, RUN_STEPS + 1):
+        for n, p in params.items():
+            if sparse:
+                index, rows = torch.tensor([1, step % 5, 1]), draw((3, p.shape[1]))
+                p.grad = torch.sparse_coo_tensor(index[None], rows, p.shape, check_invariants=True)
+                tensors |= {f"index.{step}.{n}": index, f"grad.{step}.{n}": rows}
+            else:
+                p.grad = draw(p.shape)
+                tensors[f"grad.{step}.{n}"] = p.grad.clone()
+        optimizer.step()
+        if step == SWITCHED and class_name.endswith("ScheduleFree"):
+            optimizer.eval()
+            optimizer.train()
+        tensors |= {f"value.{step}.{n}": p.detach().clone() for n, p in params.items()}
+        if step == SAVED:
+            goptim.save_state(optimizer, path, params.items())
+    state, metadata = _safetensors.read(path)
+    _safetensors.write(path, tensors | state, metadata)
+
+
+def stored_runs() -> dict[str, bytes]:
+    """All files of testdata/storage."""
+    files = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in STORED:
+            stored_run(name, Path(folder) / "run")
+            files[f"{name}.safetensors"] = (Path(folder) / "run").read_bytes()
+    return files
+
+
+HALVES_PATH = PATH.parent / "half"
+# Runs with 16-bit parameters of goptim's classes, because torch's for-loop rounds after every operation.
+HALVES = {
+    "bfloat16": ("AdamW", "NAdam", "Adafactor", "SparseSGD", "SparseAdagrad", "SparseAdam"),
+    "float16": ("AdamW", "Adafactor", "SparseAdam"),
+}
+
+
+def halves() -> dict[str, bytes]:
+    """All files of testdata/half."""
+    files = {}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "run"
+        for dtype, names in HALVES.items():
+            for name in names:
+                run(name, dtype, path)
+                files[f"{name}-{dtype}.safetensors"] = path.read_bytes()
     return files
 
 
@@ -317,5 +427,11 @@ if __name__ == "__main__":
     RUNS_PATH.mkdir(exist_ok=True)
     for name, data in runs().items():
         (RUNS_PATH / name).write_bytes(data)
+    STORED_PATH.mkdir(exist_ok=True)
+    for name, data in stored_runs().items():
+        (STORED_PATH / name).write_bytes(data)
+    HALVES_PATH.mkdir(exist_ok=True)
+    for name, data in halves().items():
+        (HALVES_PATH / name).write_bytes(data)
     SCHEDULES_PATH.parent.mkdir(exist_ok=True)
     SCHEDULES_PATH.write_text(schedules())

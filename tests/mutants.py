@@ -40,7 +40,10 @@ KNOWN = ROOT / "tests" / "mutants.txt"
 
 # The groups of mutants, with their percentage and their files.
 GROUPS = {
-    "kernels": (22, ["goptim/internal/kernel/f32x8/*.go", "goptim/internal/kernel/reduce/*.go"]),
+    "kernels": (
+        22,
+        [f"goptim/internal/kernel/{name}" for name in ("f32x8/*.go", "bf16x16/ops.go", "reduce/*.go")],
+    ),
     "scalars": (18, ["goptim/*.go", *(f"goptim/internal/{name}/*.go" for name in ("lbfgs", "matmul", "newtonschulz"))]),
     "rows": (
         12,
@@ -90,8 +93,16 @@ NEAREST = [
     ("muon", ["test_muon.py"]),
     ("matmul", ["test_muon.py"]),
     ("newtonschulz", ["test_muon.py"]),
-    ("gather", ["test_gather.py", *PHASE, "test_step.py", "test_scalar_errors.py"]),
+    (
+        "gather",
+        ["test_gather.py", *PHASE, "test_phase_step.py", "test_step.py", "test_scalar_errors.py", "test_sparse.py"],
+    ),
     ("_zero", ["test_phase_zero.py"]),
+    ("around", ["test_phase_step.py"]),
+    ("_scaler", ["test_phase_amp.py"]),
+    ("amp.py", ["test_phase_amp.py"]),
+    ("swa_utils", ["test_phase_swa.py"]),
+    ("_functions", ["test_patch.py", "test_phase_swa.py"]),
     ("average", ["test_phase_averages.py"]),
     *((name, PHASE) for name in ("lists", "norm", "clip", "gradient")),
     ("overlap", ["test_aliasing.py"]),
@@ -136,7 +147,7 @@ CLASSES.append("Adafactor")
 
 
 # Changes that affect only speed: lines that prefetch or leave vector code, and such functions of gather.c.
-NO_RESULT = re.compile(r"(?i)prefetch|\btouch\(|kernel\.Leave\(\)"), {"approach", "touch"}
+NO_RESULT = re.compile(r"(?i)prefetch|kernel\.Leave\(\)"), {"prefetch_params", "prefetch_tensors"}
 
 # Slow test files.
 LAST = {"test_bench.py", "test_compile.py", "test_processes.py", "test_readme.py", "test_run.py", "test_yardstick.py"}

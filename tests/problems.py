@@ -114,31 +114,32 @@ BLOCK = 4096
 def in_our_order(x: Tensor, y: Tensor) -> Tensor:
     """x·y in goptim's order: blocks of 4096 elements, lanes of 128 bytes within them, and the tail."""
     group = 128 // x.element_size()
+    x, y = x.detach(), y.detach()
 
-    def sums(x: Tensor, y: Tensor) -> Tensor:
-        """A dot product per row."""
-        lanes = x.new_zeros(len(x), group)
-        for at in range(0, x.shape[1], group):
-            lanes = torch.addcmul(lanes, x[:, at : at + group], y[:, at : at + group])  # fused
-        lanes = lanes.double()
-        while lanes.shape[1] > 1:
-            half = lanes.shape[1] // 2
-            lanes = lanes[:, :half] + lanes[:, half:]
-        return lanes[:, 0]
+    def lanes(x: Tensor, y: Tensor) -> Tensor:
+        """The lanes' sums of rows."""
+        total = x.new_zeros(*x.shape[:-1], group)
+        for a, b in zip(x.split(group, -1), y.split(group, -1), strict=True):
+            total.addcmul_(a, b)  # fused
+        return total
 
-    def part(lo: int, hi: int) -> float:
-        padding = (0, -(hi - lo) % group)
-        return sums(*(torch.nn.functional.pad(t[lo:hi], padding)[None] for t in (x, y))).item()
+    def halved(lanes: list[float]) -> float:
+        lanes = lanes + [0.0] * (group - len(lanes))
+        while len(lanes) > 1:
+            half = len(lanes) // 2
+            lanes = [a + b for a, b in zip(lanes[:half], lanes[half:], strict=True)]
+        return lanes[0]
 
-    n, total = x.numel(), 0.0
-    blocks = n // BLOCK * BLOCK
-    for block in sums(*(t[:blocks].view(-1, BLOCK) for t in (x, y))).tolist() if blocks else ():
-        total += block
-    if n > blocks:
-        whole = blocks + (n - blocks) // group * group
-        last = part(blocks, whole) if whole > blocks else 0.0
-        total += last + part(whole, n) if n > whole else last
-    return torch.tensor(total, dtype=x.dtype)
+    n = x.numel()
+    blocks, whole = n // BLOCK * BLOCK, n // group * group
+    total = 0.0
+    if blocks:
+        for block in lanes(*(t[:blocks].view(-1, BLOCK) for t in (x, y))).tolist():
+            total += halved(block)
+    last = halved(lanes(x[blocks:whole], y[blocks:whole]).tolist()) if whole > blocks else 0.0
+    if n > whole:
+        last += halved((x[whole:] * y[whole:]).tolist())
+    return torch.tensor(total + last, dtype=x.dtype)
 
 
 @contextlib.contextmanager

@@ -45,6 +45,12 @@ def scalar_states(name):
     return sum(s.get("scalar", False) for s in kind_named(name)["states"])
 
 
+def float32_states(name):
+    """The states of a class that are float32 for 16-bit parameters too."""
+    kinds = [kind for kind in KINDS if name in kind["classes"]]
+    return {s["key"] for kind in kinds for s in kind["states"] if s.get("narrow") == "float32"}
+
+
 def counts(name):
     return kind_named(name)["counts"]
 

@@ -5,11 +5,10 @@ import warnings
 from collections.abc import Callable
 
 import torch
-from configurations import for_loop_flags, oracle_of
+from configurations import class_of, for_loop_flags, name_of, oracle_of
 from torch import Tensor
 from torch.nn import Parameter
 
-import goptim
 from goptim.testing import assert_bit_equal
 
 with warnings.catch_warnings():
@@ -21,13 +20,15 @@ INFOS = {info.name: info for info in optim_db}
 MATRICES = ("Muon",)
 
 
-def twins(name: str) -> tuple[type[torch.optim.Optimizer], type[torch.optim.Optimizer]]:
-    return getattr(goptim, name), oracle_of(name)
+def both_classes(name: str) -> tuple[type[torch.optim.Optimizer], type[torch.optim.Optimizer]]:
+    return class_of(name), oracle_of(name)
 
 
 def options_of(name: str, i: int) -> dict[str, object]:
     """The i-th input, created anew because a run may change it, with torch's for-loop."""
     options = dict(INFOS[name].optim_inputs_func(device="cpu")[i].kwargs)
+    if name == "LBFGS":
+        options = {"max_iter": 4} | options  # as tests of LBFGS alone have long runs
     return {k: v for k, v in options.items() if k not in ("foreach", "fused")} | for_loop_flags(name)
 
 
@@ -46,7 +47,7 @@ class Run:
         dtype: torch.dtype = torch.float32,
         **options: object,
     ) -> None:
-        self.name = optimizer.__name__
+        self.name = name_of(optimizer)
         self.generator = torch.Generator().manual_seed(0)
         shapes = [(5, 3), (4, 2)] if self.name == "SparseAdam" else shapes_of(self.name)
         self.params = [Parameter(layout(torch.randn(s, dtype=dtype, generator=self.generator))) for s in shapes]

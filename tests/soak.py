@@ -12,6 +12,7 @@ import ctypes
 import gc
 import inspect
 import io
+import math
 import os
 import pickle
 import random
@@ -20,7 +21,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from configurations import CLASSES, for_loop_flags, twins
+from configurations import CLASSES, accepts_complex, both_classes, for_loop_flags
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -40,6 +41,8 @@ VALUES = {
     "lr": [1e-4, 1e-3, 0.0123, 0.1, 0.0, 1, torch.tensor(0.01)],
     "weight_decay": [0, 0.01, 0.037],
     "betas": [(0.9, 0.999), (0.2, 0.95), (0.5, 0.807)],
+    "beta1": [0.9, 0.2],
+    "beta2": [0.99, 0.807],
     "eps": [1e-8, 1e-3],
     "rho": [0.9, 0.3],
     "alpha": [0.99, 0.3],
@@ -55,13 +58,54 @@ VALUES = {
     "maximize": [False, True],
     "nesterov": [False, True],
     "decoupled_weight_decay": [False, True],
+    "max_lr": [0.1, 0.7],
     "momentum": [0, 0.5, 0.9],
     "ns_steps": [1, 5],
+    "warmup_steps": [0, 7, 2.5],
+    "r": [0.0, 1, 0.7],
+    "weight_lr_power": [2.0, 0, 0.5],
+    "silent_sgd_phase": [False, True],
+    "k": [0, 3, 100],
+    "weight_sum": [0.0, 1.5],
+    "lr_max": [-1.0, 0.02],
+    "clip_exp": [0.333, None],
+    "decouple": [False, True],
+    "decoupled": [False, True],
+    "corrected_weight_decay": [False, True],
+    "caution": [False, True],
+    "bias_correction": [True, False],
+    "grad_averaging": [True, False],
+    "max_grad_norm": [1.0, 1e3, None],
+    "trust_coeff": [1e-3, 0.1],
+    "trust_clip": [False, True],
+    "always_adapt": [False, True],
+    "clipping_threshold": [None, 0.3, 1.0],
+    "max_lr_snapshot": [0.0123, 1],
+    "decoupled_decay": [False, True],
+    "lr_in_momentum": [False, True],
+    "no_prox": [False, True],
+    "step": [0, 3, 100],
+    "t_alpha": [None, 100],
+    "t_alpha_beta3": [None, 100],
+    "t_beta3": [None, 50.5],
+    "weight_decouple": [False, True],
+    "fixed_decay": [False, True],
+    "beta3": [None, 0.7],
+    "use_bias_correction": [False, True],
+    "safeguard_warmup": [False, True],
+    "d0": [1e-6, 0.01],
+    "d_max": [0.01, 0.1],
+    "d_numerator": [0.0, 1.5],
+    "d_coef": [1.0, 0.5],
+    "growth_rate": [math.inf, 1.02],
 }
 # Flags that decide which states exist: only for new groups.
-FLAGS = {"amsgrad": [False, True], "centered": [False, True]}
+FLAGS = {"amsgrad": [False, True], "centered": [False, True], "decouple_lr": [False, True], "slice_p": [1, 3]}
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+# Options that the groups of these do not change.
+OWN = (("eps", "Adafactor"), ("lr", "Prodigy"))
 
 
 class Difference(AssertionError):
@@ -93,14 +137,14 @@ def with_layout(t: Tensor, how: str) -> Tensor:
     return t.contiguous().clone()
 
 
-class Twins:
+class Pair:
     """An optimizer of goptim and of torch, with equal parameters, and the events that are applied to both."""
 
     def __init__(self, name: str, tensors: int, seed: object) -> None:
         self.name = name
         self.random = random.Random(f"{seed} {name}")
         self.generator = torch.Generator().manual_seed(self.random.getrandbits(40))
-        self.classes = twins(name)[::-1]
+        self.classes = both_classes(name)[::-1]
         self.steps = 0
         self.history: collections.deque[str] = collections.deque(maxlen=60)
         self.counts: collections.Counter[str] = collections.Counter()
@@ -119,7 +163,7 @@ class Twins:
         self.events: list[tuple[int, Callable[[], str | None]]] = [
             (40, self.drop_gradients),
             (20, self.zero_gradients),
-            (15, self.odd_gradients),
+            (15, self.strided_gradients),
             (10, self.no_gradients),
             (30, self.change_option),
             (6, self.turn_group),
@@ -152,10 +196,14 @@ class Twins:
             else:
                 shape = pick([(3, 4), (17,), (64,), (8, 8), (), (1,), (2, 3, 4, 5), (40, 25), (100,), (0,), (20000,)])
                 layout = pick(["plain"] * 5 + ["transposed", "channels last", "with gaps", "in larger memory"])
-                dtype = pick([dtype] * 8 + [torch.bfloat16, torch.complex64])
+                dtype = pick([dtype] * 9 + [torch.complex64])
                 if self.name == "Adafactor" and (dtype.is_complex or shape == (0,)):
                     shape, dtype = (9, 5), torch.float32
+                if self.name == "LAMB" and shape == ():  # timm raises an error if others are wider
+                    dtype = torch.float64
                 if self.name == "Rprop" and dtype.is_complex:  # slow in torch, with a warning
+                    dtype = torch.float32
+                if dtype.is_complex and not accepts_complex(self.name):
                     dtype = torch.float32
             value = self.value(shape, dtype)
             for side in self.params:
@@ -219,7 +267,7 @@ class Twins:
                 self.grads[i].zero_()
         return f"gradients zeroed in place of {chosen}"
 
-    def odd_gradients(self) -> str | None:
+    def strided_gradients(self) -> str | None:
         """Gradients with other strides than the parameter."""
         chosen = [i for i in self.some(10) if i not in self.sparse]
         how = self.random.choice(["transposed", "with gaps", "channels last", "in larger memory"])
@@ -236,8 +284,12 @@ class Twins:
             keys.remove("eps")
         if self.name == "RMSprop":
             keys.remove("momentum")
+        if self.name == "Prodigy":  # all groups have the same one
+            keys.remove("lr")
         key = self.random.choice(keys)
         value = self.random.choice(VALUES[key])
+        if key == "betas":
+            value = (*value, 0.9)[: len(group[key])]
         if key == "maximize" and self.name == "SGD" and fixed:
             return None
         for opt in self.opts:
@@ -270,10 +322,14 @@ class Twins:
         options = {
             k: self.random.choice(v)
             for k, v in (VALUES | FLAGS).items()
-            if k in defaults and self.random.random() < 0.3 and not (k == "eps" and self.name == "Adafactor")
+            if k in defaults and self.random.random() < 0.3 and (k, self.name) not in OWN
         }
+        if "betas" in options:
+            options["betas"] = (*options["betas"], 0.9)[: len(defaults["betas"])]
         if options.get("nesterov"):
             options.pop("nesterov")
+        if options.get("decouple_lr"):
+            options["max_lr"] = 0.7
         for side, opt in enumerate(self.opts):
             opt.add_param_group({"params": [self.params[side][i] for i in new], **copy.deepcopy(options)})
         self.index()
@@ -429,8 +485,8 @@ class Twins:
 
     def compare_states(self) -> None:
         ours, theirs = self.opts
-        groups = [[{k: v for k, v in g.items() if k not in ("params", "foreach", "fused")} for g in o.param_groups]
-                  for o in self.opts]  # fmt: skip
+        left_out = ("params", "foreach", "fused", "triton")
+        groups = [[{k: v for k, v in g.items() if k not in left_out} for g in o.param_groups] for o in self.opts]
         assert_bit_equal(groups[0], groups[1], "param_groups")
         for i, (p, q) in enumerate(zip(*self.params, strict=True)):
             a, b = ours.state.get(p, {}), theirs.state.get(q, {})
@@ -486,19 +542,19 @@ def soak(
     uses: list[Use] = []
     with ieee_sqrt():
         try:
-            twins = [Twins(name, tensors, seed) for name in names]
+            pairs = [Pair(name, tensors, seed) for name in names]
             done, at = 0, 0
             while done < steps:
                 n = min(turn, steps - done)
                 for _ in range(n):
-                    twins[at % len(twins)].step()
+                    pairs[at % len(pairs)].step()
                 at += 1
                 done += n
                 if done * points >= steps * (len(uses) + 1):
                     uses.append(Use())
-                    events = sum(sum(t.counts.values()) for t in twins)
+                    events = sum(sum(t.counts.values()) for t in pairs)
                     say(f"{done} steps, {events} events, {time.perf_counter() - start:.0f} s, {uses[-1]}")
-            for t in twins:
+            for t in pairs:
                 t.compare([None, None], whole=True)
         finally:
             torch.set_num_threads(before)

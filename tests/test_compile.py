@@ -1,11 +1,12 @@
 """Compiled steps fall back to torch and are traced like torch.optim's. Steps next to compiled code run in Go."""
 
+import gc
 import shutil
 import warnings
 
 import pytest
 import torch
-from configurations import ELEMENTWISE, IN_TABLES, twins
+from configurations import BEYOND, ELEMENTWISE, IN_TABLES, both_classes
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.optim import lr_scheduler
@@ -19,12 +20,13 @@ pytestmark = pytest.mark.usefixtures("threads")
 
 @pytest.fixture(autouse=True)
 def fresh():
-    """Resets the compiler, and ignores its own warnings."""
+    """Resets the compiler, and ignores its warnings. torch 2.6 warns when tensors that it traced are collected."""
     torch._dynamo.reset()
     with ieee_sqrt(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-    torch._dynamo.reset()
+        torch._dynamo.reset()
+        gc.collect()
 
 
 def parameters():
@@ -33,7 +35,7 @@ def parameters():
 
 
 def model_of():
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     return nn.Sequential(nn.Linear(4, 6, bias=False), nn.Tanh(), nn.Linear(6, 1, bias=False))
 
 
@@ -47,21 +49,21 @@ def compiled(f, backend):
     return torch.compile(f, backend=counter), counter
 
 
+# The classes of torch, and some that torch does not have, whose oracle is the same for-loop.
+COMPILED = [name for name in IN_TABLES if name not in BEYOND or name in ("Lion", "LARS", "SGDScheduleFree")]
+
+
 @pytest.mark.parametrize(
     ("name", "schedule"),
     [
-        *(
-            pytest.param(name, False, marks=[] if name in ("AdamW", "Rprop", "Adafactor") else pytest.mark.full)
-            for name in IN_TABLES
-        ),
-        ("SGD", True),
-        *(pytest.param(name, True, marks=pytest.mark.full) for name in ("AdamW", "Adafactor")),
+        *(pytest.param(name, False, marks=[] if name == "Adafactor" else pytest.mark.full) for name in COMPILED),
+        *(pytest.param(name, True, marks=pytest.mark.full) for name in ("SGD", "AdamW", "Adafactor")),
     ],
 )
 def test_a_compiled_step(name, schedule, go):
     """The number of graphs and operations is that of torch's class. A changed float lr adds graphs."""
     runs = []
-    for optimizer in twins(name):
+    for optimizer in both_classes(name):
         torch._dynamo.reset()
         params = parameters()
         opt = optimizer(params, lr=0.01)
@@ -91,7 +93,6 @@ def test_a_compiled_step(name, schedule, go):
         pytest.param("Rprop", "aot_eager", marks=pytest.mark.full),
         pytest.param("Muon", "eager", marks=pytest.mark.full),
         pytest.param("AdamW", "inductor", marks=[pytest.mark.full, needs_compiler]),
-        pytest.param("Muon", "inductor", marks=[pytest.mark.full, needs_compiler]),
     ],
 )
 def test_a_compiled_training_step(name, backend, go):
@@ -99,7 +100,7 @@ def test_a_compiled_training_step(name, backend, go):
     if name not in vars(torch.optim):
         pytest.skip("not in this torch")
     runs = []
-    for optimizer in twins(name):
+    for optimizer in both_classes(name):
         torch._dynamo.reset()
         model = model_of()
         lr = torch.tensor(0.01) if name != "Muon" else 0.01
@@ -138,7 +139,7 @@ def test_a_compiled_training_step(name, backend, go):
 def test_a_step_next_to_compiled_code_runs_in_go(name, backend, go):
     """A compiled model, and a step that is excluded from compilation."""
     runs = []
-    for optimizer in twins(name):
+    for optimizer in both_classes(name):
         torch._dynamo.reset()
         model = torch.compile(model_of(), backend=backend)
         opt = optimizer(model.parameters(), lr=0.01)
@@ -169,7 +170,7 @@ def test_a_step_next_to_compiled_code_runs_in_go(name, backend, go):
 def test_export_falls_back(go):
     """Exporting a module that trains in its forward pass has the same result as with torch's class."""
     outcomes = []
-    for optimizer in twins("AdamW"):
+    for optimizer in both_classes("AdamW"):
 
         class Trains(nn.Module):
             def __init__(self, optimizer=optimizer):
@@ -198,12 +199,13 @@ def test_export_falls_back(go):
 
 @pytest.mark.parametrize(
     ("name", "compiles"),
-    [(name, False) for name in ELEMENTWISE] + [("AdamW", True), pytest.param("Rprop", True, marks=pytest.mark.full)],
+    [(name, False) for name in ELEMENTWISE]
+    + [pytest.param(name, True, marks=pytest.mark.full) for name in ("AdamW", "Rprop")],
 )
 def test_a_step_in_the_backward_pass(name, compiles, go):
     """Each parameter has its own optimizer, which steps as soon as the gradient is computed, and frees it."""
     runs = []
-    for optimizer in twins(name):
+    for optimizer in both_classes(name):
         torch._dynamo.reset()
         model = model_of()
         opts = {p: optimizer([p], lr=0.01) for p in model.parameters()}

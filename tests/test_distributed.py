@@ -8,6 +8,9 @@ import collections
 import contextlib
 import functools
 import multiprocessing
+import re
+import subprocess
+import sys
 import tempfile
 import time
 import traceback
@@ -17,17 +20,14 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from configurations import ELEMENTWISE, twins
-from counting import rows_per_call
+from configurations import ELEMENTWISE, both_classes
+from counting import rows_of_lists, rows_per_call
 from torch.nn import Parameter
 
 import goptim
 from goptim.testing import assert_bit_equal, ieee_sqrt
 
-pytestmark = [
-    pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="torch without gloo"),
-    pytest.mark.xdist_group("ranks"),
-]
+pytestmark = pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="torch without gloo")
 
 RANKS = 2
 PATIENCE = 20  # seconds per test, after which both ranks are killed
@@ -93,7 +93,7 @@ def serve(rank, connection, folder):
         while True:
             function, args = connection.recv()
             try:
-                torch.manual_seed(0)
+                torch.default_generator.manual_seed(0)
                 with ieee_sqrt():
                     function(*args)
                 dist.barrier()
@@ -159,7 +159,7 @@ def placed():
 
 def train_dtensors(optimizer, name, make=placed, steps=3, grad=None, between=lambda i, opt: None, part=lambda t: t):
     """Train DTensors; or, with ``part``, their local shards."""
-    torch.manual_seed(1)
+    torch.default_generator.manual_seed(1)
     wholes = make()
     placements = [p.placements for p in wholes]
     opt = optimizer([Parameter(part(p.detach())) for p in wholes], **OPTIONS.get(name, {}))
@@ -177,17 +177,20 @@ def here(t):
 
 
 def step_dtensors(name):
-    torchs, optimizer = twins(name)
+    theirs, optimizer = both_classes(name)
     with rows_per_call() as calls:
         ours = train_dtensors(optimizer, name)
         assert calls == [len(params_of(ours))] * 3, calls
     if name != "Rprop":  # torch's own class cannot step all DTensors
-        assert_bit_equal(everything(ours), everything(train_dtensors(torchs, name)))
-    parts = train_dtensors(torchs, name, part=here)
+        assert_bit_equal(everything(ours), everything(train_dtensors(theirs, name)))
+    assert_like_shards(ours, train_dtensors(theirs, name, part=here))
+
+
+def assert_like_shards(ours, parts):
     for p, part in zip(params_of(ours), params_of(parts), strict=True):
         assert_bit_equal(here(p.detach()), part)
         for key, t in ours.state[p].items():
-            assert_bit_equal(here(t) if key not in ("step", "eta", "mu", "mu_product") else t, parts.state[part][key])
+            assert_bit_equal(here(t) if hasattr(t, "to_local") else t, parts.state[part][key])
 
 
 @every
@@ -195,9 +198,27 @@ def test_dtensors_run_in_go(name, ranks):
     ranks(step_dtensors, name)
 
 
+def of_bfloat16():
+    return [Parameter(p.detach().bfloat16()) for p in placed()[:4]]
+
+
+def step_dtensors_of_bfloat16(name):
+    """As local shards on their own, which test_half.py compares with torch."""
+    optimizer = both_classes(name)[1]
+    with rows_per_call() as calls:
+        ours = train_dtensors(optimizer, name, make=of_bfloat16)
+    assert calls == [4] * 3, calls
+    assert_like_shards(ours, train_dtensors(optimizer, name, make=of_bfloat16, part=here))
+
+
+@pytest.mark.parametrize("name", ["AdamW", "SGD"])
+def test_dtensors_of_bfloat16_run_in_go(name, ranks):
+    ranks(step_dtensors_of_bfloat16, name)
+
+
 def version_counters(name):
-    ours = train_dtensors(twins(name)[1], name)
-    tensors = [t for p in params_of(ours) for t in (p, *ours.state[p].values()) if t.dim()]
+    ours = train_dtensors(both_classes(name)[1], name)
+    tensors = [t for p in params_of(ours) for t in (p, *ours.state[p].values()) if getattr(t, "ndim", 0)]
     tensors += [t._local_tensor for t in tensors]
     before = [t._version for t in tensors]
     p = params_of(ours)[0]
@@ -212,6 +233,57 @@ def version_counters(name):
 @every
 def test_versions_of_dtensors_and_shards(name, ranks):
     ranks(version_counters, name)
+
+
+def pairs_to_average():
+    """DTensors of all kinds and others, each with what it is averaged with."""
+    from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+
+    torch.manual_seed(1)
+    pairs = [(p.detach(), dtensor(p.shape, p.placements, p.dtype)) for p in placed()]
+    pairs += [
+        (torch.randn(5), torch.randn(5)),
+        (torch.randn(5, dtype=torch.bfloat16), torch.randn(5, dtype=torch.bfloat16)),
+        (dtensor((4, 6), [Shard(0)]), dtensor((4, 6), [Replicate()])),  # redistributed by torch
+        (dtensor((4, 6), [Shard(0)]), dtensor((4, 6), [Shard(0)], torch.float64).float()),
+        (dtensor((3,), [Replicate()]), DTensor.from_local(torch.randn(3), mesh(), [Partial()], run_check=False)),
+    ]
+    return pairs
+
+
+def polyak(a, p, x):
+    a.mul_(1 - x)
+    a.add_(p, alpha=x)
+
+
+AVERAGES = {
+    "lerp": (goptim.ema_, lambda a, p, x: a.lerp_(p, 1 - x)),
+    "mul_add": (
+        functools.partial(goptim.ema_, form="mul_add"),
+        lambda a, p, x: a.copy_(x * a + (1 - x) * p),
+    ),
+    "polyak": (lambda a, p, x: goptim.polyak_update(p, a, x), polyak),
+}
+
+
+def average(form):
+    ours, theirs = AVERAGES[form]
+    pairs, expected = pairs_to_average(), pairs_to_average()
+    if form == "polyak":  # torch.add(out=) requires the same placement
+        del pairs[-1], pairs[-2], expected[-1], expected[-2]
+    versions = [a._version for a, _ in pairs]
+    for a, p in expected:
+        theirs(a, p, 0.3)
+    with rows_of_lists() as calls:
+        ours([a for a, _ in pairs], [p for _, p in pairs], 0.3)
+    assert sum(calls) == (9 if form == "polyak" else 10), calls  # of 16 bits, polyak_update is torch's
+    assert_bit_equal(plain(pairs), plain(expected))
+    assert [a._version - v for (a, _), v in zip(pairs, versions, strict=True)] == [form != "polyak"] * len(pairs)
+
+
+@pytest.mark.parametrize("form", AVERAGES)
+def test_averages(form, ranks):
+    ranks(average, form)
 
 
 def one_of_placed():
@@ -239,10 +311,10 @@ def late_gradients(name):
             opt.step()
         return everything(opt)
 
-    torchs, optimizer = twins(name)
-    torch.manual_seed(dist.get_rank())
-    expected = run(torchs)
-    torch.manual_seed(dist.get_rank())
+    theirs, optimizer = both_classes(name)
+    torch.default_generator.manual_seed(dist.get_rank())
+    expected = run(theirs)
+    torch.default_generator.manual_seed(dist.get_rank())
     with rows_per_call() as calls:
         assert_bit_equal(run(optimizer), expected)
     assert calls == [1, 1]
@@ -284,17 +356,12 @@ def gaps(g):
     return DTensor.from_local(part, g.device_mesh, g.placements, run_check=False, shape=g.shape, stride=g.stride())
 
 
-def of_bfloat16():
-    return [Parameter(p.detach().bfloat16()) for p in placed()[:4]]
-
-
 # Unsupported DTensors: arguments of train_dtensors, and the number of parameters that run in Go at each step.
 OTHERS = {
     "partial gradients": ({"grad": partial_sums}, []),
     "gradients placed otherwise": ({"grad": placed_otherwise}, []),
     "gradients with gaps": ({"grad": gaps, "make": one_of_placed}, []),
     "states placed otherwise": ({"between": replicated_state}, [2]),
-    "bfloat16": ({"make": of_bfloat16}, []),
 }
 
 
@@ -307,8 +374,8 @@ def leave_to_torch(name, what):
         except RuntimeError as e:  # newer versions of torch reject some
             return ["refused", str(e)]
 
-    torchs, optimizer = twins(name)
-    expected = run(torchs)
+    theirs, optimizer = both_classes(name)
+    expected = run(theirs)
     with rows_per_call() as calls:
         ours = run(optimizer)
     assert calls == expected_calls, calls
@@ -326,7 +393,7 @@ def shared_shards(name, of, falls_back):
     from torch.distributed.tensor import Shard
 
     def run(optimizer, first):
-        torch.manual_seed(1)
+        torch.default_generator.manual_seed(1)
         p, other = Parameter(dtensor((6, 4), [Shard(0)])), Parameter(torch.randn(3, 4))
         opt = optimizer([p, other] if first else [other, p], **OPTIONS.get(name, {}))
         for i in range(3):
@@ -344,9 +411,9 @@ def shared_shards(name, of, falls_back):
             opt.step()
         return everything(opt)
 
-    torchs, optimizer = twins(name)
+    theirs, optimizer = both_classes(name)
     for first in (True, False):
-        assert_bit_equal(run(optimizer, first), run(torchs, first))
+        assert_bit_equal(run(optimizer, first), run(theirs, first))
 
 
 @few
@@ -358,7 +425,7 @@ def test_memory_of_shards(name, of, falls_back, ranks):
 
 def whole_tensors(name):
     def run(optimizer):
-        torch.manual_seed(1)
+        torch.default_generator.manual_seed(1)
         from torch.distributed.tensor import Shard
 
         opt = optimizer([p := Parameter(dtensor((6, 4), [Shard(0)]))])
@@ -369,7 +436,7 @@ def whole_tensors(name):
             return str(e)
         return everything(opt)
 
-    expected, ours = map(run, twins(name))
+    expected, ours = map(run, both_classes(name))
     assert isinstance(ours, str) == isinstance(expected, str)
     if isinstance(ours, str):
         assert ours == expected
@@ -387,7 +454,7 @@ def test_optimizers_that_need_whole_tensors_fall_back(name, ranks):
 def bad_dtensors(name):
     from torch.distributed.tensor import Shard
 
-    ours = train_dtensors(twins(name)[1], name, make=two_of_placed)
+    ours = train_dtensors(both_classes(name)[1], name, make=two_of_placed)
     good, bad = params_of(ours)
     before = everything(ours)
     key = list(ours.state[bad])[-1]
@@ -412,7 +479,7 @@ def test_errors_of_dtensors(name, ranks):
 
 
 def network():
-    torch.manual_seed(3)
+    torch.default_generator.manual_seed(3)
     return torch.nn.Sequential(torch.nn.Linear(6, 10), torch.nn.Tanh(), torch.nn.Linear(10, 3))
 
 
@@ -479,9 +546,9 @@ def clip(model):
 
 
 def wrapped(name, what):
-    torchs, optimizer = twins(name)
+    theirs, optimizer = both_classes(name)
     runs = []
-    for cls in (torchs, optimizer):
+    for cls in (theirs, optimizer):
         model = WRAPPERS[what](network())
         with rows_per_call() as calls:
             opt = train(model, cls(model.parameters(), **OPTIONS.get(name, {})), clip=clip)
@@ -496,11 +563,129 @@ def test_data_parallel_models(name, what, ranks):
     ranks(wrapped, name, what)
 
 
+def fsdp2_of_bfloat16(model):
+    return fsdp2(model.bfloat16())
+
+
+def fsdp2_mixed_and_offloaded(model):
+    from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
+
+    mixed = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    return fsdp2(model, mp_policy=mixed, offload_policy=CPUOffloadPolicy(pin_memory=False))
+
+
+def fsdp2_of_bfloat16_offloaded(model):
+    return fsdp2_mixed_and_offloaded(model.bfloat16())
+
+
+IN_16_BITS = {
+    "bfloat16": fsdp2_of_bfloat16,
+    "float32, mixed precision, CPU offload": fsdp2_mixed_and_offloaded,
+    "bfloat16, mixed precision, CPU offload": fsdp2_of_bfloat16_offloaded,
+}
+
+
+def in_16_bits(name, what):
+    """A program of torch.optim, unchanged under a patch. torch's fused kernels round bfloat16 once, as goptim does.
+
+    A shard has whole vectors of 32 elements, as torch rounds the elements after them in another way.
+    """
+    narrow = what.startswith("bfloat16")
+    runs = []
+    for patch in (contextlib.nullcontext, goptim.patch):
+        torch.default_generator.manual_seed(3)
+        model = IN_16_BITS[what](torch.nn.Sequential(torch.nn.Linear(8, 64), torch.nn.Tanh(), torch.nn.Linear(64, 64)))
+        params = list(model.parameters())
+        shards = [Parameter(p.to_local().detach()) for p in params]
+        # torch's fused Adam supports DTensors. Fused SGD and Adagrad step the shards, whose memory is the model's.
+        given = shards if narrow and name != "AdamW" and patch is not goptim.patch else params
+        with patch(), rows_per_call() as calls:
+            opt = getattr(torch.optim, name)(given, **OPTIONS.get(name, {}), **({"fused": True} if narrow else {}))
+            for i in range(4):
+                model.zero_grad()
+                generator = torch.Generator().manual_seed(10 * i + dist.get_rank())
+                x = torch.randn(4, 8, generator=generator, dtype=torch.bfloat16)
+                model(x).float().pow(2).sum().backward()
+                torch.nn.utils.clip_grad_norm_(params, 0.5)
+                if given is shards:
+                    for shard, p in zip(shards, params, strict=True):
+                        shard.grad = p.grad.to_local()
+                opt.step()
+        assert {p.dtype for p in shards} == {torch.bfloat16 if narrow else torch.float32}
+        assert all(p.numel() % 32 == 0 for p in shards)
+        states = [opt.state[p].values() for p in given]
+        runs.append([[p.to_local().detach().clone() for p in params], [local(list(s)) for s in states]])
+    rows = goptim.explain(opt)
+    assert [row.to for row in rows] == ["go"] * 4, str(rows)
+    assert calls == [4] * 4, calls
+    assert_bit_equal(runs[1], runs[0])
+
+
+def snippet(code):
+    torch.default_generator.manual_seed(3)
+    model = network()
+    names = {"model": model, "layers": [model[0], model[2]], "mesh": mesh()}
+    exec(code, names)
+    opt = train(model, names["optimizer"])
+    rows = goptim.explain(opt)
+    assert [row.to for row in rows] == ["go"] * 4, str(rows)
+
+
+@no_fsdp2
+@pytest.mark.full
+def test_snippet_for_fsdp2(ranks):
+    page = (Path(__file__).parents[1] / "docs/half.md").read_text()
+    [code] = [code for code in re.findall(r"(?ms)^```python\n(.*?)^```", page) if "fully_shard" in code]
+    ranks(snippet, code)
+
+
+PROGRAM = """
+import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
+
+dist.init_process_group("gloo")
+mesh = dist.device_mesh.init_device_mesh("cpu", (dist.get_world_size(),))
+model = torch.nn.Linear(8, 64).bfloat16()
+mixed = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
+fully_shard(model, mesh=mesh, mp_policy=mixed, offload_policy=CPUOffloadPolicy(pin_memory=False))
+optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+for _ in range(3):
+    model(torch.ones(4, 8, dtype=torch.bfloat16)).sum().backward()
+    optimizer.step()
+dist.destroy_process_group()
+"""
+
+
+@no_fsdp2
+@pytest.mark.full
+def test_a_program_under_torchrun(tmp_path):
+    (tmp_path / "train.py").write_text(PROGRAM)
+    page = (Path(__file__).parents[1] / "docs/half.md").read_text()
+    [command] = re.findall(r"(?m)^torchrun (.*) train.py$", page)
+    words = [sys.executable, "-m", "torch.distributed.run", *command.split(), tmp_path / "train.py"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    report = "goptim: AdamW: 1 optimizer, 3 steps; in Go: 2 parameters (6 updates)"
+    assert done.stderr.count(report) == 2, done.stderr
+
+
+def local(tensors):
+    return [t.to_local().clone() if hasattr(t, "to_local") else t.clone() for t in tensors]
+
+
+@no_fsdp2
+@pytest.mark.parametrize("what", ["bfloat16", *(pytest.param(w, marks=pytest.mark.full) for w in [*IN_16_BITS][1:])])
+@pytest.mark.parametrize("name", ["AdamW", *(pytest.param(n, marks=pytest.mark.full) for n in ("Adagrad", "SGD"))])
+def test_fsdp2_in_16_bits(name, what, ranks):
+    ranks(in_16_bits, name, what)
+
+
 def zero(name):
     from torch.distributed.optim import ZeroRedundancyOptimizer
 
     runs = []
-    for cls in twins(name):
+    for cls in both_classes(name):
         model = ddp(network())
         make = functools.partial(ZeroRedundancyOptimizer, optimizer_class=cls, **{"lr": 0.1} | OPTIONS.get(name, {}))
         with rows_per_call() as calls:
@@ -532,11 +717,11 @@ def checkpoint(name, folder):
     for first, second in [(0, 0), (0, 1), (1, 0), (1, 1)]:
         at = Path(folder) / f"{name}{first}{second}"
         model = fsdp2(network())
-        opt = train(model, twins(name)[first](model.parameters(), **OPTIONS.get(name, {})))
+        opt = train(model, both_classes(name)[first](model.parameters(), **OPTIONS.get(name, {})))
         dcp.save(dict(zip(["model", "optimizer"], get_state_dict(model, opt), strict=True)), checkpoint_id=at)
 
         model = fsdp2(network())
-        opt = twins(name)[second](model.parameters(), **OPTIONS.get(name, {}))
+        opt = both_classes(name)[second](model.parameters(), **OPTIONS.get(name, {}))
         saved = dict(zip(["model", "optimizer"], get_state_dict(model, opt), strict=True))
         dcp.load(saved, checkpoint_id=at)
         set_state_dict(model, opt, model_state_dict=saved["model"], optim_state_dict=saved["optimizer"])
@@ -555,7 +740,7 @@ def in_backward(name):
     from torch.distributed.optim import _apply_optimizer_in_backward
 
     runs = []
-    for cls in twins(name):
+    for cls in both_classes(name):
         model = network()
         _apply_optimizer_in_backward(cls, model.parameters(), {"lr": 0.1} | OPTIONS.get(name, {}))
         with rows_per_call() as calls:  # without DDP, which would use CUDA

@@ -21,21 +21,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from configurations import ELEMENTWISE, IN_TABLES, needs_late_state, twins
+from configurations import ELEMENTWISE, IN_TABLES, STARTS_LATE, both_classes, class_of, needs_late_state, that_fall_back
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn import Parameter
 from torch.optim import Optimizer, optimizer as torch_optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import goptim
-from goptim import _native, _originals
+from goptim import _for_loop, _native, _originals
 from goptim._step import GoStep
 from goptim.testing import assert_bit_equal, ieee_sqrt
 
 NAMES = IN_TABLES
 
 # Arguments with which every optimizer has tensors in its state.
-WITH_STATE = {"SGD": {"momentum": 0.9}}
+WITH_STATE = {"SGD": {"momentum": 0.9}, "SGDW": {"momentum": 0.9}, "LARS": {"momentum": 0.9}}
 
 # torch's own sparse Adagrad causes it.
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse invariant checks")
@@ -53,8 +53,11 @@ def outcome(f):
 
 
 def accepted(name, **kwargs):
-    """Those of some arguments that an optimizer's constructor has."""
-    return {k: v for k, v in kwargs.items() if k in inspect.signature(twins(name)[0]).parameters}
+    """Those of some arguments that an optimizer's constructor has, and accepts."""
+    refused = {"fused"} if name in _for_loop.CLASSES else set()
+    return {
+        k: v for k, v in kwargs.items() if k in inspect.signature(both_classes(name)[0]).parameters.keys() - refused
+    }
 
 
 def leaf(*shape, dtype=torch.float32):
@@ -69,7 +72,7 @@ def for_loop(optimizer, kwargs):
 
 def train(optimizer, make, grad=torch.randn_like, steps=3, between=lambda i, opt: None, **kwargs):
     """Create parameters, step them with gradients, and return the optimizer, with a fixed seed."""
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     opt = optimizer(make(), **copy.deepcopy(kwargs))
     with ieee_sqrt():
         for i in range(steps):
@@ -97,28 +100,39 @@ def assert_same(ours, expected):
 
 def train_both(name, make, **kwargs):
     """Compare a run of goptim with torch's, and return goptim's."""
-    expected, ours = (train(optimizer, make, **kwargs) for optimizer in twins(name))
+    expected, ours = (train(optimizer, make, **kwargs) for optimizer in both_classes(name))
     assert_same(ours, expected)
     return ours
 
 
+# What step has more than torch's.
+KEYWORDS_OF_STEP = ("max_grad_norm", "norm_dtype", "ema", "zero_grad")
+
+
 @every
 def test_signatures(name):
-    expected, ours = twins(name)
-    assert str(inspect.signature(ours)) == str(inspect.signature(expected))
+    expected, ours = both_classes(name)
+    of_ours = inspect.signature(ours)
+    own = [p for key, p in of_ours.parameters.items() if key in ("state_dtype", "master_weights", "rounding", "seed")]
+    assert len(own) in (0, 4)
+    assert all(p.kind is p.KEYWORD_ONLY and p.default is None for p in own)
+    parameters = [p for p in of_ours.parameters.values() if p not in own]
+    assert str(of_ours.replace(parameters=parameters)) == str(inspect.signature(expected))
     for method in ("step", "zero_grad", "add_param_group", "state_dict", "load_state_dict"):
         given = dict(inspect.signature(getattr(ours, method)).parameters)
         of_torch = inspect.signature(getattr(expected, method)).parameters
-        more = [given.pop(key) for key in [*given] if method == "step" and key in ("max_grad_norm", "ema", "zero_grad")]
+        more = [given.pop(key) for key in [*given] if method == "step" and key in KEYWORDS_OF_STEP]
         assert all(p.kind is p.KEYWORD_ONLY and p.default in (None, False) for p in more)
         assert list(given) == list(of_torch)
 
 
 @every
 def test_identity(name):
-    expected, ours = (train(optimizer, lambda: [leaf(3, 4)], **WITH_STATE.get(name, {})) for optimizer in twins(name))
+    expected, ours = (
+        train(optimizer, lambda: [leaf(3, 4)], **WITH_STATE.get(name, {})) for optimizer in both_classes(name)
+    )
     assert isinstance(ours, type(expected))
-    assert type(ours).__name__ == name
+    assert type(ours).__name__ == both_classes(name)[0].__name__
     assert repr(ours) == repr(expected)
     assert ours.defaults == expected.defaults
     assert list(vars(ours)) == list(vars(expected))
@@ -129,7 +143,7 @@ def test_identity(name):
 
 def test_subclasses_of_each_other():
     for a, b in itertools.product(NAMES, repeat=2):
-        (torch_a, our_a), (torch_b, our_b) = twins(a), twins(b)
+        (torch_a, our_a), (torch_b, our_b) = both_classes(a), both_classes(b)
         assert issubclass(our_a, our_b) == issubclass(torch_a, torch_b), (a, b)
 
 
@@ -173,7 +187,7 @@ def test_every_name_of_every_module(module):
         if expected in _originals.CLASSES.values():
             assert actual is getattr(goptim, expected.__name__)
         elif module == "torch.optim._multi_tensor" and name in _originals.CLASSES:
-            assert issubclass(actual, getattr(goptim, name))
+            assert issubclass(actual, class_of(name))
             assert actual([leaf(2)]).defaults["foreach"] is True
         elif module == "torch.optim.swa_utils" and name in OTHERS:
             assert actual is getattr(goptim.swa_utils, name) is not expected
@@ -215,10 +229,10 @@ def test_arguments_are_checked_as_torch_does(name, kwargs):
     def run(optimizer):
         optimizer([leaf(3, 4)], **kwargs)  # the for-loop might accept what this rejects
         goes_to_go = not kwargs.get("differentiable") and not isinstance(kwargs.get("lr"), torch.Tensor)
-        is_oracle = optimizer is twins(name)[0] and goes_to_go
+        is_oracle = optimizer is both_classes(name)[0] and goes_to_go
         return train(optimizer, lambda: [leaf(3, 4)], **(for_loop(optimizer, kwargs) if is_oracle else kwargs))
 
-    expected, ours = (outcome(lambda o=o: run(o)) for o in twins(name))
+    expected, ours = (outcome(lambda o=o: run(o)) for o in both_classes(name))
     if isinstance(expected, tuple):
         assert ours == expected
     else:
@@ -228,8 +242,9 @@ def test_arguments_are_checked_as_torch_does(name, kwargs):
 @every
 def test_fused_is_refused_for_what_torch_cannot_fuse(name):
     make = lambda: [leaf(3, 4, dtype=torch.complex64)]  # noqa: E731
-    expected, ours = (outcome(lambda o=o: train(o, make, fused=True)) for o in twins(name))
-    assert expected[0] is (RuntimeError if accepted(name, fused=True) else TypeError)
+    expected, ours = (outcome(lambda o=o: train(o, make, fused=True)) for o in both_classes(name))
+    known = inspect.signature(both_classes(name)[0]).parameters
+    assert expected[0] is (RuntimeError if "fused" in known else TypeError)
     assert ours == expected
 
 
@@ -268,7 +283,7 @@ def test_hooks_run_once_in_order_with_torchs_arguments(name, kwargs):
                 handle.remove()
         return [str(call).replace(str(closure), "closure") for call in log]
 
-    expected, ours = map(calls, twins(name))
+    expected, ours = map(calls, both_classes(name))
     assert ours == expected
     assert len(ours) == 3 * 4 + 1
 
@@ -278,18 +293,20 @@ def test_hooks_run_once_in_order_with_torchs_arguments(name, kwargs):
 def test_profiler_sees_one_step(name, kwargs):
     p = leaf(3, 4)
     p.grad = torch.ones_like(p)
-    opt = twins(name)[1]([p], **kwargs)
+    opt = both_classes(name)[1]([p], **kwargs)
     with torch.autograd.profiler.profile() as profile:
         opt.step()
         opt.zero_grad()
     seen = [event.name for event in profile.function_events if event.name.startswith("Optimizer.")]
-    assert seen == [f"Optimizer.step#{name}.step", f"Optimizer.zero_grad#{name}.zero_grad"]
+    cls = class_of(name).__name__
+    assert seen == [f"Optimizer.step#{cls}.step", f"Optimizer.zero_grad#{cls}.zero_grad"]
 
 
 @every
 @pytest.mark.parametrize("fails", [False, True])
 def test_profilers_see_torchs_records(name, fails, tmp_path):
-    """The same record of a step, also if the step fails."""
+    """The same record of a step, also if the step fails. It ends with the step."""
+    kept = []  # an error keeps the frames, and their variables, from which it came
 
     def closure():
         if fails:
@@ -301,12 +318,18 @@ def test_profilers_see_torchs_records(name, fails, tmp_path):
         p.grad = torch.ones_like(p)
         opt, found = optimizer([p]), []
         for profiler in (torch.autograd.profiler.profile(use_kineto=False), torch.profiler.profile()):
-            with profiler as profile, contextlib.suppress(KeyboardInterrupt):
-                opt.step(closure)
+            with profiler as profile:
+                try:
+                    opt.step(closure)
+                except KeyboardInterrupt as e:
+                    kept.append(e)
+                torch.ones(1).neg()
             events = getattr(profile, "events", lambda profile=profile: profile.function_events)()
             found.append(
                 [(e.name, e.scope, e.is_user_annotation) for e in events if e.name.startswith("Optimizer.step")]
             )
+            after = [e.time_range.start for e in events if e.name == "aten::neg"][-1]
+            assert all(e.time_range.end <= after for e in events if e.name.startswith("Optimizer.step"))
         trace = tmp_path / f"{optimizer.__module__}.json"
         observer = torch.profiler.ExecutionTraceObserver().register_callback(str(trace))
         observer.start()
@@ -317,9 +340,9 @@ def test_profilers_see_torchs_records(name, fails, tmp_path):
         nodes = json.loads(trace.read_text())["nodes"]
         return found, [node["name"] for node in nodes if node["name"].startswith("Optimizer.step")]
 
-    expected, ours = map(seen, twins(name))
+    expected, ours = map(seen, both_classes(name))
     assert ours == expected
-    assert ours[1] == [f"Optimizer.step#{name}.step"]
+    assert ours[1] == [f"Optimizer.step#{class_of(name).__name__}.step"]
 
 
 @every
@@ -331,7 +354,7 @@ def test_hooks_with_invalid_results(name, answer):
         kind, message = outcome(opt.step)
         return kind, message.partition(" must ")[2]
 
-    expected, ours = map(error, twins(name))
+    expected, ours = map(error, both_classes(name))
     assert ours == expected
 
 
@@ -340,7 +363,8 @@ def test_hooks_with_invalid_results(name, answer):
     "dtypes", [[torch.float32], [torch.complex64], [torch.float32, torch.complex64]], ids=["go", "torch", "both"]
 )
 def test_closure(name, dtypes):
-    opt = twins(name)[1](params := [leaf(3, 4, dtype=dtype) for dtype in dtypes])
+    params = that_fall_back(name, [leaf(3, 4, dtype=dtype) for dtype in dtypes])
+    opt = both_classes(name)[1](params, **accepted(name, silent_sgd_phase=False))
     before = [p.detach().clone() for p in params]
     losses = []
 
@@ -357,7 +381,7 @@ def test_closure(name, dtypes):
         assert not torch.is_grad_enabled()
     assert torch.is_grad_enabled()
     assert [id(loss) for loss in losses] == [id(returned)]
-    assert not any(map(torch.equal, params, before))
+    assert any(map(torch.equal, params, before)) == (name in STARTS_LATE)
     assert opt.step() is None
 
 
@@ -365,7 +389,7 @@ def test_closure(name, dtypes):
 def test_step_leaves_grad_mode_and_gradients_alone(name):
     p = leaf(3, 4)
     g = p.grad = torch.ones_like(p)
-    opt = twins(name)[1]([p], **accepted(name, weight_decay=0.1, maximize=True))
+    opt = both_classes(name)[1]([p], **accepted(name, weight_decay=0.1, maximize=True))
     opt.step()
     assert torch.is_grad_enabled()
     assert p.requires_grad
@@ -378,7 +402,7 @@ def test_step_leaves_grad_mode_and_gradients_alone(name):
 @every
 def test_zero_grad_and_missing_gradients(name, go):
     p, q = leaf(3, 4), leaf(3, 4)
-    opt = twins(name)[1]([p, q])
+    opt = both_classes(name)[1]([p, q], **accepted(name, silent_sgd_phase=False))
     p.grad, q.grad = torch.ones_like(p), torch.ones_like(q)
     opt.zero_grad(set_to_none=False)
     assert not p.grad.any()
@@ -391,7 +415,7 @@ def test_zero_grad_and_missing_gradients(name, go):
     p.grad = torch.ones_like(p)
     opt.step()
     assert go == [1]
-    assert not torch.equal(p, before[0])
+    assert torch.equal(p, before[0]) == (name in STARTS_LATE)
     assert torch.equal(q, before[1])
 
 
@@ -401,9 +425,10 @@ def test_groups_have_their_own_arguments(name):
 
     def grow(i, opt):
         if i == 0:
-            opt.add_param_group({"params": [leaf(5)], "lr": 0.5})
+            opt.add_param_group({"params": [leaf(5)], "lr": 0.0 if name == "Prodigy" else 0.5})
             opt.add_param_group({"params": iter([leaf(2, dtype=torch.float64)]), "weight_decay": 0.1})
-        opt.param_groups[0]["lr"] *= 0.7
+        for group in opt.param_groups[:: 2 if name == "Prodigy" else 3]:  # those of Prodigy are equal, or 0
+            group["lr"] *= 0.7
 
     ours = train_both(name, lambda: [leaf(3, 4)], between=grow, lr=0.1, **WITH_STATE.get(name, {}))
     assert len(ours.param_groups) == 3
@@ -421,7 +446,7 @@ def test_named_parameters(name):
 @pytest.mark.parametrize("fused", [None, True], ids=["unscaled before", "unscaled by step"])
 def test_grad_scaler_skips_infinite_gradients(name, fused):
     def run(optimizer):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
         p = leaf(3, 4)
         opt = optimizer([p], **accepted(name, fused=fused))
@@ -436,7 +461,7 @@ def test_grad_scaler_skips_infinite_gradients(name, fused):
                 grads.append(p.grad.clone())
         return opt, scales, grads
 
-    (expected, expected_scales, expected_grads), (ours, scales, grads) = map(run, twins(name))
+    (expected, expected_scales, expected_grads), (ours, scales, grads) = map(run, both_classes(name))
     assert scales == expected_scales == [8, 4, 4, 4]
     assert_same(ours, expected)
     assert_bit_equal(grads, expected_grads, "gradients")  # unscaled ones; torch's fused steps also unscale
@@ -444,9 +469,10 @@ def test_grad_scaler_skips_infinite_gradients(name, fused):
 
 @every
 @pytest.mark.parametrize("shape", [(3, 4), (), (1 << 19,)], ids=str)
+@pytest.mark.covering("name", "shape")
 def test_autograd_notices_that_a_saved_tensor_has_changed(name, shape):
     p = leaf(*shape)
-    opt = twins(name)[1]([p], **WITH_STATE.get(name, {}))
+    opt = both_classes(name)[1]([p], **WITH_STATE.get(name, {}))
     for _ in range(2):  # the first step takes another path, which creates the state
         saves_p = p.pow(2).sum()
         p.grad = torch.ones_like(p)
@@ -458,10 +484,11 @@ def test_autograd_notices_that_a_saved_tensor_has_changed(name, shape):
 @every
 def test_versions_of_all_that_is_written(name):
     p = leaf(3, 4)
-    opt = twins(name)[1]([p], **WITH_STATE.get(name, {}))
+    opt = both_classes(name)[1]([p], **WITH_STATE.get(name, {}))
     p.grad = torch.ones_like(p)
     opt.step()
-    written = [p, *(t for key, t in opt.state[p].items() if key != "step")]
+    read = ("step", "p0")  # p0 is Prodigy's
+    written = [p, *(t for key, t in opt.state[p].items() if key not in read and isinstance(t, torch.Tensor))]
     assert len(written) > 1
     before = [t._version for t in written]
     opt.step()
@@ -473,7 +500,7 @@ def transposed(p):
 
 
 # Parameters, their gradient, and how many of them run in Go. The others must fall back in the same call.
-TAKEN = {
+SUPPORT = {
     "plain": (lambda: [leaf(3, 4), leaf(5, dtype=torch.float64)], torch.randn_like, 2),
     "complex": (lambda: [leaf(3, 4, dtype=torch.complex64)], torch.randn_like, 0),
     "non-dense": (lambda: [Parameter(torch.randn(6, 4)[::2])], torch.randn_like, 0),
@@ -501,23 +528,34 @@ TAKEN = {
 
 
 @elementwise
-@pytest.mark.parametrize("what", TAKEN)
+@pytest.mark.parametrize("what", SUPPORT)
 @pytest.mark.parametrize("kwargs", [{}, {"weight_decay": 0.1, "maximize": True}], ids=["plain", "decay and maximize"])
+@pytest.mark.covering("what kwargs", "name kwargs")
 def test_who_steps_what(name, what, kwargs, go):
-    make, grad, taken = TAKEN[what]
-    train_both(name, make, grad=grad, **accepted(name, **kwargs), **WITH_STATE.get(name, {}))
-    assert go == [taken] * 3 * bool(taken)
+    make, grad, in_go = SUPPORT[what]
+    train_both(
+        name, lambda: that_fall_back(name, make()), grad=grad, **accepted(name, **kwargs), **WITH_STATE.get(name, {})
+    )
+    assert go == [in_go] * 3 * bool(in_go)
 
 
 @every
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_16_bit_falls_back(name, dtype, go):
-    train_both(name, lambda: [leaf(3, 4, dtype=dtype)])
+    """With torch's multi-tensor implementation, or its for-loop if a class has both."""
+    flags = [accepted(name, foreach=True), accepted(name, foreach=False, fused=False)]
+    flags = [x for x in flags if x.get("foreach") or "fused" in x]  # the others run in Go
+    foreach = inspect.signature(both_classes(name)[0]).parameters.get("foreach")
+    if foreach is not None and foreach.default is True:
+        flags = []  # the default asks for nothing
+    for given in flags:
+        train_both(name, lambda: [leaf(3, 4, dtype=dtype)], **given)
     assert go == []
 
 
 @elementwise
 @pytest.mark.parametrize("overlapping", [False, True], ids=["apart", "overlapping"])
+@pytest.mark.covering("name", "overlapping")
 def test_groups_share_threads(name, overlapping, go, threads):
     """Groups that are too small for a second thread on their own. Some have states that others do not have."""
     threads(2)
@@ -540,7 +578,7 @@ def test_groups_of_go_and_of_torch_in_one_step(name, go):
     def make():
         rate = torch.tensor(0.1)  # a group with a Tensor as lr falls back
         return [
-            {"params": [leaf(3, 4), leaf(3, dtype=torch.complex64)]},
+            {"params": that_fall_back(name, [leaf(3, 4), leaf(3, dtype=torch.complex64)])},
             {"params": [leaf(2)], "lr": rate},
             {"params": [leaf(5, dtype=torch.float64)], "weight_decay": 0.1},
         ]
@@ -556,8 +594,8 @@ def test_capturable(name, go):
     if not accepted(name, capturable=True):
         pytest.skip("it has no such argument")
     results = []
-    for optimizer in twins(name):
-        torch.manual_seed(0)
+    for optimizer in both_classes(name):
+        torch.default_generator.manual_seed(0)
         opt = optimizer([p := leaf(3, 4)], capturable=True)
         p.grad = torch.randn_like(p)
         results.append((outcome(opt.step), p, states_of(opt)))
@@ -568,7 +606,7 @@ def test_capturable(name, go):
 
 @elementwise
 @pytest.mark.parametrize("kwargs", [{"lr": torch.tensor(0.1)}, {"differentiable": True}], ids=str)
-def test_arguments_that_torch_takes(name, kwargs, go):
+def test_arguments_that_torch_accepts(name, kwargs, go):
     def make():
         params = [leaf(3, 4), leaf(5)]
         return [p.requires_grad_(False) for p in params] if "differentiable" in kwargs else params
@@ -581,11 +619,11 @@ def test_arguments_that_torch_takes(name, kwargs, go):
 
 @elementwise
 def test_differentiable_step_is_differentiated(name, go):
-    if not accepted(name, differentiable=True):
-        pytest.skip("it does not have this flag")
+    if not accepted(name, differentiable=True) or name in _for_loop.CLASSES:
+        pytest.skip("it does not have this flag, or as in timm the step is not differentiated")
 
     def derivative(optimizer):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         start, grad = leaf(3, 4), leaf(3, 4)
         p = start.clone()
         p.grad = grad.clone()
@@ -593,7 +631,7 @@ def test_differentiable_step_is_differentiated(name, go):
         opt.step()
         return torch.autograd.grad(p.pow(2).sum(), [start, grad])
 
-    expected, ours = map(derivative, twins(name))
+    expected, ours = map(derivative, both_classes(name))
     assert_bit_equal(ours, expected)
     assert go == []
 
@@ -601,7 +639,7 @@ def test_differentiable_step_is_differentiated(name, go):
 @every
 @pytest.mark.parametrize("momentum", [0, 0.9])
 def test_sparse_gradients(name, momentum, go):
-    if momentum and "momentum" not in inspect.signature(twins(name)[0]).parameters:
+    if momentum and "momentum" not in inspect.signature(both_classes(name)[0]).parameters:
         pytest.skip(f"{name} has no momentum")
 
     def grad(p):
@@ -612,9 +650,9 @@ def test_sparse_gradients(name, momentum, go):
             optimizer, lambda: [leaf(3, 4), leaf(5)], grad=grad, **({"momentum": momentum} if momentum else {})
         )
 
-    expected, ours = (outcome(lambda o=o: run(o)) for o in twins(name))
+    expected, ours = (outcome(lambda o=o: run(o)) for o in both_classes(name))
     if isinstance(expected, tuple):
-        assert "sparse" in expected[1]
+        assert "sparse" in expected[1].lower()
         assert ours == expected
         assert go == []
     else:
@@ -630,9 +668,9 @@ def test_meta_tensors(name, go):
         opt = optimizer([p], **WITH_STATE.get(name, {}))
         opt.step()
         opt.step()
-        return {key: (str(t.device), t.shape) for key, t in opt.state[p].items()}
+        return {key: (str(t.device), t.shape) for key, t in opt.state[p].items() if isinstance(t, torch.Tensor)}
 
-    expected, ours = (outcome(lambda o=o: run(o)) for o in twins(name))
+    expected, ours = (outcome(lambda o=o: run(o)) for o in both_classes(name))
     assert isinstance(expected, tuple) == (name == "ASGD")  # torch reads the value of mu
     assert ours == expected
     assert go == []
@@ -657,11 +695,12 @@ class Quiet(torch.Tensor):
 
 @every
 @pytest.mark.parametrize("which", ["parameter", "gradient", "state"])
+@pytest.mark.covering
 def test_quiet_subclasses_of_tensor(name, which, go):
     def between(i, opt):
         if which == "state" and i == 0:
             for state in opt.state.values():
-                state.update({key: t.as_subclass(Quiet) for key, t in state.items()})
+                state.update({key: t.as_subclass(Quiet) for key, t in state.items() if isinstance(t, torch.Tensor)})
 
     param, grad = lambda: leaf(3, 4), torch.randn_like
     if which == "parameter":
@@ -686,7 +725,7 @@ def test_subclasses_of_tensor_see_every_operation(name, which, go):
         written = [f for f in Logged.seen if f.endswith("_") and not f.endswith("__")]
         return [torch.Tensor(p.detach()) for p in params_of(opt)], written
 
-    (expected, expected_log), (ours, log) = map(run, twins(name))
+    (expected, expected_log), (ours, log) = map(run, both_classes(name))
     assert_bit_equal(ours, expected)
     assert log == expected_log
     assert log or which == "gradient"
@@ -706,7 +745,7 @@ class Operations(TorchDispatchMode):
 @every
 def test_dispatch_modes_see_every_operation(name, go):
     def run(optimizer):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         opt = optimizer([p := leaf(3, 4)])
         p.grad = torch.randn_like(p)
         with Operations() as operations, ieee_sqrt():
@@ -714,7 +753,7 @@ def test_dispatch_modes_see_every_operation(name, go):
             opt.step()
         return opt, operations.seen
 
-    (expected, expected_seen), (ours, seen) = map(run, twins(name))
+    (expected, expected_seen), (ours, seen) = map(run, both_classes(name))
     assert seen == expected_seen
     assert seen
     assert go == []
@@ -730,24 +769,25 @@ def test_fake_tensors(name, go):
     with FakeTensorMode() as mode:
         p = leaf(3, 4)
         p.grad = torch.ones_like(p)
-        opt = twins(name)[1]([p], **WITH_STATE.get(name, {}))
+        opt = both_classes(name)[1]([p], **WITH_STATE.get(name, {}))
         opt.step()
     opt.step()  # outside of the mode, the tensors themselves are fake
-    assert all(isinstance(t, FakeTensor) and t.fake_mode is mode for key, t in opt.state[p].items() if key != "step")
+    tensors = [t for key, t in opt.state[p].items() if key != "step" and not isinstance(t, float)]
+    assert all(isinstance(t, FakeTensor) and t.fake_mode is mode for t in tensors)
     assert go == []
 
 
 @every
 def test_functorch_sees_the_step(name, go):
     def run(optimizer):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         opt = optimizer([p := leaf(3, 4)])
         p.grad = torch.randn_like(p)
         with ieee_sqrt():
             torch.func.vmap(lambda x: (opt.step(), x)[1])(torch.zeros(2))
         return opt
 
-    expected, ours = map(run, twins(name))
+    expected, ours = map(run, both_classes(name))
     assert_same(ours, expected)
     assert go == []
 
@@ -760,7 +800,7 @@ def test_compiling_falls_back(name, go, monkeypatch):
         opt = optimizer([leaf(3, 4)])
         opt.register_step_pre_hook(lambda *args: hooks.append("pre"))
         opt.register_step_post_hook(lambda *args: hooks.append("post"))
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         [p] = params_of(opt)
         p.data = torch.randn(3, 4)
         p.grad = torch.randn(3, 4)
@@ -769,7 +809,7 @@ def test_compiling_falls_back(name, go, monkeypatch):
             opt.step()
         return opt
 
-    expected, ours = map(run, twins(name))
+    expected, ours = map(run, both_classes(name))
     assert_same(ours, expected)
     assert go == []
     assert hooks == ["pre", "post"] * 2
@@ -786,13 +826,14 @@ def test_inference_mode(name):
 
             return train(optimizer, lambda: [leaf(3, 4)], between=enter, **kwargs)
 
-    expected, ours = (run(optimizer, **WITH_STATE.get(name, {})) for optimizer in twins(name))
+    expected, ours = (run(optimizer, **WITH_STATE.get(name, {})) for optimizer in both_classes(name))
     assert_same(ours, expected)
 
 
 @every
 @pytest.mark.parametrize(("n", "views"), [(12, 2), (3 << 18, 2), (1 << 14, 48)], ids=["small", "large", "many"])
 @pytest.mark.parametrize("shift", [0, 1, 4])
+@pytest.mark.covering("name", "n views shift")
 def test_parameters_that_share_memory(name, n, views, shift, threads):
     """The update of one is the initial value of the next, also with two threads."""
     threads(2)
@@ -806,10 +847,14 @@ def test_parameters_that_share_memory(name, n, views, shift, threads):
 
 @every
 def test_a_parameter_given_twice(name):
+    if name in ("SGDW", "LARS"):
+        pytest.skip(
+            "timm's first step and Go's create a buffer for each, of which the last one stays; the for-loop one"
+        )
     p = leaf(3, 4)
     start, grad = p.detach().clone(), torch.randn_like(p)
     runs = []
-    for optimizer in twins(name):
+    for optimizer in both_classes(name):
         with torch.no_grad():
             p.copy_(start)
         with pytest.warns(UserWarning, match="duplicate parameters"):
@@ -847,6 +892,7 @@ MOVES = {
 @every
 @pytest.mark.parametrize("how", MOVES)
 @pytest.mark.parametrize("forget", [False, True], ids=["state stays", "state is forgotten"])
+@pytest.mark.covering("how forget", "name")
 def test_parameter_data_replaced_between_steps(name, how, forget):
     """An address, a length or a dtype of the previous step would be stale."""
     if forget:
@@ -870,12 +916,12 @@ def test_parameter_data_replaced_between_steps(name, how, forget):
             for old, value in left:
                 assert_bit_equal(old, value, "memory that is the parameter's no more")
 
-    expected, ours = (outcome(lambda o=o: run(o)) for o in twins(name))
+    expected, ours = (outcome(lambda o=o: run(o)) for o in both_classes(name))
     if isinstance(expected, tuple):
         assert not forget
         assert isinstance(ours, tuple)
         assert ours[0] in (RuntimeError, ValueError)
-        assert f"{name}: parameter 0 of group 0" in ours[1]
+        assert f"{class_of(name).__name__}: parameter 0 of group 0" in ours[1]
     else:
         assert_same(ours, expected)
 
@@ -885,7 +931,7 @@ def test_memory_that_is_freed_and_given_to_another(name):
     needs_late_state(name)
 
     def run(optimizer):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         homes = [torch.randn(3, 4), torch.zeros(3, 4)]
         opt = optimizer([Parameter(homes[0])], **WITH_STATE.get(name, {}))
         params = opt.param_groups[0]["params"]
@@ -901,7 +947,7 @@ def test_memory_that_is_freed_and_given_to_another(name):
             here.fill_(7)  # the new owner's data
         return opt
 
-    expected, ours = map(run, twins(name))
+    expected, ours = map(run, both_classes(name))
     assert_same(ours, expected)
 
 
@@ -910,6 +956,8 @@ def test_state_replaced_between_steps(name):
     def between(i, opt):
         for state in opt.state.values():
             for key, t in state.items():
+                if not isinstance(t, torch.Tensor):
+                    continue
                 if t.dim() and i == 0:
                     state[key] = t.clone()
                 elif t.dim() and i == 1:
@@ -967,7 +1015,7 @@ def test_adamw_whose_group_says_that_it_is_adams():
         pytest.skip("this torch has no such flag")
 
     def make(optimizer, **flags):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         opt = optimizer([leaf(3, 4)], lr=0.1, weight_decay=0.3, **flags)
         opt.param_groups[0]["decoupled_weight_decay"] = False
         for _ in range(3):
@@ -1060,6 +1108,7 @@ print("ok")
 """
 
 
+@pytest.mark.full
 def test_programs_without_sources(tmp_path):
     """As in frozen programs, neither torch.optim nor goptim has a .py file."""
     for package in (torch.optim, goptim):

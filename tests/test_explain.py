@@ -1,12 +1,15 @@
 """goptim.explain predicts what a step does, and changes nothing."""
 
 import operator
+import platform
+import re
+import sys
 
 import numpy as np
 import pytest
 import torch
-from configurations import BEYOND, ELEMENTWISE, IN_TABLES
-from test_dropin import NAMES, TAKEN, WITH_STATE, Logged, Operations, Quiet, leaf, transposed, twins
+from configurations import BEYOND, ELEMENTWISE, IN_TABLES, accepts_complex, that_fall_back
+from test_dropin import NAMES, SUPPORT, WITH_STATE, Logged, Operations, Quiet, both_classes, leaf, transposed
 from torch.nn import Parameter
 
 import goptim
@@ -59,22 +62,23 @@ def with_gradients(params, grad=torch.randn_like):
 
 
 @pytest.mark.parametrize("name", ELEMENTWISE)
-@pytest.mark.parametrize("what", TAKEN)
+@pytest.mark.parametrize("what", SUPPORT)
+@pytest.mark.covering("what", "name")
 def test_who_steps_what(name, what, go, watched):
-    make, grad, taken = TAKEN[what]
-    opt = twins(name)[1](with_gradients(make(), grad), **WITH_STATE.get(name, {}))
+    make, grad, in_go = SUPPORT[what]
+    opt = both_classes(name)[1](with_gradients(that_fall_back(name, make()), grad), **WITH_STATE.get(name, {}))
     rows = check(opt, watched)
-    assert sum(row.to == "go" for row in rows) == taken
-    assert go == [taken] * 2 * bool(taken)
+    assert sum(row.to == "go" for row in rows) == in_go
+    assert go == [in_go] * 2 * bool(in_go)
 
 
 @pytest.mark.parametrize("name", IN_TABLES)
 def test_without_the_extensions_gather(name, go, watched, monkeypatch):
     monkeypatch.setattr(_native, "layout", lambda: None)
     gaps = Parameter(torch.randn(6, 4)[::2])
-    opt = twins(name)[1](with_gradients([leaf(3, 4), gaps]), **WITH_STATE.get(name, {}))
-    assert [row.to for row in check(opt, watched)] == ["go", "torch"]
-    assert go == [1, 1]
+    opt = both_classes(name)[1](with_gradients([leaf(3, 4), gaps]), **WITH_STATE.get(name, {}))
+    assert [row.to for row in check(opt, watched)] == ["torch" if opt.together else "go", "torch"]
+    assert go == ([] if opt.together else [1, 1])
 
 
 def quiet(p):
@@ -83,7 +87,7 @@ def quiet(p):
 
 # A parameter, its gradient, arguments, and a part of the reason.
 REASONS = {
-    "16 bit": (lambda: leaf(3, 4, dtype=torch.bfloat16), torch.randn_like, {}, "bfloat16"),
+    "16 bit": (lambda: leaf(3, 4, dtype=torch.bfloat16), torch.randn_like, {"foreach": True}, "foreach=True"),
     "complex": (lambda: leaf(3, 4, dtype=torch.complex64), torch.randn_like, {}, "complex64"),
     "subclass": (lambda: torch.randn(3, 4).as_subclass(Quiet).requires_grad_(), torch.randn_like, {}, "a Quiet"),
     "gaps": (lambda: Parameter(torch.randn(6, 4)[::2]), torch.randn_like, {}, "gaps"),
@@ -108,12 +112,13 @@ REASONS = {
 
 @pytest.mark.parametrize("name", ELEMENTWISE)
 @pytest.mark.parametrize("why", REASONS)
+@pytest.mark.covering("why", "name")
 def test_reasons(name, why, go, watched):
     make, grad, kwargs, word = REASONS[why]
-    if name in BEYOND and why == "differentiable":
+    if name in BEYOND and why in ("differentiable", "16 bit"):
         pytest.skip("it does not have this flag")
-    opt = twins(name)[1](with_gradients([make()], grad), **kwargs, **WITH_STATE.get(name, {}))
-    [row] = check(opt, watched)
+    opt = both_classes(name)[1](with_gradients([p := make()], grad), **kwargs, **WITH_STATE.get(name, {}))
+    [row] = check(opt, watched) if accepts_complex(name) or not p.is_complex() else explained(opt)
     assert row.to == "torch"
     assert word in row.reason
     assert go == []
@@ -121,10 +126,10 @@ def test_reasons(name, why, go, watched):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_states(name, go, watched):
-    opt = twins(name)[1](with_gradients([p := leaf(3, 4)]), **WITH_STATE.get(name, {}))
+    opt = both_classes(name)[1](with_gradients([p := leaf(3, 4)]), **WITH_STATE.get(name, {}))
     assert explained(opt)[0].to == "go"
     opt.step()
-    key = next(key for key, t in opt.state[p].items() if key != "step" and t.dim())
+    key = next(key for key, t in opt.state[p].items() if isinstance(t, torch.Tensor) and t.dim())
     kept = opt.state[p][key]
     opt.state[p][key] = kept.as_subclass(Quiet)
     [row] = check(opt, watched, steps=1)
@@ -139,7 +144,7 @@ def test_states(name, go, watched):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_whole_steps(name, go, watched, monkeypatch):
-    opt = twins(name)[1](with_gradients([leaf(3, 4)]))
+    opt = both_classes(name)[1](with_gradients([leaf(3, 4)]))
     with Operations():
         [row] = explained(opt)
         assert row.reason == "a dispatch mode is active"
@@ -160,7 +165,7 @@ def test_whole_steps(name, go, watched, monkeypatch):
 @pytest.mark.parametrize("name", NAMES)
 def test_without_gradients(name, go, watched):
     eps = {"eps": (1e-30, 1e-3)} if name == "Adafactor" else {}  # otherwise it follows from the only dtype
-    opt = twins(name)[1]([("w", leaf(3, 4)), ("h", leaf(3, dtype=torch.float16))], **eps)
+    opt = both_classes(name)[1]([("w", leaf(3, 4)), ("h", leaf(3, dtype=torch.complex64))], **eps)
     w, h = check(opt, watched, steps=1)
     assert (w.name, w.to, w.has_grad) == ("w", "go", False)
     assert (h.name, h.to, h.has_grad) == ("h", "torch", False)
@@ -187,7 +192,7 @@ def sparse(rows=(1, 2), of=5):
     ],
 )
 def test_sparse_gradients(name, kwargs, shape, word, watched):
-    opt = twins(name)[1](with_gradients([leaf(*shape)], sparse()), **kwargs)
+    opt = both_classes(name)[1](with_gradients([leaf(*shape)], sparse()), **kwargs)
     [row] = check(opt, watched)
     assert row.to == ("torch" if word else "go")
     assert word in row.reason
@@ -232,7 +237,7 @@ def test_hf_adafactor_with_a_tensor_for_lr(watched):
 def test_muon(watched):
     if not hasattr(goptim, "Muon"):
         pytest.skip("this torch has no Muon")
-    opt = goptim.Muon(with_gradients([leaf(3, 4), leaf(3, 4, dtype=torch.bfloat16)]))
+    opt = goptim.Muon(with_gradients([leaf(3, 4), Parameter(torch.randn(6, 4)[::2])]))
     assert [row.to for row in check(opt, watched)] == ["go", "torch"]
 
 
@@ -242,7 +247,7 @@ def test_muon(watched):
         (lambda: [leaf(3, 4), leaf(2)], {}, ""),
         (lambda: [leaf(3, 4), leaf(2, dtype=torch.float64)], {}, "parameter 1 is not"),
         (lambda: [Parameter(torch.randn(6, 4)[::2])], {}, "parameter 0 is not"),
-        (lambda: [leaf(3, 4, dtype=torch.bfloat16)], {}, "bfloat16"),
+        (lambda: [leaf(3, 4, dtype=torch.bfloat16)], {}, ""),
         (lambda: [leaf(3, 4)], {"lr": torch.tensor(0.1)}, "an argument"),
     ],
 )
@@ -274,15 +279,19 @@ def test_a_table():
     opt = goptim.SGD(
         [
             {"params": [("body.weight", leaf(3, 4)), ("scale", leaf())]},
-            {"params": [("head", leaf(2, dtype=torch.half))]},
+            {"params": [("head", leaf(2, dtype=torch.cfloat))]},
         ]
     )
     assert str(goptim.explain(opt)).splitlines() == [
-        "parameter  name         shape  dtype    device  to     why",
-        "0.0        body.weight  3 x 4  float32  cpu     go     it has no gradient now",
-        "0.1        scale        ()     float32  cpu     go     it has no gradient now",
-        "1.0        head         2      float16  cpu     torch  it is torch.float16; it has no gradient now",
+        "parameter  name         shape  dtype      device  to     why",
+        "0.0        body.weight  3 x 4  float32    cpu     go     it has no gradient now",
+        "0.1        scale        ()     float32    cpu     go     it has no gradient now",
+        "1.0        head         2      complex64  cpu     torch  it is torch.complex64; it has no gradient now",
+        f"on {goptim.explain(opt).platform}",
     ]
+    go = _native.core().Version().partition(" ")[0].partition("-")[0]
+    here = re.escape(f"{sys.platform}, {platform.machine()}, torch {torch.__version__}; {go}, ")
+    assert re.fullmatch(here + "(vectors of (128|256|512) bits|no vectors), .* threads.*", goptim.explain(opt).platform)
 
 
 class Derived(torch.optim.AdamW):
@@ -332,6 +341,7 @@ EVERY = [*(c.__name__ for c in _originals.CLASSES.values()), "hf.Adafactor"]
 @pytest.mark.filterwarnings(
     "ignore:Sparse CSR", "ignore:The PyTorch API of nested", "ignore:.*quantize", "ignore:.*deprecated"
 )
+@pytest.mark.covering("what", "name")
 def test_whatever_a_step_accepts(name, what):
     make = operator.attrgetter(name)(goptim)
     try:
@@ -391,3 +401,37 @@ def test_a_group_without_an_option_of_later_versions(name):
         opt.step()
         assert [row.to for row in goptim.explain(opt)] == ["go"]
     assert_bit_equal(*([p for group in opt.param_groups for p in group["params"]] for opt in opts))
+
+
+def test_keywords_in_effect():
+    """Rows that run in Go name the keywords that have an effect on them, and a refused step is not counted."""
+    half, single, double = (Parameter(torch.ones(3, dtype=d)) for d in (torch.bfloat16, torch.float32, torch.float64))
+    with_gradients([half, single, double])
+    options = {"rounding": "stochastic", "seed": 5, "state_dtype": torch.bfloat16}
+    opt = goptim.SGD([half, single, double], momentum=0.9, **options)
+    rows = explained(opt)
+    assert [row.storage for row in rows] == [
+        "state_dtype=torch.bfloat16, rounding='stochastic', seed=5",
+        "state_dtype=torch.bfloat16",
+        "",
+    ]
+    assert "with state_dtype=torch.bfloat16, rounding='stochastic', seed=5" in str(rows)
+    opt.param_groups[0].update(rounding="kahan", state_dtype=None)
+    assert [row.storage for row in explained(opt)] == ["rounding='kahan'", "", ""]
+    opt.param_groups[0].update(rounding="nearest", master_weights=False)
+    assert [row.storage for row in explained(opt)] == ["", "", ""]
+
+
+def test_refused_steps_are_not_counted(watched, monkeypatch):
+    p, q = with_gradients([Parameter(torch.ones(3, dtype=torch.bfloat16)), Parameter(torch.ones(3))])
+    opt = goptim.SGD([q, p], rounding="kahan", foreach=True)
+    with pytest.raises(ValueError, match="foreach=True"):
+        opt.step()
+    opt.param_groups[0]["foreach"] = None
+    with monkeypatch.context() as m:
+        m.setattr("goptim._step.reason_of_optimizer", lambda _: "it is a test")
+        with pytest.raises(ValueError, match="it is a test"):
+            opt.step()
+    assert not watched
+    opt.step()
+    assert watched == [(2, [])]

@@ -5,11 +5,13 @@ The optimizers are those in Describe() of Go and in goptim.__all__. This file li
 
 import functools
 import importlib
+import itertools
 import json
 import re
 from pathlib import Path
 
 import configurations
+import core
 import derive
 import golden
 import imports
@@ -33,7 +35,10 @@ EXPORTED = [
     if isinstance(c := getattr(goptim, name, None), type)
     and issubclass(c, torch.optim.Optimizer)
     and name != "Optimizer"
+    and name not in _for_loop.OTHERS
 ]
+# The classes with the arguments and results of another package's, which are in a module of its name.
+IN_MODULES = [name for name in _for_loop.CLASSES if _for_loop.name_in_goptim(name) != name]
 
 # Optimizers with their own test file instead of a row in tests/configurations.py. Their Go constructors have other
 # signatures.
@@ -54,13 +59,14 @@ def text(*patterns: str) -> str:
 
 def specification_of(name: str) -> str:
     """The name of a class in Go's description, which is the name of its torch class."""
-    twin = getattr(getattr(goptim, name), "twin", None)
-    return twin.__name__ if twin else name
+    torch_class = getattr(configurations.class_of(name), "torch_class", None)
+    return configurations.name_of(torch_class) if torch_class else name
 
 
 def missing(name: str) -> list[str]:
     """The missing parts of an optimizer, each with the file it belongs in."""
-    file, cls = name.lower(), getattr(goptim, name)
+    file, cls, title = name.lower(), configurations.class_of(name), _for_loop.name_in_goptim(name)
+    module = title.rpartition(".")[0]
     found: list[str] = []
 
     def expect(there: object, where: str, what: str) -> None:
@@ -84,24 +90,30 @@ def missing(name: str) -> list[str]:
             rf"(?m)^func {name}\(|^type {name} ", f"no {name}", "goptim/gonumopt/methods.go", "goptim/gonumopt/*.go"
         )
     if name in _for_loop.CLASSES:
-        python, keys = f"python/goptim/{file}.py", _for_loop.CLASSES[name].states
-        there = tuple(s["key"] for s in SPECIFIED.get(described, {"states": []})["states"])
+        python, keys = f"python/goptim/{module or file}.py", _for_loop.CLASSES[name].states
+        specified = SPECIFIED.get(described, {"states": [], "counts": False})
+        there = ("step",) * specified["counts"] + tuple(s["key"] for s in specified["states"])
         expect(keys == there, python, f"states of {name}ForLoop are {keys}, and those in Go are {there}")
         expect(_for_loop.CLASSES[name].reference, python, f"no reference in {name}ForLoop")
         expect("https://" in (cls.__doc__ or ""), python, f"no link to a paper in the docstring of {name}")
 
-    if cls is not getattr(torch.optim, name, None):
-        expect_text(rf"import.*\b{name} as {name}\b", f"{name} is not imported", "python/goptim/__init__.py")
+    if module:
+        expect_text(rf"\b{module} as {module}\b", f"{module} is not imported", "python/goptim/__init__.py")
+        exported = importlib.import_module(f"goptim.{module}").__all__
+        expect(cls.__name__ in exported, f"python/goptim/{module}.py", f"no {cls.__name__} in __all__")
+        expect(name == name_of(title), f"python/goptim/{module}.py", f"{title} is {name}, expected {name_of(title)}")
+    elif cls is not getattr(torch.optim, name, None):
+        expect_text(rf"\b{name} as {name}\b", f"{name} is not imported", "python/goptim/__init__.py")
     else:
         expect(None, "python/goptim/__init__.py", f"{name} is torch's: no class of goptim is imported")
     if hasattr(torch.optim, name):
         expect(name in _originals.CLASSES, "python/goptim/_originals.py", f"no {name} among its names")
         expect(_state._states(name) or name == "LBFGS", "python/goptim/_state.py", f"no states of {name} in _STATES")
     if name not in NOT_MEASURED:
-        measured = [title for title, subject in subjects.OPTIMIZERS.items() if subject.cls == name]
+        measured = [of for of, subject in subjects.OPTIMIZERS.items() if subject.cls == name]
         expect(measured, "python/goptim/_bench/subjects.py", f"no {name} in OPTIMIZERS")
-        for title in measured if hasattr(torch.optim, name) else ():  # others have rows after the next `make bench`
-            expect_text(rf"(?m)^\| {title} \|", f"no rows of {title}: run `make bench`", "docs/benchmarks.md")
+        for subject in measured if hasattr(torch.optim, name) else ():  # others have rows after the next `make bench`
+            expect_text(rf"(?m)^\| {subject} \|", f"no rows of {subject}: run `make bench`", "docs/benchmarks.md")
 
     if name in OWN_TESTS:
         expect((ROOT / "tests" / OWN_TESTS[name]).exists(), f"tests/{OWN_TESTS[name]}", "is not there")
@@ -122,22 +134,48 @@ def missing(name: str) -> list[str]:
         expect_text(rf'"goptim\.{name}"', f"no Stop of {name} in TOUR", "examples/tour.py")
 
     for page in ("README.md", "CHANGELOG.md"):
-        expect_text(rf"`{name}`", f"no `{name}`", page)
+        expect_text(rf"`{title}`", f"no `{title}`", page)
     return found
 
 
-@pytest.mark.parametrize("name", EXPORTED)
+def name_of(title: str) -> str:
+    """The name in Go of a class in a module: TimmLion of timm.Lion."""
+    module, _, name = title.rpartition(".")
+    return "".join(word.capitalize() for word in module.split("_")) + name
+
+
+@pytest.mark.parametrize("name", [*EXPORTED, *IN_MODULES])
 def test_an_optimizer_has_its_pieces(name: str) -> None:
     assert missing(name) == [], "\n".join([f"{name} lacks", *missing(name)])
 
 
-# Kinds of steps that together are the step of one class.
-HALVES = {"MuonMomentum": "Muon", "MuonUpdate": "Muon"}
+@pytest.mark.parametrize("name", _for_loop.OTHERS)
+def test_a_class_with_other_arguments_has_its_pieces(name: str) -> None:
+    """These have tests of their own: what they share with optimizers of parameters alone."""
+    cls = getattr(goptim, name)
+    assert name in goptim.__all__
+    assert issubclass(cls, torch.optim.Optimizer)
+    assert "https://" in cls.__doc__, f"no link to a paper in the docstring of {name}"
+    for page in ("README.md", "CHANGELOG.md"):
+        assert f"`{name}`" in text(page), f"{page}: no `{name}`"
+    assert f"`{cls.reference}`" in text("README.md"), "README.md: run `make generate`"
+    for where in ("tests/test_*.py", "tests/integrations/test_*.py"):
+        assert f"goptim.{name}" in text(where), f"{where}: no test of {name}"
+
+
+# Kinds of steps that together are the step of one class, or another method of classes.
+HALVES = {
+    "MuonMomentum": "Muon",
+    "MuonUpdate": "Muon",
+    "AuxAdam": "MuonWithAuxAdam",
+    "ScheduleFreeSwitch": "AdamWScheduleFree",
+}
 
 
 @pytest.mark.parametrize("name", SPECIFIED)
 def test_what_go_describes_has_a_class(name: str) -> None:
-    classes = {specification_of(n) for n in EXPORTED} | {goptim.hf.Adafactor.twin.__name__}
+    classes = {specification_of(n) for n in (*EXPORTED, *IN_MODULES)} | {goptim.hf.Adafactor.torch_class.__name__}
+    classes |= {*_for_loop.OTHERS}
     wanted = name if name in classes else HALVES.get(name, name.removeprefix("Sparse"))
     if wanted == "Muon" and not hasattr(torch.optim, "Muon"):
         return
@@ -150,9 +188,16 @@ def test_what_go_describes_has_a_class(name: str) -> None:
         assert re.search(rf'entry\("{name}"', constructors), f"goptim/registry_test.go: no entry of {name}"
 
 
-@pytest.mark.parametrize("name", derive.files())
-def test_derived_text_is_current(name: str) -> None:
-    assert (ROOT / name).read_text() == derive.files()[name], f"{name}: run `make generate`"
+def test_derived_text_is_current() -> None:
+    for name, text in derive.files().items():
+        assert (ROOT / name).read_text() == text, f"{name}: run `make generate`"
+
+
+def test_the_changelog_has_the_version() -> None:
+    versions = re.findall(r"(?m)^## (\d\S*) - \d{4}-\d{2}-\d{2}$", text("CHANGELOG.md"))
+    assert versions[:1] == [goptim.__version__], (
+        "CHANGELOG.md: the first version is not that of python/goptim/__init__.py"
+    )
 
 
 def test_every_class_of_torch_is_known() -> None:
@@ -188,3 +233,19 @@ def f():
     ]
     assert imports.layers({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ([], ["b", "c", "b"])
     assert imports.layers({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == ([["c"], ["b"], ["a"]], [])
+
+
+def test_what_is_listed_to_run_together_exists() -> None:
+    for name in core.TOGETHER:
+        path, _, function = name.partition("::")
+        assert not function or f"\ndef {function}(" in (ROOT / path).read_text(), f"tests/core.py: {name}"
+        assert (ROOT / path).exists(), f"tests/core.py: {name}"
+
+
+def test_cases_of_the_core_have_all_pairs() -> None:
+    cases = [dict(zip("abc", map(str, x), strict=True)) for x in itertools.product(range(4), range(3), range(2))]
+    for what, size, n in (((), 2, 12), ((1,), 1, 4), ((3,), 3, 24), (("a c", "b"), 1, 8)):
+        chosen = [cases[i] for i in core.covering(cases, *what)]
+        assert len(chosen) == n
+        for names in itertools.combinations("abc", size):
+            assert {tuple(c[x] for x in names) for c in chosen} == {tuple(c[x] for x in names) for c in cases}

@@ -54,7 +54,7 @@ def test_found_in_every_context(place):
 
 def steps(optimizer):
     """Steps of parameters of each dtype with random gradients."""
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     params = [torch.randn(3, 4, dtype=dtype).requires_grad_() for dtype in (torch.float32, torch.float64)]
     opt = optimizer(params)
     for _ in range(3):
@@ -91,7 +91,7 @@ def test_without_a_layout_steps_are_the_same(failure, monkeypatch):
         assert _native.layout() is None
         [row] = goptim.explain(goptim.AdamW([torch.nn.Parameter(torch.ones(2))]))
         assert row.to == "go"
-        assert row.slow == _native.why_slow() != ""
+        assert row.slow == _native.reason_slow() != ""
     assert _native.layout() is None  # it is not probed at every step
     monkeypatch.setitem(_native._next_try, "layout", 0.0)
     assert _native.layout() == found
@@ -113,10 +113,37 @@ def test_memory_whose_owner_cannot_be_told(monkeypatch):
     assert unknown == found._replace(context=found.data, deleter=found.data, freed=0)
 
 
+@pytest.mark.parametrize("padding", [0xBFF0 << 48, 0x3FF0 << 48, 1 << 32, 0xFFFF << 16, 1 << 40])
+def test_padding_is_not_a_function(padding, monkeypatch):
+    """Memory that was used before is in the bytes after the device, and can be the same in all storages."""
+    found = fields(_layout.find())
+    (device,) = {*range(found.data + 1, found.size)} - {found.context, found.deleter}
+    words_of = _layout._Memory.words
+    owned = [padding - (padding >> 63 << 64)] * len(_layout._owned_storages())
+
+    def words(memory, address, n=_layout._WORDS):
+        read = [*words_of(memory, address, n)]
+        if n == found.size:
+            read[device] = read[device] & 0xFFFF | (owned.pop() if owned else 7 << 16)
+        return tuple(read)
+
+    monkeypatch.setattr(_layout._Memory, "words", words)
+    assert fields(_layout.find()) == found
+    assert not owned
+
+
 def forget_layout(monkeypatch):
-    for name in ("_layout_found", "_why_slow"):
+    for name in ("_layout_found", "_reason_slow"):
         monkeypatch.setattr(_native, name, None)
     monkeypatch.setattr(_native, "_next_try", {})
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the C library of macOS has this function")
+def test_the_layout_is_unknown_on_a_system_without_a_way_to_read_memory(monkeypatch):
+    for system, why in {"darwin": "none of mach_vm_read_overwrite can be used", "sunos5": "not on sunos5"}.items():
+        monkeypatch.setattr(sys, "platform", system)
+        with pytest.raises(_layout.UnknownError, match=f"this process cannot inspect its own memory: {why}"):
+            _layout.find()
 
 
 READERS = ["_read_as_debugger", "_read_if_readable"]
@@ -206,7 +233,7 @@ for i, hardship in enumerate(hardships):
     if child == 0:
         hardship()
         layout = _native.layout()
-        os._exit(0 if layout is not None and _native.why_slow() is None else 1)
+        os._exit(0 if layout is not None and _native.reason_slow() is None else 1)
     status = os.waitpid(child, 0)[1]
     assert status == 0, (i, status)
 

@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from configurations import gradients, normal, twins
+from configurations import both_classes, gradients, normal
 from torch.nn import Parameter
 
 import goptim
 from goptim.testing import assert_bit_equal
 
 
-@pytest.mark.parametrize("cls", twins("Lion"), ids=["for-loop", "goptim"])
+@pytest.mark.parametrize("cls", both_classes("Lion"), ids=["for-loop", "goptim"])
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -30,7 +30,7 @@ def test_bad_arguments(cls, options, says):
 def test_a_direction_that_is_a_rounding_error(dtype):
     """The product with the gradient is not rounded before it is added, so that its rounding error remains."""
     g, runs = normal((1003,), dtype, 0), []
-    for cls in twins("Lion"):
+    for cls in both_classes("Lion"):
         p = Parameter(torch.zeros_like(g))
         opt = cls([p], lr=1.0, betas=(0.25, 0.9))
         opt.state[p]["exp_avg"] = -4 * (0.75 * g)
@@ -45,7 +45,7 @@ def test_files_reject_decoupled_weight_decay(tmp_path):
     """It is relative to the first learning rate, which neither a state_dict nor a file has."""
     p = Parameter(torch.ones(3))
     goptim.save_state(goptim.Lion([p]), tmp_path / "state")
-    for cls in twins("Lion"):
+    for cls in both_classes("Lion"):
         opt = cls([p], decoupled_weight_decay=True)
         for call in (goptim.save_state, goptim.load_state):
             with pytest.raises(TypeError, match="Lion: its decoupled_weight_decay is not in its groups, which a file"):

@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 from configurations import ELEMENTWISE, IN_TABLES, for_loop_flags, needs_late_state
-from runs import Run, assert_same, twins
+from runs import Run, assert_same, both_classes
 from torch import nn
 from torch.nn.utils import clip_grad_norm_, parametrizations, parametrize, prune, vector_to_parameters
 
@@ -87,7 +87,7 @@ def all_to_double(module, opt):
     module.double()
     for state in opt.state.values():
         for key, t in state.items():
-            if key != "step":
+            if key != "step" and isinstance(t, torch.Tensor):
                 state[key] = t.double()
 
 
@@ -120,7 +120,7 @@ CHANGES = {
 
 
 def module_of():
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     return nn.Sequential(nn.Conv2d(3, 4, 2), nn.Flatten(), nn.LazyLinear(2))
 
 
@@ -150,13 +150,14 @@ def trained(optimizer, change, swap):
 @every
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("swap", [False, True], ids=["data is set", "contents are swapped"])
+@pytest.mark.covering("name swap", "change swap")
 def test_changes_between_steps(name, change, swap):
     if swap and change not in ("to another dtype", "to_empty", "load_state_dict", "load_state_dict, assign"):
         pytest.skip("it is the same")
     if "forgotten" in change:
         needs_late_state(name)
     outcomes = []
-    for optimizer in twins(name):
+    for optimizer in both_classes(name):
         try:
             outcomes.append(trained(optimizer, change, swap))
         except RuntimeError as e:
@@ -169,8 +170,8 @@ def test_changes_between_steps(name, change, swap):
 def test_tied_weights_and_two_optimizers_of_one_model(name):
     """A parameter that two modules share and two optimizers step in turn."""
     results = []
-    for optimizer in twins(name):
-        torch.manual_seed(0)
+    for optimizer in both_classes(name):
+        torch.default_generator.manual_seed(0)
         one, two = nn.Linear(4, 4), nn.Linear(4, 4)
         two.weight = one.weight
         opts = [optimizer(one.parameters(), lr=0.01), optimizer(two.parameters(), lr=0.02)]
@@ -188,8 +189,8 @@ def test_tied_weights_and_two_optimizers_of_one_model(name):
 @pytest.mark.parametrize("how", ["weight_norm", "spectral_norm", "orthogonal", "pruned"])
 def test_parametrized_modules(name, how):
     results = []
-    for optimizer in twins(name):
-        torch.manual_seed(0)
+    for optimizer in both_classes(name):
+        torch.default_generator.manual_seed(0)
         module = nn.Linear(4, 3)
         if how == "pruned":
             prune.l1_unstructured(module, "weight", 0.5)
@@ -212,7 +213,7 @@ def test_parametrized_modules(name, how):
 def test_a_quantized_parameter(name):
     """torch's own error, and other parameters are not written."""
     outcomes = []
-    for optimizer in twins(name):
+    for optimizer in both_classes(name):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch deprecates these tensors
             q = torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)
@@ -236,7 +237,7 @@ def test_a_quantized_parameter(name):
 def test_grad_scaler(name, unscaled):
     """Scaled losses. In the second step gradients are infinite, and the step is skipped."""
     results = []
-    for optimizer in twins(name):
+    for optimizer in both_classes(name):
         run = Run(optimizer)
         scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=2)
         scales = []
@@ -268,8 +269,10 @@ YOUNG = ("amsgrad", "nesterov", "momentum", "centered", "maximize", "foreach", "
 
 @every
 def test_pickles_of_older_torch(name):
+    if name == "RMSpropTF":
+        pytest.skip("it has no older version without momentum and centered")
     results = []
-    for optimizer in twins(name):
+    for optimizer in both_classes(name):
         run = Run(optimizer, **for_loop_flags(name) if name != "Adafactor" else {}).steps(2)
         state = run.opt.__getstate__()
         groups = [{k: v for k, v in group.items() if k not in YOUNG} for group in state["param_groups"]]
@@ -314,8 +317,8 @@ def subclass_with_a_step(base):
 @pytest.mark.parametrize("name", ELEMENTWISE)
 def test_subclasses_of_users(name):
     results = []
-    for optimizer in map(subclass_with_a_step, twins(name)):
-        torch.manual_seed(0)
+    for optimizer in map(subclass_with_a_step, both_classes(name)):
+        torch.default_generator.manual_seed(0)
         p = nn.Parameter(torch.randn(3, 4))
         opt = optimizer([p], scale=0.25)
         for _ in range(3):

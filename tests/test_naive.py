@@ -9,10 +9,9 @@ import test_modules
 import test_optim_db
 import test_schedulers
 import torch
-from configurations import IN_TABLES, oracle_of
+from configurations import IN_TABLES, class_of, oracle_of
 
-import goptim
-from goptim import _step
+from goptim import _for_loop, _step
 from goptim._parts import PYTHON, TORCH, Part
 from goptim.testing import ieee_sqrt
 
@@ -27,7 +26,7 @@ class HooksTwice:
     """Calls torch's wrapped step directly."""
 
     def step(self, closure=None):
-        return self.twin.step(self, closure)
+        return self.torch_class.step(self, closure)
 
 
 class ClosuresWithoutGradients:
@@ -245,9 +244,9 @@ def test_naive_classes_are_detected(naive, test, arguments, monkeypatch, threads
     if "go" in inspect.signature(test).parameters:
         arguments = arguments | {"go": go}
     for name in {*IN_TABLES, "LBFGS", "SparseAdam"}:
-        ours = getattr(goptim, name)
+        ours = class_of(name)
         for optimizer in (ours, oracle_of(name)):
             optimizer([torch.zeros(1)])  # torch wraps a class's step when it creates the first instance
-        monkeypatch.setattr(goptim, name, type(name, (naive, ours), {}))
+        monkeypatch.setattr(f"goptim.{_for_loop.name_in_goptim(name)}", type(ours.__name__, (naive, ours), {}))
     with ieee_sqrt(), pytest.raises((Exception, pytest.fail.Exception)):
         test(**arguments)

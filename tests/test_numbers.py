@@ -7,7 +7,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from configurations import IN_TABLES, TABLE, for_loop_flags, oracle_of
+from configurations import IN_TABLES, TABLE, class_of, for_loop_flags, oracle_of
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -59,7 +59,7 @@ def converted(group, to):
     """All real hyperparameters of a group, converted to another type, and their values as floats."""
     theirs = {}
     for key, x in group.items():
-        if isinstance(x, float) or (type(x) is int and key not in ("ns_steps",)):
+        if isinstance(x, float) or (type(x) is int and key not in ("ns_steps", "slice_p")):
             theirs[key] = to(x)
         elif isinstance(x, tuple) and None not in x:
             theirs[key] = tuple(map(to, x))
@@ -71,7 +71,7 @@ def options_of(name):
     return TABLE[name][-1].options if name in TABLE else {}
 
 
-def torchs(name):
+def torch_optimizer(name):
     return lambda params, **options: oracle_of(name)(params, **options, **for_loop_flags(name))
 
 
@@ -86,9 +86,10 @@ NUMPY = {
 
 @every
 @pytest.mark.parametrize("of", NUMPY)
+@pytest.mark.covering("of", "name")
 def test_numpy_scalars(name, of, watched):
     """Every hyperparameter at once: torch's exact results with the same values as floats."""
-    ours, theirs = getattr(goptim, name), torchs(name)
+    ours, theirs = class_of(name), torch_optimizer(name)
     group = ours(params_of(name), **options_of(name)).param_groups[0]
     numbers, floats = converted({k: v for k, v in group.items() if k != "params"}, NUMPY[of])
     assert "lr" in numbers
@@ -118,13 +119,14 @@ def watched(monkeypatch):
     "make", [Fraction, Decimal, Real, np.int64, np.bool_, str, lambda x: None], ids=lambda make: make.__name__
 )
 @pytest.mark.parametrize("which", ["lr", "weight_decay"])
+@pytest.mark.covering("make which", "name which")
 def test_other_types_are_supported_if_torch_accepts_them(name, make, which, watched):
     """One hyperparameter at a time: torch's error, or the exact result with the float."""
-    if which not in getattr(goptim, name)(params_of(name)).defaults:
+    if which not in class_of(name)(params_of(name)).defaults:
         pytest.skip(f"it has no {which}")
     value = make(1) if which == "lr" else make(0.25) if make not in (np.int64, np.bool_) else make(1)
     errors = []
-    for optimizer in (torchs(name), getattr(goptim, name)):
+    for optimizer in (torch_optimizer(name), class_of(name)):
         try:
             outcome = run(optimizer, {which: value}, {})
             errors.append(None)
@@ -133,25 +135,25 @@ def test_other_types_are_supported_if_torch_accepts_them(name, make, which, watc
     assert errors[1] == errors[0]
     if errors[0] is None:
         assert watched[-1] == (2, [])
-        assert_bit_equal(outcome, run(torchs(name), {which: float(value)}, {}))
+        assert_bit_equal(outcome, run(torch_optimizer(name), {which: float(value)}, {}))
 
 
 @every
 def test_sequences_of_other_types(name, watched):
     """Pairs as lists, arrays and tuples of NumPy scalars."""
-    group = getattr(goptim, name)(params_of(name)).param_groups[0]
+    group = class_of(name)(params_of(name)).param_groups[0]
     pairs = {k: v for k, v in group.items() if isinstance(v, tuple) and None not in v}
     for make in (list, np.array, lambda x: [np.float32(y) for y in x]):
         numbers = {k: make(v) for k, v in pairs.items()}
         floats = {k: tuple(map(float, v)) for k, v in numbers.items()}
-        if (refused := error_of(torchs(name), numbers, {})) is not None:
+        if (refused := error_of(torch_optimizer(name), numbers, {})) is not None:
             assert name == "Rprop"  # torch assigns them to elements
-            assert error_of(getattr(goptim, name), numbers, {}) == refused
+            assert error_of(class_of(name), numbers, {}) == refused
             continue
         watched.clear()
-        actual = run(getattr(goptim, name), numbers, {})
+        actual = run(class_of(name), numbers, {})
         assert watched == [(2, [])] * 7
-        assert_bit_equal(actual, run(torchs(name), floats, {}))
+        assert_bit_equal(actual, run(torch_optimizer(name), floats, {}))
 
 
 def test_constructors():
@@ -176,7 +178,7 @@ def test_a_tensor_falls_back(watched):
 @pytest.mark.parametrize("lr", [-(1 << 63) - 1, -(1 << 63), (1 << 63) - 1, 1 << 63])
 def test_integers_around_64_bits(lr, watched):
     """torch computes with larger integers too if it negates them."""
-    assert_bit_equal(run(goptim.SGD, {"lr": lr}, {}), run(torchs("SGD"), {"lr": lr}, {}))
+    assert_bit_equal(run(goptim.SGD, {"lr": lr}, {}), run(torch_optimizer("SGD"), {"lr": lr}, {}))
     assert watched == [(2, [])] * 7
 
 
@@ -190,7 +192,7 @@ def test_an_invalid_value_is_tried_again(watched):
 
 def test_an_integer_after_a_larger_one():
     """Whether torch accepts an integer beyond 64 bits depends on its value."""
-    for base in (goptim.SGD, torchs("SGD")):
+    for base in (goptim.SGD, torch_optimizer("SGD")):
         run(base, {"lr": 1 << 63}, {})
         with pytest.raises((OverflowError, RuntimeError)):
             run(base, {"lr": (1 << 63) + 1}, {})
@@ -198,14 +200,14 @@ def test_an_integer_after_a_larger_one():
 
 @pytest.mark.parametrize("name", ["SGD", "Adagrad", "SparseAdam"])
 @pytest.mark.filterwarnings("ignore:Sparse invariant checks")
-def test_sparse_gradients(name, monkeypatch):
+def test_sparse_gradients(name, monkeypatch, go):
     calls = []
     call = _sparse._call
     monkeypatch.setattr(_sparse, "_call", lambda *args: calls.append(call(*args)))
     runs = []
     for optimizer, lr in (
         (getattr(torch.optim, name), float(np.float32(0.1))),
-        (getattr(goptim, name), np.float32(0.1)),
+        (class_of(name), np.float32(0.1)),
     ):
         p = Parameter(torch.ones(5, 3))
         opt = optimizer([p])
@@ -218,7 +220,7 @@ def test_sparse_gradients(name, monkeypatch):
                 opt.step()
         runs.append((p, dict(opt.state[p])))
     assert_bit_equal(*runs)
-    assert len(calls) == 3
+    assert len(calls) + sum(go) == 3  # read by Python and by gather.c
 
 
 @pytest.mark.parametrize("search", [None, "strong_wolfe"])

@@ -10,7 +10,7 @@ import warnings
 import pytest
 import torch
 from problems import sums_in_our_order
-from runs import INFOS, Run, assert_same, options_of, twins
+from runs import INFOS, Run, assert_same, both_classes, options_of
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import optimizer as torch_optimizer
@@ -44,7 +44,7 @@ def exact():
 
 @every_input
 def test_inputs(name, i):
-    ours, expected = (Run(optimizer, **options_of(name, i)).steps(4) for optimizer in twins(name))
+    ours, expected = (Run(optimizer, **options_of(name, i)).steps(4) for optimizer in both_classes(name))
     assert_same(ours, expected)
 
 
@@ -70,10 +70,11 @@ def test_errors(name, dtype):
 
 @every_input
 @pytest.mark.parametrize("ours_first", [False, True], ids=["theirs to ours", "ours to theirs"])
+@pytest.mark.covering(1)
 def test_state_dict_round_trip(name, i, ours_first):
     """Each class loads what the other saved, and continues in the same way."""
-    ours, torchs = twins(name)
-    first, second = (ours, torchs) if ours_first else (torchs, ours)
+    ours, theirs = both_classes(name)
+    first, second = (ours, theirs) if ours_first else (theirs, ours)
     run = Run(first, **options_of(name, i)).steps(3)
     file = io.BytesIO()
     torch.save(run.opt.state_dict(), file)
@@ -88,7 +89,7 @@ def test_state_dict_round_trip(name, i, ours_first):
 @every_input
 def test_deepcopy(name, i):
     runs = []
-    for optimizer in twins(name):
+    for optimizer in both_classes(name):
         run = Run(optimizer, **options_of(name, i)).steps(2)
         other = run.copy()
         assert type(other.opt) is optimizer
@@ -99,16 +100,16 @@ def test_deepcopy(name, i):
         assert_bit_equal(other.everything()[0], before[0])  # a copy has its own tensors
         assert_bit_equal(other.everything()[1]["state"], before[1]["state"])
         runs.append((run, other.steps(2)))
-    (ours, our_copy), (torchs, _) = runs
-    assert_same(ours, torchs)
-    assert_same(our_copy, torchs)
+    (ours, our_copy), (theirs, _) = runs
+    assert_same(ours, theirs)
+    assert_same(our_copy, theirs)
 
 
 @every
 def test_hooks(name):
     """Hooks before and after step, state_dict and load_state_dict, of all optimizers and of one."""
     logs = []
-    for optimizer in twins(name):
+    for optimizer in both_classes(name):
         run = Run(optimizer)
         opt, log = run.opt, []
 
@@ -141,7 +142,7 @@ def test_hooks(name):
 @every
 def test_hooks_change_what_is_saved_and_loaded(name):
     runs = []
-    for optimizer in twins(name):
+    for optimizer in both_classes(name):
         run = Run(optimizer).steps(2)
         run.opt.register_state_dict_post_hook(lambda opt, saved: saved | {"note": "extra"})
         run.opt.register_load_state_dict_pre_hook(
@@ -160,7 +161,7 @@ def test_closures(name, i):
     if INFOS[name].only_supports_sparse_grads:
         pytest.skip("gradients from autograd are dense")
     runs = []
-    for optimizer in twins(name):
+    for optimizer in both_classes(name):
         run = Run(optimizer, **options_of(name, i))
         with torch.no_grad():
             run.steps(3, closure=True)
@@ -177,7 +178,7 @@ def test_groups_with_other_hyperparameters(name, i):
     if name == "LBFGS":
         pytest.skip("it has one group")
     runs = []
-    for optimizer in twins(name):
+    for optimizer in both_classes(name):
         options = options_of(name, i)
         if any(isinstance(x, Tensor) for x in options.values()):
             pytest.skip("a tensor for lr is for every group")
@@ -204,14 +205,15 @@ LAYOUTS = {
 
 @every_input
 @pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.covering(1)
 def test_layouts(name, i, layout):
     if name == "LBFGS" and layout == "transposed":
-        for optimizer in twins(name):
+        for optimizer in both_classes(name):
             with pytest.raises(RuntimeError, match="view size is not compatible"):
                 Run(optimizer, layout=LAYOUTS[layout], **options_of(name, i)).steps(1)
         return
     ours, expected = (
-        Run(optimizer, layout=LAYOUTS[layout], **options_of(name, i)).steps(3) for optimizer in twins(name)
+        Run(optimizer, layout=LAYOUTS[layout], **options_of(name, i)).steps(3) for optimizer in both_classes(name)
     )
     assert_same(ours, expected)
 
@@ -221,7 +223,7 @@ def test_layouts(name, i, layout):
 def test_devices_in_one_optimizer(name, meta):
     """meta represents another device. goptim rejects what torch rejects, with its error, before any write."""
     runs, errors = [], []
-    for optimizer in twins(name):
+    for optimizer in both_classes(name):
         run = Run(optimizer)
         run.params[meta] = Parameter(run.params[meta].to("meta"))
         run.opt = optimizer(run.params)
@@ -230,7 +232,7 @@ def test_devices_in_one_optimizer(name, meta):
             run.steps(2)
         except (RuntimeError, NotImplementedError, ValueError) as e:
             errors.append(type(e))
-            if optimizer is twins(name)[0] and name != "LBFGS":
+            if optimizer is both_classes(name)[0] and name != "LBFGS":
                 assert_bit_equal([p for p in run.params if not p.is_meta], before)
         run.params = [p for p in run.params if not p.is_meta]
         runs.append(run)
@@ -256,5 +258,5 @@ def test_complex(name, i):
         run.params, run.opt = params, optimizer(params, **options_of(name, i))
         return run.steps(3)
 
-    ours, expected = map(make, twins(name))
+    ours, expected = map(make, both_classes(name))
     assert_same(ours, expected)

@@ -122,7 +122,7 @@ PAIRS = {
     "other shapes": (lambda: [pair((5,)), [normal((4,), F32, 0), normal((3,), F32, 1)], pair((5,))], 1),
     "average wider": (lambda: [pair((5,)), [normal((4,), F64, 0), normal((4,), F32, 1)], pair((5,))], 2),
     "average narrower": (lambda: [pair((5,)), [normal((4,), F32, 0), normal((4,), F64, 1)], pair((5,))], 2),
-    "bfloat16": (lambda: [pair((5,)), pair((100,), torch.bfloat16), pair((5,))], 2),
+    "bfloat16": (lambda: [pair((5,)), pair((100,), torch.bfloat16), pair((5,))], 3),
     "of bfloat16": (lambda: [pair((5,)), [normal((4,), F32, 0), normal((4,), torch.bfloat16, 1)], pair((5,))], 2),
     "complex": (lambda: [pair((5,)), pair((5,), torch.complex64), pair((5,))], 2),
     "negated": (lambda: [pair((5,)), pair((5,), change=torch._neg_view)], 1),
@@ -201,7 +201,7 @@ def test_everything_is_torchs(pairs, form, threads, lists):
     check(form, make, 0.995)
     lists.clear()
     if check(form, make, 0.25) is None:
-        assert sum(lists) == n
+        assert sum(lists) == n - (pairs == "bfloat16" and form == "polyak")
 
 
 @forms
@@ -254,10 +254,25 @@ def test_bad_arguments():
 @pytest.mark.parametrize("dtype", [F32, F64])
 @pytest.mark.parametrize("n", [1, 1003, 70001, pytest.param(3_000_000, marks=pytest.mark.full)])
 @pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.covering
 def test_threads(count, n, dtype, form, threads):
     threads(count)
     for x in (0.005, 0.9):
         check(form, lambda: [pair((n,), dtype), pair((7,), dtype), pair((n,), dtype, 7)], x)
+
+
+@forms
+def test_memory_in_two_storages(form, threads):
+    """The second pair reads what the first one has written, with any number of threads."""
+    n = 400_000
+    memory, params = normal((3 * n,), F32, 0), [normal((2 * n,), F32, i) for i in (1, 2)]
+
+    def make():  # a thread for each pair would find the second half of the first one's average unchanged
+        numbers = memory.clone().numpy()
+        return [[torch.from_numpy(numbers[: 2 * n]), params[0]], [params[1].clone(), torch.from_numpy(numbers[n:])]]
+
+    threads(2)
+    check(form, make, 0.25)
 
 
 @forms
@@ -329,7 +344,7 @@ def test_polyak_of_batch_norm_statistics():
     """What stable-baselines3 does to a target network with batch normalization."""
     nets = [[torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4)) for _ in range(2)] for _ in range(2)]
     for net, target in nets:
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         for module in (net, target):
             for t in module.state_dict().values():
                 t.copy_(torch.rand(t.shape) * 3)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 import goptim
-from goptim import _core, _native
+from goptim import _core, _lists, _native
 from goptim.testing import assert_bit_equal
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse invariant checks")
@@ -88,10 +88,11 @@ GRADIENTS = {
     "expanded": (lambda: [normal((3,), F32, 0), normal((4,), F32, 1).expand(3, 4)], 1),
     "expanded by 1": (lambda: [normal((4,), F32, 1).expand(1, 4)], 1),
     "both dtypes": (lambda: [*few(), *few(F64), *few()], 12),
+    "another dtype at the end": (lambda: [*few(), normal((3,), F64, 9)], 5),
     "both dtypes without dimensions": (lambda: [*many(*[()] * 40), normal((), F64, 1), normal((), F32, 2)], 42),
-    "bfloat16": (lambda: many(5, 1003, dtype=torch.bfloat16), 0),
-    "with bfloat16": (lambda: [*few(), *many(5, 1003, dtype=torch.bfloat16), *few()], 8),
-    "with float16": (lambda: [*many(5, 100, dtype=torch.float16), *few(), *few(F64)], 8),
+    "bfloat16": (lambda: many(5, 1003, dtype=torch.bfloat16), 2),
+    "with bfloat16": (lambda: [*few(), *many(5, 1003, dtype=torch.bfloat16), *few()], 10),
+    "with float16": (lambda: [*many(5, 100, dtype=torch.float16), *few(), *few(F64)], 10),
     "with complex": (lambda: [*few(), normal((5,), torch.complex64, 0), *few(F64)], 8),
     "conjugated": (lambda: [*few(), normal((5,), torch.complex64, 0).conj()], 4),
     "negated": (lambda: [*few(), torch._neg_view(normal((5,), F32, 0)), *few()], 8),
@@ -188,23 +189,23 @@ def outcome(call, module, params, mode=contextlib.nullcontext):
     }
 
 
-def check(call, make, mode=contextlib.nullcontext):
-    """Compare a call of goptim's function with one of torch's, and return torch's error."""
+def check(call, make, mode=contextlib.nullcontext, name=""):
+    """Compare a call of goptim's function with one of torch's, and return torch's error. The name is for messages."""
     theirs, ours = (outcome(call, module, parameters(make()), mode) for module in BOTH)
-    assert ours["error"] == theirs["error"]
+    assert ours["error"] == theirs["error"], name
     for what in theirs if theirs["error"] is None else ():  # torch may have changed some gradients before an error
         if what in ("result", "gradients"):
-            same(ours[what], theirs[what], what)
+            same(ours[what], theirs[what], what, name)
         else:
-            assert ours[what] == theirs[what], what
+            assert ours[what] == theirs[what], (name, what)
     return theirs["error"]
 
 
-def same(ours, theirs, what):
+def same(ours, theirs, what, name=""):
     if what == "gradients" or (isinstance(theirs, Tensor) and not theirs.is_meta):
-        assert_bit_equal(plain(ours), plain(theirs), what)
+        assert_bit_equal(plain(ours), plain(theirs), f"{name} {what}")
     elif not isinstance(theirs, Tensor):
-        assert ours is theirs is None
+        assert ours is theirs is None, name
 
 
 def plain(x):
@@ -212,15 +213,15 @@ def plain(x):
     return [plain(t) for t in x] if isinstance(x, list) else x.as_subclass(Tensor).resolve_neg()
 
 
-@pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("gradients", GRADIENTS)
-def test_everything_is_torchs(gradients, call, threads, lists):
+def test_everything_is_torchs(gradients, threads, lists):
     make, n = GRADIENTS[gradients]
-    do, go = CALLS[call]
-    error = check(do, make)
-    # The dtype of the coefficient matters for gradients without dimensions.
-    if error is None and go and not ("scale" in call and "without dimensions" in gradients):
-        assert sum(lists) >= n  # in mixed lists, norms and products count
+    for call, (do, go) in CALLS.items():
+        lists.clear()
+        error = check(do, make, name=call)
+        # The dtype of the coefficient matters for gradients without dimensions.
+        if error is None and go and not ("scale" in call and "without dimensions" in gradients):
+            assert sum(lists) >= n, call  # in mixed lists, norms and products count
 
 
 @pytest.mark.parametrize("dtype", [F32, F64])
@@ -300,6 +301,7 @@ NORMS = [
 @pytest.mark.parametrize("x", NUMBERS, ids=repr)
 @pytest.mark.parametrize("name", ["clip_grad_norm_", "clip_grad_value_", "clip_grads_with_norm_"])
 @pytest.mark.parametrize("dtype", [F32, F64])
+@pytest.mark.covering
 def test_limits(name, x, dtype):
     more = [torch.tensor(3.3)] if name == "clip_grads_with_norm_" else []
 
@@ -477,8 +479,9 @@ def step_lists(**changes):
         ({"others": [torch.ones(3)] * 2}, ValueError, "1 tensors with 2 others"),
         ({"others": [torch.ones(3)], "flags": 2}, ValueError, "expected as many"),
         ({"scalars": ("x",)}, TypeError, "expected numbers"),
-        ({"scalars": (1.0,) * 17}, ValueError, "expected up to 16"),
-        ({"scalars": (1.0,) * 14, "results": 4}, ValueError, "expected up to 16"),
+        ({"scalars": (1.0,) * 16}, RuntimeError, "has 16 scalars, expected 1"),
+        ({"scalars": (1.0,) * 29}, ValueError, "expected up to 28"),
+        ({"scalars": (1.0,) * 26, "results": 4}, ValueError, "expected up to 28"),
         ({"scalars": ()}, RuntimeError, "scalars"),
         ({"versions": -1}, ValueError, "step_lists"),
         ({"flags": 2, "tensors": [3]}, AttributeError, "grad"),
@@ -491,6 +494,14 @@ def test_step_lists_rejects_bad_input(changes, error, says):
     if type(tensors) is list and isinstance(tensors[0], Tensor):
         assert tensors[0].tolist() == [1, 1, 1]
         assert tensors[0]._version == 0
+
+
+def test_results_of_step_lists():
+    kind, scalars = _core.Kind("GradNorm"), (2.0, _lists.order_of_norms(), False)
+    assert step_lists(kind=kind, results=1, scalars=scalars) == (1, 1, float(torch.ones(3).norm()))
+    for tensors, flags in (([], 0), ([torch.ones(3)] * 9, 2)):
+        assert step_lists(kind=kind, results=1, scalars=scalars, tensors=tensors, flags=flags) == (0, 0, 0.0)
+        assert step_lists(tensors=tensors, flags=flags) == 0
 
 
 def test_step_lists_takes_no_references():

@@ -11,13 +11,12 @@ import pytest
 import pythons
 import torch
 
+from goptim import _native
 from goptim.testing import assert_bit_equal
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = ROOT / "tests" / "programs"
 RUN = ("-m", "goptim", "run")
-
-pytestmark = pytest.mark.xdist_group("server")
 
 # IEEE square roots for the whole process.
 IEEE = """
@@ -30,13 +29,9 @@ atexit.register(_roots.__exit__, None, None, None)
 FIRST = IEEE + "import torch, warnings\ntorch.set_num_threads(1)\nwarnings.simplefilter('ignore')\n"
 
 
-@pytest.fixture
-def new_python(tmp_path):
-    """Run Python in a separate folder, where torch rounds square roots correctly."""
-    folder = tmp_path / "site"
-    folder.mkdir()
-    (folder / "sitecustomize.py").write_text(IEEE)
-    path = os.pathsep.join([str(folder), str(ROOT / "python")])
+def new_in(tmp_path, *folders):
+    """Run Python in a folder, with these folders in its path."""
+    path = os.pathsep.join(map(str, [*folders, ROOT / "python"]))
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 
     def run(*words, code=0):
@@ -45,6 +40,21 @@ def new_python(tmp_path):
         return done.stdout, done.stderr
 
     return run
+
+
+@pytest.fixture
+def new_python(tmp_path):
+    """Run Python in a separate folder, where torch rounds square roots correctly."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(IEEE)
+    return new_in(tmp_path, folder)
+
+
+@pytest.fixture
+def new_python_without_torch(tmp_path):
+    """The same where nothing imports torch at the start, which takes seconds in each of a program's processes."""
+    return new_in(tmp_path)
 
 
 @pytest.fixture
@@ -140,11 +150,15 @@ REASONS = """
 import copy, pickle, torch
 from torch.nn import Parameter
 
-p, q, none = Parameter(torch.ones(3)), Parameter(torch.ones(3, dtype=torch.bfloat16)), Parameter(torch.ones(3))
-p.grad, q.grad = torch.ones(3), torch.ones(3, dtype=torch.bfloat16)
+p, q, none = Parameter(torch.ones(3)), Parameter(torch.ones(3, dtype=torch.complex64)), Parameter(torch.ones(3))
+p.grad, q.grad = torch.ones(3), torch.ones(3, dtype=torch.complex64)
 for _ in range(2):
     opt = torch.optim.SGD([p, q, none])
     opt.step()
+half = Parameter(torch.ones(3, dtype=torch.bfloat16))
+half.grad = torch.ones_like(half)
+torch.optim.Adagrad([half]).step()
+torch.optim.Adagrad([half], foreach=True).step()
 opt = torch.optim.Adam([p, none], lr=torch.tensor(0.1))
 opt.step()
 
@@ -160,7 +174,10 @@ def test_reasons_in_the_report(python, script):
     assert report(err) == [
         "goptim: SGD: 2 optimizers, 2 steps; in Go: 2 parameters (2 updates); "
         "fell back to torch: 2 parameters (2 updates):",
-        "goptim:   2 updates: it is torch.bfloat16",
+        "goptim:   2 updates: it is torch.complex64",
+        "goptim: Adagrad: 2 optimizers, 2 steps; in Go: 1 parameter (1 update); "
+        "fell back to torch: 1 parameter (1 update):",
+        "goptim:   1 update: foreach=True: torch rounds 16-bit parameters after every operation",
         "goptim: Adam: 1 optimizer, 1 step; fell back to torch: 1 parameter (1 update):",
         "goptim:   1 update: its group's lr is a Tensor",
         "goptim: Mine: 1 optimizer, 1 step; fell back to torch: 1 parameter (1 update):",
@@ -175,15 +192,41 @@ import torch
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_, get_total_norm
 
 p, q = (torch.nn.Parameter(torch.zeros(2, dtype=dtype)) for dtype in (torch.float32, torch.bfloat16))
-p.grad, q.grad = torch.ones_like(p), torch.ones_like(q)
+r = torch.nn.Parameter(torch.zeros(2, dtype=torch.complex64))
+p.grad, q.grad, r.grad = torch.ones_like(p), torch.ones_like(q), torch.ones_like(r)
 clip_grad_value_([p], 0.5)
 torch.optim.SGD([p]).step()
 for _ in range(3):
-    clip_grad_norm_([p, q], 0.5)
-clip_grad_norm_([p], 0.5)
+    clip_grad_norm_([p, q, r], 0.5)
+clip_grad_norm_([q], 0.5)
 model = torch.nn.Linear(2, 2)
 torch.optim.swa_utils.AveragedModel(model).update_parameters(model)
 """
+
+
+STORED = """
+import goptim, torch
+from torch.nn import Parameter
+
+params = [Parameter(torch.ones(3, dtype=d)) for d in (torch.bfloat16, torch.bfloat16, torch.float32)]
+opt = goptim.AdamW(params, rounding="stochastic", seed=1)
+for step in range(3):
+    for p in params:
+        p.grad = torch.ones_like(p)
+    opt.step()
+    if step == 1:
+        opt.param_groups[0].update(rounding="kahan", state_dtype=torch.float32)
+"""
+
+
+def test_keywords_in_the_report(python, script):
+    _, err = python(*RUN, script(STORED))
+    assert report(err) == [
+        "goptim: AdamW: 1 optimizer, 3 steps; in Go: 3 parameters (9 updates)",
+        "goptim:   2 parameters with rounding='stochastic', seed=1",
+        "goptim:   2 parameters with state_dtype=torch.float32, rounding='kahan'",
+        "goptim:   1 parameter with state_dtype=torch.float32",
+    ]
 
 
 def test_functions_in_the_report(python, script):
@@ -192,9 +235,118 @@ def test_functions_in_the_report(python, script):
         "goptim: SGD: 1 optimizer, 1 step; in Go: 1 parameter (1 update)",
         "goptim: clip_grad_value_: 1 call; fell back to torch: 1 tensor (1 update):",
         "goptim:   1 update: no optimizer of goptim was constructed before",
-        "goptim: clip_grad_norm_: 4 calls; in Go: 1 tensor (4 updates); fell back to torch: 1 tensor (3 updates):",
-        "goptim:   3 updates: it is torch.bfloat16",
+        "goptim: clip_grad_norm_: 4 calls; in Go: 2 tensors (7 updates); fell back to torch: 1 tensor (3 updates):",
+        "goptim:   3 updates: it is torch.complex64",
         "goptim: AveragedModel: 1 call; in Go: 2 tensors (2 updates)",
+    ]
+
+
+SCALED = """
+import torch
+from torch.amp import GradScaler
+from torch.nn import Parameter
+
+p, q = Parameter(torch.zeros(2)), Parameter(torch.zeros(2, dtype=torch.bfloat16))
+scaler = GradScaler("cpu", init_scale=4.0)
+kept = torch.optim.SGD([p], lr=1.0)  # the first optimizer loads Go
+
+
+class Mine(torch.optim.SGD):
+    pass
+
+
+def step(opt, *grads):
+    params = [p for group in opt.param_groups for p in group["params"]]
+    for p, g in zip(params, grads):
+        p.grad = torch.full_like(p, g)
+    scaler.scale(torch.ones(()))
+    scaler.step(opt)
+    scaler.update(4.0)
+
+
+for g in (4.0, float("inf"), float("nan"), 8.0):
+    step(kept, g)
+fused = torch.optim.Adam([p, q], fused=True)
+step(fused, 4.0, 4.0)
+step(torch.optim.Adam([p], fused=True), 4.0)
+step(torch.optim.Adam([p], fused=True), float("inf"))
+step(Mine([p]), 4.0)
+"""
+
+
+def test_scalers_in_the_report(python, script):
+    _, err = python(*RUN, script(SCALED))
+    assert report(err) == [
+        "goptim: SGD: 1 optimizer, 2 steps; in Go: 1 parameter (2 updates)",
+        "goptim: Adam: 2 optimizers, 2 steps; in Go: 1 parameter (1 update); "
+        "fell back to torch: 2 parameters (2 updates):",
+        "goptim:   2 updates: a GradScaler passes its scale to the optimizer",
+        "goptim: Mine: 1 optimizer, 1 step; fell back to torch: 1 parameter (1 update):",
+        "goptim:   1 update: its optimizer is derived from torch.optim.SGD and may override what goptim does not call",
+        "goptim: GradScaler: 8 calls; in Go: 2 tensors (8 updates); fell back to torch: 1 tensor (1 update):",
+        "goptim:   1 update: its optimizer is not one of goptim",
+        "goptim:   3 calls found a gradient that is not finite",
+        "goptim: GradScaler, dividing by the scale: 2 calls; in Go: 1 tensor (1 update); "
+        "fell back to torch: 2 tensors (2 updates):",
+        "goptim:   1 update: torch's fused step does not round the quotients of its 16-bit elements (torch.bfloat16)",
+        "goptim:   1 update: torch computes it for these arguments or neighbors",
+    ]
+
+
+AROUND = """
+import goptim, numpy, torch
+from torch.nn import Parameter
+
+p, q = Parameter(torch.zeros(3)), Parameter(torch.zeros(2, 2))
+
+
+class Own(goptim.EMA):
+    def update(self):
+        super().update()
+
+
+def step(opt, **around):
+    for group in opt.param_groups:
+        for p in group["params"]:
+            p.grad = torch.ones_like(p)
+    opt.step(**around)
+
+
+opt = torch.optim.AdamW([p, q])
+for _ in range(3):
+    step(opt, max_grad_norm=1.0, ema=goptim.EMA([p], 0.9), zero_grad=True)
+step(opt, ema=Own([p], 0.9), zero_grad=True)
+step(opt, ema=goptim.EMA([p], 0.9), zero_grad=True)
+step(opt)
+step(torch.optim.SGD([p, p.detach().double()]), max_grad_norm=1.0)
+step(torch.optim.SGD([p, q.detach().cfloat()]), max_grad_norm=1.0)
+step(torch.optim.SGD([p], lr=numpy.float32(0.1)), max_grad_norm=1.0)
+step(torch.optim.SGD([p], maximize=True), max_grad_norm=1.0)
+opt = torch.optim.Adafactor([q])
+opt.max_grad_norm = 1.0
+step(opt)
+"""
+
+
+def test_what_surrounds_a_step_in_the_report(python, script):
+    _, err = python(*RUN, script(AROUND))
+    assert report(err) == [
+        "goptim: AdamW: 1 optimizer, 6 steps; in Go: 2 parameters (12 updates)",
+        "goptim: AdamW.step(max_grad_norm, ema, zero_grad): 3 steps; in one call of Go: 2 steps; "
+        "in several calls: 1 step:",
+        "goptim:   1 step: it creates states",
+        "goptim: AdamW.step(ema, zero_grad): 2 steps; in one call of Go: 1 step; in several calls: 1 step:",
+        "goptim:   1 step: its EMA overrides update, or has a decay that is not a float",
+        "goptim: SGD: 4 optimizers, 4 steps; in Go: 5 parameters (5 updates); "
+        "fell back to torch: 1 parameter (1 update):",
+        "goptim:   1 update: it is torch.complex64",
+        "goptim: SGD.step(max_grad_norm): 4 steps; in one call of Go: 1 step; in several calls: 3 steps:",
+        "goptim:   1 step: its gradients have several dtypes, or its tensors share memory",
+        "goptim:   1 step: not all of its parameters are on the fast path",
+        "goptim:   1 step: its group has an argument that is not a float or an int",
+        "goptim: Adafactor: 1 optimizer, 1 step; in Go: 1 parameter (1 update)",
+        "goptim: Adafactor.step(max_grad_norm): 1 step; in several calls: 1 step:",
+        "goptim:   1 step: its class is not elementwise",
     ]
 
 
@@ -214,7 +366,7 @@ print(pickle.loads(pickle.dumps(f)) is f, beside.__name__, __annotations__ if "_
 """
 
 
-@pytest.mark.parametrize("how", ["file", "module", "folder"])
+@pytest.mark.parametrize("how", [pytest.param("file", marks=pytest.mark.full), "module", "folder"])
 def test_a_program_sees_the_usual_environment(python, new_python, plain_python, script, tmp_path, how):
     (tmp_path / "pack").mkdir()
     for name in ("pack/program.py", "pack/__main__.py"):
@@ -329,31 +481,35 @@ if __name__ == "__main__":
         print(word, flat(globals()[what](method)), flush=True)
 """
 METHODS = ("spawn", "forkserver", "fork")
-EVERY_CHILD = [[f"{what}:{method}" for method in METHODS] for what in ("nested", "loaded", "pooled")]
-EVERY_CHILD[0].append("other:")
+NESTED, LOADED, POOLED = ([f"{what}:{method}" for method in METHODS] for what in ("nested", "loaded", "pooled"))
 
 
-@pytest.mark.parametrize("how", ["file", pytest.param("module", marks=pytest.mark.full)])
 @pytest.mark.parametrize(
-    "children",
-    [["executed:spawn"], *(pytest.param(children, marks=pytest.mark.full) for children in EVERY_CHILD)],
+    ("how", "children"),
+    [
+        ("file", ["executed:spawn"]),
+        pytest.param("file", [*NESTED, "other:"], marks=pytest.mark.full),
+        pytest.param("module", LOADED, marks=pytest.mark.full),
+        pytest.param("file", POOLED, marks=pytest.mark.full),
+    ],
     ids=["few", "nested", "loaded", "pooled"],
 )
-def test_child_processes(new_python, script, how, children):
+def test_child_processes(new_python_without_torch, script, how, children):
     """Child processes find the program, pickle its classes in both directions, and use goptim's optimizers."""
     script(CHILDREN, "children.py")
     words = ["children.py", *children] if how == "file" else ["-m", "children", *children]
-    expected, _ = new_python(*words)
+    expected, _ = new_python_without_torch(*words)
     assert "goptim" not in expected
     assert len(expected.splitlines()) == 1 + len(children)
-    out, err = new_python(*RUN, *words)
+    out, err = new_python_without_torch(*RUN, *words)
     assert out == expected.replace("torch.optim.sgd", "goptim.sgd")
     assert report(err) == ["goptim: no optimizer took a step"]
     assert len(err.splitlines()) == 1
 
 
-def test_a_program_that_patches_itself_does_so_in_child_processes(new_python, script):
-    out, _ = new_python(script("import goptim\ngoptim.patch()\n" + CHILDREN), "executed:spawn")
+@pytest.mark.full
+def test_a_program_that_patches_itself_does_so_in_child_processes(new_python_without_torch, script):
+    out, _ = new_python_without_torch(script("import goptim\ngoptim.patch()\n" + CHILDREN), "executed:spawn")
     assert out.count("goptim.sgd") == 2
     assert "torch.optim.sgd" not in out
 
@@ -372,6 +528,7 @@ if len(sys.argv) > 1:
 """
 
 
+@pytest.mark.full
 def test_a_child_imports_goptim_first_or_torch(script, tmp_path):
     """The children of a child are patched too, also after an exec."""
     script("import subprocess, sys\nsubprocess.run([sys.executable, 'a.py', 'b.py'], check=True)")
@@ -401,7 +558,9 @@ def test_snippets_of_the_page_run(capsys):
         exec(code, names)
         assert type(names["optimizer"]) is names["goptim"].AdamW
         assert type(torch.optim.AdamW([torch.zeros(1)])) is torch.optim.AdamW
-    assert capsys.readouterr().out in PAGE
+    page, n = re.subn(r"(?m)^on .*", lambda _: f"on {_native.platform_line()}", PAGE)
+    assert n == 1
+    assert capsys.readouterr().out in page
 
 
 def test_commands_of_the_page_run(python, script, tmp_path):

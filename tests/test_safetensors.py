@@ -17,7 +17,7 @@ import golden
 import numpy as np
 import pytest
 import torch
-from configurations import CLASSES, for_loop_flags, oracle_of
+from configurations import CLASSES, class_of, for_loop_flags, oracle_of
 
 import goptim
 from goptim import _files, _safetensors
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Sparse invariant checks")
 
 NAMES = [name for name, (class_name, _, _) in golden.RUNS.items() if class_name in CLASSES]
 GO = sorted((golden.PATH.parent / "go").glob("*.safetensors"))
-BUILDERS = pytest.mark.parametrize("build", [lambda name: getattr(goptim, name), oracle_of], ids=["goptim", "torch"])
+BUILDERS = pytest.mark.parametrize("build", [class_of, oracle_of], ids=["goptim", "torch"])
 
 
 def start(build, name, dtype, tensors, step):
@@ -77,10 +77,10 @@ def test_continues_a_run_of_go(build, path):
 @pytest.mark.parametrize("name", ["Adam", "Adagrad"])
 def test_states_are_not_loaded_to_a_default_device(name, tmp_path):
     p = torch.nn.Parameter(torch.ones(3))
-    first = getattr(goptim, name)([p])
+    first = class_of(name)([p])
     for saved in range(2):  # also a file without states
         goptim.save_state(first, tmp_path / "state", [("p", p)])
-        opt = getattr(goptim, name)([p])
+        opt = class_of(name)([p])
         with torch.device("meta"):
             goptim.load_state(opt, tmp_path / "state", [("p", p)])
         assert bool(opt.state[p]) == bool(saved or name == "Adagrad")
@@ -100,14 +100,14 @@ def test_continues_after_a_round_trip(name, dtype, tmp_path):
     """A state is transferred from torch's class to goptim's with two files."""
     golden.run(name, dtype, tmp_path / "run")
     tensors, _ = _safetensors.read(tmp_path / "run")
-    first, params = start(lambda c: getattr(goptim, c), name, dtype, tensors, golden.SAVED)
+    first, params = start(class_of, name, dtype, tensors, golden.SAVED)
     goptim.load_state(first, tmp_path / "run", params.items())
     goptim.save_state(first, tmp_path / "again", params.items())
     again, _ = _safetensors.read(tmp_path / "again")
     for key in again:
         assert_bit_equal(again[key], tensors[key])
     assert {k for k in tensors if k.startswith("state.")} == set(again)
-    second, params = start(lambda c: getattr(goptim, c), name, dtype, tensors, golden.SAVED)
+    second, params = start(class_of, name, dtype, tensors, golden.SAVED)
     goptim.load_state(second, tmp_path / "again", params.items())
     for t in range(golden.SAVED + 1, golden.RUN_STEPS + 1):
         step(second, params, tensors, t)
@@ -120,13 +120,15 @@ def test_files_are_fresh():
     for file, data in golden.runs().items():
         if not file.startswith(golden.INEXACT):
             assert data == (golden.RUNS_PATH / file).read_bytes(), f"{file}: run `make golden`"
+    for file, data in golden.halves().items():
+        assert data == (golden.HALVES_PATH / file).read_bytes(), f"{file}: run `make golden`"
     assert golden.SCHEDULES_PATH.read_text() == golden.schedules(), "run `make golden`"
 
 
 def test_a_reader_of_the_format_reads_them():
-    torchs = pytest.importorskip("safetensors.torch")
+    reader = pytest.importorskip("safetensors.torch")
     for path in [*GO, *golden.RUNS_PATH.glob("*")]:
-        theirs, (ours, _) = torchs.load_file(path), _safetensors.read(path)
+        theirs, (ours, _) = reader.load_file(path), _safetensors.read(path)
         assert theirs.keys() == ours.keys()
         for key, t in theirs.items():
             assert_bit_equal(t, ours[key])

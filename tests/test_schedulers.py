@@ -7,7 +7,7 @@ import io
 import pytest
 import torch
 from configurations import IN_TABLES
-from runs import INFOS, Run, assert_same, twins
+from runs import INFOS, Run, assert_same, both_classes
 from torch import nn
 from torch.optim import lr_scheduler, swa_utils
 from torch.optim.swa_utils import SWALR, AveragedModel, get_ema_multi_avg_fn, update_bn
@@ -108,22 +108,24 @@ class Scheduled:
 @every
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 @pytest.mark.parametrize("lr", ["float", "Tensor"])
+@pytest.mark.covering("scheduler lr", "name lr", "name", "scheduler")
 def test_schedulers(name, scheduler, lr):
-    torchs, ours = (
+    theirs, ours = (
         Scheduled(optimizer, scheduler, 0.1 if lr == "float" else torch.tensor(0.1)).steps(7)
-        for optimizer in twins(name)[::-1]
+        for optimizer in both_classes(name)[::-1]
     )
-    assert_bit_equal(ours.seen, torchs.seen)
+    assert_bit_equal(ours.seen, theirs.seen)
     assert len(set(map(str, ours.seen))) > 1
-    assert_same(ours.run, torchs.run)
+    assert_same(ours.run, theirs.run)
 
 
 @every
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 @pytest.mark.parametrize("ours_first", [False, True], ids=["theirs to ours", "ours to theirs"])
+@pytest.mark.covering("scheduler ours_first", "name ours_first")
 def test_a_schedule_that_is_saved_midway(name, scheduler, ours_first):
-    ours, torchs = twins(name)
-    first, second = (ours, torchs) if ours_first else (torchs, ours)
+    ours, theirs = both_classes(name)
+    first, second = (ours, theirs) if ours_first else (theirs, ours)
     whole = Scheduled(first, scheduler).steps(3)
     resumed = whole.go_on(second).steps(4)
     whole.steps(4)
@@ -135,7 +137,7 @@ def test_a_schedule_that_is_saved_midway(name, scheduler, ours_first):
 def test_lbfgs_under_a_schedule():
     """The schedule's learning rate applies to the next step."""
     rates = []
-    for optimizer in twins("LBFGS"):
+    for optimizer in both_classes("LBFGS"):
         run = Run(optimizer, lr=0.5)
         schedule = lr_scheduler.ExponentialLR(run.opt, 0.5)
         moved = []
@@ -151,7 +153,7 @@ def test_lbfgs_under_a_schedule():
 
 
 def network():
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     return nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 2))
 
 
@@ -165,7 +167,7 @@ def batches(n=5):
 def test_averaged_models(name, average):
     """An average of stepped parameters, with recomputed batch norm, saved and loaded in between."""
     results = []
-    for optimizer in twins(name):
+    for optimizer in both_classes(name):
         model = network()
         opt = optimizer(model.parameters(), lr=0.05)
         options = {"swa": {}, "ema": {"multi_avg_fn": get_ema_multi_avg_fn(0.9)}}.get(
@@ -191,7 +193,7 @@ def test_averaged_models(name, average):
 def test_an_averaged_model_is_stepped_itself():
     """Its parameters are copies, which another optimizer can train."""
     results = []
-    for optimizer in twins("AdamW"):
+    for optimizer in both_classes("AdamW"):
         averaged = AveragedModel(network())
         opt = optimizer(averaged.parameters(), lr=0.05)
         for x in batches():

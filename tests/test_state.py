@@ -49,8 +49,9 @@ def _finish_in(package, configuration, params, state_dict):
     return params, optimizer.state_dict()["state"]
 
 
-@pytest.mark.parametrize(("one", "other"), [("ours", "torchs"), ("torchs", "ours")])
+@pytest.mark.parametrize(("one", "other"), [("ours", "theirs"), ("theirs", "ours")])
 @pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=str)
+@pytest.mark.covering
 def test_other_library_continues(configuration, one, other):
     params = _start()
     optimizer = getattr(configuration, one)(params)
@@ -72,6 +73,7 @@ COPIES = {
 
 @pytest.mark.parametrize("duplicate", COPIES.values(), ids=COPIES)
 @pytest.mark.parametrize("configuration", FEW, ids=str)
+@pytest.mark.covering(1)
 def test_copied_optimizer_continues(configuration, duplicate):
     params = _start()
     optimizer = configuration.ours(params)
@@ -87,15 +89,16 @@ def test_copied_optimizer_continues(configuration, duplicate):
 
 @pytest.mark.parametrize("number", [int, float])
 @pytest.mark.parametrize("configuration", FEW, ids=str)
+@pytest.mark.covering(1)
 def test_step_that_is_a_number(configuration, number):
     """A step count as a Python number, as saved by torch before 1.12."""
     params = _start()
-    optimizer = configuration.torchs(params)
+    optimizer = configuration.theirs(params)
     _run(optimizer, params, range(HALF))
     old = copy.deepcopy(optimizer.state_dict())
     for state in old["state"].values():
         if "step" in state:
             state["step"] = number(state["step"])
     assert_bit_equal(
-        *(_finish_in(package, configuration, params, copy.deepcopy(old)) for package in ("ours", "torchs"))
+        *(_finish_in(package, configuration, params, copy.deepcopy(old)) for package in ("ours", "theirs"))
     )

@@ -10,10 +10,7 @@ from pythons import Done, Server
 
 ROOT = Path(__file__).parents[1]
 
-pytestmark = [
-    pytest.mark.skipif(not (shutil.which("gcc") or shutil.which("clang")), reason="needs a C compiler"),
-    pytest.mark.xdist_group("server"),
-]
+pytestmark = pytest.mark.skipif(not (shutil.which("gcc") or shutil.which("clang")), reason="needs a C compiler")
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-RECIPES = Path(__file__).parents[2] / "docs" / "recipes"
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 def load(name):
@@ -17,10 +17,22 @@ def load(name):
         return pytest.importorskip(name, reason=f"needs {name.partition('.')[0]}: `make test-integrations` installs it")
 
 
+def state_of(optimizer):
+    """The state_dict, with the keys of its groups in a fixed order, which differs between packages."""
+    state = optimizer.state_dict()
+    return {**state, "param_groups": [dict(sorted(group.items())) for group in state["param_groups"]]}
+
+
+def snippets_of(page):
+    """The Python snippets of a page in docs."""
+    found = re.findall(r"(?ms)^```python\n(.*?)^```", (DOCS / page).read_text())
+    assert found
+    return found
+
+
 def snippets(page):
     """The Python snippets of a recipe, as parameters of a test."""
-    found = re.findall(r"(?ms)^```python\n(.*?)^```", (RECIPES / page).read_text())
-    assert found
+    found = snippets_of(f"recipes/{page}")
     return pytest.mark.parametrize("code", found, ids=[f"snippet{i}" for i in range(len(found))])
 
 

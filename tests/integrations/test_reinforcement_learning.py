@@ -191,7 +191,7 @@ class Loop:
         ]
 
 
-def torchs():
+def torch_names():
     """The names of goptim in the recipe, with torch's and stable-baselines3's functions."""
     return SimpleNamespace(
         Adam=torch.optim.Adam,
@@ -213,7 +213,7 @@ def test_recipe(rows, threads, code):
     n = torch.get_num_threads()
     try:
         with ieee_sqrt():
-            expected = run(torchs())
+            expected = run(torch_names())
             assert not rows
             assert_bit_equal(run(goptim), expected)
     finally:

@@ -170,12 +170,12 @@ def test_clone(both):
         net = make_net(optim.Adam, optimizer__betas=(0.8, 0.99))
         torch.manual_seed(3)
         net.fit(*digits())
-        twin = base.clone(net)
-        assert twin.optimizer is optim.Adam
+        cloned = base.clone(net)
+        assert cloned.optimizer is optim.Adam
         torch.manual_seed(3)
-        twin.fit(*digits())
-        assert_bit_equal(outcome(twin), outcome(net))
-        return outcome(twin)
+        cloned.fit(*digits())
+        assert_bit_equal(outcome(cloned), outcome(net))
+        return outcome(cloned)
 
     both(run)
 

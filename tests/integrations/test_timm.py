@@ -17,7 +17,7 @@ factory = load("timm.optim._optim_factory")
 ema = load("timm.utils.model_ema")
 utils = load("timm.utils")
 
-TAKEN = sorted(
+FROM_TORCH = sorted(
     name
     for name, info in factory.default_registry._optimizers.items()
     if isinstance(info.opt_class, type) and info.opt_class.__module__.startswith("torch.optim.")
@@ -73,10 +73,10 @@ def train(optim, folder, opt="adamw", make=make_vit, epochs=2, **options):
 
 
 def test_classes_from_torch():
-    assert {"adam", "adamw", "sgd", "momentum", "nadam", "radamw", "rmsprop", "adagrad"} <= set(TAKEN)
+    assert {"adam", "adamw", "sgd", "momentum", "nadam", "radamw", "rmsprop", "adagrad"} <= set(FROM_TORCH)
 
 
-@pytest.mark.parametrize("opt", TAKEN)
+@pytest.mark.parametrize("opt", FROM_TORCH)
 def test_every_optimizer_by_name(both, opt):
     both(train, opt=opt)
 

@@ -1,10 +1,14 @@
 """transformers' Trainer."""
 
+import pickle
 import shutil
 
 import pytest
 import torch
-from stacks import execute, load, snippets
+from stacks import DOCS, execute, load, snippets, state_of
+
+import goptim
+from goptim.testing import assert_bit_equal
 
 load("accelerate")
 transformers = load("transformers")
@@ -34,7 +38,7 @@ def make_arguments(folder, **options):
 
 
 def outcome(trainer):
-    return trainer.model.state_dict(), trainer.optimizer.state_dict(), trainer.lr_scheduler.state_dict()["_last_lr"]
+    return trainer.model.state_dict(), state_of(trainer.optimizer), trainer.lr_scheduler.state_dict()["_last_lr"]
 
 
 def train(optim, folder, name="AdamW", keywords=None, resume=None, model=None, **options):
@@ -106,6 +110,87 @@ def test_a_run_of_torch_optim_by_name(both):
     both(run)
 
 
+@pytest.mark.parametrize("name", ["schedule_free_adamw", "schedule_free_sgd", "schedule_free_radam"])
+def test_optimizers_of_other_packages_by_name(both, name):
+    """With a patch, goptim's classes are constructed. They are the packages' classes too, and can be pickled."""
+    load("schedulefree")
+
+    def run(optim, folder):
+        with optim.patch():
+            arguments = make_arguments(folder, optim=name, warmup_steps=0 if "radam" in name else 2)
+            trainer = transformers.Trainer(make_model(), arguments, train_dataset=make_dataset())
+            trainer.train()
+        opt = trainer.optimizer.optimizer
+        theirs = type(opt) if optim is not goptim else type(opt).__bases__[1]
+        assert theirs.__module__.startswith("schedulefree.")
+        if optim is goptim:
+            assert isinstance(opt, getattr(goptim, theirs.__name__))
+            assert type(pickle.loads(pickle.dumps(opt))) is type(opt)
+        return outcome(trainer)
+
+    both(run)
+
+
+def train_by_name(name, folder):
+    trainer = transformers.Trainer(make_model(), make_arguments(folder, optim=name), train_dataset=make_dataset())
+    trainer.train()
+    return trainer
+
+
+@pytest.mark.parametrize(("name", "title"), [("ademamix", "AdEMAMix"), ("lion_32bit", "Lion")])
+def test_optimizers_of_bitsandbytes_by_name(both, name, title):
+    theirs = getattr(load("bitsandbytes.optim"), title)
+
+    def run(optim, folder):
+        with optim.patch():
+            trainer = train_by_name(name, folder)
+        opt = trainer.optimizer.optimizer
+        assert isinstance(opt, theirs)
+        if optim is goptim:
+            assert isinstance(opt, getattr(goptim.bitsandbytes, title))
+            assert type(pickle.loads(pickle.dumps(opt))) is type(opt)
+            saved = opt.state_dict()
+            other = theirs([p for group in opt.param_groups for p in group["params"]])
+            other.param_groups = [{**group} for group in opt.param_groups]
+            other.load_state_dict(saved)
+            assert_bit_equal(other.state_dict()["state"], saved["state"])
+        return outcome(trainer)
+
+    both(run)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_stable_adamw_by_name(both, monkeypatch, schedule):
+    monkeypatch.setattr(load("optimi.utils"), "HAS_TRITON", False)  # which torch-optimi uses on CPUs too
+    optimi = load("optimi")
+
+    def run(optim, folder):
+        with optim.patch():
+            arguments = make_arguments(
+                folder, optim="stable_adamw", lr_scheduler_type=schedule, weight_decay=0.1, max_grad_norm=0.5
+            )
+            trainer = transformers.Trainer(make_model(), arguments, train_dataset=make_dataset())
+            trainer.train()
+        opt = trainer.optimizer.optimizer
+        assert isinstance(opt, optimi.StableAdamW)
+        assert isinstance(opt, goptim.StableAdamW) == (optim is goptim)
+        if optim is goptim:
+            assert type(pickle.loads(pickle.dumps(opt))) is type(opt)
+        return outcome(trainer)
+
+    both(run)
+
+
+@pytest.mark.parametrize("name", ["ademamix_8bit", "paged_ademamix_32bit", "lion_8bit", "paged_lion_8bit"])
+@pytest.mark.filterwarnings("ignore:Paged optimizers are not supported")
+def test_other_optimizers_of_bitsandbytes_stay(name, tmp_path):
+    load("bitsandbytes.optim")
+    with goptim.patch():
+        opt = train_by_name(name, tmp_path).optimizer.optimizer
+    assert type(opt).__module__.startswith("bitsandbytes.")
+    assert not isinstance(opt, (goptim.bitsandbytes.AdEMAMix, goptim.bitsandbytes.Lion))
+
+
 def test_adafactor_by_name(both):
     def run(optim, folder):
         if optim.hf.Adafactor is transformers.Adafactor:
@@ -173,6 +258,35 @@ def test_lora(both):
         return train(optim, folder, model=model)
 
     both(run)
+
+
+NAMES = {
+    "adamw_torch": "AdamW",
+    "adamw_torch_fused": "AdamW",
+    "sgd": "SGD",
+    "adagrad": "Adagrad",
+    "rmsprop": "RMSprop",
+    "schedule_free_adamw": "AdamWScheduleFree",
+    "schedule_free_sgd": "SGDScheduleFree",
+    "schedule_free_radam": "RAdamScheduleFree",
+    "stable_adamw": "StableAdamW",
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_under_a_patch(name, tmp_path):
+    """The names in the recipe, of which each creates an optimizer that runs in Go."""
+    if name.startswith("schedule_free"):
+        load("schedulefree")
+    if name == "stable_adamw":
+        load("optimi")
+    with goptim.patch():
+        trainer = transformers.Trainer(make_model(), make_arguments(tmp_path, optim=name), train_dataset=make_dataset())
+        trainer.train()
+    optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)  # accelerate wraps it
+    assert isinstance(optimizer, getattr(goptim, NAMES[name]))
+    assert {row.to for row in goptim.explain(optimizer)} == {"go"}
+    assert f"`{name}`" in (DOCS / "recipes/transformers.md").read_text()
 
 
 @snippets("transformers.md")
