@@ -94,8 +94,8 @@ def main() -> None:
                         for cls, step in steps.items():
                             best[cls] = min(best[cls], step())
                         progress.advance()
-                ours, torchs = best.values()
-                figures = f"{ours * 1e6:.0f} | {torchs * 1e6:.0f} | {torchs / ours:.2f}"
+                ours, theirs = best.values()
+                figures = f"{ours * 1e6:.0f} | {theirs * 1e6:.0f} | {theirs / ours:.2f}"
                 lines.append(f"| {n} | {history} | {threads} | {figures} |")
                 progress.print(lines[-1])
     progress.close()

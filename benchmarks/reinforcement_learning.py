@@ -2,9 +2,10 @@
 
     python benchmarks/reinforcement_learning.py [--algorithms DQN PPO SAC] [--rounds 5] [--steps 1]
 
-The contenders train in turn, each with the same seed, in one process: unchanged; under ``goptim.patch()``, which is
-what ``python -m goptim run`` does; and as docs/recipes/reinforcement-learning.md suggests, also with one thread. A
-figure is that of the best round, in elapsed time and in CPU time. It needs the packages of ``make test-integrations``.
+The contenders train in turn, each with the same seed, in one process: unchanged, with torch's number of threads and
+with one; under ``goptim.patch()``, which is what ``python -m goptim run`` does; and as
+docs/recipes/reinforcement-learning.md suggests, also with one thread. A figure is that of the best round, in elapsed
+time and in CPU time. It needs the packages of ``make test-integrations``.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ ALGORITHMS: dict[str, tuple[str, dict[str, Any], int]] = {
     "PPO": ("CartPole-v1", {"n_steps": 512}, 2048),
     "SAC": ("Pendulum-v1", {"learning_starts": 100}, 600),
 }
-CONTENDERS = ("torch", "run", "recipe")
+CONTENDERS = ("torch", "torch, one thread", "run", "recipe")
 
 
 def train(name: str, contender: str, scale: float) -> tuple[float, float]:
@@ -35,10 +36,10 @@ def train(name: str, contender: str, scale: float) -> tuple[float, float]:
     environment, options, steps = ALGORITHMS[name]
     steps = int(steps * scale)
     threads = torch.get_num_threads()
-    if contender == "recipe":
+    if contender in ("torch, one thread", "recipe"):
         torch.set_num_threads(1)
     try:
-        with contextlib.nullcontext() if contender == "torch" else goptim.patch():
+        with contextlib.nullcontext() if contender.startswith("torch") else goptim.patch():
             model = getattr(stable_baselines3, name)("MlpPolicy", environment, device="cpu", seed=0, **options)
             start, cpu = time.perf_counter(), time.process_time()
             model.learn(steps)

@@ -34,8 +34,11 @@ CASES: dict[str, tuple[int, int, int, str, bool]] = {
     "250k x 256, 50k Zipf": (250_000, 256, 50_000, "zipf", False),
     "1M x 64, 10k": (1_000_000, 64, 10_000, "uniform", False),
     "1M x 64, 100": (1_000_000, 64, 100, "uniform", False),
+    "1M x 64, 100 coalesced": (1_000_000, 64, 100, "uniform", True),
     "1000 x 16, 4k": (1000, 16, 4000, "uniform", False),
+    "1000 x 16, 4k coalesced": (1000, 16, 4000, "uniform", True),
     "10 x 8, 4": (10, 8, 4, "uniform", False),
+    "10 x 8, 4 coalesced": (10, 8, 4, "uniform", True),
 }
 
 
@@ -106,8 +109,8 @@ def main() -> None:
     for name in args.optimizer:
         for case in args.case:
             for threads in args.threads:
-                ours, torchs = measure(name, case, threads, args.rounds, watch, progress)
-                figures = f"{ours * 1e6:.0f} | {torchs * 1e6:.0f} | {torchs / ours:.2f}"
+                ours, theirs = measure(name, case, threads, args.rounds, watch, progress)
+                figures = f"{ours * 1e6:.0f} | {theirs * 1e6:.0f} | {theirs / ours:.2f}"
                 lines.append(f"| {name} | {case} | {threads} | {figures} |")
                 progress.print(lines[-1])
     progress.close()

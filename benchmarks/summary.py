@@ -14,20 +14,32 @@ from goptim._bench import pages
 
 ROOT = Path(__file__).parents[1]
 MARK = "summary"
-STEPS, TRAINING = "goptim bench", "goptim bench --training"
+STEPS, TRAINING, PHASE = "goptim bench", "goptim bench --training", "goptim bench --phase"
+BFLOAT16 = "goptim bench --dtype bfloat16"
 
 # What the README calls a row; the table that has it, and what its first column and another one say there.
 ROWS = {
-    "training a small policy (8-64-64-4) with AdamW, per iteration": (
+    "training a small policy (8-64-64-4) with AdamW, whole iteration": (
         TRAINING,
         ("policy 8-64-64-4, 64 states", "AdamW"),
     ),
-    "AdamW, 1,000 tensors of 64 elements, per step": (STEPS, ("AdamW", "1000 x 64")),
-    "Adafactor, ResNet-50, per step": (STEPS, ("Adafactor", "ResNet-50")),
-    "SGD, 8 tensors of 2M elements, per step": (STEPS, ("SGD", "8 x 2M")),
+    "clipping, AdamW step, moving average and zero_grad, 14 tensors of a policy": (
+        PHASE,
+        ("AdamW", "policy of 14 tensors"),
+    ),
+    "the same for 1,000 tensors of 64 elements": (PHASE, ("AdamW", "1000 x 64")),
+    "the AdamW step alone, 1,000 tensors of 64 elements": (STEPS, ("AdamW", "1000 x 64")),
+    "Adafactor step, ResNet-50": (STEPS, ("Adafactor", "ResNet-50")),
+    "SGD step, 8 tensors of 2M elements": (STEPS, ("SGD", "8 x 2M")),
+    "AdamW step, 8 tensors of 2M bfloat16 elements": (BFLOAT16, ("AdamW", "8 x 2M")),
 }
-# The columns of both tables with torch's default and its fused kernel.
-COLUMNS = {STEPS: ("speedup over for-loop", "fused"), TRAINING: ("speedup over default", "fused")}
+# The column of each table with torch's default. The column of its fused kernel is the next one that is called so.
+DEFAULT = {
+    STEPS: "speedup over for-loop",
+    TRAINING: "speedup over default",
+    PHASE: "speedup over default",
+    BFLOAT16: "speedup over for-loop",
+}
 
 
 def table(page: Path) -> list[str]:
@@ -46,12 +58,12 @@ def table(page: Path) -> list[str]:
             raise ValueError(f"{page}: <!-- {mark} --> has no row of {', '.join(wanted)}")
         row = max(found, key=lambda row: int(row[head.index("threads")]))
         threads = max(threads, int(row[head.index("threads")]))
-        # The last column of a name: in the table of training iterations, "fused" is also a share.
-        default, fused = (row[len(head) - 1 - head[::-1].index(name)] for name in COLUMNS[mark])
+        column = head.index(DEFAULT[mark])
+        default, fused = row[column], row[head.index("fused", column)]
         lines.append(f"| {title} | {default} | {fused or 'torch has none'} |")
         conditions = conditions or text[start:end].partition("; load average")[0]
     machine, *software = conditions.split("; ")
-    return [*lines, "", f"{machine}, {threads} threads; {'; '.join(software)}."]
+    return [*lines, "", f"{machine}, {threads} threads; {'; '.join(software)} unless noted."]
 
 
 def _cells(line: str) -> list[str]:

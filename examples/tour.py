@@ -42,8 +42,8 @@ class Stop:
     family: str
     options: dict[str, Any]
     paths: tuple[float, float]  # learning rates on the two surfaces, where the usual one is too small
-    twin: str = ""  # the counterpart, if it is not the same name in torch.optim
-    twin_options: dict[str, Any] = field(default_factory=dict)
+    counterpart: str = ""  # torch's class, if it is not the same name in torch.optim
+    counterpart_options: dict[str, Any] = field(default_factory=dict)
     path_options: dict[str, Any] = field(default_factory=dict)
     task: str = "digits"
     vectors: tuple[str, dict[str, Any]] | None = None  # the optimizer of parameters that are not matrices
@@ -54,7 +54,7 @@ class Stop:
 
     def class_of(self, side: str) -> Any:
         """The class of goptim, or its counterpart; None if that is not installed."""
-        return find(self.ours if side == "goptim" else self.twin or f"torch.optim.{self.title}")
+        return find(self.ours if side == "goptim" else self.counterpart or f"torch.optim.{self.title}")
 
 
 def find(name: str) -> Any:
@@ -93,8 +93,8 @@ TOUR = [
         MOMENTS,
         {"lr": 0.001},
         (0.1, 0.1),
-        twin="torch.optim.Adam",
-        twin_options={"amsgrad": True},
+        counterpart="torch.optim.Adam",
+        counterpart_options={"amsgrad": True},
     ),
     Stop("goptim.Adamax", MOMENTS, {"lr": 0.002}, (0.5, 0.2)),
     Stop("goptim.NAdam", MOMENTS, {"lr": 0.002}, (0.05, 0.1)),
@@ -109,14 +109,14 @@ TOUR = [
         HISTORY,
         {},
         (0.05, 0.05),
-        twin="transformers.Adafactor",
+        counterpart="transformers.Adafactor",
         path_options={"relative_step": False},
     ),
 ]
 # The optimizers that torch.optim does not have are compared with their for-loops.
 TOUR += [
-    Stop(f"goptim.{name}", MOMENTS, {}, (0.01, 0.01), twin=f"{cls.__module__}.{cls.__qualname__}")
-    for name, cls in _for_loop.CLASSES.items()
+    Stop(f"goptim.{name}", MOMENTS, {}, (0.01, 0.01), counterpart=f"{cls.__module__}.{cls.__qualname__}")
+    for name, cls in ((_for_loop.name_in_goptim(name), cls) for name, cls in _for_loop.CLASSES.items())
 ]
 PATHS: dict[str, dict[str, bool]] = {
     "for-loop": {"foreach": False, "fused": False},
@@ -150,7 +150,7 @@ class Words(nn.Module):
 def optimizers(stop: Stop, side: str, model: nn.Module, flags: dict[str, bool]) -> list[torch.optim.Optimizer]:
     """The optimizer of a model; two, if one supports only matrices."""
     cls = stop.class_of(side)
-    options = stop.options | known(cls, flags) | (stop.twin_options if side == "torch" else {})
+    options = stop.options | known(cls, flags) | (stop.counterpart_options if side == "torch" else {})
     if stop.vectors is None:
         return [cls(model.parameters(), **options)]
     name, others = stop.vectors
@@ -159,6 +159,11 @@ def optimizers(stop: Stop, side: str, model: nn.Module, flags: dict[str, bool]) 
         cls([p for p in model.parameters() if p.dim() == 2], **options),
         other([p for p in model.parameters() if p.dim() != 2], **others, **known(other, flags)),
     ]
+
+
+def in_torch(cls: Any) -> bool:
+    """Whether a class is torch's. Others may have the argument fused without such a kernel."""
+    return bool(cls.__module__.startswith("torch."))
 
 
 def known(cls: Any, flags: dict[str, bool]) -> dict[str, bool]:
@@ -227,13 +232,14 @@ def tour(stops: list[Stop], steps: int) -> dict[str, Run]:
     plans = []
     for stop in stops:
         sides: dict[str, tuple[str, dict[str, bool]]] = {"goptim": ("goptim", {})}
-        torchs = stop.class_of("torch")
-        if torchs is not None:
+        torch_class = stop.class_of("torch")
+        if torch_class is not None:
             sides["oracle"] = ("torch", PATHS["for-loop"])
             sides |= {
                 path: ("torch", flags)
                 for path, flags in PATHS.items()
-                if path == "for-loop" or known(torchs, flags) == flags
+                if path == "for-loop"
+                or (known(torch_class, flags) == flags and (path != "fused" or in_torch(torch_class)))
             }
         plans.append((stop, sides))
     lines, ours = [], {}
