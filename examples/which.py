@@ -143,7 +143,7 @@ def _digits(quick: bool) -> Task:
         with torch.no_grad():
             return loss(model, test_x, test_y).item(), accuracy(model, test_x, test_y)
 
-    return Task("digits", network, batches, loss, validation, *((8, 4) if quick else (400, 200)))
+    return Task("digits", network, batches, loss, validation, *((8, 4) if quick else (300, 100)))
 
 
 def _text(quick: bool) -> Task:
@@ -164,7 +164,7 @@ def _text(quick: bool) -> Task:
         with torch.no_grad():
             return loss_of(model, *held).item(), 0.0
 
-    return Task("text", model, batches, loss_of, validation, *((8, 4) if quick else (800, 200)))
+    return Task("text", model, batches, loss_of, validation, *((8, 4) if quick else (500, 120)))
 
 
 def train(task: Task, make: Make, lr: float, steps: int) -> Run:

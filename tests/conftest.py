@@ -4,6 +4,7 @@ import faulthandler
 import gc
 import os
 import sys
+from typing import Any
 
 # OpenMP's threads spin while they wait for each other. If other processes use all cores, a spinning thread takes the
 # core of the thread that it waits for. This must be set before torch is imported.
@@ -11,7 +12,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
 import torch
-from core import TOGETHER, covering, factors
+from core import FIRST, TOGETHER, covering, factors
 from counting import rows_of_lists, rows_per_call
 from pythons import Server
 
@@ -32,6 +33,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log):
         def _split_scope(self, nodeid: str) -> str:
             function = nodeid.partition("[")[0]
             return TOGETHER.get(function) or TOGETHER.get(function.partition("::")[0], function)
+
+        def _assign_work_unit(self, node: Any) -> None:
+            slow = next((scope for scope in self.workqueue if scope.startswith(FIRST)), None)
+            if slow is not None:
+                self.workqueue.move_to_end(slow, last=False)
+            super()._assign_work_unit(node)
 
     return Scheduling(config, log)
 

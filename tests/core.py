@@ -16,6 +16,8 @@ TOGETHER = {
     "tests/test_run.py": "server",
     "tests/test_yardstick.py": "server",
 }
+# Those that take minutes. They start first: otherwise one process still runs them when the others have nothing to do.
+FIRST = ("server", "compiler", "ranks", "tests/test_limits.py")
 
 
 def factors(callspec: Any) -> dict[str, str]:
