@@ -49,19 +49,13 @@ func ExampleNewAdamW() {
 }
 
 func ExampleNewStableAdamW() {
-	v := &goptim.Param[float64]{Name: "v", Value: []float64{-1.5, 2}, Grad: make([]float64, 2)}
-	opt, err := goptim.NewStableAdamW([]*goptim.Param[float64]{v}, goptim.StableAdamWOptions{LR: 0.02})
+	v, params := valleyFrom(-1.5, 2)
+	opt, err := goptim.NewStableAdamW(params, goptim.StableAdamWOptions{LR: 0.02, WeightDecay: 1e-4})
 	if err != nil {
 		log.Fatal(err)
 	}
-	for range 5000 {
-		rosenbrockGrad(v.Value, v.Grad)
-		if err := opt.Step(); err != nil {
-			log.Fatal(err)
-		}
-	}
-	fmt.Printf("%.2f after %d steps\n", v.Value, opt.Steps)
-	// Output: [1.00 1.00] after 5000 steps
+	descend(v, opt, 5000)
+	// Output: [1.00 1.00]
 }
 
 // A schedule assigns the option that the next step reads.

@@ -367,7 +367,8 @@ def python_program(name: str, go: tuple[str, str] | None) -> tuple[str, str]:
     valley = go and re.search(r"goptim\.New\w+\(.*?, goptim\.\w+Options\{([^}]*)\}\)", go[0])
     start = go and re.search(r"valleyFrom\(([-\d.]+), ([-\d.]+)\)|Value: \[\]float64\{([-\d.]+), ([-\d.]+)\}", go[0])
     count = go and re.search(r"descend\(v, opt, (\d+)\)|for range (\d+)", go[0])
-    if go and valley and start and count and "rosenbrockGrad" in go[0] and kind(name) == DENSE:
+    point = go and re.fullmatch(r"\[[\d.]+ [\d.]+\]", go[1])
+    if go and valley and start and count and point and "rosenbrockGrad" in go[0] and kind(name) == DENSE:
         x, y = [float(n) for n in start.groups() if n]
         [n] = [n for n in count.groups() if n]
         names, given = fields(), {}
