@@ -10,8 +10,8 @@ export GOTOOLCHAIN := local
 export PYTHONDONTWRITEBYTECODE :=
 export GOEXPERIMENT := simd
 
-# The vector widths that this machine supports. A plus selects a width that Go does not choose by default.
-WIDTHS := $(if $(shell grep -m 1 avx512bw /proc/cpuinfo),+512) $(if $(shell grep -m 1 avx2 /proc/cpuinfo),+256)
+# The vector widths that this machine supports, except the largest, which is the default.
+NARROWER := $(if $(shell grep -m 1 avx512bw /proc/cpuinfo),+256)
 # The extension. It is used as it is if .venv was replaced by an environment with another torch.
 BUILT := $(if $(wildcard $(VENV)),build,$(if $(wildcard python/goptim/*.so),,build))
 # Prints an environment's site-packages folder.
@@ -37,7 +37,7 @@ tour: build ## train with every optimizer of goptim and torch, and plot losses a
 bf16: build ## train a transformer in bfloat16 with each way of rounding, and update docs/half.md and docs/half.png; five minutes
 	$(PY) examples/bf16.py --plot docs/half.png --update docs/half.md
 
-which: build ## train two small models with every optimizer, and update docs/which.md and docs/which.png; minutes
+which: build ## train two small models with every optimizer, and update docs/which.md and docs/which.png; a quarter of an hour
 	$(PY) examples/which.py --plot docs/which.png --update docs/which.md
 
 test: lint test-go test-python ## lint and the core tests; ten minutes
@@ -49,12 +49,13 @@ BY_WIDTH := ./goptim ./goptim/internal/engine ./goptim/internal/kernel/... ./gop
 
 test-go: $(VENV)/ready ## the Go tests, with every vector width and without GOEXPERIMENT=simd
 	$(GO) test ./...
-	for bits in $(WIDTHS) 0; do echo "simd=$$bits"; GODEBUG=simd=$$bits $(GO) test -count=1 -short $(BY_WIDTH) || exit 1; done
+	for bits in $(NARROWER); do echo "simd=$$bits"; GODEBUG=simd=$$bits $(GO) test -count=1 -short $(BY_WIDTH) || exit 1; done
 	GOEXPERIMENT= $(GO) test -short ./...
 
 PURE := ./goptim/... ./internal/... ./examples/go/... ./benchmarks/go/...
 
-test-go-everywhere: $(VENV)/ready ## the Go package without cgo, under the race detector, and for other systems, on arm64 if there is qemu
+test-go-everywhere: $(VENV)/ready ## the Go package without vectors, without cgo, under the race detector, and for other systems, on arm64 if there is qemu
+	GODEBUG=simd=0 $(GO) test -count=1 -short $(BY_WIDTH)
 	CGO_ENABLED=0 $(GO) build $(PURE)
 	# The portable kernels, because the race detector does not see the loads and stores of vectors. From v3 on, as on arm64, Go fuses
 	# a product and a sum unless there is a conversion between them.
@@ -94,8 +95,8 @@ test-oldest: $(BUILT) ## the parity tests with the oldest supported torch, in a 
 	$(VENV)-oldest/bin/python -m pip install -q torch==2.6.0 numpy pytest pytest-xdist expecttest
 	PYTHONPATH=python $(VENV)-oldest/bin/python $(PYTEST) $(PARITY) $(ARGS)
 
-test-arm64: $(VENV)/wheel ## a few cases of most tests with torch for arm64, in emulation; ten minutes
-	$(PY) tests/arm64/run.py
+test-arm64: $(VENV)/wheel ## a few cases of most tests with torch for arm64, in emulation; half an hour, or ten minutes with ARGS=--brief
+	$(PY) tests/arm64/run.py $(ARGS)
 
 test-integrations: build ## train with other packages, in an environment on top of .venv that uses its torch; minutes
 	test -x $(VENV)-integrations/bin/python || $(PY) -m venv $(VENV)-integrations

@@ -246,7 +246,7 @@ def conditions(threads: int) -> str:
     return (
         f"Learning rates: the best of {rates} and then of the two that are {FINE:.2f} times as small and as large, by "
         f"the training loss of a shorter run. Losses are averages of {AVERAGED} steps. goptim {goptim.__version__}, "
-        f"torch {torch.__version__}, {threads} threads."
+        f"torch {torch.__version__}, {threads} thread{'s' * (threads > 1)}."
     )
 
 
@@ -273,8 +273,12 @@ def plot(path: Path, tasks: list[Task], results: dict[str, dict[str, Run]]) -> N
             steps = range(first + 1, len(runs[title].losses) + 1)
             row[0].plot(steps, averages, **style)
             row[1].plot(runs[title].seconds[first:], averages, **style)
+        losses = [loss for title in finite for loss in runs[title].averaged()]
+        # Runs that diverge leave the picture.
+        highest = max((runs[title].averaged()[0] for title in finite), default=1.0)
         for axes, what in zip(row, ("step", "seconds"), strict=True):
             axes.set_yscale("log")
+            axes.set_ylim(min(losses, default=1.0) / 1.2, 1.2 * highest)
             axes.set_xlabel(what)
             axes.set_ylabel(f"training loss: {task.name}")
             axes.grid(alpha=0.3)

@@ -3,6 +3,7 @@ package goptim
 import (
 	"fmt"
 	"math"
+	"runtime"
 	"slices"
 	"sync"
 	"unsafe"
@@ -383,7 +384,7 @@ func (s *spec[O, S]) stepGroups(c steps.Call) error {
 	i := 0
 	p.measuring.threads = max(1, c.Threads)
 	for g := c.Groups; g != nil; g = g.After() {
-		if p.order, err = orderOf(s.extra(g, orderOfNorms)); err != nil {
+		if p.order, err = s.orderIn(g); err != nil {
 			return fmt.Errorf("goptim: %s: %w", s.name, err)
 		}
 		context := stepContext{
@@ -461,6 +462,15 @@ func (s *spec[O, S]) extra(g *steps.Group, name string) float64 {
 		return 0
 	}
 	return g.Words()[s.words+i]
+}
+
+// orderIn returns the order of sums of a group. A kind without the word for it has no norms, and the order of other sums depends on
+// the architecture alone.
+func (s *spec[O, S]) orderIn(g *steps.Group) (reduce.Order, error) {
+	if !slices.Contains(s.extras, orderOfNorms) {
+		return reduce.Order{Narrow: runtime.GOARCH == "arm64"}, nil
+	}
+	return orderOf(s.extra(g, orderOfNorms))
 }
 
 // wideDefault is the name of a word of a call: whether torch's default dtype is float64.

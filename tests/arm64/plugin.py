@@ -20,6 +20,12 @@ def pytest_runtest_logstart(nodeid: str) -> None:
     NOW.write_text(nodeid)
 
 
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Show a failure in the log when it happens: the whole run takes long."""
+    if report.failed:
+        print(f"\nFAILED {report.nodeid}", flush=True)
+
+
 class Popen(subprocess.Popen[Any]):
     def __init__(self, command: Any, *words: Any, **options: Any) -> None:
         if type(command) is not str and command[0] == sys.executable and not str(command[1]).endswith("pythons.py"):
