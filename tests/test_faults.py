@@ -13,7 +13,16 @@ import numpy as np
 import pytest
 import rows
 import torch
-from configurations import ELEMENTWISE, both_classes, class_of, name_of, needs_late_state, oracle_of, that_fall_back
+from configurations import (
+    ELEMENTWISE,
+    MOMENTUM,
+    both_classes,
+    class_of,
+    name_of,
+    needs_late_state,
+    oracle_of,
+    that_fall_back,
+)
 from rows import call_groups
 from torch.nn import Parameter
 
@@ -21,7 +30,7 @@ from goptim import _core
 from goptim.testing import assert_bit_equal, ieee_sqrt
 
 NAMES = ELEMENTWISE
-OPTIONS = {name: {"lr": 0.1, "momentum": 0.9} for name in ("SGD", "SGDW", "LARS")}
+OPTIONS = {name: {"lr": 0.1, "momentum": 0.9} for name in MOMENTUM}
 
 every = pytest.mark.parametrize("name", NAMES)
 
