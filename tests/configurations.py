@@ -56,7 +56,7 @@ IN_TABLES = [name for name, c in CLASSES.items() if isinstance(c, type) and issu
 IN_TABLES = [name for name in IN_TABLES if name not in ("SparseAdam", "Muon")]
 ELEMENTWISE = [name for name in IN_TABLES if class_of(name).elementwise]
 
-# In the first step of these, torch's lerp has the weight 1. The sign of a zero then depends on the position in a tensor.
+# In their first step, torch's lerp has the weight 1. The sign of a zero then depends on its position in a tensor.
 FULL_LERPS = ("OptimiAdam", "OptimiAdamW", "OptimiAdan", "OptimiRAdam", "StableAdamW")
 
 # These have a state only with momentum.

@@ -105,7 +105,7 @@ FLAGS |= {"decouple_wd": [False, True], "torch_init": [False, True]}
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
-# Options that the groups of these do not change: Prodigy's have the same lr, and the beta3 of VALUES is that of Prodigy.
+# Options that the groups of these do not change. All groups of Prodigy have the same lr. VALUES has Prodigy's beta3.
 OWN = (("eps", "Adafactor"), ("lr", "Prodigy"), ("beta3", "OptimiAdan"))
 
 

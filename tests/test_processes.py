@@ -636,7 +636,9 @@ def test_a_step_does_not_change_the_process():
     """
     environment = os.environ | {"OMP_PROC_BIND": "close", "GOMAXPROCS": "1"}
     names = [name for name in IN_TABLES if name not in FULL_LERPS]
-    code, out, err = finish(pythons.start_new("-c", f"{SHARED}\nNAMES, FULL_LERPS = {names}, {FULL_LERPS}\n{HOST}", env=environment), 120)
+    code, out, err = finish(
+        pythons.start_new("-c", f"{SHARED}\nNAMES, FULL_LERPS = {names}, {FULL_LERPS}\n{HOST}", env=environment), 120
+    )
     assert (code, out) == (0, ""), err
 
 

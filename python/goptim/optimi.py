@@ -430,7 +430,7 @@ class OptimiSGDForLoop(_optimi.Loop):
         for p in group["params"]:
             if p.grad is None:
                 continue
-            state = self.state.get(p, {})
+            state = self._state_of(p)
             narrow = p.dtype in _storage.NARROW and _optimi.compensates(group)
             new: dict[str, Any] = {}
             if state.get("exp_avg") is None and (group["momentum"] != 0 or (first and not state)):
@@ -439,6 +439,11 @@ class OptimiSGDForLoop(_optimi.Loop):
                 new["kahan_comp"] = torch.zeros_like(p, requires_grad=False) if narrow else None
             if new:
                 self.state[p].update(new)
+
+    def _state_of(self, p: Tensor) -> dict[str, Any]:
+        """The state of a parameter, which has none without momentum."""
+        state: dict[str, Any] = self.state[p] if p in self.state else {}  # noqa: SIM401 for a dict with its own lookup
+        return state
 
     def _first(self, group: dict[str, Any], p: Tensor) -> Tensor:
         """The gradient, with coupled weight decay."""
@@ -449,7 +454,7 @@ class OptimiSGDForLoop(_optimi.Loop):
         return new
 
     def _update(self, p: Tensor, group: dict[str, Any]) -> None:
-        g, momentum, state, lr = _optimi.decay_(p, group), group["momentum"], self.state.get(p, {}), group["lr"]
+        g, momentum, state, lr = _optimi.decay_(p, group), group["momentum"], self._state_of(p), group["lr"]
         update = g if momentum == 0 else state["exp_avg"]
         if momentum != 0 and group["dampening"]:
             update.lerp_(g, 1 - momentum)
@@ -504,9 +509,9 @@ class SGD(_optimi.GoOptimi, OptimiSGDForLoop):
 
     def _complete_gradients(self) -> None:
         """Create the states that torch-optimi creates without momentum, although it does not use them."""
-        for group in self.param_groups:
-            if group["momentum"] == 0 and group["dampening"] and group["torch_init"]:
-                with torch.no_grad():
+        if any(group["momentum"] == 0 and group["dampening"] and group["torch_init"] for group in self.param_groups):
+            with torch.no_grad():
+                for group in self.param_groups:  # all of them, in the order of the parameters
                     self._init_group(group)
 
 
