@@ -22,7 +22,7 @@ pytestmark = [
 
 STEPS = 12
 OVERWRITING = ("optimi", "schedulefree", "prodigyopt", "pytorch_optimizer")  # packages that overwrite gradients
-FIXED = {"OptimiSGD": ("torch_init",), "Prodigy": ("slice_p",)}
+FIXED = {"OptimiSGD": ("dampening", "torch_init"), "Prodigy": ("slice_p",)}
 UNORDERED = ("Adan", "SGDW", "RMSpropTF", "LAMB")  # with caution, timm compares complex numbers, which is an error
 # These compute float64 in float32, which goptim's do not.
 SINGLE = [name for name in BEYOND if _for_loop.CLASSES[name].reference.startswith("bitsandbytes.")]
