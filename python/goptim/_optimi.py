@@ -147,7 +147,7 @@ class Loop(ForLoop):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for of in self.state.values():
-            if of:
+            if any(key in of for key in self.states):
                 of.setdefault("kahan_comp", None)
 
     def _restore_scalars(self, given: dict[str, Any]) -> None:

@@ -450,6 +450,8 @@ class OptimiSGDForLoop(_optimi.Loop):
         assert p.grad is not None
         new = torch.clone(p.grad).detach()
         if group["weight_decay"] != 0 and not group["decouple_lr"] and not group["decouple_wd"]:
+            if p.dtype in _storage.NARROW and not _optimi.compensates(group):  # as in Go, where it is rounded once
+                return new.copy_(new.float().add_(p.float(), alpha=group["weight_decay"]))
             new.add_(p, alpha=group["weight_decay"])
         return new
 
