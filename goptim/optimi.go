@@ -1,5 +1,7 @@
 package goptim
 
+import "github.com/goptim/goptim/goptim/internal/kernel"
+
 // Optimizers of the Python package torch-optimi have averages without bias corrections, whose weights change from step to step
 // instead, and weight decay that may be independent of the learning rate.
 
@@ -27,4 +29,31 @@ func completeMaxLR(maxLR *float64, lr float64, decoupled bool) {
 // checkDecoupled returns an error for weight decay that is independent of the learning rate without a largest one.
 func checkDecoupled(optimizer string, decoupled bool, maxLR float64) error {
 	return require(!decoupled || maxLR > 0, optimizer, "MaxLR", maxLR, "above 0 with DecoupleLR")
+}
+
+// optimiRate returns the factor of decoupled weight decay: lr, or lr / maxLR if it is decoupled from the learning rate.
+func (c *stepContext) optimiRate(lr, maxLR float64, decoupleLR bool) float64 {
+	if decoupleLR {
+		return c.quotient(lr, maxLR)
+	}
+	return lr
+}
+
+// optimiDecay returns the scalars of the gradient and the factor of the parameter for weight decay.
+func (c *stepContext) optimiDecay(lr, weightDecay, maxLR float64, decoupleWD, decoupleLR bool) (kernel.Coupled, float64) {
+	if weightDecay == 0 {
+		return kernel.CoupledOf(false, 0), 1
+	}
+	if !decoupleWD && !decoupleLR {
+		return c.coupled(false, weightDecay), 1
+	}
+	return kernel.CoupledOf(false, 0), unlessZero(1 - float64(c.optimiRate(lr, maxLR, decoupleLR)*weightDecay))
+}
+
+// unlessZero returns a factor or a divisor for weight decay. torch-optimi does not apply one that is 0.
+func unlessZero(x float64) float64 {
+	if x == 0 {
+		return 1
+	}
+	return x
 }

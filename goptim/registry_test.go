@@ -101,6 +101,16 @@ var specialOptions = map[string][2]any{
 	"RMSpropTF": {
 		goptim.RMSpropTFOptions{}, goptim.RMSpropTFOptions{Alpha: .5, Momentum: .5, Centered: true, LRInMomentum: true},
 	},
+	"OptimiAdam": {
+		goptim.OptimiAdamOptions{WeightDecay: .1}, goptim.OptimiAdamOptions{Beta1: .7, Beta2: .8, WeightDecay: .1, DecoupleLR: true},
+	},
+	"OptimiAdamW": {
+		goptim.OptimiAdamOptions{WeightDecay: .1}, goptim.OptimiAdamOptions{LR: .1, Eps: 1e-3, WeightDecay: .1, DecoupleLR: true},
+	},
+	"OptimiSGD": {
+		goptim.OptimiSGDOptions{WeightDecay: .1},
+		goptim.OptimiSGDOptions{Momentum: .8, Dampening: true, WeightDecay: .1, DecoupleWD: true, TorchInit: true},
+	},
 	"Muon": {
 		goptim.MuonOptions{NSSteps: 2},
 		goptim.MuonOptions{Momentum: .5, Nesterov: true, AdjustLR: goptim.AdjustSpectralUnclamped, NSSteps: 2},

@@ -9,7 +9,7 @@ import itertools
 import operator
 import platform
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -55,6 +55,12 @@ IN_TABLES = [name for name, c in CLASSES.items() if isinstance(c, type) and issu
 # These take nothing but sparse gradients, and nothing but matrices: test_sparse.py, test_muon.py.
 IN_TABLES = [name for name in IN_TABLES if name not in ("SparseAdam", "Muon")]
 ELEMENTWISE = [name for name in IN_TABLES if class_of(name).elementwise]
+
+# In their first step, torch's lerp has the weight 1. The sign of a zero then depends on its position in a tensor.
+FULL_LERPS = ("OptimiAdam", "OptimiAdamW", "OptimiAdan", "OptimiRAdam", "StableAdamW")
+
+# These have a state only with momentum.
+MOMENTUM = ("SGD", "SGDW", "LARS", "OptimiSGD")
 
 # The first step of these initializes the state, and does not change the parameter.
 STARTS_LATE = [name for name in IN_TABLES if class_of(name).__name__ == "ADOPT"]
@@ -357,6 +363,75 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         {"betas": (0.0, 0.0), "eps": 1.0, "lr": 3},
         {"lr": 0.0123, "max_lr": 0.7, "decouple_lr": True, "weight_decay": 0.3},
     ],
+    "OptimiAdam": [
+        {
+            "lr": 0.0123,
+            "weight_decay": [0, 0.037],
+            "betas": [(0.9, 0.99), (0.2, 0.95)],
+            "decouple_wd": FLAG,
+            "decouple_lr": FLAG,
+        },
+        {"betas": (0.5 + 1e-9, 0.9), "eps": 1e-3, "weight_decay": 0.3},
+        {"betas": (0.0, 0.0), "eps": 1.0, "lr": 3},
+        {"max_lr": 0.7, "decouple_lr": True, "weight_decay": 0.3},
+        {"lr": 0.5, "decouple_wd": True, "weight_decay": 2.0},  # the factor of the parameter is 0, so it is not used
+    ],
+    "OptimiAdamW": [
+        {
+            "lr": 0.0123,
+            "weight_decay": [0, 0.037],
+            "betas": [(0.9, 0.99), (0.2, 0.95)],
+            "decouple_lr": FLAG,
+        },
+        {"betas": (0.5 + 1e-9, 0.9), "eps": 1e-3, "weight_decay": 0.3},
+        {"max_lr": 0.7, "decouple_lr": True, "weight_decay": 0.3},
+    ],
+    "OptimiLion": [
+        {
+            "lr": 0.0123,
+            "weight_decay": [0, 0.037],
+            "betas": [(0.9, 0.99), (0.2, 0.5 + 1e-9)],
+            "decouple_lr": FLAG,
+        },
+        {"betas": (0.0, 0.5)},
+        {"max_lr": 0.7, "decouple_lr": True, "weight_decay": 0.3, "lr": 3},
+        {"lr": 0.5, "weight_decay": 2.0},  # the factor of the parameter is 0, so it is not used
+    ],
+    "OptimiSGD": [
+        {
+            "lr": 0.0123,
+            "weight_decay": [0, 0.037],
+            "momentum": [0, 0.9],
+            "dampening": FLAG,
+            "decouple_wd": FLAG,
+            "decouple_lr": FLAG,
+        },
+        {"momentum": 0.3, "dampening": True, "torch_init": True, "weight_decay": 0.3},
+        {"momentum": 0.9, "dampening": True, "torch_init": True, "decouple_wd": True, "weight_decay": 0.3},
+        {"momentum": 0.5 + 1e-9, "dampening": True},
+        {"dampening": True, "torch_init": True, "weight_decay": 0.3},  # a state that is not used
+        {"momentum": 0.3, "max_lr": 0.7, "decouple_lr": True, "weight_decay": 0.3, "torch_init": True},
+        {"lr": 0.5, "decouple_wd": True, "weight_decay": 2.0},  # the factor of the parameter is 0, so it is not used
+    ],
+    "OptimiRAdam": [
+        {
+            "lr": 0.0123,
+            "weight_decay": [0, 0.037],
+            "betas": [(0.9, 0.99), (0.2, 0.95)],  # the rectification begins during the test
+            "decouple_wd": FLAG,
+            "decouple_lr": FLAG,
+        },
+        {"betas": (0.5 + 1e-9, 0.9), "eps": 1e-3, "weight_decay": 0.3},
+        {"betas": (0.0, 0.5)},  # the rectification never begins
+        {"max_lr": 0.7, "decouple_lr": True, "weight_decay": 0.3},
+    ],
+    "OptimiAdan": [
+        {"lr": 0.0123, "weight_decay": [0, 0.037], "decouple_lr": FLAG},
+        {"betas": (0.2, 0.95, 0.5), "weight_decay": 0.037},
+        {"betas": (0.5 + 1e-9, 0.9, 0.99), "eps": 1e-3, "adam_wd": True, "weight_decay": 0.3},
+        {"betas": (0.0, 0.5 + 1e-9, 0.0), "eps": 1.0, "weight_decay": 0.3, "lr": 3},
+        {"max_lr": 0.7, "decouple_lr": True, "weight_decay": 0.3},
+    ],
     "RMSprop": [
         {
             "lr": 0.0123,
@@ -431,6 +506,13 @@ def _with_gaps(p: Tensor) -> Tensor:
 def for_loop_flags(optimizer: str) -> dict[str, bool]:
     """The flags that select torch's for-loop, where a class has others."""
     return {flag: False for flag in ("foreach", "fused") if _has_option(optimizer, flag)}
+
+
+def in_16_bits(configuration: "Configuration") -> "Configuration":
+    """A configuration with which 16-bit parameters run in Go: without the compensation of torch-optimi."""
+    if not _has_option(configuration.optimizer, "kahan_sum"):
+        return configuration
+    return replace(configuration, options={**configuration.options, "kahan_sum": False})
 
 
 @dataclass(frozen=True)

@@ -173,6 +173,8 @@ DENSE, ROWS, MATRICES = {"a": (2, 3), "b.weight": (2,), "c": (2, 2, 2)}, {"words
 RUNS: dict[str, tuple[str, dict[str, Any], dict[str, tuple[int, ...]]]] = {
     **{name: (name, _few(name)[-1], DENSE) for name in TABLE if name not in ORACLES},
     "AMSGrad": ("Adam", {"amsgrad": True}, DENSE),
+    # Not decouple_wd, with which the class in Go is OptimiAdamW.
+    "OptimiAdam": ("OptimiAdam", {"weight_decay": 0.037, "decouple_lr": True}, DENSE),
     "Rprop": ("Rprop", {"etas": (0.1, 3.7), "step_sizes": (5e-3, math.inf)}, DENSE),
     "SparseAdam": ("SparseAdam", {"betas": (0.5, 0.807)}, ROWS),
     "SparseSGD": ("SGD", {"maximize": True}, ROWS),

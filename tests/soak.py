@@ -101,11 +101,12 @@ VALUES = {
 }
 # Flags that decide which states exist: only for new groups.
 FLAGS = {"amsgrad": [False, True], "centered": [False, True], "decouple_lr": [False, True], "slice_p": [1, 3]}
+FLAGS |= {"decouple_wd": [False, True], "torch_init": [False, True]}
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
-# Options that the groups of these do not change.
-OWN = (("eps", "Adafactor"), ("lr", "Prodigy"))
+# Options that the groups of these do not change. All groups of Prodigy have the same lr. VALUES has Prodigy's beta3.
+OWN = (("eps", "Adafactor"), ("lr", "Prodigy"), ("beta3", "OptimiAdan"))
 
 
 class Difference(AssertionError):
@@ -280,12 +281,9 @@ class Pair:
         group = self.opts[0].param_groups[at]
         fixed = SPARSE.get(self.name, {}) if self.sparse.intersection(self._groups[at]) else {}
         keys = [k for k in VALUES if k in group and k not in fixed]
-        if self.name == "Adafactor":
-            keys.remove("eps")
+        keys = [k for k in keys if (k, self.name) not in OWN]
         if self.name == "RMSprop":
             keys.remove("momentum")
-        if self.name == "Prodigy":  # all groups have the same one
-            keys.remove("lr")
         key = self.random.choice(keys)
         value = self.random.choice(VALUES[key])
         if key == "betas":

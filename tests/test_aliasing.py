@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import rows
 import torch
-from configurations import ELEMENTWISE, class_of, for_loop_flags, oracle_of
+from configurations import ELEMENTWISE, MOMENTUM, class_of, for_loop_flags, oracle_of
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -19,9 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Sparse invariant checks")
 
 N = 1 << 19  # per parameter, enough for two threads
 OPTIONS: dict[str, dict[str, Any]] = {
-    "SGD": {"lr": 0.1, "momentum": 0.9},
-    "SGDW": {"lr": 0.1, "momentum": 0.9},
-    "LARS": {"lr": 0.1, "momentum": 0.9},
+    **{name: {"lr": 0.1, "momentum": 0.9} for name in MOMENTUM},
     "RMSprop": {"momentum": 0.9, "centered": True},
     "Adam": {"amsgrad": True},
     "ASGD": {"t0": 0},

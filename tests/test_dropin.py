@@ -21,7 +21,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from configurations import ELEMENTWISE, IN_TABLES, STARTS_LATE, both_classes, class_of, needs_late_state, that_fall_back
+from configurations import (
+    ELEMENTWISE,
+    IN_TABLES,
+    MOMENTUM,
+    STARTS_LATE,
+    both_classes,
+    class_of,
+    needs_late_state,
+    that_fall_back,
+)
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn import Parameter
 from torch.optim import Optimizer, optimizer as torch_optimizer
@@ -35,7 +44,7 @@ from goptim.testing import assert_bit_equal, ieee_sqrt
 NAMES = IN_TABLES
 
 # Arguments with which every optimizer has tensors in its state.
-WITH_STATE = {"SGD": {"momentum": 0.9}, "SGDW": {"momentum": 0.9}, "LARS": {"momentum": 0.9}}
+WITH_STATE = {name: {"momentum": 0.9} for name in MOMENTUM}
 
 # torch's own sparse Adagrad causes it.
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse invariant checks")
@@ -772,7 +781,7 @@ def test_fake_tensors(name, go):
         opt = both_classes(name)[1]([p], **WITH_STATE.get(name, {}))
         opt.step()
     opt.step()  # outside of the mode, the tensors themselves are fake
-    tensors = [t for key, t in opt.state[p].items() if key != "step" and not isinstance(t, float)]
+    tensors = [t for key, t in opt.state[p].items() if key != "step" and not isinstance(t, (float, type(None)))]
     assert all(isinstance(t, FakeTensor) and t.fake_mode is mode for t in tensors)
     assert go == []
 

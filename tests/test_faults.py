@@ -13,7 +13,16 @@ import numpy as np
 import pytest
 import rows
 import torch
-from configurations import ELEMENTWISE, both_classes, class_of, name_of, needs_late_state, oracle_of, that_fall_back
+from configurations import (
+    ELEMENTWISE,
+    MOMENTUM,
+    both_classes,
+    class_of,
+    name_of,
+    needs_late_state,
+    oracle_of,
+    that_fall_back,
+)
 from rows import call_groups
 from torch.nn import Parameter
 
@@ -21,7 +30,7 @@ from goptim import _core
 from goptim.testing import assert_bit_equal, ieee_sqrt
 
 NAMES = ELEMENTWISE
-OPTIONS = {name: {"lr": 0.1, "momentum": 0.9} for name in ("SGD", "SGDW", "LARS")}
+OPTIONS = {name: {"lr": 0.1, "momentum": 0.9} for name in MOMENTUM}
 
 every = pytest.mark.parametrize("name", NAMES)
 
@@ -245,7 +254,8 @@ def test_convertible_states_fall_back(name):
     for opt in (theirs, ours):
         train(opt, range(2))
         for p in params_of(opt)[-2:]:
-            key = opt_keys[-1] if (opt_keys := list(opt.state[p])) else None
+            keys = [key for key, t in opt.state[p].items() if t is not None]
+            key = keys[-1] if keys else None
             opt.state[p][key] = opt.state[p][key].double()
         give_gradients(opt, 2)
         errors.append(error_of(opt))

@@ -48,7 +48,7 @@ def values(dtype, seed, *shape):
 
 
 # A lerp with weight 1 adds a product with a zero, whose sign differs between torch's vectors and its scalar tail.
-SIGNS_DIFFER = {(0.0, 0.0), (0.0, 0.5), (0.0, 0.0, 0.0)}
+SIGNS_DIFFER = {(0.0, 0.5 + 1e-9, 0.0), (0.0, 0.0), (0.0, 0.5), (0.0, 0.0, 0.0)}
 REST = [c for c in CONFIGURATIONS if c not in FEW and c.options.get("betas") not in SIGNS_DIFFER]
 
 

@@ -27,6 +27,7 @@ from configurations import (
     Configuration,
     both_classes,
     gradients,
+    in_16_bits,
     needs_late_state,
     normal,
     oracle_of,
@@ -48,9 +49,9 @@ pytestmark = [
 ]
 
 HALVES = pytest.mark.parametrize("dtype", [BF16, F16], ids=["bfloat16", "float16"])
-EVERY = [c for c in CONFIGURATIONS if c.optimizer in ELEMENTWISE]
+EVERY = [in_16_bits(c) for c in CONFIGURATIONS if c.optimizer in ELEMENTWISE]
 # The default configuration of every optimizer and that with every flag.
-FEW = [TABLE[name][i] for name in ELEMENTWISE for i in (0, -1)]
+FEW = [in_16_bits(TABLE[name][i]) for name in ELEMENTWISE for i in (0, -1)]
 # A single division and root; a state that is new in the first step; scalar states; more than one state; comparisons.
 SOME = [TABLE[name][-1] for name in ("AdamW", "SGD", "NAdam", "RMSprop", "Rprop")]
 SHORT = [0, 1, 3, 7, 8, 15, 16, 17, 31, 32, 33, 1003, ()]
@@ -313,7 +314,7 @@ def test_gradients_come_and_go(configuration, dtype):
 def test_groups_of_all_dtypes(name):
     """Float32, float64 and both 16-bit dtypes, in one group and in groups of their own with other options."""
     needs_late_state(name)
-    row = TABLE[name]
+    row = [in_16_bits(c) for c in TABLE[name]]
     pair = Pair(row[0], [normal((19,), dtype, i) for i, dtype in enumerate((F32, BF16, F16, F64, BF16))])
     for i, dtype in enumerate((BF16, F32, F16)):
         pair.add_group(row[-1 - i], [normal((21,), dtype, 2 * i), normal((4, 3), dtype, 2 * i + 1)])
@@ -521,7 +522,7 @@ def test_a_state_of_another_dtype_than_the_parameter(name, other):
 @pytest.mark.parametrize("name", ELEMENTWISE)
 def test_states_of_torch(name, dtype):
     """A state_dict of either class continues in the other."""
-    configuration = TABLE[name][-1]
+    configuration = in_16_bits(TABLE[name][-1])
     values = [normal((37,), dtype, 0), normal((4, 3), dtype, 1)]
     theirs = leaves(values)
     oracle = oracle_of(name)(theirs, **configuration.options)  # no flags, which a state_dict has

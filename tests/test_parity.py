@@ -17,6 +17,7 @@ import torch
 from configurations import (
     CONFIGURATIONS,
     FEW,
+    FULL_LERPS,
     NEEDS_FMA,
     NEEDS_FUSED,
     TABLE,
@@ -40,7 +41,7 @@ pytestmark = [
 ]
 
 KERNELS = Path(__file__).parents[1] / "goptim" / "internal" / "kernel" / "f32x8"
-KERNEL_OF = {"AdamW": "Adam", "AMSGrad": "Adam", "NAdamW": "Adam"}
+KERNEL_OF = {"AdamW": "Adam", "AMSGrad": "Adam", "NAdamW": "Adam", "OptimiAdamW": "OptimiAdam"}
 KERNEL_OF |= dict.fromkeys(("AdamWScheduleFree", "SGDScheduleFree", "RAdamScheduleFree"), "ScheduleFree")
 
 # Options that have the same value in all groups.
@@ -122,7 +123,7 @@ def test_special_values(configuration, dtype):
     some = torch.tensor([*positive, *(-x for x in positive), torch.inf, -torch.inf, torch.nan], dtype=dtype)
     values, grads = torch.cartesian_prod(some, some).t().contiguous()
     positive_zeros = values + 0.0  # torch.maximum(0.0, -0.0) depends on the position of the element
-    if configuration.options.get("betas", (1,))[0] == 0 or configuration.optimizer == "StableAdamW":
+    if configuration.options.get("betas", (1,))[0] == 0 or configuration.optimizer in FULL_LERPS:
         grads = grads + 0.0  # and so does torch.lerp(0.0, -0.0, 1.0)
     pair = Pair(configuration, [values])
     for step in range(STEPS):

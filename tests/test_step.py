@@ -14,7 +14,7 @@ import time
 import pytest
 import rows
 import torch
-from configurations import ELEMENTWISE, IN_TABLES, both_classes, needs_late_state
+from configurations import ELEMENTWISE, IN_TABLES, MOMENTUM, both_classes, needs_late_state
 from torch.nn import Parameter
 
 import goptim
@@ -23,7 +23,7 @@ from goptim._kinds import Kind
 from goptim._lists import order_of_norms
 from goptim.testing import assert_bit_equal, ieee_sqrt
 
-OPTIONS = {name: {"momentum": 0.9} for name in ("SGD", "SGDW", "LARS")}
+OPTIONS = {name: {"momentum": 0.9} for name in MOMENTUM}
 every = pytest.mark.parametrize("name", ELEMENTWISE)
 
 
@@ -89,7 +89,7 @@ def change(params, how):
         params.extend(params[:1] * 300)
 
 def make(name, kind=list, dtypes=(torch.float32,) * 8):
-    options = {"momentum": 0.9} if name in ("SGD", "SGDW", "LARS") else {}
+    options = {"momentum": 0.9} if name in MOMENTUM else {}
     options["foreach"] = torch.bfloat16 in dtypes or None  # torch steps these then
     opt = getattr(goptim, name)([Parameter(torch.randn(64).to(d)) for d in dtypes], **options)
     for p in opt.param_groups[0]["params"]:
@@ -165,7 +165,7 @@ def test_states_that_are_replaced_during_a_step():
         for dtypes in ((torch.float32,) * 8, (torch.float32, torch.bfloat16) * 4):
             shape = (8, 8) if name == "Muon" else (64,)
             groups = [{"params": [Parameter(torch.randn(shape).to(d)) for d in dtypes]} for _ in range(3)]
-            options = {"momentum": 0.9} if name in ("SGD", "SGDW", "LARS") else {}
+            options = {"momentum": 0.9} if name in MOMENTUM else {}
             if name != "Muon":
                 options["foreach"] = torch.bfloat16 in dtypes or None  # torch steps these then
             opt = getattr(goptim, name)(groups, **options)
@@ -724,7 +724,7 @@ STRESS = """
 
     def make(name, mixed):
         options = {"eps": (1e-30, 1e-3)} if name == "Adafactor" else {}
-        if name in ("SGD", "SGDW", "LARS"):
+        if name in MOMENTUM:
             options["momentum"] = 0.9  # so that there is a state
         if mixed and "foreach" in inspect.signature(operator.attrgetter(name)(goptim)).parameters:
             options["foreach"] = random.choice([None, True])  # with it, torch steps 16-bit parameters

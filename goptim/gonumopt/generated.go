@@ -144,6 +144,48 @@ func NAdamW(o goptim.NAdamWOptions) *Method {
 	})
 }
 
+// OptimiAdam is the optimizer of goptim.NewOptimiAdam.
+func OptimiAdam(o goptim.OptimiAdamOptions) *Method {
+	return method(func(p Params) (*goptim.OptimiAdam[float64], error) {
+		return goptim.NewOptimiAdam(p, o)
+	})
+}
+
+// OptimiAdamW is the optimizer of goptim.NewOptimiAdamW.
+func OptimiAdamW(o goptim.OptimiAdamOptions) *Method {
+	return method(func(p Params) (*goptim.OptimiAdam[float64], error) {
+		return goptim.NewOptimiAdamW(p, o)
+	})
+}
+
+// OptimiAdan is the optimizer of goptim.NewOptimiAdan.
+func OptimiAdan(o goptim.OptimiAdanOptions) *Method {
+	return method(func(p Params) (*goptim.OptimiAdan[float64], error) {
+		return goptim.NewOptimiAdan(p, o)
+	})
+}
+
+// OptimiLion is the optimizer of goptim.NewOptimiLion.
+func OptimiLion(o goptim.OptimiLionOptions) *Method {
+	return method(func(p Params) (*goptim.OptimiLion[float64], error) {
+		return goptim.NewOptimiLion(p, o)
+	})
+}
+
+// OptimiRAdam is the optimizer of goptim.NewOptimiRAdam.
+func OptimiRAdam(o goptim.OptimiRAdamOptions) *Method {
+	return method(func(p Params) (*goptim.OptimiRAdam[float64], error) {
+		return goptim.NewOptimiRAdam(p, o)
+	})
+}
+
+// OptimiSGD is the optimizer of goptim.NewOptimiSGD.
+func OptimiSGD(o goptim.OptimiSGDOptions) *Method {
+	return method(func(p Params) (*goptim.OptimiSGD[float64], error) {
+		return goptim.NewOptimiSGD(p, o)
+	})
+}
+
 // Prodigy is the optimizer of goptim.NewProdigy.
 func Prodigy(o goptim.ProdigyOptions) *Method {
 	return method(func(p Params) (*goptim.Prodigy[float64], error) {

@@ -20,6 +20,7 @@ from goptim import (
     amp as amp,
     bitsandbytes as bitsandbytes,
     hf as hf,
+    optimi as optimi,
     swa_utils as swa_utils,
     testing as testing,
     timm as timm,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -10,7 +11,8 @@ from torch import Tensor
 
 from goptim import _storage, _timm
 from goptim._for_loop import ForLoop
-from goptim._parts import Part
+from goptim._parts import Asked, Part
+from goptim._step import GoStep
 
 
 def defaults_of(
@@ -67,15 +69,39 @@ def decay_of(group: dict[str, Any], lr: Any) -> Any:
     return 1 - rate * group["weight_decay"]
 
 
-def add_quotient_(p: Tensor, m: Tensor, denom: Tensor, scale: Any, compensation: Tensor | None) -> None:
+def rate_of(group: dict[str, Any]) -> Any:
+    """What the weight decay is multiplied by if it is decoupled."""
+    return group["lr"] / group["max_lr"] if group["decouple_lr"] else group["lr"]
+
+
+def decay_(p: Tensor, group: dict[str, Any]) -> Tensor:
+    """Decay a parameter. Returns its gradient, or a new tensor to which the decay is added."""
+    assert p.grad is not None
+    weight_decay = group["weight_decay"]
+    if weight_decay == 0:
+        return p.grad
+    if not (group["decouple_lr"] or group.get("decouple_wd", True)):
+        return p.grad.add(p, alpha=weight_decay)
+    factor = decay_of(group, group["lr"])
+    if factor != 0:  # torch-optimi does not multiply by 0
+        p.mul_(factor)
+    return p.grad
+
+
+def add_(p: Tensor, compensation: Tensor | None, add: Callable[[Tensor], Any]) -> None:
     """Add an update to a parameter, or to what its 16 bits lack, and then that to the parameter."""
     if compensation is None:
-        p.addcdiv_(m, denom, value=scale)
+        add(p)
         return
-    compensation.addcdiv_(m, denom, value=scale)
+    add(compensation)
     before = p.detach().clone()
     p.add_(compensation)
     compensation.add_(before.sub_(p))
+
+
+def add_quotient_(p: Tensor, m: Tensor, denom: Tensor, scale: Any, compensation: Tensor | None) -> None:
+    """Add an update that is a quotient."""
+    add_(p, compensation, lambda t: t.addcdiv_(m, denom, value=scale))
 
 
 def options_of(group: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
@@ -121,7 +147,7 @@ class Loop(ForLoop):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for of in self.state.values():
-            if of:
+            if any(key in of for key in self.states):
                 of.setdefault("kahan_comp", None)
 
     def _restore_scalars(self, given: dict[str, Any]) -> None:
@@ -132,7 +158,7 @@ class Loop(ForLoop):
             if p.grad is None or self.state[p]:
                 continue
             state = self.state[p]
-            for key in self.states:
+            for key in self.order or self.states:
                 state[key] = self._initial_in(group, key, p)
             state["kahan_comp"] = None
             if p.dtype in _storage.NARROW and compensates(group):
@@ -143,6 +169,10 @@ class Loop(ForLoop):
         if key == "eps_sq":
             return torch.tensor(float(group["eps"]) ** 2, dtype=p.dtype, device=p.device)
         return torch.zeros_like(p, requires_grad=False)
+
+    def options_in_go(self, group: dict[str, Any]) -> dict[str, Any]:
+        """The options in Go that are entries of a group with another type."""
+        return {}
 
     def advanced(self, group: dict[str, Any]) -> dict[str, Any]:
         """The entries of a group after the next step."""
@@ -172,6 +202,25 @@ class Counting(Loop):
 
     def advanced(self, group: dict[str, Any]) -> dict[str, Any]:
         return {**super().advanced(group), "step": _count(self.steps_of(group) + 1)}
+
+    def options_in_go(self, group: dict[str, Any]) -> dict[str, Any]:
+        return {"step": self.steps_of(group)}
+
+
+class GoOptimi(GoStep):
+    """The base of the classes whose update runs in Go, before their for-loop, a Loop."""
+
+    part_class = CompensatedPart
+
+    def options(self, group: dict[str, Any]) -> dict[str, Any]:
+        """A copy of the options, since torch's part of a step may change the group before Go's part."""
+        loop: Any = self
+        options = options_of(group, super().options(group))
+        return {**options, **loop.options_in_go(group), "advanced": loop.advanced(group)}
+
+    def _finish_step(self, groups: list[dict[str, Any]], asked: Sequence[Asked]) -> None:
+        for group, (_, options, _) in zip(groups, asked, strict=True):
+            group.update(options["advanced"])
 
 
 def _count(n: int) -> Tensor:

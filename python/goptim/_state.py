@@ -263,9 +263,11 @@ def _groups(metadata: dict[str, str]) -> list[dict[str, Any]]:
 
 def _require_class(class_name: str, saved: dict[str, Any]) -> None:
     """Reject the state of another class. Adam and AdamW are compatible; later torch distinguishes them by a flag."""
-    adams = ("Adam", "AdamW")
-    if saved["optimizer"] != class_name and not (class_name in adams and saved["optimizer"] in adams):
+    adams, optimis = ("Adam", "AdamW"), ("OptimiAdam", "OptimiAdamW")
+    if saved["optimizer"] != class_name and not any({class_name, saved["optimizer"]} <= {*x} for x in (adams, optimis)):
         raise ValueError(f"the state of {saved['optimizer']}, expected that of {class_name}")
+    if class_name in optimis:
+        saved.setdefault("decouple_wd", saved["optimizer"] == "OptimiAdamW")
     if class_name in adams:
         decoupled = saved.setdefault("decoupled_weight_decay", saved["optimizer"] == "AdamW")
         has_flag = "decoupled_weight_decay" in _defaults("Adam")

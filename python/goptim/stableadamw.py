@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from goptim import _optimi, _timm
-from goptim._parts import Asked
-from goptim._step import GoStep
 
 __all__ = ["StableAdamW"]
 
@@ -67,7 +64,7 @@ class StableAdamWForLoop(_optimi.Counting):
         _optimi.add_quotient_(p, m, v.sqrt().add_(group["eps"]), -lr, state["kahan_comp"])
 
 
-class StableAdamW(GoStep, StableAdamWForLoop):
+class StableAdamW(_optimi.GoOptimi, StableAdamWForLoop):
     r"""StableAdamW with its update in Go: the arguments, state and exact results of ``optimi.StableAdamW``.
 
     For a parameter :math:`\theta` with gradient :math:`g_t`, where
@@ -110,14 +107,3 @@ class StableAdamW(GoStep, StableAdamWForLoop):
     """
 
     elementwise = False
-    part_class = _optimi.CompensatedPart
-
-    def options(self, group: dict[str, Any]) -> dict[str, Any]:
-        """A copy of the options, since torch's part of a step may change the group before Go's part."""
-        advanced = self.advanced(group)
-        options = _optimi.options_of(group, super().options(group))
-        return {**options, "step": self.steps_of(group), "advanced": advanced}
-
-    def _finish_step(self, groups: list[dict[str, Any]], asked: Sequence[Asked]) -> None:
-        for group, (_, options, _) in zip(groups, asked, strict=True):
-            group.update(options["advanced"])

@@ -21,12 +21,13 @@ pytestmark = [
 ]
 
 STEPS = 12
-OVERWRITING = ("schedulefree", "prodigyopt", "pytorch_optimizer")  # packages that overwrite gradients
-FIXED = {"Prodigy": ("slice_p",)}
+OVERWRITING = ("optimi", "schedulefree", "prodigyopt", "pytorch_optimizer")  # packages that overwrite gradients
+FIXED = {"OptimiSGD": ("dampening", "torch_init"), "Prodigy": ("slice_p",)}
 UNORDERED = ("Adan", "SGDW", "RMSpropTF", "LAMB")  # with caution, timm compares complex numbers, which is an error
 # These compute float64 in float32, which goptim's do not.
 SINGLE = [name for name in BEYOND if _for_loop.CLASSES[name].reference.startswith("bitsandbytes.")]
-REAL = ("AdEMAMix", "BitsandbytesAdEMAMix", "BitsandbytesLion", "Prodigy", "StableAdamW")  # without complex parameters
+# Without complex parameters.
+REAL = ("AdEMAMix", "BitsandbytesAdEMAMix", "BitsandbytesLion", "OptimiLion", "Prodigy", "StableAdamW")
 CONFIGURATIONS = [configuration for name in BEYOND for configuration in TABLE[name]]
 FLOATS = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -432,6 +432,32 @@ func variants[T kernel.Float](k kernels) []variant[T] {
 	add(b, "ProdigyMoments without exp_avg", 2, prodigy, onlySecond)
 	add(b, "ProdigyDistance", 4, prodigy, aroundGrad)
 	add(b, "StableAdamWSquares", 2, kernel.StableAdamW{Coupled: adam.Coupled, Beta2: .99, C2: .01, EpsSq: 1e-12}, withGrad)
+	optimiAdam := kernel.OptimiAdam{
+		Coupled: kernel.CoupledOf(false, 0), Decay: .99, C1: kernel.WeightOf[T](.1), Beta2: .99, C2: .01, Eps: 1e-6, Step: -.1,
+	}
+	normalizing := optimiAdam
+	normalizing.Coupled, normalizing.Decay, normalizing.C1, normalizing.Normalizes = coupledTo, 1, kernel.WeightOf[T](.6), 1
+	add(b, "OptimiAdam", 4, optimiAdam)
+	add(b, "OptimiAdam normalizes", 4, normalizing)
+	optimiSGD := kernel.OptimiSGD{Coupled: coupledTo, Decay: .99, C: kernel.WeightOf[T](.1), Momentum: .9, Step: -.1}
+	cleared, averages := optimiSGD, optimiSGD
+	cleared.Clears, averages.Averages = 1, 1
+	started, clearedAverages := averages, averages
+	started.Starts, clearedAverages.Clears = 1, 1
+	add(b, "OptimiSGD", 2, optimiSGD)
+	add(b, "OptimiSGD momentum", 3, optimiSGD)
+	add(b, "OptimiSGD clears", 3, cleared)
+	add(b, "OptimiSGD averages", 3, averages)
+	add(b, "OptimiSGD averages, starts", 3, started)
+	add(b, "OptimiSGD averages, clears", 3, clearedAverages)
+	optimiAdan := kernel.OptimiAdan{
+		Coupled: kernel.CoupledOf(false, 0), Shrink: 1.1, C1: kernel.WeightOf[T](.02), C2: kernel.WeightOf[T](.6), Beta2: .92,
+		Beta3: .99, C3: .01, Step: -.1, StepDiff: -.092, Eps: 1e-6,
+	}
+	firstOptimiAdan := optimiAdan
+	firstOptimiAdan.First = 1
+	add(b, "OptimiAdan", 6, optimiAdan)
+	add(b, "OptimiAdan first", 6, firstOptimiAdan)
 	add(b, "LARS", 2, lars)
 	add(b, "LARS momentum", 3, lars)
 	add(b, "LARS first", 3, firstLars)

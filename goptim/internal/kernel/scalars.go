@@ -354,6 +354,42 @@ type StableAdamW struct {
 	MaxLR           float64 // 0, or what LR is divided by in Decay
 }
 
+// OptimiAdam has the scalars of torch-optimi's Adam, AdamW and RAdam.
+type OptimiAdam struct {
+	Coupled
+	Decay      float64 // decoupled: 1 - lr*weight_decay; 1 for none
+	C1         Weight  // 1 - beta1, debiased
+	Beta2, C2  float64 // beta2, debiased, and 1 minus that
+	Normalizes float64 // flag: divide the update by the root of exp_avg_sq
+	Eps        float64
+	Step       float64 // -lr, times the rectification of RAdam
+}
+
+// OptimiSGD has the scalars of torch-optimi's SGD.
+type OptimiSGD struct {
+	Coupled
+	Decay    float64 // decoupled: 1 - lr*weight_decay; 1 for none
+	Clears   float64 // flag: the buffer is uninitialized, and zero before the step
+	Starts   float64 // flag: the buffer is uninitialized, and the gradient before the step; only with Averages
+	Averages float64 // flag: the buffer is an average with the weight C, and otherwise Momentum times itself plus the gradient
+	C        Weight  // 1 - momentum
+	Momentum float64
+	Step     float64 // -lr
+}
+
+// OptimiAdan has the scalars of torch-optimi's Adan.
+type OptimiAdan struct {
+	Coupled           // only its Sign is used
+	First     float64 // flag: prev_grad is the negated gradient
+	Shrink    float64 // 1, or the divisor 1 + lr*weight_decay
+	C1, C2    Weight  // 1 - beta1, 1 - beta2, debiased
+	Beta2     float64 // beta2
+	Beta3, C3 float64 // beta3, debiased, and 1 minus that
+	Step      float64 // -lr
+	StepDiff  float64 // -lr*beta2
+	Eps       float64
+}
+
 // LaProp has the scalars of LaProp.
 type LaProp struct {
 	Coupled           // only its Sign is used

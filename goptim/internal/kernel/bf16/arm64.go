@@ -27,6 +27,9 @@ var (
 	AuxAdam         = kernel.OfWidth(nil, bf16x8.AuxAdam)
 	NAdam           = kernel.OfWidth(nil, bf16x8.NAdam)
 	NAdamW          = kernel.OfWidth(nil, bf16x8.NAdamW)
+	OptimiAdam      = kernel.OfWidth(nil, bf16x8.OptimiAdam)
+	OptimiAdan      = kernel.OfWidth(nil, bf16x8.OptimiAdan)
+	OptimiSGD       = kernel.OfWidth(nil, bf16x8.OptimiSGD)
 	Prodigy         = kernel.OfWidth(nil, bf16x8.Prodigy)
 	RAdam           = kernel.OfWidth(nil, bf16x8.RAdam)
 	RMSprop         = kernel.OfWidth(nil, bf16x8.RMSprop)
@@ -44,7 +47,7 @@ var (
 
 // Of returns the kernel with scalars of type S, or nil if there is none, or if this process does not use vectors.
 func Of[S any]() kernel.BFloat16Func[S] {
-	for _, k := range []any{Adadelta, Adagrad, Adam, Adamax, AdamWLegacy, Adan, AdEMAMix, ADOPT, ASGD, LAMB, LaProp, LARS, Lion, AuxAdam, NAdam, NAdamW, Prodigy, RAdam, RMSprop, RMSpropTF, RMSpropTFLike, Rprop, ScheduleFree, SGDScheduleFree, SGD, SGDW, StableAdamW, Lookahead, SAM} {
+	for _, k := range []any{Adadelta, Adagrad, Adam, Adamax, AdamWLegacy, Adan, AdEMAMix, ADOPT, ASGD, LAMB, LaProp, LARS, Lion, AuxAdam, NAdam, NAdamW, OptimiAdam, OptimiAdan, OptimiSGD, Prodigy, RAdam, RMSprop, RMSpropTF, RMSpropTFLike, Rprop, ScheduleFree, SGDScheduleFree, SGD, SGDW, StableAdamW, Lookahead, SAM} {
 		if k, ok := k.(func(*S, []uint16, []uint16, [4][]uint16, *kernel.Draws, []uint16) bool); ok {
 			return k
 		}

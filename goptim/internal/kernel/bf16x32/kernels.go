@@ -1137,6 +1137,181 @@ func decayed(p, g, sign vector, coupled bits, wd vector) vector {
 	return p.ToBits().And(coupled).BitsToFloat32().MulAdd(wd, g.Mul(sign))
 }
 
+func OptimiAdam(h *kernel.OptimiAdam, p, g []uint16, s [4][]uint16, random *kernel.Draws, rest []uint16) bool {
+	if random != nil {
+		return bf16x16.OptimiAdam(h, p, g, s, random, rest)
+	}
+	if rest != nil {
+		return bf16x16.OptimiAdam(h, p, g, s, random, rest)
+	}
+	sgn, coupled, wd, decay := set(h.Sign), flag(h.Couples), set(h.WeightDecay), set(h.Decay)
+	c1, beta2, c2 := weight{set(h.C1.W), flag(h.C1.FromX)}, set(h.Beta2), set(h.C2)
+	eps, step := set(h.Eps), set(h.Step)
+	normalizes := math.Float64bits(h.Normalizes) != 0
+	m, v := s[0], s[1]
+	k := constants()
+	for i := 0; i < len(p); i += lanes {
+		var mEvens, vEvens, pEvens bits
+		{
+			x := at(p, i).ShiftAllLeft(16).BitsToFloat32()
+			mi, vi := moments(x, at(g, i).ShiftAllLeft(16).BitsToFloat32(), at(m, i).ShiftAllLeft(16).BitsToFloat32(), at(v, i).ShiftAllLeft(16).BitsToFloat32(), sgn, coupled, wd, c1, beta2, c2)
+			mEvens = rounded(mi, k).ShiftAllRight(16)
+			vEvens = rounded(vi, k).ShiftAllRight(16)
+			if x = x.Mul(decay); normalizes {
+				x = addcdiv(x, mi, vi.Sqrt().Add(eps), step)
+			} else {
+				x = axpy(x, mi, step)
+			}
+			pEvens = rounded(x, k).ShiftAllRight(16)
+		}
+		runtime.KeepAlive(h)
+		{
+			x := at(p, i).And(k.upper).BitsToFloat32()
+			mi, vi := moments(x, at(g, i).And(k.upper).BitsToFloat32(), at(m, i).And(k.upper).BitsToFloat32(), at(v, i).And(k.upper).BitsToFloat32(), sgn, coupled, wd, c1, beta2, c2)
+			*at(m, i) = joined(mEvens, mi, k)
+			*at(v, i) = joined(vEvens, vi, k)
+			if x = x.Mul(decay); normalizes {
+				x = addcdiv(x, mi, vi.Sqrt().Add(eps), step)
+			} else {
+				x = axpy(x, mi, step)
+			}
+			*at(p, i) = joined(pEvens, x, k)
+		}
+	}
+	return true
+}
+
+func OptimiAdan(h *kernel.OptimiAdan, p, g []uint16, s [4][]uint16, random *kernel.Draws, rest []uint16) bool {
+	if random != nil {
+		return bf16x16.OptimiAdan(h, p, g, s, random, rest)
+	}
+	if rest != nil {
+		return bf16x16.OptimiAdan(h, p, g, s, random, rest)
+	}
+	sgn, first, shrink := set(h.Sign), flag(h.First), set(h.Shrink)
+	c1, c2 := weight{set(h.C1.W), flag(h.C1.FromX)}, weight{set(h.C2.W), flag(h.C2.FromX)}
+	beta2, beta3, c3, eps := set(h.Beta2), set(h.Beta3), set(h.C3), set(h.Eps)
+	step, stepDiff, minus := set(h.Step), set(h.StepDiff), set(-1)
+	avg, sq, dif, pre := s[0], s[1], s[2], s[3]
+	k := constants()
+	for i := 0; i < len(p); i += lanes {
+		var avgEvens, difEvens, sqEvens, preEvens, pEvens bits
+		{
+			d := at(g, i).ShiftAllLeft(16).BitsToFloat32().Mul(sgn)
+			change := choose(first, neg(d), at(pre, i).ShiftAllLeft(16).BitsToFloat32()).Add(d)
+			m := lerp(at(avg, i).ShiftAllLeft(16).BitsToFloat32(), d, c1)
+			f := lerp(at(dif, i).ShiftAllLeft(16).BitsToFloat32(), change, c2)
+			u := change.Mul(beta2).Add(d)
+			v := addcmul(at(sq, i).ShiftAllLeft(16).BitsToFloat32().Mul(beta3), u, u, c3)
+			avgEvens = rounded(m, k).ShiftAllRight(16)
+			difEvens = rounded(f, k).ShiftAllRight(16)
+			sqEvens = rounded(v, k).ShiftAllRight(16)
+			preEvens = rounded(d.Mul(minus), k).ShiftAllRight(16)
+			root := v.Sqrt().Add(eps)
+			x := addcdiv(at(p, i).ShiftAllLeft(16).BitsToFloat32(), m, root, step)
+			pEvens = rounded(addcdiv(x, f, root, stepDiff).Div(shrink), k).ShiftAllRight(16)
+		}
+		runtime.KeepAlive(h)
+		{
+			d := at(g, i).And(k.upper).BitsToFloat32().Mul(sgn)
+			change := choose(first, neg(d), at(pre, i).And(k.upper).BitsToFloat32()).Add(d)
+			m := lerp(at(avg, i).And(k.upper).BitsToFloat32(), d, c1)
+			f := lerp(at(dif, i).And(k.upper).BitsToFloat32(), change, c2)
+			u := change.Mul(beta2).Add(d)
+			v := addcmul(at(sq, i).And(k.upper).BitsToFloat32().Mul(beta3), u, u, c3)
+			*at(avg, i) = joined(avgEvens, m, k)
+			*at(dif, i) = joined(difEvens, f, k)
+			*at(sq, i) = joined(sqEvens, v, k)
+			*at(pre, i) = joined(preEvens, d.Mul(minus), k)
+			root := v.Sqrt().Add(eps)
+			x := addcdiv(at(p, i).And(k.upper).BitsToFloat32(), m, root, step)
+			*at(p, i) = joined(pEvens, addcdiv(x, f, root, stepDiff).Div(shrink), k)
+		}
+	}
+	return true
+}
+
+func OptimiSGD(h *kernel.OptimiSGD, p, g []uint16, s [4][]uint16, random *kernel.Draws, rest []uint16) bool {
+	if random != nil {
+		return bf16x16.OptimiSGD(h, p, g, s, random, rest)
+	}
+	if rest != nil {
+		return bf16x16.OptimiSGD(h, p, g, s, random, rest)
+	}
+	switch {
+	case s[0] == nil:
+		plainOptimiSGD(h, p, g)
+	case h.Averages != 0:
+		averageOptimiSGD(h, p, g, s[0])
+	default:
+		momentumOptimiSGD(h, p, g, s[0])
+	}
+	return true
+}
+
+func plainOptimiSGD(h *kernel.OptimiSGD, p, g []uint16) {
+	sgn, coupled, wd, decay, step := set(h.Sign), flag(h.Couples), set(h.WeightDecay), set(h.Decay), set(h.Step)
+	k := constants()
+	for i := 0; i < len(p); i += lanes {
+		var pEvens bits
+		{
+			x := at(p, i).ShiftAllLeft(16).BitsToFloat32()
+			pEvens = rounded(axpy(x.Mul(decay), decayed(x, at(g, i).ShiftAllLeft(16).BitsToFloat32(), sgn, coupled, wd), step), k).ShiftAllRight(16)
+		}
+		runtime.KeepAlive(h)
+		{
+			x := at(p, i).And(k.upper).BitsToFloat32()
+			*at(p, i) = joined(pEvens, axpy(x.Mul(decay), decayed(x, at(g, i).And(k.upper).BitsToFloat32(), sgn, coupled, wd), step), k)
+		}
+	}
+}
+
+func momentumOptimiSGD(h *kernel.OptimiSGD, p, g, buf []uint16) {
+	sgn, coupled, wd, decay, step := set(h.Sign), flag(h.Couples), set(h.WeightDecay), set(h.Decay), set(h.Step)
+	clears, momentum := flag(h.Clears), set(h.Momentum)
+	k := constants()
+	for i := 0; i < len(p); i += lanes {
+		var bufEvens, pEvens bits
+		{
+			x := at(p, i).ShiftAllLeft(16).BitsToFloat32()
+			b := choose(clears, zeros(), at(buf, i).ShiftAllLeft(16).BitsToFloat32()).Mul(momentum).Add(decayed(x, at(g, i).ShiftAllLeft(16).BitsToFloat32(), sgn, coupled, wd))
+			bufEvens = rounded(b, k).ShiftAllRight(16)
+			pEvens = rounded(axpy(x.Mul(decay), b, step), k).ShiftAllRight(16)
+		}
+		runtime.KeepAlive(h)
+		{
+			x := at(p, i).And(k.upper).BitsToFloat32()
+			b := choose(clears, zeros(), at(buf, i).And(k.upper).BitsToFloat32()).Mul(momentum).Add(decayed(x, at(g, i).And(k.upper).BitsToFloat32(), sgn, coupled, wd))
+			*at(buf, i) = joined(bufEvens, b, k)
+			*at(p, i) = joined(pEvens, axpy(x.Mul(decay), b, step), k)
+		}
+	}
+}
+
+func averageOptimiSGD(h *kernel.OptimiSGD, p, g, buf []uint16) {
+	sgn, coupled, wd, decay, step := set(h.Sign), flag(h.Couples), set(h.WeightDecay), set(h.Decay), set(h.Step)
+	clears, starts, c := flag(h.Clears), flag(h.Starts), weight{set(h.C.W), flag(h.C.FromX)}
+	k := constants()
+	for i := 0; i < len(p); i += lanes {
+		var bufEvens, pEvens bits
+		{
+			x := at(p, i).ShiftAllLeft(16).BitsToFloat32()
+			d := decayed(x, at(g, i).ShiftAllLeft(16).BitsToFloat32(), sgn, coupled, wd)
+			b := lerp(choose(starts, d, choose(clears, zeros(), at(buf, i).ShiftAllLeft(16).BitsToFloat32())), d, c)
+			bufEvens = rounded(b, k).ShiftAllRight(16)
+			pEvens = rounded(axpy(x.Mul(decay), b, step), k).ShiftAllRight(16)
+		}
+		runtime.KeepAlive(h)
+		{
+			x := at(p, i).And(k.upper).BitsToFloat32()
+			d := decayed(x, at(g, i).And(k.upper).BitsToFloat32(), sgn, coupled, wd)
+			b := lerp(choose(starts, d, choose(clears, zeros(), at(buf, i).And(k.upper).BitsToFloat32())), d, c)
+			*at(buf, i) = joined(bufEvens, b, k)
+			*at(p, i) = joined(pEvens, axpy(x.Mul(decay), b, step), k)
+		}
+	}
+}
+
 func Prodigy(h *kernel.Prodigy, p, g []uint16, s [4][]uint16, random *kernel.Draws, rest []uint16) bool {
 	if random != nil {
 		return bf16x16.Prodigy(h, p, g, s, random, rest)

@@ -78,6 +78,9 @@ var (
 	NAdamW             = f32x1.NAdamW
 	NAdamWAgrees       = f32x1.NAdamWAgrees
 	NAdamWQuotient     = f32x1.NAdamWQuotient
+	OptimiAdam         = f32x1.OptimiAdam
+	OptimiAdan         = f32x1.OptimiAdan
+	OptimiSGD          = f32x1.OptimiSGD
 	Prodigy            = f32x1.Prodigy
 	ProdigyMoments     = f32x1.ProdigyMoments
 	ProdigyDistance    = f32x1.ProdigyDistance

@@ -78,6 +78,9 @@ var (
 	NAdamW             = f64x1.NAdamW
 	NAdamWAgrees       = f64x1.NAdamWAgrees
 	NAdamWQuotient     = f64x1.NAdamWQuotient
+	OptimiAdam         = f64x1.OptimiAdam
+	OptimiAdan         = f64x1.OptimiAdan
+	OptimiSGD          = f64x1.OptimiSGD
 	Prodigy            = f64x1.Prodigy
 	ProdigyMoments     = f64x1.ProdigyMoments
 	ProdigyDistance    = f64x1.ProdigyDistance

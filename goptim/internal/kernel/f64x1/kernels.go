@@ -1343,6 +1343,91 @@ func decayed(p, g, sign vector, coupled bits, wd vector) vector {
 	return p.ToBits().And(coupled).BitsToFloat64().MulAdd(wd, g.Mul(sign))
 }
 
+func OptimiAdam(h *kernel.OptimiAdam, p, g []float64, s [4][]float64) {
+	sgn, coupled, wd, decay := set(h.Sign), flag(h.Couples), set(h.WeightDecay), set(h.Decay)
+	c1, beta2, c2 := weight{set(h.C1.W), flag(h.C1.FromX)}, set(h.Beta2), set(h.C2)
+	eps, step := set(h.Eps), set(h.Step)
+	normalizes := math.Float64bits(h.Normalizes) != 0
+	m, v := s[0], s[1]
+	for i := 0; i < len(p); i += lanes {
+		x := *at(p, i)
+		mi, vi := moments(x, *at(g, i), *at(m, i), *at(v, i), sgn, coupled, wd, c1, beta2, c2)
+		*at(m, i) = mi
+		*at(v, i) = vi
+		if x = x.Mul(decay); normalizes {
+			x = addcdiv(x, mi, vi.Sqrt().Add(eps), step)
+		} else {
+			x = axpy(x, mi, step)
+		}
+		*at(p, i) = x
+	}
+}
+
+func OptimiAdan(h *kernel.OptimiAdan, p, g []float64, s [4][]float64) {
+	sgn, first, shrink := set(h.Sign), flag(h.First), set(h.Shrink)
+	c1, c2 := weight{set(h.C1.W), flag(h.C1.FromX)}, weight{set(h.C2.W), flag(h.C2.FromX)}
+	beta2, beta3, c3, eps := set(h.Beta2), set(h.Beta3), set(h.C3), set(h.Eps)
+	step, stepDiff, minus := set(h.Step), set(h.StepDiff), set(-1)
+	avg, sq, dif, pre := s[0], s[1], s[2], s[3]
+	for i := 0; i < len(p); i += lanes {
+		d := at(g, i).Mul(sgn)
+		change := choose(first, neg(d), *at(pre, i)).Add(d)
+		m := lerp(*at(avg, i), d, c1)
+		f := lerp(*at(dif, i), change, c2)
+		u := change.Mul(beta2).Add(d)
+		v := addcmul(at(sq, i).Mul(beta3), u, u, c3)
+		*at(avg, i) = m
+		*at(dif, i) = f
+		*at(sq, i) = v
+		*at(pre, i) = d.Mul(minus)
+		root := v.Sqrt().Add(eps)
+		x := addcdiv(*at(p, i), m, root, step)
+		*at(p, i) = addcdiv(x, f, root, stepDiff).Div(shrink)
+	}
+}
+
+func OptimiSGD(h *kernel.OptimiSGD, p, g []float64, s [4][]float64) {
+	switch {
+	case s[0] == nil:
+		plainOptimiSGD(h, p, g)
+	case h.Averages != 0:
+		averageOptimiSGD(h, p, g, s[0])
+	default:
+		momentumOptimiSGD(h, p, g, s[0])
+	}
+}
+
+func plainOptimiSGD(h *kernel.OptimiSGD, p, g []float64) {
+	sgn, coupled, wd, decay, step := set(h.Sign), flag(h.Couples), set(h.WeightDecay), set(h.Decay), set(h.Step)
+	for i := 0; i < len(p); i += lanes {
+		x := *at(p, i)
+		*at(p, i) = axpy(x.Mul(decay), decayed(x, *at(g, i), sgn, coupled, wd), step)
+	}
+}
+
+func momentumOptimiSGD(h *kernel.OptimiSGD, p, g, buf []float64) {
+	sgn, coupled, wd, decay, step := set(h.Sign), flag(h.Couples), set(h.WeightDecay), set(h.Decay), set(h.Step)
+	clears, momentum := flag(h.Clears), set(h.Momentum)
+	for i := 0; i < len(p); i += lanes {
+		x := *at(p, i)
+		b := choose(clears, zeros(), *at(buf, i)).Mul(momentum).Add(decayed(x, *at(g, i), sgn, coupled, wd))
+		*at(buf, i) = b
+		*at(p, i) = axpy(x.Mul(decay), b, step)
+	}
+}
+
+func averageOptimiSGD(h *kernel.OptimiSGD, p, g, buf []float64) {
+	sgn, coupled, wd, decay, step := set(h.Sign), flag(h.Couples), set(h.WeightDecay), set(h.Decay), set(h.Step)
+	clears, starts, c := flag(h.Clears), flag(h.Starts), weight{set(h.C.W), flag(h.C.FromX)}
+	for i := 0; i < len(p); i += lanes {
+		x := *at(p, i)
+		d := decayed(x, *at(g, i), sgn, coupled, wd)
+		b := lerp(choose(starts, d, choose(clears, zeros(), *at(buf, i))), d, c)
+		*at(buf, i) = b
+		*at(p, i) = axpy(x.Mul(decay), b, step)
+	}
+}
+
 func Prodigy(h *kernel.Prodigy, p, g []float64, s [4][]float64) {
 	sgn, coupled, wd, moves := set(h.Sign), flag(h.Couples), set(h.WeightDecay), flag(h.Estimates)
 	beta1, c1, beta2, c2 := set(h.Beta1), set(h.C1), set(h.Beta2), set(h.C2)
