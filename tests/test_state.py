@@ -6,10 +6,11 @@ import pickle
 
 import pytest
 import torch
-from configurations import CONFIGURATIONS, FEW, gradients, normal
+from configurations import CONFIGURATIONS, FEW, both_classes, gradients, normal
 from torch import Tensor
 
 import goptim
+from goptim import _for_loop
 from goptim.testing import assert_bit_equal
 
 HALF = 5
@@ -47,6 +48,34 @@ def _finish_in(package, configuration, params, state_dict):
     optimizer.load_state_dict(state_dict)
     _run(optimizer, params, range(HALF, 2 * HALF))
     return params, optimizer.state_dict()["state"]
+
+
+@pytest.mark.parametrize("name", _for_loop.CLASSES)
+@pytest.mark.parametrize("how", ["load_state_dict", "pickle"])
+def test_state_of_a_version_without_options(name, how):
+    """Options that a saved group does not have are off, as in other packages' classes."""
+    for cls in both_classes(name):
+        params = [p for p in _start() if p.ndim]
+        optimizer = cls(params)
+        new = dict(optimizer.param_groups[0])
+        _run(optimizer, params, range(2))
+        expected = [dict(group) for group in optimizer.param_groups]
+        off = [key for key, value in expected[0].items() if value is new.get(key, 0) and str(value) in ("None", "False")]
+        off += ["max_lr_snapshot"] * ("max_lr_snapshot" in expected[0])
+        for group in optimizer.param_groups:
+            for key in off:
+                del group[key]
+        if how == "pickle":
+            restored = pickle.loads(pickle.dumps(optimizer))
+            params = restored.param_groups[0]["params"]
+        else:
+            flags = {key: True for key in off if key in ("caution", "nesterov", "maximize", "decouple_lr")}
+            flags |= {"momentum": 0.9} if "nesterov" in flags else {}
+            restored = cls(params, **flags)
+            restored.load_state_dict(optimizer.state_dict())
+        found = [dict(group) for group in restored.param_groups]
+        assert [{**group, "params": 0} for group in found] == [{**group, "params": 0} for group in expected]
+        _run(restored, params, range(2, 3))
 
 
 @pytest.mark.parametrize(("one", "other"), [("ours", "theirs"), ("theirs", "ours")])

@@ -5,6 +5,7 @@ Such a class is the fallback of goptim's class, which is derived from it, and wh
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -96,6 +97,9 @@ class ForLoop(Optimizer):
     entries: ClassVar[dict[str, Any]] = {}
     """The entries of a group that are not arguments, with their values at first. They are saved with the arguments."""
 
+    other_arguments: ClassVar[tuple[str, ...]] = ()
+    """Arguments that are not entries of a group, and False or None by default."""
+
     parts: ClassVar[dict[str, tuple[str, ...]]] = {}
     """Arguments that are tuples, and the entries of a group that have their elements."""
 
@@ -134,13 +138,23 @@ class ForLoop(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         Optimizer.__setstate__(self, state)  # by name, as in the constructor
+        missing = {**self._off(), **self.entries}
         for group in self.param_groups:
-            for key, value in self.entries.items():
+            for key, value in missing.items():
                 group.setdefault(key, value)
         tensor = "step" in self.states and "step" not in self.numbers
         for of in self.state.values() if tensor else ():  # older versions stored a number
             if "step" in of and not isinstance(of["step"], Tensor):
                 of["step"] = torch.tensor(float(of["step"]), dtype=dtype_of_counts(), device="cpu")
+
+    def _off(self) -> dict[str, Any]:
+        """The entries of a group that are off by default. Versions without these options did not save them."""
+        arguments = inspect.signature(CLASSES[self.name_in_go].__init__).parameters
+        off = {key: x.default for key, x in arguments.items() if x.default is None or x.default is False}
+        off = {key: value for key, value in off.items() if key not in self.other_arguments}
+        if "corrected_weight_decay" in off:
+            off["max_lr_snapshot"] = self.defaults.get("max_lr_snapshot", float(self.defaults["lr"]))
+        return off
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if not self.scalars:

@@ -58,15 +58,6 @@ class AdamWLegacyForLoop(ForLoop):
         }
         super().__init__(params, defaults)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        for group in self.param_groups:
-            for key in ("amsgrad", "caution", "corrected_weight_decay", "maximize", "capturable"):
-                group.setdefault(key, False)
-            group.setdefault("max_lr_snapshot", _timm.largest_lr(self.defaults["lr"], False))
-            group.setdefault("foreach", None)
-            group.setdefault("clipping_threshold", None)
-
     def _update(self, p: Tensor, group: dict[str, Any]) -> None:
         assert p.grad is not None
         lr, (beta1, beta2), state = group["lr"], group["betas"], self.state[p]

@@ -22,6 +22,7 @@ class AdEMAMixForLoop(ForLoop):
     sparse = complexes = False
     entries: ClassVar[dict[str, Any]] = {"step": 0}
     reference = "pytorch_optimizer.AdEMAMix"
+    other_arguments = ("maximize",)
 
     def __init__(
         self,

@@ -30,6 +30,7 @@ class _Packed(ForLoop):
 
     sparse = complexes = False
     paths = False  # there is no argument foreach
+    other_arguments = ("args", "is_paged")
     packed: ClassVar[dict[str, tuple[str, ...]]]
     """The states in each of bitsandbytes. Several are stacked."""
 

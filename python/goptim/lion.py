@@ -19,6 +19,7 @@ class LionForLoop(ForLoop):
 
     states = ("exp_avg",)
     reference = "lion_pytorch.Lion"
+    other_arguments = ("use_triton", "decoupled_weight_decay")
 
     def __init__(
         self,

@@ -53,7 +53,6 @@ class RMSpropTFLikeForLoop(ForLoop):
         super().__setstate__(state)
         for group in self.param_groups:
             group.setdefault("momentum", 0)
-            group.setdefault("centered", False)
 
     def _update(self, p: Tensor, group: dict[str, Any]) -> None:
         assert p.grad is not None
