@@ -703,8 +703,9 @@ def test_stress(capfd):
     What happens depends on the time that each step takes, so no seed repeats it. STRESS_SECONDS sets another length.
     """
     seconds = int(os.environ.get("STRESS_SECONDS", "30"))
-    names = [*map(_for_loop.name_in_goptim, IN_TABLES)]
-    run(f"\n    SEED, SECONDS, NAMES = {seconds}, {seconds}, {names}" + STRESS, timeout=seconds + 180)
+    names, momentum = ([*map(_for_loop.name_in_goptim, some)] for some in (IN_TABLES, MOMENTUM))
+    values = f"{seconds}, {seconds}, {names}, {momentum}"
+    run(f"\n    SEED, SECONDS, NAMES, MOMENTUM = {values}" + STRESS, timeout=seconds + 180)
 
 
 STRESS = """
