@@ -50,7 +50,7 @@ func ExampleNewAdamW() {
 
 func ExampleNewStableAdamW() {
 	v, params := valleyFrom(-1.5, 2)
-	opt, err := goptim.NewStableAdamW(params, goptim.StableAdamWOptions{LR: 0.02, WeightDecay: 1e-4})
+	opt, err := goptim.NewStableAdamW(params, goptim.StableAdamWOptions{LR: 0.005, WeightDecay: 1e-4})
 	if err != nil {
 		log.Fatal(err)
 	}

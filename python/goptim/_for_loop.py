@@ -149,7 +149,10 @@ class ForLoop(Optimizer):
 
     def _off(self) -> dict[str, Any]:
         """The entries of a group that are off by default. Versions without these options did not save them."""
-        arguments = inspect.signature(CLASSES[self.name_in_go].__init__).parameters
+        cls = CLASSES.get(getattr(self, "name_in_go", ""))
+        if cls is None:
+            return {}
+        arguments = inspect.signature(cls.__init__).parameters
         off = {key: x.default for key, x in arguments.items() if x.default is None or x.default is False}
         off = {key: value for key, value in off.items() if key not in self.other_arguments}
         if "corrected_weight_decay" in off:

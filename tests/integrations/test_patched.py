@@ -71,7 +71,8 @@ def test_optimizers_of_optimi_and_schedulefree(name, dtype, monkeypatch):
             return cls(
                 torch.optim.SGD(model.parameters(), lr=0.01, foreach=False, fused=False)
             )  # torch's bits for bfloat16
-        return cls(model.parameters(), lr=0.01)
+        # Without momentum, goptim's SGD has no state. That of torch-optimi has keys whose values are None.
+        return cls(model.parameters(), lr=0.01, **({"momentum": 0.9} if name == "optimi.SGD" else {}))
 
     stepped = assert_same(make, dtype)
     assert stepped or dtype is not torch.float32
